@@ -145,10 +145,8 @@ def _convert_tokenizer(gguf: Path, folder: Path) -> None:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    kinds = field("ggml.token_type")
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True) for token, kind in zip(tokens, kinds, strict=True) if kind == TokenType.CONTROL]
-    )
+    kinds = zip(tokens, field("ggml.token_type"), strict=True)
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token, kind in kinds if kind == TokenType.CONTROL])
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=tokens[field("ggml.bos_token_id")],

@@ -1,1 +1,1 @@
-"""Triton kernels, one file per op; installed as `pygen.triton_kernels`. Nothing is imported here, so Triton stays optional."""
+"""Triton kernels, one file per op, installed as `pygen.triton_kernels`. Importing this imports no Triton."""
