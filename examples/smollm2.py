@@ -146,7 +146,8 @@ def _convert_tokenizer(gguf: Path, folder: Path) -> None:
     )
     tokenizer.decoder = decoders.ByteLevel()
     kinds = zip(tokens, field("ggml.token_type"), strict=True)
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token, kind in kinds if kind == TokenType.CONTROL])
+    special = [AddedToken(token, special=True) for token, kind in kinds if kind == TokenType.CONTROL]
+    tokenizer.add_special_tokens(special)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=tokens[field("ggml.bos_token_id")],
