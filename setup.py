@@ -33,7 +33,8 @@ class CMakeBuild(build_ext):
 
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         # An editable build gets a temporary folder from setuptools; a lasting one makes rebuilds incremental.
-        folder = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}" if self.inplace else Path(self.build_temp)
+        lasting = self.inplace or self.editable_mode
+        folder = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}" if lasting else Path(self.build_temp)
         folder.mkdir(parents=True, exist_ok=True)
         cmake = find_tool("cmake")
         # Every path into an isolated environment is given anew: the cached one is gone after the build.

@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
-# Before pygen._C in every process: the extension takes its OpenMP runtime from the one torch has loaded.
+# First of all: pygen._C takes its OpenMP runtime from the one that torch has loaded.
 import torch as _torch  # noqa: F401
 
+from pygen import ops
 from pygen._build import build_info
+from pygen.backends import BackendError, available_backends, use_backend
+from pygen.config import (
+    CompileConfig,
+    GenerationConfig,
+    GenerationMode,
+    SynthIDTextWatermarkingConfig,
+    WatermarkingConfig,
+)
+from pygen.generate import generate
+from pygen.outputs import GenerateDecoderOnlyOutput, TopLogprobs
+from pygen.streamers import BaseStreamer, TextStreamer
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "build_info"]
+__all__ = [
+    "BackendError",
+    "BaseStreamer",
+    "CompileConfig",
+    "GenerateDecoderOnlyOutput",
+    "GenerationConfig",
+    "GenerationMode",
+    "SynthIDTextWatermarkingConfig",
+    "TextStreamer",
+    "TopLogprobs",
+    "WatermarkingConfig",
+    "__version__",
+    "available_backends",
+    "build_info",
+    "generate",
+    "ops",
+    "use_backend",
+]
