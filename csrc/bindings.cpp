@@ -1,0 +1,210 @@
+// The Python module pygen._C, and the only user of pybind11. It sees integers: pointers, sizes, strides in elements. Every
+// check of a tensor is made in pygen/ops before; what is left here refuses null pointers and negative sizes.
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "common/sample_params.h"
+#include "cpu/isa.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using pygen::Knob;
+using pygen::ProcessParams;
+using pygen::SampleParams;
+using pygen::ShapingParams;
+
+// Below this many scores a call is over before another Python thread could use the interpreter.
+constexpr int64_t kScoresToReleaseTheInterpreter = 32768;
+
+template <typename T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Reads keyword arguments by name and, at the end, refuses what nobody asked for.
+class Arguments {
+ public:
+  explicit Arguments(py::kwargs kwargs) : kwargs_(std::move(kwargs)) {}
+
+  template <typename T>
+  T take(const char* name) {
+    if (!kwargs_.contains(name)) throw py::type_error(std::string("missing argument `") + name + "`");
+    return kwargs_.attr("pop")(name).cast<T>();
+  }
+  template <typename T>
+  T* take_pointer(const std::string& name) {
+    return pointer<T>(take<uintptr_t>(name.c_str()));
+  }
+  template <typename T>
+  Knob<T> take_knob(const std::string& name) {
+    Knob<T> knob;
+    knob.value = take<T>(name.c_str());
+    knob.per_row = take_pointer<T>(name + "_ptr");
+    return knob;
+  }
+  void finish() const {
+    if (!kwargs_.empty()) throw py::type_error("unknown arguments: " + std::string(py::str(kwargs_.attr("keys")())));
+  }
+
+ private:
+  py::kwargs kwargs_;
+};
+
+ShapingParams take_shaping(Arguments& arguments) {
+  ShapingParams params;
+  params.rows = arguments.take<int64_t>("rows");
+  params.vocab_size = arguments.take<int64_t>("vocab_size");
+  params.dtype = static_cast<pygen::DType>(arguments.take<int>("dtype"));
+  params.threads = std::max(1, arguments.take<int>("threads"));
+  if (params.rows < 0 || params.vocab_size < 1) throw std::invalid_argument("rows must be >= 0 and vocab_size >= 1");
+  params.temperature = arguments.take_knob<float>("temperature");
+  params.top_p = arguments.take_knob<float>("top_p");
+  params.min_p = arguments.take_knob<float>("min_p");
+  params.typical_p = arguments.take_knob<float>("typical_p");
+  params.epsilon_cutoff = arguments.take_knob<float>("epsilon_cutoff");
+  params.eta_cutoff = arguments.take_knob<float>("eta_cutoff");
+  params.top_h = arguments.take_knob<float>("top_h");
+  params.repetition_penalty = arguments.take_knob<float>("repetition_penalty");
+  params.presence_penalty = arguments.take_knob<float>("presence_penalty");
+  params.frequency_penalty = arguments.take_knob<float>("frequency_penalty");
+  params.top_k = arguments.take_knob<int64_t>("top_k");
+  params.no_repeat_ngram_size = arguments.take_knob<int64_t>("no_repeat_ngram_size");
+  params.min_tokens_to_keep = arguments.take_knob<int64_t>("min_tokens_to_keep");
+  params.prompt_lengths = arguments.take_knob<int64_t>("prompt_lengths");
+  params.input_ids = arguments.take_pointer<int64_t>("input_ids_ptr");
+  params.input_ids_stride = arguments.take<int64_t>("input_ids_stride");
+  params.history_length = arguments.take<int64_t>("input_ids_length");
+  params.bias = arguments.take_pointer<float>("bias_ptr");
+  params.bias_stride = arguments.take<int64_t>("bias_stride");
+  params.suppress = arguments.take_pointer<int64_t>("suppress_ptr");
+  params.suppress_stride = arguments.take<int64_t>("suppress_stride");
+  params.suppress_count = arguments.take<int64_t>("suppress_count");
+  params.bitmask = arguments.take_pointer<int32_t>("bitmask_ptr");
+  params.bitmask_stride = arguments.take<int64_t>("bitmask_stride");
+  return params;
+}
+
+void set_call(ShapingParams& params, uintptr_t logits, int64_t logits_stride, int64_t length) {
+  if (logits == 0 && params.rows > 0) throw std::invalid_argument("logits is a null pointer");
+  params.logits = pointer<const void>(logits);
+  params.logits_stride = logits_stride;
+  params.history_length = length;
+}
+
+template <typename Params>
+void launch(void (*op)(const Params&), const Params& params) {
+  if (params.shaping.rows * params.shaping.vocab_size < kScoresToReleaseTheInterpreter) {
+    op(params);
+  } else {
+    py::gil_scoped_release release;
+    op(params);
+  }
+}
+
+class SamplePlan {
+ public:
+  explicit SamplePlan(const py::kwargs& kwargs) {
+    Arguments arguments(kwargs);
+    params_.shaping = take_shaping(arguments);
+    params_.rng = static_cast<pygen::Rng>(arguments.take<int>("rng"));
+    params_.seeds = arguments.take_pointer<int64_t>("seeds_ptr");
+    params_.step.per_row = arguments.take_pointer<int64_t>("steps_ptr");
+    params_.noise = arguments.take_pointer<float>("noise_ptr");
+    params_.noise_stride = arguments.take<int64_t>("noise_stride");
+    params_.num_logprobs = arguments.take<int64_t>("num_logprobs");
+    params_.token_ids = arguments.take_pointer<int64_t>("token_ids_ptr");
+    params_.status = arguments.take_pointer<int32_t>("status_ptr");
+    params_.logprobs = arguments.take_pointer<float>("logprobs_ptr");
+    params_.top_ids = arguments.take_pointer<int64_t>("top_ids_ptr");
+    params_.top_logprobs = arguments.take_pointer<float>("top_logprobs_ptr");
+    pygen::StateParams& state = params_.state;
+    state.token_ids = arguments.take_pointer<int64_t>("append_ptr");
+    state.token_ids_stride = arguments.take<int64_t>("append_stride");
+    state.history = arguments.take_pointer<int64_t>("history_ptr");
+    state.history_stride = arguments.take<int64_t>("history_stride");
+    if (state.history == nullptr) state.history = state.token_ids;
+    state.finished = arguments.take_pointer<uint8_t>("finished_ptr");
+    state.num_generated = arguments.take_pointer<int64_t>("num_generated_ptr");
+    state.unfinished = arguments.take_pointer<int64_t>("unfinished_ptr");
+    state.eos_token_ids = arguments.take_pointer<int64_t>("eos_ptr");
+    state.eos_count = arguments.take<int64_t>("eos_count");
+    state.pad_token_id = arguments.take<int64_t>("pad_token_id");
+    state.append_offset = arguments.take<int64_t>("append_offset");
+    arguments.finish();
+    if (params_.shaping.rows > 0 && (params_.token_ids == nullptr || params_.status == nullptr))
+      throw std::invalid_argument("token_ids or status is a null pointer");
+    if (state.token_ids != nullptr && (state.finished == nullptr || state.num_generated == nullptr || state.unfinished == nullptr))
+      throw std::invalid_argument("a state pointer is null");
+  }
+
+  void run(uintptr_t logits, int64_t logits_stride, int64_t step, int64_t length, uintptr_t generator_state) {
+    set_call(params_.shaping, logits, logits_stride, length);
+    params_.step.value = step;
+    params_.generator_state = pointer<uint8_t>(generator_state);
+    const bool drawn = params_.shaping.rows > 0;
+    if (drawn && ((params_.rng == pygen::Rng::kTorch && params_.generator_state == nullptr) ||
+                  (params_.rng == pygen::Rng::kGiven && params_.noise == nullptr) ||
+                  (params_.rng == pygen::Rng::kPhilox && params_.seeds == nullptr)))
+      throw std::invalid_argument("the noise's pointer is null");
+    launch(pygen::cpu::implementation().sample, params_);
+  }
+
+ private:
+  SampleParams params_;
+};
+
+class ProcessPlan {
+ public:
+  explicit ProcessPlan(const py::kwargs& kwargs) {
+    Arguments arguments(kwargs);
+    params_.shaping = take_shaping(arguments);
+    arguments.finish();
+  }
+
+  void run(uintptr_t logits, int64_t logits_stride, int64_t, int64_t length, uintptr_t out, int64_t out_stride) {
+    set_call(params_.shaping, logits, logits_stride, length);
+    params_.out = pointer<float>(out);
+    params_.out_stride = out_stride;
+    if (params_.out == nullptr && params_.shaping.rows > 0) throw std::invalid_argument("out is a null pointer");
+    launch(pygen::cpu::implementation().process_logits, params_);
+  }
+
+ private:
+  ProcessParams params_;
+};
+
+py::dict build_info() {
+  py::list isas;
+  std::istringstream names(PYGEN_CPU_ISAS);
+  for (std::string name; std::getline(names, name, ',');) isas.append(name);
+  py::dict info;
+  info["version"] = PYGEN_VERSION;
+  info["compiler"] = PYGEN_COMPILER;
+  info["cpu_isas"] = isas;
+#if defined(_OPENMP)
+  info["openmp"] = true;
+#else
+  info["openmp"] = false;
+#endif
+  info["cuda"] = PYGEN_CUDA != 0;
+  info["cuda_reason"] = PYGEN_CUDA_REASON;
+  info["nvcc_version"] = PYGEN_NVCC_VERSION;
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "pygen's compiled kernels. Private: a wrong pointer here is a crash. Use pygen.ops.";
+  m.def("build_info", &build_info);
+  m.def("cpu_isa", [] { return std::string(pygen::cpu::implementation().name); });
+  m.def("set_cpu_isa", &pygen::cpu::set_implementation, py::arg("name"));
+  py::class_<SamplePlan>(m, "SamplePlan").def(py::init<const py::kwargs&>()).def("run", &SamplePlan::run);
+  py::class_<ProcessPlan>(m, "ProcessPlan").def(py::init<const py::kwargs&>()).def("run", &ProcessPlan::run);
+}

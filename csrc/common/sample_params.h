@@ -1,0 +1,101 @@
+// Arguments of the ops `process_logits` and `sample`, as every backend receives them. Strides are in elements.
+#pragma once
+
+#include <cstdint>
+
+namespace pygen {
+
+enum class DType : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+enum class Rng : int { kPhilox = 0, kTorch = 1, kGiven = 2 };
+enum RowStatus : int32_t { kOk = 0, kNan = 1, kAllMasked = 2, kPosInf = 3 };
+
+// One value for all rows, or one per row.
+template <typename T>
+struct Knob {
+  T value{};
+  const T* per_row = nullptr;  // (rows,) or null
+};
+
+template <typename T>
+#if defined(__CUDACC__)
+__host__ __device__
+#endif
+    inline __attribute__((always_inline)) T
+    knob_at(const Knob<T>& knob, int64_t row) {
+  return knob.per_row != nullptr ? knob.per_row[row] : knob.value;
+}
+
+struct ShapingParams {
+  int64_t rows = 0;
+  int64_t vocab_size = 0;
+  DType dtype = DType::kFloat32;
+  int threads = 1;                // CPU only
+  const void* logits = nullptr;   // (rows, vocab_size)
+  int64_t logits_stride = 0;      // between rows
+  int64_t history_length = 0;     // columns of input_ids in use
+
+  Knob<float> temperature{1.0f};  // 0: a greedy row, on which the filters do not act
+  Knob<float> top_p{1.0f};
+  Knob<float> min_p{0.0f};
+  Knob<float> typical_p{1.0f};
+  Knob<float> epsilon_cutoff{0.0f};
+  Knob<float> eta_cutoff{0.0f};
+  Knob<float> top_h{0.0f};  // 0: off
+  Knob<float> repetition_penalty{1.0f};
+  Knob<float> presence_penalty{0.0f};
+  Knob<float> frequency_penalty{0.0f};
+  Knob<int64_t> top_k{0};
+  Knob<int64_t> no_repeat_ngram_size{0};
+  Knob<int64_t> min_tokens_to_keep{1};
+  Knob<int64_t> prompt_lengths{0};  // columns of input_ids that were not generated
+
+  const int64_t* input_ids = nullptr;  // (rows, history_length); ids outside the vocabulary are ignored
+  int64_t input_ids_stride = 0;
+  const float* bias = nullptr;  // (rows or 1, vocab_size)
+  int64_t bias_stride = 0;
+  const int64_t* suppress = nullptr;  // (rows or 1, suppress_count)
+  int64_t suppress_stride = 0;
+  int64_t suppress_count = 0;
+  const int32_t* bitmask = nullptr;  // (rows or 1, ceil(vocab_size / 32)), bit 1 = allowed
+  int64_t bitmask_stride = 0;
+};
+
+// The sequences that a draw extends. All pointers null: the op only returns its tokens.
+struct StateParams {
+  int64_t* token_ids = nullptr;  // (rows, capacity)
+  int64_t token_ids_stride = 0;
+  int64_t* history = nullptr;  // (rows, capacity); what penalties read, may be token_ids itself
+  int64_t history_stride = 0;
+  uint8_t* finished = nullptr;       // (rows,) bool
+  int64_t* num_generated = nullptr;  // (rows,)
+  int64_t* unfinished = nullptr;     // (1,)
+  const int64_t* eos_token_ids = nullptr;
+  int64_t eos_count = 0;
+  int64_t pad_token_id = 0;
+  int64_t append_offset = 0;  // column of step 0
+};
+
+struct SampleParams {
+  ShapingParams shaping;
+  Rng rng = Rng::kPhilox;
+  Knob<int64_t> step{0};           // tokens generated so far
+  const int64_t* seeds = nullptr;  // (rows,) 64-bit patterns; philox
+  const float* noise = nullptr;    // (rows, vocab_size); given
+  int64_t noise_stride = 0;
+  uint8_t* generator_state = nullptr;  // torch.Generator.get_state() of a CPU generator, advanced in place; torch
+  int64_t num_logprobs = 0;
+  int64_t* token_ids = nullptr;     // (rows,)
+  int32_t* status = nullptr;        // (rows,)
+  float* logprobs = nullptr;        // (rows,) or null
+  int64_t* top_ids = nullptr;       // (rows, num_logprobs) or null
+  float* top_logprobs = nullptr;    // (rows, num_logprobs) or null
+  StateParams state;
+};
+
+struct ProcessParams {
+  ShapingParams shaping;
+  float* out = nullptr;  // (rows, vocab_size)
+  int64_t out_stride = 0;
+};
+
+}  // namespace pygen

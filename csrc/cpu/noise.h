@@ -1,0 +1,137 @@
+// The three kinds of noise of the exponential race. Each offers
+//   exponential(token_id)        E of one token, exactly; ids must ascend for the torch kind
+//   log_bounds(token_id, out)    for the 64 tokens from token_id on: numbers that are not above ln E, for a little arithmetic
+//   may_reach(token_id, margin)  false where ln E is certainly above `margin`
+//   kSequential                  whether tokens must be visited in order
+// so that the race computes logarithms only for tokens that can still win.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "common/philox.h"
+#include "cpu/mersenne_twister.h"
+#include "cpu/row_scores.h"
+#include "cpu/vec.h"
+
+namespace pygen::cpu::PYGEN_ISA {
+
+constexpr float kLn2 = 0.6931471805599453f;
+
+// ln of a positive float from below: log2(2^k (1 + f)) >= k + f, and k + f is what the bits spell (Mitchell 1962).
+// `exponent` is added to the binary logarithm.
+PYGEN_INLINE F32 log_from_below(const F32& x, float exponent) {
+  const F32 bits = to_float(bit_cast<int32_t>(x));
+  return bits * broadcast(kLn2 * 0x1p-23f) + broadcast(kLn2 * (exponent - 127.0f));
+}
+
+// The same where `x` may be zero or subnormal and its bits promise nothing: far below everything there.
+PYGEN_INLINE F32 log_from_below_or_nothing(const F32& x, float exponent) {
+  const F32 tiny = where_gt(broadcast(std::numeric_limits<float>::min()), x, broadcast(1e30f));
+  return log_from_below(x, exponent) - tiny;
+}
+
+struct PhiloxNoise {
+  static constexpr bool kSequential = false;
+  uint64_t row_seed;
+  uint32_t step;
+
+  uint32_t word(int64_t token_id) const {
+    return noise_word(row_seed, step, kTargetDraws, static_cast<uint32_t>(token_id));
+  }
+
+  double exponential(int64_t token_id) const {
+    return -std::log1p(-static_cast<double>(uniform_from_word(word(token_id))));
+  }
+
+  // E >= u, and u >= word * 2^-32.
+  bool may_reach(int64_t token_id, float margin) const {
+    return static_cast<double>(word(token_id)) * 0x1p-32 <= std::exp(static_cast<double>(margin));
+  }
+
+  // E = -log1p(-u) >= u >= word * 2^-32.
+  PYGEN_INLINE void log_bounds(int64_t token_id, F32 out[4]) const {
+    // Lane 4 j + g computes the block of tokens 4 (4 g + j)..+3, so that the transpose below leaves the tokens in order.
+    static const uint32_t kOrder[kLanes] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+    U32 c0 = load(kOrder) + broadcast(static_cast<uint32_t>(token_id >> 2));
+    U32 c1 = broadcast(step), c2 = broadcast(static_cast<uint32_t>(kTargetDraws)), c3 = broadcast(0u);
+    uint32_t k0 = static_cast<uint32_t>(row_seed), k1 = static_cast<uint32_t>(row_seed >> 32);
+    for (int round = 0; round < kPhiloxRounds; ++round) {
+      U32 high0, low0, high1, low1;
+      multiply_wide(c0, kPhiloxMultiplier0, high0, low0);
+      multiply_wide(c2, kPhiloxMultiplier1, high1, low1);
+      c0 = high1 ^ c1 ^ broadcast(k0);
+      c2 = high0 ^ c3 ^ broadcast(k1);
+      c1 = low1;
+      c3 = low0;
+      k0 += kPhiloxWeyl0;
+      k1 += kPhiloxWeyl1;
+    }
+    U32 words[4];
+    transpose_groups(c0, c1, c2, c3, words);
+    // Signed conversion needs the top bit clear: half the word, and one binary order less.
+    for (int i = 0; i < 4; ++i) out[i] = log_from_below(to_float(bit_cast<int32_t>(words[i] >> 1)), -31.0f);
+  }
+};
+
+class TorchNoise {
+ public:
+  static constexpr bool kSequential = true;
+
+  // `twister` stands at the row's first word.
+  explicit TorchNoise(MersenneTwister& twister) : twister_(twister) {}
+
+  // Finding out would cost most of what the logarithms do.
+  bool may_reach(int64_t, float) const { return true; }
+
+  double exponential(int64_t token_id) {
+    if (token_id >= begin_ && token_id < begin_ + kBlock) {
+      const uint32_t* words = words_ + 2 * (token_id - begin_);
+      return torch_exponential(temper(words[0]), temper(words[1]));
+    }
+    uint32_t words[2];
+    twister_.skip(2 * (token_id - reached_));
+    twister_.take(words, 2);
+    reached_ = token_id + 1;
+    return torch_exponential(temper(words[0]), temper(words[1]));
+  }
+
+  // u >= (low 21 bits of the high word) * 2^-21.
+  PYGEN_INLINE void log_bounds(int64_t token_id, F32 out[4]) {
+    twister_.skip(2 * (token_id - reached_));
+    twister_.take(words_, 2 * kBlock);
+    begin_ = token_id;
+    reached_ = token_id + kBlock;
+    for (int i = 0; i < 4; ++i) {
+      const U32 high = temper(even_lanes(load(words_ + 32 * i), load(words_ + 32 * i + kLanes)));
+      out[i] = log_from_below_or_nothing(to_float(bit_cast<int32_t>(high & broadcast(0x1FFFFFu))), -21.0f);
+    }
+  }
+
+ private:
+  MersenneTwister& twister_;
+  int64_t reached_ = 0;           // the next token of the twister
+  int64_t begin_ = -kBlock;       // the first token of words_
+  uint32_t words_[2 * kBlock];
+};
+
+struct GivenNoise {
+  static constexpr bool kSequential = false;
+  const float* noise;  // (vocab_size,)
+  int64_t vocab_size;
+
+  double exponential(int64_t token_id) const { return noise[token_id]; }
+  bool may_reach(int64_t, float) const { return true; }
+
+  PYGEN_INLINE void log_bounds(int64_t token_id, F32 out[4]) const {
+    float room[kBlock];
+    const float* from = noise + token_id;
+    if (token_id + kBlock > vocab_size) {
+      for (int64_t i = 0; i < kBlock; ++i) room[i] = token_id + i < vocab_size ? noise[token_id + i] : 1.0f;
+      from = room;
+    }
+    for (int i = 0; i < 4; ++i) out[i] = log_from_below_or_nothing(load(from + i * kLanes), 0.0f);
+  }
+};
+
+}  // namespace pygen::cpu::PYGEN_ISA

@@ -1,0 +1,56 @@
+// process_logits: the scores that `sample` draws from, written out: -inf where a filter or a ban removed the token.
+// Bytes per row: one read of the logits and one write of the scores.
+#include <algorithm>
+
+#include "common/sample_params.h"
+#include "cpu/isa.h"
+#include "cpu/parallel.h"
+#include "cpu/row_scores.h"
+#include "cpu/survivors.h"
+
+namespace pygen::cpu::PYGEN_ISA {
+namespace {
+
+void write_unfiltered(const RowScores& row, float temperature, float* out) {
+  float room[kBlock];
+  for (int64_t b = 0; b < row.blocks(); ++b) {
+    const float* scores = row.block(b, room);
+    for (int64_t i = 0; i < row.block_length(b); ++i) out[b * kBlock + i] = scores[i] / temperature;
+  }
+}
+
+void write_survivors(const Survivors& survivors, int64_t vocab_size, float* out) {
+  const float* scores = survivors.scores();
+  const int32_t* ids = survivors.token_ids();
+  if (ids != nullptr) std::fill(out, out + vocab_size, -kInf);
+  for (int64_t i = 0; i < survivors.size(); ++i) {
+    const bool kept = survivors.keeps(scores[i]);
+    if (ids == nullptr) {
+      out[i] = kept ? scores[i] : -kInf;
+    } else if (kept) {
+      out[ids[i]] = scores[i];
+    }
+  }
+}
+
+void process_row(const ProcessParams& params, int64_t row, int threads) {
+  Scratch& scratch = thread_scratch();
+  RowScores scores(params.shaping, row, scratch);
+  scores.scan(threads);
+  const Filters filters(params.shaping, row);
+  float* out = params.out + row * params.out_stride;
+  if (filters.greedy() || scores.status() != kOk || !filters.any())
+    return write_unfiltered(scores, filters.greedy() || scores.status() != kOk ? 1.0f : filters.temperature, out);
+  Survivors survivors(scores, filters, scratch);
+  survivors.apply_filters();
+  write_survivors(survivors, params.shaping.vocab_size, out);
+}
+
+}  // namespace
+
+void process_logits(const ProcessParams& params) {
+  const Split split = split_threads(params.shaping.rows, params.shaping.vocab_size, params.shaping.threads);
+  parallel_rows(params.shaping.rows, split.over_rows, [&](int64_t row) { process_row(params, row, split.in_row); });
+}
+
+}  // namespace pygen::cpu::PYGEN_ISA

@@ -1,0 +1,85 @@
+// The exponential race: the token with the largest score - ln E wins, ties to the lowest id, and a survivor beats none.
+//
+// argmax(p / E) is a draw from p (the Gumbel-max trick written with exponentials). ln E is first bounded from below with a few
+// integer instructions; only tokens whose bound can beat the best so far are evaluated exactly, in double.
+#pragma once
+
+#include <cmath>
+
+#include "cpu/noise.h"
+#include "cpu/row_scores.h"
+#include "cpu/survivors.h"
+
+namespace pygen::cpu::PYGEN_ISA {
+
+struct Winner {
+  double value = -std::numeric_limits<double>::infinity();
+  int64_t token_id = -1;
+  float score = -kInf;
+
+  PYGEN_INLINE void offer(double candidate, int64_t id, float candidate_score) {
+    if (token_id >= 0 && !(candidate > value) && !(candidate == value && id < token_id)) return;
+    value = candidate;
+    token_id = id;
+    score = candidate_score;
+  }
+
+  // Below this bound nothing wins. The slack covers float32 rounding of scores and bounds.
+  PYGEN_INLINE float bar() const {
+    if (token_id < 0 || value < -1e30) return -kInf;
+    return static_cast<float>(value - 1e-4 - 4e-6 * (std::fabs(value) + 32.0));
+  }
+};
+
+// Among blocks [begin, end) of a whole row. get(block, room) -> 64 scores; survivors lie in [low, high].
+// `scale` turns a score into one over the temperature, up to rounding; finish(score) does it exactly.
+template <typename Noise, typename Get, typename Finish>
+void race_blocks(int64_t begin, int64_t end, Noise& noise, const Get& get, float scale, const Finish& finish, float low,
+                 float high, Winner& winner) {
+  const F32 low_v = broadcast(std::max(low, -std::numeric_limits<float>::max())), high_v = broadcast(high);
+  const F32 scale_v = broadcast(scale);
+  float room[kBlock];
+  for (int64_t b = begin; b < end; ++b) {
+    const float* scores = get(b, room);
+    F32 v[4];
+    Bits alive[4], any = 0;
+    for (int i = 0; i < 4; ++i) {
+      v[i] = load(scores + i * kLanes);
+      alive[i] = ge(v[i], low_v) & ge(high_v, v[i]);
+      any |= alive[i];
+    }
+    if (any == 0) continue;
+    F32 log_noise[4];
+    noise.log_bounds(b * kBlock, log_noise);
+    F32 bar = broadcast(winner.bar());
+    for (int i = 0; i < 4; ++i) {
+      const F32 bound = v[i] * scale_v - log_noise[i];
+      Bits candidates = ge(bound, bar) & alive[i];
+      if (candidates == 0) continue;
+      float bounds[kLanes];
+      store(bounds, bound);
+      for (; candidates != 0; candidates &= candidates - 1) {
+        const int lane = __builtin_ctz(candidates);
+        if (bounds[lane] < winner.bar()) continue;
+        const int64_t token_id = b * kBlock + i * kLanes + lane;
+        const float score = finish(scores[i * kLanes + lane]);
+        winner.offer(static_cast<double>(score) - std::log(noise.exponential(token_id)), token_id, score);
+      }
+      bar = broadcast(winner.bar());
+    }
+  }
+}
+
+// Among few, whose ids ascend.
+template <typename Noise>
+void race_list(const Survivors& survivors, Noise& noise, Winner& winner) {
+  const float* scores = survivors.scores();
+  const int32_t* ids = survivors.token_ids();
+  for (int64_t i = 0; i < survivors.size(); ++i) {
+    if (!survivors.keeps(scores[i])) continue;
+    if (!noise.may_reach(ids[i], scores[i] - winner.bar())) continue;
+    winner.offer(static_cast<double>(scores[i]) - std::log(noise.exponential(ids[i])), ids[i], scores[i]);
+  }
+}
+
+}  // namespace pygen::cpu::PYGEN_ISA

@@ -1,0 +1,257 @@
+// One row's scores before temperature: logits + bias, penalties, bans, suppression and bitmask, seen in blocks of 64 tokens.
+//
+// Penalties and bans touch few tokens, so they are a list of exceptions hung on their blocks: a block without one is read
+// where it lies, and no row is copied. The maxima of the blocks, made in the one pass over memory, serve every later step.
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "common/penalties.h"
+#include "cpu/parallel.h"
+#include "cpu/scratch.h"
+#include "cpu/vec.h"
+
+namespace pygen::cpu::PYGEN_ISA {
+
+constexpr int64_t kBlock = 64;
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+class RowScores {
+ public:
+  RowScores(const ShapingParams& params, int64_t row, Scratch& scratch)
+      : params_(params),
+        row_(row),
+        vocab_size_(params.vocab_size),
+        blocks_((params.vocab_size + kBlock - 1) / kBlock),
+        element_size_(params.dtype == DType::kFloat32 ? 4 : 2),
+        logits_(static_cast<const char*>(params.logits) + row * params.logits_stride * element_size_),
+        bias_(params.bias != nullptr ? params.bias + row * params.bias_stride : nullptr),
+        bitmask_(params.bitmask != nullptr ? params.bitmask + row * params.bitmask_stride : nullptr),
+        scratch_(scratch) {
+    scratch_.block_max.reserve(blocks_ + kLanes);
+    int32_t* heads = scratch_.block_head.reserve(blocks_);
+    for (; scratch_.block_head_size < blocks_; ++scratch_.block_head_size) heads[scratch_.block_head_size] = -1;
+    collect_exceptions();
+  }
+
+  ~RowScores() {
+    for (int64_t i = 0; i < scratch_.exceptions.size(); ++i)
+      scratch_.block_head[scratch_.exceptions[i].token_id / kBlock] = -1;
+    scratch_.exceptions.clear();
+  }
+
+  RowScores(const RowScores&) = delete;
+  RowScores& operator=(const RowScores&) = delete;
+
+  int64_t blocks() const { return blocks_; }
+  int64_t vocab_size() const { return vocab_size_; }
+  const float* block_max() const { return scratch_.block_max.data(); }
+  float max_score() const { return max_score_; }
+  RowStatus status() const { return status_; }
+
+  int64_t block_length(int64_t block) const {
+    const int64_t rest = vocab_size_ - block * kBlock;
+    return rest < kBlock ? rest : kBlock;
+  }
+
+  // The 64 scores of a block, past the vocabulary -inf; `room` is used where they cannot be read in place.
+  PYGEN_INLINE const float* block(int64_t block, float* room) const {
+    const bool plain = params_.dtype == DType::kFloat32 && bias_ == nullptr && bitmask_ == nullptr;
+    if (plain && scratch_.block_head[block] < 0 && block_length(block) == kBlock)
+      return reinterpret_cast<const float*>(logits_) + block * kBlock;
+    return composed_block(block, room);
+  }
+
+  // The only pass over the whole row: maxima of the blocks and of the row, and what is wrong with it.
+  void scan(int threads) {
+    switch (params_.dtype) {
+      case DType::kFloat32: return scan_as<DType::kFloat32>(threads);
+      case DType::kFloat16: return scan_as<DType::kFloat16>(threads);
+      case DType::kBFloat16: return scan_as<DType::kBFloat16>(threads);
+    }
+  }
+
+  // Lowest id of the largest score that is a number.
+  int64_t argmax() const {
+    float room[kBlock];
+    const float* maxima = scratch_.block_max.data();
+    for (int64_t b = 0; b < blocks_; ++b) {
+      if (!(maxima[b] == max_score_)) continue;
+      const float* scores = block(b, room);
+      for (int64_t i = 0; i < block_length(b); ++i)
+        if (scores[i] == max_score_) return b * kBlock + i;
+    }
+    return 0;
+  }
+
+ private:
+  float base_score(int64_t token_id) const {
+    float logit;
+    const char* at = logits_ + token_id * element_size_;
+    if (params_.dtype == DType::kFloat32) {
+      std::memcpy(&logit, at, 4);
+    } else {
+      uint16_t half;
+      std::memcpy(&half, at, 2);
+      if (params_.dtype == DType::kFloat16) {
+        logit = half_to_float(half);
+      } else {
+        const uint32_t bits = static_cast<uint32_t>(half) << 16;
+        std::memcpy(&logit, &bits, 4);
+      }
+    }
+    return bias_ != nullptr ? logit + bias_[token_id] : logit;
+  }
+
+  bool in_vocabulary(int64_t token_id) const { return token_id >= 0 && token_id < vocab_size_; }
+
+  Exception& exception(int64_t token_id) {
+    int32_t& head = scratch_.block_head[token_id / kBlock];
+    for (int32_t i = head; i >= 0; i = scratch_.exceptions[i].next)
+      if (scratch_.exceptions[i].token_id == token_id) return scratch_.exceptions[i];
+    scratch_.exceptions.push({static_cast<int32_t>(token_id), head, 0.0f, false, false, 0});
+    head = static_cast<int32_t>(scratch_.exceptions.size() - 1);
+    return scratch_.exceptions[head];
+  }
+
+  void collect_exceptions() {
+    const float repetition = knob_at(params_.repetition_penalty, row_);
+    const float presence = knob_at(params_.presence_penalty, row_);
+    const float frequency = knob_at(params_.frequency_penalty, row_);
+    const int64_t ngram_size = knob_at(params_.no_repeat_ngram_size, row_);
+    const bool penalised = repetition != 1.0f || presence != 0.0f || frequency != 0.0f;
+    if (params_.input_ids != nullptr && (penalised || ngram_size > 0)) {
+      const int64_t* history = params_.input_ids + row_ * params_.input_ids_stride;
+      if (penalised) collect_history(history);
+      if (ngram_size > 0) ban_repeated_ngrams(history, ngram_size);
+    }
+    if (params_.suppress != nullptr) {
+      const int64_t* suppressed = params_.suppress + row_ * params_.suppress_stride;
+      for (int64_t i = 0; i < params_.suppress_count; ++i)
+        if (in_vocabulary(suppressed[i])) exception(suppressed[i]).banned = true;
+    }
+    for (int64_t i = 0; i < scratch_.exceptions.size(); ++i) {
+      Exception& e = scratch_.exceptions[i];
+      e.score = base_score(e.token_id);
+      if (e.seen && repetition != 1.0f) e.score = repetition_penalized(e.score, repetition);
+      if (e.count > 0) e.score = count_penalized(e.score, e.count, presence, frequency);
+      if (e.banned) e.score = -kInf;
+    }
+  }
+
+  void collect_history(const int64_t* history) {
+    const int64_t prompt_length = knob_at(params_.prompt_lengths, row_);
+    for (int64_t i = 0; i < params_.history_length; ++i) {
+      if (!in_vocabulary(history[i])) continue;
+      Exception& e = exception(history[i]);
+      e.seen = true;
+      e.count += i >= prompt_length;
+    }
+  }
+
+  // Bans every token that would complete an n-gram which the history already holds.
+  void ban_repeated_ngrams(const int64_t* history, int64_t n) {
+    const int64_t length = params_.history_length;
+    if (length < n) return;
+    const int64_t* suffix = history + length - (n - 1);
+    for (int64_t i = n - 1; i < length; ++i) {
+      if (!in_vocabulary(history[i])) continue;
+      bool same = true;
+      for (int64_t j = 0; j < n - 1 && same; ++j)
+        same = history[i - (n - 1) + j] == suffix[j] && in_vocabulary(suffix[j]);
+      if (same) exception(history[i]).banned = true;
+    }
+  }
+
+  // Logits + bias of a whole block as floats, without exceptions; lanes past the vocabulary are -inf.
+  const float* composed_block(int64_t block, float* room) const {
+    const int64_t begin = block * kBlock;
+    const int64_t length = block_length(block);
+    if (length == kBlock) {
+      for (int64_t i = 0; i < kBlock; i += kLanes) {
+        F32 v;
+        switch (params_.dtype) {
+          case DType::kFloat32: v = load_logits<DType::kFloat32>(logits_, begin + i); break;
+          case DType::kFloat16: v = load_logits<DType::kFloat16>(logits_, begin + i); break;
+          default: v = load_logits<DType::kBFloat16>(logits_, begin + i); break;
+        }
+        if (bias_ != nullptr) v = v + load(bias_ + begin + i);
+        store(room + i, v);
+      }
+    } else {
+      for (int64_t i = 0; i < kBlock; ++i) room[i] = i < length ? base_score(begin + i) : -kInf;
+    }
+    for (int32_t i = scratch_.block_head[block]; i >= 0; i = scratch_.exceptions[i].next)
+      room[scratch_.exceptions[i].token_id - begin] = scratch_.exceptions[i].score;
+    if (bitmask_ != nullptr) {
+      for (int64_t word = 0; word * 32 < length; ++word) {
+        const uint32_t allowed = static_cast<uint32_t>(bitmask_[begin / 32 + word]);
+        if (allowed == 0xFFFFFFFFu) continue;
+        for (int64_t i = word * 32; i < word * 32 + 32; ++i)
+          if ((allowed >> (i % 32) & 1u) == 0) room[i] = -kInf;
+      }
+    }
+    return room;
+  }
+
+  // Maximum of 64 scores; sets `nan` where one is not a number.
+  PYGEN_INLINE static float max_of_block(const F32 v[4], Bits& nan) {
+    nan |= unordered(v[0], v[1]) | unordered(v[2], v[3]);
+    return reduce_max(max(max(v[0], v[1]), max(v[2], v[3])));
+  }
+
+  template <DType kDType>
+  void scan_as(int threads) {
+    float* maxima = scratch_.block_max.data();
+    Bits nan_of_part[kMaxParts] = {};
+    const int parts = threads < kMaxParts ? threads : kMaxParts;
+    parallel_parts(blocks_, parts, [&](int64_t begin, int64_t end, int part) {
+      Bits nan = 0;
+      float room[kBlock];
+      for (int64_t b = begin; b < end; ++b) {
+        F32 v[4];
+        if (bias_ == nullptr && bitmask_ == nullptr && block_length(b) == kBlock && scratch_.block_head[b] < 0) {
+          for (int i = 0; i < 4; ++i) v[i] = load_logits<kDType>(logits_, b * kBlock + i * kLanes);
+        } else {
+          composed_block(b, room);
+          for (int i = 0; i < 4; ++i) v[i] = load(room + i * kLanes);
+        }
+        maxima[b] = max_of_block(v, nan);
+      }
+      nan_of_part[part] = nan;
+    });
+    Bits nan = 0;
+    for (int part = 0; part < parts; ++part) nan |= nan_of_part[part];
+    if (nan != 0) recompute_maxima_without_nan();
+    max_score_ = -kInf;
+    for (int64_t b = 0; b < blocks_; ++b) max_score_ = maxima[b] > max_score_ ? maxima[b] : max_score_;
+    status_ = nan != 0 ? kNan : max_score_ == kInf ? kPosInf : max_score_ == -kInf ? kAllMasked : kOk;
+  }
+
+  void recompute_maxima_without_nan() {
+    float room[kBlock];
+    for (int64_t b = 0; b < blocks_; ++b) {
+      const float* scores = block(b, room);
+      float largest = -kInf;
+      for (int64_t i = 0; i < kBlock; ++i) largest = scores[i] > largest ? scores[i] : largest;
+      scratch_.block_max[b] = largest;
+    }
+  }
+
+  static constexpr int kMaxParts = 256;
+
+  const ShapingParams& params_;
+  const int64_t row_;
+  const int64_t vocab_size_;
+  const int64_t blocks_;
+  const int64_t element_size_;
+  const char* const logits_;
+  const float* const bias_;
+  const int32_t* const bitmask_;
+  Scratch& scratch_;
+  float max_score_ = -kInf;
+  RowStatus status_ = kOk;
+};
+
+}  // namespace pygen::cpu::PYGEN_ISA

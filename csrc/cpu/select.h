@@ -1,0 +1,213 @@
+// Weighted selection without sorting: the score at which the weight of everything above it reaches a target.
+//
+// A few hundred sampled keys bracket the answer, one vectorised pass adds up the weight above the bracket and keeps what lies
+// inside, and the pass is repeated on what was kept until little is left to sort. The sample only chooses where to cut:
+// every decision is taken on exact counts or on sums over all candidates, so the result does not depend on it.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/row_scores.h"
+#include "cpu/scratch.h"
+#include "cpu/vec.h"
+
+namespace pygen::cpu::PYGEN_ISA {
+
+// Keys by which candidates are ordered, largest first.
+struct ScoreKey {
+  PYGEN_INLINE F32 operator()(const F32& score) const { return score; }
+  PYGEN_INLINE float operator()(float score) const { return score; }
+};
+
+// Locally typical sampling: minus the distance to `center`, computed with one subtraction so that it is monotone.
+struct TypicalKey {
+  float center;
+  PYGEN_INLINE F32 operator()(const F32& score) const {
+    const F32 d = score - broadcast(center);
+    return bit_cast<float>(bit_cast<uint32_t>(d) | broadcast(0x80000000u));
+  }
+  PYGEN_INLINE float operator()(float score) const { return -std::fabs(score - center); }
+};
+
+// Weights; zero outside [low, high] and at -inf, which also is what vectors are padded with.
+struct CountWeight {
+  float low, high;
+  PYGEN_INLINE F32 operator()(const F32& score) const {
+    const float finite_low = low > -std::numeric_limits<float>::max() ? low : -std::numeric_limits<float>::max();
+    return where_ge(score, broadcast(finite_low), where_ge(broadcast(high), score, broadcast(1.0f)));
+  }
+};
+
+struct MassWeight {
+  float max_score, low, high;
+  PYGEN_INLINE F32 operator()(const F32& score) const {
+    const F32 mass = exp_nonpositive(score - broadcast(max_score));
+    return where_ge(score, broadcast(low), where_ge(broadcast(high), score, mass));
+  }
+};
+
+// Runs body(scores, live) over an array in vectors. The array needs room for 16 more: they are set to -inf, and are not live.
+template <typename Body>
+PYGEN_INLINE void for_each_vector(float* scores, int64_t count, const Body& body) {
+  store(scores + count, broadcast(-kInf));
+  for (int64_t i = 0; i < count; i += kLanes)
+    body(load(scores + i), count - i >= kLanes ? Bits{0xFFFF} : (Bits{1} << (count - i)) - 1);
+}
+
+struct Cut {
+  float key;          // the largest key at which the weight of all keys >= it reaches the target
+  double above;       // weight of the keys > key
+  int64_t num_equal;  // candidates of positive weight at it
+};
+
+constexpr int64_t kSample = 512;
+constexpr int64_t kSortDirectly = 128;
+
+// What the weight at and above the cut shall reach: a number, or a fraction of the weight of all.
+struct Target {
+  double weight;    // negative: use `fraction`
+  double fraction;
+};
+
+struct DescendingKey {
+  bool operator()(const KeyedWeight& a, const KeyedWeight& b) const { return a.key > b.key; }
+};
+
+// Candidates of positive weight, largest key first.
+template <typename Key, typename Weight>
+void sort_candidates(float* scores, int64_t count, const Key& key, const Weight& weight, Buffer<KeyedWeight>& sorted) {
+  sorted.reserve(count);
+  sorted.clear();
+  for_each_vector(scores, count, [&](const F32& v, Bits live) {
+    float keys[kLanes], weights[kLanes];
+    store(keys, key(v));
+    store(weights, weight(v));
+    for (int lane = 0; lane < kLanes; ++lane)
+      if ((live >> lane & 1) != 0 && weights[lane] > 0) sorted.push({keys[lane], weights[lane]});
+  });
+  std::sort(sorted.data(), sorted.data() + sorted.size(), DescendingKey{});
+}
+
+template <typename Key, typename Weight>
+Cut cut_of_sorted(float* scores, int64_t count, const Key& key, const Weight& weight, double above, double target,
+                  Buffer<KeyedWeight>& sorted) {
+  sort_candidates(scores, count, key, weight, sorted);
+  Cut cut{-kInf, above, 0};
+  double reached = above;
+  for (int64_t i = 0; i < sorted.size() && reached < target; i += cut.num_equal) {
+    cut = {sorted[i].key, reached, 0};
+    for (int64_t j = i; j < sorted.size() && sorted[j].key == cut.key; ++j, ++cut.num_equal) reached += sorted[j].weight;
+  }
+  return cut;
+}
+
+// Keys between which the answer is expected. They only decide where to cut.
+struct Bracket {
+  float upper, lower;
+};
+
+// From a sample of many candidates: the keys around `fraction` of the weight. `weight_left` is the absolute form, else negative.
+template <typename Key, typename Weight>
+Bracket bracket_from_sample(const float* scores, int64_t count, const Key& key, const Weight& weight, double weight_left,
+                            double fraction, Buffer<KeyedWeight>& sorted) {
+  const int64_t stride = count / kSample;
+  float sample[kSample + kLanes];
+  for (int64_t i = 0; i < kSample; ++i) sample[i] = scores[i * stride + stride / 2];
+  sort_candidates(sample, kSample, key, weight, sorted);
+  if (sorted.size() == 0) return {-kInf, -kInf};
+  double sampled = 0;
+  for (int64_t i = 0; i < sorted.size(); ++i) sampled += sorted[i].weight;
+  if (weight_left >= 0) fraction = std::min(1.0, weight_left * kSample / (sampled * static_cast<double>(count)));
+  // Four standard deviations of a sampled fraction, and two places for its granularity.
+  const double margin = 4 * std::sqrt(fraction * (1 - fraction) / kSample) + 2.0 / kSample;
+  Bracket bracket{kInf, sorted[sorted.size() - 1].key};
+  double walked = 0;
+  for (int64_t i = 0; i < sorted.size(); ++i) {
+    walked += sorted[i].weight;
+    if (bracket.upper == kInf && walked >= (fraction - margin) * sampled) bracket.upper = sorted[i].key;
+    if (walked >= (fraction + margin) * sampled) {
+      bracket.lower = sorted[i].key;
+      break;
+    }
+  }
+  return bracket;
+}
+
+// A tenth of [smallest, largest] around where the answer would be if the weight were spread evenly.
+inline Bracket bracket_by_interpolation(float largest, float smallest, double fraction) {
+  const double span = static_cast<double>(largest) - smallest;
+  return {static_cast<float>(largest - span * (fraction - 0.05)), static_cast<float>(largest - span * (fraction + 0.05))};
+}
+
+// Scores whose weight is zero are never the answer, unless the target is out of reach: then the cut is -inf, and all pass.
+template <typename Key, typename Weight>
+Cut select_cut(float* scores, int64_t count, const Key& key, const Weight& weight, const Target& wanted, Scratch& scratch) {
+  double above = 0;  // weight of the keys above all candidates
+  double total = 0;  // of the candidates; known after the first pass, like their extreme keys
+  double target = wanted.weight;
+  float largest = kInf, smallest = -kInf;
+  bool interpolate = false;
+  for (int side = 0; count > kSortDirectly; side ^= 1) {
+    if (!interpolate && count <= 4 * kSample) break;
+    const Bracket bracket =
+        interpolate ? bracket_by_interpolation(largest, smallest, (target - above) / total)
+                    : bracket_from_sample(scores, count, key, weight, target < 0 ? -1.0 : target - above, wanted.fraction,
+                                          scratch.sorted);
+
+    float* inside = scratch.bracket[side].reserve(count + kLanes);
+    int64_t num_inside = 0;
+    Sum sum_above, sum_inside, sum_below;
+    const F32 upper = broadcast(bracket.upper), lower = broadcast(bracket.lower);
+    for_each_vector(scores, count, [&](const F32& v, Bits live) {
+      const F32 k = key(v), w = weight(v);
+      const Bits is_inside = ge(k, lower) & ge(upper, k) & live;
+      sum_above.add(where_gt(k, upper, w));
+      sum_below.add(where_gt(lower, k, w));
+      sum_inside.add(where_ge(k, lower, where_ge(upper, k, w)));
+      num_inside += compress_store(inside + num_inside, v, is_inside);
+    });
+    const double weight_above = sum_above.total(), weight_inside = sum_inside.total(), weight_below = sum_below.total();
+    if (target < 0) target = wanted.fraction * (weight_above + weight_inside + weight_below);
+
+    total = weight_inside;
+    const bool answer_above = above + weight_above >= target;
+    if (answer_above || above + weight_above + weight_inside < target) {
+      num_inside = 0;
+      total = answer_above ? weight_above : weight_below;
+      if (!answer_above) above += weight_inside;
+      for_each_vector(scores, count, [&](const F32& v, Bits live) {
+        const F32 k = key(v);
+        const Bits chosen = (answer_above ? gt(k, upper) : gt(lower, k)) & live;
+        num_inside += compress_store(inside + num_inside, v, chosen);
+      });
+    }
+    if (!answer_above) above += weight_above;
+
+    F32 key_max = broadcast(-kInf), negated_max = broadcast(-kInf);
+    for (int64_t i = 0; i + kLanes <= num_inside; i += kLanes) {
+      const F32 k = key(load(inside + i));
+      key_max = max(key_max, k);
+      negated_max = max(negated_max, broadcast(-0.0f) - k);
+    }
+    largest = reduce_max(key_max);
+    smallest = -reduce_max(negated_max);
+    for (int64_t i = num_inside / kLanes * kLanes; i < num_inside; ++i) {
+      largest = std::max(largest, key(inside[i]));
+      smallest = std::min(smallest, key(inside[i]));
+    }
+    if (num_inside > 0 && largest == smallest && smallest > -kInf) return {largest, above, num_inside};
+    // Outliers make the interpolation creep; sampling, or sorting in the end, does not care about them.
+    interpolate = smallest > -kInf && total > 0 && num_inside < count - count / 4;
+    scores = inside;
+    count = num_inside;
+  }
+  if (target < 0) {
+    Sum sum;
+    for_each_vector(scores, count, [&](const F32& v, Bits) { sum.add(weight(v)); });
+    target = wanted.fraction * sum.total();
+  }
+  return cut_of_sorted(scores, count, key, weight, above, target, scratch.sorted);
+}
+
+}  // namespace pygen::cpu::PYGEN_ISA

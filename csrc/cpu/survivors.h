@@ -1,0 +1,326 @@
+// The tokens of one row that the filters leave, in Hugging Face's order: top_h, top_k, top_p, min_p, typical, epsilon, eta.
+//
+// Every filter keeps an interval [low, high] of scores: all but `typical` only raise `low`, and ties that a filter splits are
+// resolved by writing -inf over the losers (highest ids first). So the survivors need no list; but when the first filter
+// leaves few, they are gathered from the blocks whose maximum reaches it, and the rest works on that short list.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/row_scores.h"
+#include "cpu/select.h"
+
+namespace pygen::cpu::PYGEN_ISA {
+
+constexpr int64_t kTopHTokens = 100;  // top_h looks at the 100 largest only (Potraghloo et al. 2025, as in transformers)
+
+// The filters of one row.
+struct Filters {
+  Filters() = default;  // none
+
+  Filters(const ShapingParams& params, int64_t row)
+      : temperature(knob_at(params.temperature, row)),
+        top_h(knob_at(params.top_h, row)),
+        top_p(knob_at(params.top_p, row)),
+        min_p(knob_at(params.min_p, row)),
+        typical_p(knob_at(params.typical_p, row)),
+        epsilon_cutoff(knob_at(params.epsilon_cutoff, row)),
+        eta_cutoff(knob_at(params.eta_cutoff, row)),
+        min_tokens_to_keep(std::min(knob_at(params.min_tokens_to_keep, row), params.vocab_size)) {
+    const int64_t k = knob_at(params.top_k, row);
+    if (k > 0) top_k = std::max(k, min_tokens_to_keep);
+    if (top_k >= params.vocab_size) top_k = 0;
+  }
+
+  bool greedy() const { return temperature == 0.0f; }
+  bool any() const {
+    return top_h > 0 || top_k > 0 || top_p < 1 || min_p > 0 || typical_p < 1 || epsilon_cutoff > 0 || eta_cutoff > 0;
+  }
+  // How many of the largest scores hold all that the first filter keeps, ties aside; 0: no bound.
+  int64_t bound() const { return top_h > 0 ? kTopHTokens : top_k; }
+
+  float temperature = 1, top_h = 0, top_p = 1, min_p = 0, typical_p = 1, epsilon_cutoff = 0, eta_cutoff = 0;
+  int64_t top_k = 0;
+  int64_t min_tokens_to_keep = 1;
+};
+
+class Survivors {
+ public:
+  // Takes the row's scores over temperature; `row` must have been scanned and be ok, and not greedy.
+  Survivors(const RowScores& row, const Filters& filters, Scratch& scratch) : filters_(filters), scratch_(scratch) {
+    const int64_t bound = filters.bound();
+    if (bound > 0 && bound <= row.blocks() / 2) {
+      gather_largest(row, bound);
+    } else {
+      copy_all(row);
+    }
+    max_score_ = row.max_score() / filters_.temperature;
+  }
+
+  void apply_filters() {
+    if (filters_.top_h > 0) keep_top_h();
+    if (filters_.top_k > 0) keep_top_k();
+    if (filters_.top_p < 1) keep_top_p();
+    if (filters_.min_p > 0) keep_at_least(max_score_ + std::log(static_cast<double>(filters_.min_p)), /*exactly=*/true);
+    if (filters_.typical_p < 1) keep_typical();
+    if (filters_.epsilon_cutoff > 0)
+      keep_at_least(max_score_ + std::log(filters_.epsilon_cutoff * distribution().mass), /*exactly=*/false);
+    if (filters_.eta_cutoff > 0) keep_eta();
+  }
+
+  int64_t size() const { return size_; }
+  float* scores() const { return scratch_.scores.data(); }
+  // Null: the token at position i is i.
+  const int32_t* token_ids() const { return gathered_ ? scratch_.token_ids.data() : nullptr; }
+  float low() const { return low_; }
+  float high() const { return high_; }
+  float max_score() const { return max_score_; }
+  // Whether the score at a position survived.
+  bool keeps(float score) const { return score >= low_ && score <= high_ && score > -kInf; }
+
+  // ln of the sum of e^score over the survivors.
+  double log_sum_exp() const { return max_score_ + std::log(mass()); }
+
+ private:
+  struct Distribution {
+    double mass;     // sum of e^(score - max_score)
+    double entropy;  // of the normalised probabilities, in nats
+  };
+
+  // A score at or above which at least `bound` scores lie, and seldom many more: bisection over the maxima of the blocks.
+  static float lower_bound_of_largest(const RowScores& row, int64_t bound) {
+    const float* maxima = row.block_max();
+    const int64_t blocks = row.blocks();
+    const auto count_at_least = [&](float threshold) {
+      int64_t count = 0;
+      const F32 t = broadcast(threshold);
+      int64_t b = 0;
+      for (; b + kLanes <= blocks; b += kLanes) count += __builtin_popcount(ge(load(maxima + b), t));
+      for (; b < blocks; ++b) count += maxima[b] >= threshold;
+      return count;
+    };
+    float low = -kInf, high = row.max_score();
+    if (count_at_least(high) >= bound) return high;
+    for (int64_t b = 0; b < blocks; ++b) low = b == 0 || maxima[b] < low ? maxima[b] : low;
+    for (int iteration = 0; iteration < 24 && low > -kInf; ++iteration) {
+      const float middle = low + (high - low) * 0.5f;
+      if (!(middle > low && middle < high)) break;
+      const int64_t count = count_at_least(middle);
+      (count >= bound ? low : high) = middle;
+      if (count >= bound && count <= bound + bound / 4) break;
+    }
+    return low;
+  }
+
+  void gather_largest(const RowScores& row, int64_t bound) {
+    const float temperature = filters_.temperature;
+    float threshold = lower_bound_of_largest(row, bound);
+    // Division by the temperature can merge neighbours: take in what could end up equal to the threshold.
+    threshold -= std::fabs(threshold) * 0x1p-21f + 1e-37f;
+    gathered_ = true;
+    const float* maxima = row.block_max();
+    const F32 t = broadcast(threshold);
+    float room[kBlock];
+    int64_t count = 0;
+    for (int64_t b = 0; b < row.blocks(); ++b) {
+      if (!(maxima[b] >= threshold)) continue;
+      const float* block = row.block(b, room);
+      float* scores = scratch_.scores.reserve(count + kBlock + kLanes);
+      int32_t* ids = scratch_.token_ids.reserve(count + kBlock + kLanes);
+      for (int64_t i = 0; i < kBlock; i += kLanes) {
+        for (Bits bits = ge(load(block + i), t); bits != 0; bits &= bits - 1) {
+          const int64_t at = i + __builtin_ctz(bits);
+          if (block[at] == -kInf) continue;
+          scores[count] = block[at] / temperature;
+          ids[count++] = static_cast<int32_t>(b * kBlock + at);
+        }
+      }
+    }
+    size_ = count;
+  }
+
+  void copy_all(const RowScores& row) {
+    gathered_ = false;
+    size_ = row.vocab_size();
+    float* scores = scratch_.scores.reserve(row.blocks() * kBlock + kLanes);
+    const F32 temperature = broadcast(filters_.temperature);
+    const bool divide = filters_.temperature != 1.0f;
+    float room[kBlock];
+    for (int64_t b = 0; b < row.blocks(); ++b) {
+      const float* block = row.block(b, room);
+      for (int64_t i = 0; i < kBlock; i += kLanes) {
+        const F32 v = load(block + i);
+        store(scores + b * kBlock + i, divide ? v / temperature : v);
+      }
+    }
+  }
+
+  MassWeight mass_weight() const { return {max_score_, low_, high_}; }
+  CountWeight count_weight() const { return {low_, high_}; }
+
+  double mass() const {
+    Sum sum;
+    const MassWeight weight = mass_weight();
+    for_each_vector(scores(), size_, [&](const F32& v, Bits) { sum.add(weight(v)); });
+    return sum.total();
+  }
+
+  int64_t count_at_least(float threshold) const {
+    int64_t count = 0;
+    const float finite = std::max(threshold, -std::numeric_limits<float>::max());
+    const F32 low = broadcast(std::max(finite, low_)), high = broadcast(high_);
+    for_each_vector(scores(), size_,
+                    [&](const F32& v, Bits live) { count += __builtin_popcount(ge(v, low) & ge(high, v) & live); });
+    return count;
+  }
+
+  Distribution distribution() const {
+    Sum mass, energy;
+    const MassWeight weight = mass_weight();
+    const F32 max_score = broadcast(max_score_), lowest = broadcast(-88.0f);
+    for_each_vector(scores(), size_, [&](const F32& v, Bits) {
+      const F32 w = weight(v);
+      mass.add(w);
+      energy.add(w * max(v - max_score, lowest));
+    });
+    const double total = mass.total();
+    return {total, std::log(total) - energy.total() / total};
+  }
+
+  // Raises `low` to a cut; of the survivors equal to it, the first `num_kept` stay.
+  void cut_at(const Cut& cut, int64_t num_kept) {
+    low_ = std::max(low_, cut.key);
+    float* all = scores();
+    int64_t to_drop = cut.num_equal - num_kept;
+    for (int64_t i = size_ - 1; to_drop > 0; --i) {
+      if (all[i] != cut.key) continue;
+      all[i] = -kInf;
+      --to_drop;
+    }
+  }
+
+  // The `count`-th largest survivor and how many equal ones are among the first `count`.
+  Cut nth_largest(int64_t count) const {
+    return select_cut(scores(), size_, ScoreKey{}, count_weight(), Target{static_cast<double>(count), 0}, scratch_);
+  }
+
+  void keep_exactly_largest(int64_t count) {
+    const Cut cut = nth_largest(count);
+    if (cut.key > -kInf) cut_at(cut, count - static_cast<int64_t>(cut.above));
+  }
+
+  void keep_top_k() {
+    const Cut cut = nth_largest(filters_.top_k);
+    low_ = std::max(low_, cut.key);
+  }
+
+  void keep_top_h() {
+    Buffer<ScoredToken>& best = scratch_.ordered;
+    best.reserve(size_);
+    best.clear();
+    const float* all = scores();
+    for (int64_t i = 0; i < size_; ++i)
+      if (all[i] > -kInf) best.push({all[i], static_cast<int32_t>(i)});
+    const int64_t count = std::min(kTopHTokens, best.size());
+    std::partial_sort(best.data(), best.data() + count, best.data() + best.size(),
+                      [](const ScoredToken& a, const ScoredToken& b) {
+                        return a.score != b.score ? a.score > b.score : a.token_id < b.token_id;
+                      });
+    double total = 0, entropy = 0;
+    double term[kTopHTokens];
+    for (int64_t i = 0; i < count; ++i) total += std::exp(static_cast<double>(best[i].score) - best[0].score);
+    const double log_total = std::log(total);
+    for (int64_t i = 0; i < count; ++i) {
+      const double log_prob = static_cast<double>(best[i].score) - best[0].score - log_total;
+      term[i] = -std::exp(log_prob) * log_prob;
+      entropy += term[i];
+    }
+    int64_t kept = 0;
+    // Summed in the order of the total, so that top_h = 1 keeps all of them.
+    for (double reached = 0; kept < count; ++kept) {
+      reached += term[kept];
+      if (kept > 0 && reached > static_cast<double>(filters_.top_h) * entropy) break;
+    }
+    const float lowest = best[kept - 1].score;
+    int64_t num_above = 0, num_equal = 0;
+    while (best[num_above].score > lowest) ++num_above;
+    for (int64_t i = 0; i < size_; ++i) num_equal += all[i] == lowest;
+    cut_at({lowest, static_cast<double>(num_above), num_equal}, kept - num_above);
+  }
+
+  // Keeps a token while the mass before it, largest first, is below top_p of all.
+  void keep_top_p() {
+    if (filters_.top_p == 0) return keep_exactly_largest(filters_.min_tokens_to_keep);
+    const Cut cut = select_cut(scores(), size_, ScoreKey{}, mass_weight(), Target{-1, filters_.top_p}, scratch_);
+    if (cut.key == -kInf) return;
+    int64_t kept = cut.num_equal;
+    if (kept > 1) {
+      const double needed = std::ceil((filters_.top_p * mass() - cut.above) / exp_of(cut.key));
+      kept = needed >= static_cast<double>(kept) ? kept : std::max<int64_t>(1, static_cast<int64_t>(needed));
+    }
+    if (filters_.min_tokens_to_keep > 1 &&
+        count_at_least(std::nextafter(cut.key, kInf)) + kept < filters_.min_tokens_to_keep)
+      return keep_exactly_largest(filters_.min_tokens_to_keep);
+    cut_at(cut, kept);
+  }
+
+  // Keeps scores >= cut and the min_tokens_to_keep largest: exactly as many, or with all ties of the last.
+  void keep_at_least(double cut, bool exactly) {
+    float low = static_cast<float>(cut);
+    if (low < cut) low = std::nextafter(low, kInf);
+    if (count_at_least(low) >= filters_.min_tokens_to_keep) {
+      low_ = std::max(low_, low);
+    } else if (exactly) {
+      keep_exactly_largest(filters_.min_tokens_to_keep);
+    } else {
+      low_ = std::max(low_, nth_largest(filters_.min_tokens_to_keep).key);
+    }
+  }
+
+  // Meister et al. 2023: the tokens whose surprise is nearest to the entropy, until their mass reaches typical_p.
+  void keep_typical() {
+    const Distribution d = distribution();
+    const TypicalKey key{static_cast<float>(max_score_ + std::log(d.mass) - d.entropy)};
+    float nearest = select_cut(scores(), size_, key, mass_weight(), Target{-1, filters_.typical_p}, scratch_).key;
+    if (filters_.min_tokens_to_keep > 1) {
+      const Target count{static_cast<double>(filters_.min_tokens_to_keep), 0};
+      const Cut cut = select_cut(scores(), size_, key, count_weight(), count, scratch_);
+      nearest = std::min(nearest, cut.key);
+    }
+    F32 lowest_negated = broadcast(-kInf), highest = broadcast(-kInf);
+    const F32 bar = broadcast(nearest), none = broadcast(-kInf), zero = broadcast(0.0f);
+    const CountWeight weight = count_weight();
+    for_each_vector(scores(), size_, [&](const F32& v, Bits) {
+      const Bits kept = ge(key(v), bar) & gt(weight(v), zero);
+      highest = max(highest, select(kept, v, none));
+      lowest_negated = max(lowest_negated, select(kept, zero - v, none));
+    });
+    low_ = -reduce_max(lowest_negated);
+    high_ = reduce_max(highest);
+  }
+
+  // Hewitt et al. 2022: keep p >= min(eta, sqrt(eta) e^-H).
+  void keep_eta() {
+    const Distribution d = distribution();
+    const double eta = filters_.eta_cutoff;
+    const double floor = std::min(eta, std::sqrt(eta) * std::exp(-d.entropy));
+    keep_at_least(max_score_ + std::log(floor * d.mass), /*exactly=*/false);
+  }
+
+  double exp_of(float score) const {
+    float lanes[kLanes];
+    store(lanes, exp_nonpositive(broadcast(score - max_score_)));
+    return lanes[0];
+  }
+
+  const Filters& filters_;
+  Scratch& scratch_;
+  bool gathered_ = false;
+  int64_t size_ = 0;
+  float max_score_ = 0;
+  float low_ = -kInf;
+  float high_ = kInf;
+};
+
+}  // namespace pygen::cpu::PYGEN_ISA
