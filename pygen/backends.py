@@ -1,0 +1,134 @@
+"""Which backend runs an op: the choice, the reasons against it, and the error that lists them.
+
+Every op has a table of entries, one per backend it has a kernel for. The name comes from `backend=`, else from
+`use_backend`, else from the environment variable PYGEN_BACKEND, else it is "auto": the fastest that runs on the device
+of the tensor.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Generic, TypeVar
+
+import torch
+
+BACKENDS = ("cpu", "cuda", "triton", "torch")
+
+_AUTO_ORDER = {"cpu": ("cpu", "torch"), "cuda": ("cuda", "triton", "torch")}
+_DEVICE_OF = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
+
+_chosen: ContextVar[str | None] = ContextVar("pygen_backend", default=None)
+_warned: set[str] = set()
+
+Entry = TypeVar("Entry")
+
+
+class BackendError(NotImplementedError):
+    """No backend, or not the one asked for, can carry out this call on this machine. The message lists every reason."""
+
+
+def _cpu_reason() -> str | None:
+    try:
+        from pygen import _C  # noqa: F401
+    except ImportError as error:
+        return f"the extension pygen._C cannot be imported ({error})"
+    return None
+
+
+_MACHINE_REASONS: dict[str, Callable[[], str | None]] = {
+    "cpu": _cpu_reason,
+    "cuda": lambda: "this version of pygen has no CUDA kernels",
+    "triton": lambda: "this version of pygen has no Triton kernels",
+    "torch": lambda: None,
+}
+
+
+def available_backends() -> dict[str, str | None]:
+    """Every backend with None where it can run in this process, else the reason why it cannot."""
+    return {name: _MACHINE_REASONS[name]() for name in BACKENDS}
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Chooses the backend of every op called inside the `with` block without a `backend=` of its own.
+
+    The choice holds in the current thread or task only. "auto" undoes an outer choice and PYGEN_BACKEND.
+    """
+    _check_name("name", name)
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+class Dispatcher(Generic[Entry]):
+    """The backend table of one op."""
+
+    def __init__(self, op: str, **entries: Entry) -> None:
+        self.op = op
+        self.entries = entries
+
+    def reasons(self, device: torch.device) -> dict[str, str | None]:
+        """Every backend with None where this op can run on `device`, else why it cannot."""
+        return {name: self._reason(name, device) for name in BACKENDS}
+
+    def resolve(self, device: torch.device, backend: str = "auto") -> tuple[str, Entry]:
+        """The name and the entry of the backend to run on `device`.
+
+        Raises ValueError for an unknown name, and BackendError where the chosen backend, or under "auto" every one,
+        cannot run. Warns once where "auto" arrives at the reference in torch because a faster backend cannot run.
+        """
+        _check_name("backend", backend)
+        if backend == "auto":
+            backend = _chosen.get() or _from_environment()
+        if backend != "auto":
+            if self._reason(backend, device) is not None:
+                raise BackendError(self._refusal(device, f"backend {backend!r} cannot run on {device}"))
+            return backend, self.entries[backend]
+
+        passed_over: list[str] = []
+        for name in _AUTO_ORDER.get(device.type, ("torch",)):
+            reason = self._reason(name, device)
+            if reason is None:
+                if passed_over and name == "torch":
+                    _warn_once(f"`{self.op}` falls back to backend 'torch': {'; '.join(passed_over)}")
+                return name, self.entries[name]
+            passed_over.append(f"backend {name!r} cannot run: {reason}")
+        raise BackendError(self._refusal(device, f"no backend can run on {device}"))
+
+    def _reason(self, name: str, device: torch.device) -> str | None:
+        machine_reason = _MACHINE_REASONS[name]()
+        if machine_reason is not None:
+            return machine_reason
+        if name not in self.entries:
+            return f"`{self.op}` has no kernel for it"
+        if _DEVICE_OF.get(name, device.type) != device.type:
+            return f"the tensor is on {device}"
+        return None
+
+    def _refusal(self, device: torch.device, what: str) -> str:
+        reasons = self.reasons(device)
+        return f"`{self.op}`: {what}; " + "; ".join(f"{name}: {reasons[name] or 'can run'}" for name in BACKENDS)
+
+
+def _from_environment() -> str:
+    name = os.environ.get("PYGEN_BACKEND", "") or "auto"
+    _check_name("PYGEN_BACKEND", name)
+    return name
+
+
+def _check_name(parameter: str, name: str) -> None:
+    if name != "auto" and name not in BACKENDS:
+        allowed = ", ".join(repr(allowed) for allowed in ("auto", *BACKENDS))
+        raise ValueError(f"`{parameter}` must be one of {allowed}, got {name!r}")
+
+
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=4)

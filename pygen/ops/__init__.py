@@ -1,0 +1,19 @@
+"""The ops: one module per op, each with its public function, its prepared form and its table of backends."""
+
+from __future__ import annotations
+
+from pygen.ops._outputs import RowStatus, SampleOutput, TopLogprobs
+from pygen.ops.process_logits import PreparedProcessLogits, prepare_process_logits, process_logits
+from pygen.ops.sample import PreparedSample, prepare_sample, sample
+
+__all__ = [
+    "PreparedProcessLogits",
+    "PreparedSample",
+    "RowStatus",
+    "SampleOutput",
+    "TopLogprobs",
+    "prepare_process_logits",
+    "prepare_sample",
+    "process_logits",
+    "sample",
+]

@@ -1,0 +1,94 @@
+"""What `sample` returns: its shape, room for it, and its pointers."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pygen.ops import _checks as checks
+from pygen.ops._checks import Like
+
+
+class RowStatus(IntEnum):
+    """What is wrong with a row of logits, in `SampleOutput.status`. A row that is not OK is not drawn."""
+
+    OK = 0
+    NAN = 1
+    ALL_MASKED = 2
+    POS_INF = 3
+
+
+class TopLogprobs(NamedTuple):
+    """The n most probable tokens of every row, best first, the lower id first where they tie.
+
+    Where a row has fewer survivors than n the rest is id -1 with log-probability -inf; a row that is not OK holds id -1
+    and NaN throughout.
+    """
+
+    token_ids: Tensor  # (rows, n) int64
+    logprobs: Tensor  # (rows, n) float32
+
+
+class SampleOutput(NamedTuple):
+    """One token per row, with log-probabilities where `logprobs=n` asked for them."""
+
+    token_ids: Tensor  # (rows,) int64
+    logprobs: Tensor | None  # (rows,) float32
+    top_logprobs: TopLogprobs | None
+    status: Tensor  # (rows,) int32, values of `RowStatus`
+
+
+def empty_output(like: Like, n: int) -> SampleOutput:
+    """Room for the result of a call with logprobs=n."""
+    rows, device = like.rows, like.device
+    token_ids = torch.empty(rows, dtype=torch.int64, device=device)
+    status = torch.empty(rows, dtype=torch.int32, device=device)
+    if n == 0:
+        return SampleOutput(token_ids, None, None, status)
+    top = TopLogprobs(
+        torch.empty(rows, n, dtype=torch.int64, device=device), torch.empty(rows, n, dtype=torch.float32, device=device)
+    )
+    return SampleOutput(token_ids, torch.empty(rows, dtype=torch.float32, device=device), top, status)
+
+
+def check_out(out: SampleOutput, n: int, like: Like) -> None:
+    """Checks what a caller wants the result of a call with logprobs=n written into."""
+    if not isinstance(out, SampleOutput):
+        raise TypeError(f"`out` must be a SampleOutput, got {type(out).__name__}")
+    rows = like.rows
+    checks.check_output("out.token_ids", out.token_ids, torch.int64, "(rows,)", (rows,), like)
+    checks.check_output("out.status", out.status, torch.int32, "(rows,)", (rows,), like)
+    if n == 0:
+        if out.logprobs is not None or out.top_logprobs is not None:
+            raise ValueError("`out.logprobs` and `out.top_logprobs` must be None with logprobs=0, got tensors")
+        return
+    if not isinstance(out.top_logprobs, TopLogprobs):
+        raise TypeError(f"`out.top_logprobs` must be a TopLogprobs, got {type(out.top_logprobs).__name__}")
+    checks.check_output("out.logprobs", out.logprobs, torch.float32, "(rows,)", (rows,), like)
+    ids, values = out.top_logprobs
+    checks.check_output("out.top_logprobs.token_ids", ids, torch.int64, "(rows, logprobs)", (rows, n), like)
+    checks.check_output("out.top_logprobs.logprobs", values, torch.float32, "(rows, logprobs)", (rows, n), like)
+
+
+def tensors_of(output: SampleOutput) -> list[Tensor]:
+    """The tensors that are there, always in the same order."""
+    tensors = [output.token_ids, output.status]
+    if output.logprobs is not None and output.top_logprobs is not None:
+        tensors += [output.logprobs, *output.top_logprobs]
+    return tensors
+
+
+def output_arguments(out: SampleOutput, n: int) -> dict[str, Any]:
+    """Keyword arguments of pygen._C.SamplePlan. The tensors have to outlive the plan."""
+    top = out.top_logprobs
+    return {
+        "token_ids_ptr": out.token_ids.data_ptr(),
+        "status_ptr": out.status.data_ptr(),
+        "num_logprobs": n,
+        "logprobs_ptr": 0 if out.logprobs is None else out.logprobs.data_ptr(),
+        "top_ids_ptr": 0 if top is None else top.token_ids.data_ptr(),
+        "top_logprobs_ptr": 0 if top is None else top.logprobs.data_ptr(),
+    }

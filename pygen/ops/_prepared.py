@@ -1,0 +1,110 @@
+"""The prepared form of an op: arguments checked once, then called per step with new logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from pygen.ops import _checks as checks
+from pygen.ops._shaping import Shaping
+
+if TYPE_CHECKING:
+    from pygen.loops.state import DecodeState
+
+# What a backend makes of checked arguments: (logits, step, length) -> None, writing into outputs it was given before.
+Run = Callable[[Tensor, int, int], None]
+
+Output = TypeVar("Output")
+
+
+class Prepared(Generic[Output]):
+    """`prepared(logits, *, step=0, length=None)` runs one step and returns `prepared.out`, the same tensors every time.
+
+    logits: shape, dtype, device and contiguous last dimension as in preparation; the rows may have another stride.
+    step: tokens generated so far, an int in [0, 2**32); with a state, the column to write has to exist.
+    length: columns of `input_ids` in use; default all, or with a state its prompt length + step.
+
+    Tables given in preparation (input_ids, bias, suppress, token_bitmask, noise, a tensor `step`) are read anew by
+    every call, so that they can be changed in place; per-row knobs and seeds were copied.
+    """
+
+    __slots__ = (
+        "_capacity",
+        "_device",
+        "_dtype",
+        "_growth",
+        "_last_step",
+        "_length",
+        "_run",
+        "_shape",
+        "backend",
+        "out",
+    )
+
+    def __init__(
+        self, logits: Tensor, run: Run, out: Output, backend: str, shaping: Shaping, state: DecodeState | None
+    ) -> None:
+        self.out = out
+        self.backend = backend
+        self._run = run if shaping.like.rows > 0 else _nothing_to_do
+        self._shape = logits.shape
+        self._dtype = logits.dtype
+        self._device = logits.device
+        self._capacity = shaping.history_length
+        self._last_step = checks.STEP_LIMIT - 1
+        self._length = self._capacity
+        self._growth = 0
+        if state is not None:
+            self._last_step = state.token_ids.shape[1] - state.prompt_length - 1
+            self._length = state.prompt_length
+            self._growth = 1
+
+    def __call__(self, logits: Tensor, *, step: int = 0, length: int | None = None) -> Output:
+        # One condition that costs about a microsecond; the sentences are made where it fails.
+        if not (
+            type(logits) is Tensor
+            and logits.shape == self._shape
+            and logits.dtype is self._dtype
+            and logits.device == self._device
+            and logits.stride(1) == 1
+            and type(step) is int
+            and 0 <= step <= self._last_step
+        ):
+            self._check_call(logits, step)
+        if length is None:
+            length = self._length + self._growth * step
+        elif not (type(length) is int and 0 <= length <= self._capacity):
+            self._check_length(length)
+        self._run(logits, step, length)
+        return self.out
+
+    def _check_call(self, logits: Tensor, step: int) -> None:
+        checks.check_tensor("logits", logits)
+        checks.check_dtype("logits", logits, self._dtype)
+        checks.check_shape("logits", logits, "(rows, vocab_size)", tuple(self._shape))
+        if logits.device != self._device:
+            raise ValueError(f"`logits` must be on {self._device} as in preparation, got {logits.device}")
+        checks.check_last_stride("logits", logits)
+        if checks.count("step", step) > self._last_step:
+            raise ValueError(f"`step` must be in [0, {self._last_step}], got {step}")
+
+    def _check_length(self, length: int) -> None:
+        if checks.count("length", length) > self._capacity:
+            raise ValueError(f"`length` must be in [0, {self._capacity}], got {length}")
+
+
+def _nothing_to_do(logits: Tensor, step: int, length: int) -> None:
+    """A call with no rows."""
+
+
+def detached(run: Run) -> Run:
+    """`run` without autograd."""
+
+    def run_detached(logits: Tensor, step: int, length: int) -> None:
+        with torch.no_grad():
+            run(logits, step, length)
+
+    return run_detached

@@ -1,0 +1,66 @@
+"""The sequences that `sample` extends: checked once, and their pointers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pygen.ops import _checks as checks
+from pygen.ops._checks import Like
+
+if TYPE_CHECKING:
+    from pygen.loops.state import DecodeState
+
+_ARGUMENTS = (
+    "append_ptr",
+    "append_stride",
+    "append_offset",
+    "history_ptr",
+    "history_stride",
+    "finished_ptr",
+    "num_generated_ptr",
+    "unfinished_ptr",
+    "eos_ptr",
+    "eos_count",
+    "pad_token_id",
+)
+
+
+def check_state(state: DecodeState, like: Like) -> None:
+    """The tensors of a DecodeState, as far as a kernel that writes to them depends on it."""
+    words, capacity = "(rows, capacity)", state.token_ids.shape[-1]
+    for name, value in (("state.token_ids", state.token_ids), ("state.history", state.history)):
+        checks.check_dtype(name, value, torch.int64)
+        checks.check_shape(name, value, words, (like.rows, capacity))
+        checks.check_device(name, value, like.device)
+        checks.check_last_stride(name, value)
+    checks.check_output("state.num_generated", state.num_generated, torch.int64, "(rows,)", (like.rows,), like)
+    checks.check_output("state.finished", state.finished, torch.bool, "(rows,)", (like.rows,), like)
+    checks.check_output("state.unfinished", state.unfinished, torch.int64, "(1,)", (1,), like)
+    if state.eos_token_ids is not None:
+        count = (state.eos_token_ids.numel(),)
+        checks.check_output("state.eos_token_ids", state.eos_token_ids, torch.int64, "(n,)", count, like)
+    if not 0 <= state.prompt_length <= capacity:
+        raise ValueError(f"`state.prompt_length` must be in [0, {capacity}], got {state.prompt_length}")
+
+
+def state_arguments(state: DecodeState | None) -> dict[str, Any]:
+    """Keyword arguments of pygen._C.SamplePlan. The tensors have to outlive the plan."""
+    arguments = dict.fromkeys(_ARGUMENTS, 0)
+    if state is None:
+        return arguments
+    arguments["append_ptr"] = state.token_ids.data_ptr()
+    arguments["append_stride"] = state.token_ids.stride(0)
+    arguments["append_offset"] = state.prompt_length
+    arguments["finished_ptr"] = state.finished.data_ptr()
+    arguments["num_generated_ptr"] = state.num_generated.data_ptr()
+    arguments["unfinished_ptr"] = state.unfinished.data_ptr()
+    arguments["pad_token_id"] = state.pad_token_id
+    if state.history is not state.token_ids:
+        arguments["history_ptr"] = state.history.data_ptr()
+        arguments["history_stride"] = state.history.stride(0)
+    if state.eos_token_ids is not None:
+        arguments["eos_ptr"] = state.eos_token_ids.data_ptr()
+        arguments["eos_count"] = state.eos_token_ids.numel()
+    return arguments

@@ -1,0 +1,216 @@
+"""The scores that a token is drawn from: penalties, bans, temperature and every filter, in one call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pygen.backends import Dispatcher
+from pygen.ops import _checks as checks
+from pygen.ops._prepared import Prepared, Run, detached
+from pygen.ops._shaping import BoolKnob, FloatKnob, IntKnob, Shaping, TokenIds, check_shaping
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pygen.loops.state import DecodeState
+
+
+class PreparedProcessLogits(Prepared[Tensor]):
+    """`process_logits` with everything but the logits fixed; see `Prepared`."""
+
+    __slots__ = ()
+
+
+def process_logits(
+    logits: Tensor,
+    *,
+    do_sample: BoolKnob = True,
+    temperature: FloatKnob = 1.0,
+    top_k: IntKnob = 0,
+    top_p: FloatKnob = 1.0,
+    min_p: FloatKnob = 0.0,
+    typical_p: FloatKnob = 1.0,
+    epsilon_cutoff: FloatKnob = 0.0,
+    eta_cutoff: FloatKnob = 0.0,
+    top_h: FloatKnob | None = None,
+    repetition_penalty: FloatKnob = 1.0,
+    presence_penalty: FloatKnob = 0.0,
+    frequency_penalty: FloatKnob = 0.0,
+    no_repeat_ngram_size: IntKnob = 0,
+    input_ids: Tensor | None = None,
+    prompt_lengths: IntKnob | None = None,
+    bias: Tensor | None = None,
+    suppress: TokenIds | None = None,
+    token_bitmask: Tensor | None = None,
+    min_tokens_to_keep: IntKnob = 1,
+    backend: str = "auto",
+    out: Tensor | None = None,
+) -> Tensor:
+    """Scores after every processor and filter: (rows, vocab_size) float32, removed entries -inf. `logits` is not
+    modified.
+
+    Per row, in float32 and in this order, which is Hugging Face's::
+
+        x = logits + bias
+        repetition_penalty r   every distinct id of input_ids: x * r where x < 0, else x / r
+        presence p, frequency f   ids at columns >= prompt_lengths, found c > 0 times: x - c * f - p
+        no_repeat_ngram_size n   ban every y such that (last n - 1 ids, y) is already in input_ids
+        suppress, token_bitmask   the named ids, the ids with bit 0, become -inf
+        greedy row: the result is x
+        s = x / temperature, and then, each on the renormalised survivors p = softmax(s) of the one before:
+        top_h           of the 100 largest, the prefix with cumulative -sum p ln p <= top_h * entropy; the first always
+        top_k           s >= k-th largest, k = max(top_k, min_tokens_to_keep): ties at the boundary stay
+        top_p           walking down from the largest, while the mass before the token is < top_p
+        min_p           p >= min_p * max p
+        typical_p       d = abs(-ln p - entropy) <= the d at which the mass, d ascending, reaches typical_p
+        epsilon_cutoff  p >= epsilon_cutoff
+        eta_cutoff      p >= min(eta_cutoff, sqrt(eta_cutoff) * exp(-entropy))
+
+    From top_p on, a filter keeps at least the first `min_tokens_to_keep` of its order. Where scores tie, lower ids come
+    first. Every filter is off at its default, and the neutral value of a knob costs nothing.
+
+    Arguments:
+        logits: (rows, vocab_size) float32, float16 or bfloat16, last dimension contiguous; rows may be strided.
+        do_sample: bool or (rows,) bool; False makes a row greedy, as temperature 0 does.
+        temperature: finite and >= 0. top_p, min_p: in [0, 1]. typical_p: in (0, 1]. epsilon_cutoff, eta_cutoff: in
+            [0, 1). top_h: None or in (0, 1]; in a tensor 0 is off. repetition_penalty: finite and > 0.
+            presence_penalty,
+            frequency_penalty: finite. All a number, or a (rows,) floating point tensor; taken as float32.
+        top_k, no_repeat_ngram_size: >= 0, 0 is off. min_tokens_to_keep: >= 1. An int, or a (rows,) int64 tensor.
+        input_ids: (rows, length) int64, last dimension contiguous. Ids outside the vocabulary are ignored, so that
+            padding is hidden by writing -1. Needed where a penalty or the n-gram ban acts.
+        prompt_lengths: columns of `input_ids` that are prompt, an int or (rows,) int64; None is 0.
+        bias: (vocab_size,) or (rows, vocab_size) float32.
+        suppress: token ids for all rows, a sequence of ints or (n,) int64, or (rows, n) int64; ids outside the
+            vocabulary are ignored.
+        token_bitmask: (ceil(vocab_size / 32),) or (rows, ceil(vocab_size / 32)) int32; bit i % 32 of word i // 32 set:
+            id i is allowed (xgrammar's format).
+        backend: "auto", "cpu" or "torch".
+        out: (rows, vocab_size) float32 to write into, last dimension contiguous, sharing no memory with `logits`.
+
+    A row that holds NaN or +inf, or nothing but -inf, before or after the temperature, is returned as x.
+
+    Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError where the backend cannot run;
+    a refused call changes nothing.
+    """
+    prepared = prepare_process_logits(
+        logits,
+        do_sample=do_sample,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        typical_p=typical_p,
+        epsilon_cutoff=epsilon_cutoff,
+        eta_cutoff=eta_cutoff,
+        top_h=top_h,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        input_ids=input_ids,
+        prompt_lengths=prompt_lengths,
+        bias=bias,
+        suppress=suppress,
+        token_bitmask=token_bitmask,
+        min_tokens_to_keep=min_tokens_to_keep,
+        backend=backend,
+        out=out,
+    )
+    return prepared(logits)
+
+
+def prepare_process_logits(
+    logits: Tensor,
+    *,
+    do_sample: BoolKnob = True,
+    temperature: FloatKnob = 1.0,
+    top_k: IntKnob = 0,
+    top_p: FloatKnob = 1.0,
+    min_p: FloatKnob = 0.0,
+    typical_p: FloatKnob = 1.0,
+    epsilon_cutoff: FloatKnob = 0.0,
+    eta_cutoff: FloatKnob = 0.0,
+    top_h: FloatKnob | None = None,
+    repetition_penalty: FloatKnob = 1.0,
+    presence_penalty: FloatKnob = 0.0,
+    frequency_penalty: FloatKnob = 0.0,
+    no_repeat_ngram_size: IntKnob = 0,
+    input_ids: Tensor | None = None,
+    prompt_lengths: IntKnob | None = None,
+    bias: Tensor | None = None,
+    suppress: TokenIds | None = None,
+    token_bitmask: Tensor | None = None,
+    min_tokens_to_keep: IntKnob = 1,
+    backend: str = "auto",
+    out: Tensor | None = None,
+    state: DecodeState | None = None,
+) -> PreparedProcessLogits:
+    """Checks the arguments of `process_logits` once; `logits` is an example of what the calls will bring.
+
+    state: its sequences stand for `input_ids` and its prompt length for `prompt_lengths`; nothing is written to it.
+    """
+    shaping = check_shaping(
+        logits,
+        do_sample=do_sample,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        typical_p=typical_p,
+        epsilon_cutoff=epsilon_cutoff,
+        eta_cutoff=eta_cutoff,
+        top_h=top_h,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        input_ids=input_ids,
+        prompt_lengths=prompt_lengths,
+        bias=bias,
+        suppress=suppress,
+        token_bitmask=token_bitmask,
+        min_tokens_to_keep=min_tokens_to_keep,
+        state=state,
+    )
+    shape = (shaping.like.rows, shaping.like.vocab_size)
+    if out is not None:
+        checks.check_tensor("out", out)
+        checks.check_dtype("out", out, torch.float32)
+        checks.check_shape("out", out, "(rows, vocab_size)", shape)
+        checks.check_device("out", out, shaping.like.device)
+        checks.check_last_stride("out", out)
+        checks.check_no_overlap("out", out, "logits", logits)
+    name, entry = _dispatch.resolve(logits.device, backend)
+    if out is None:
+        out = torch.empty(shape, dtype=torch.float32, device=logits.device)
+    return PreparedProcessLogits(logits, entry(shaping, out), out, name, shaping, state)
+
+
+def _cpu(shaping: Shaping, out: Tensor) -> Run:
+    from pygen import _C
+
+    run_plan = _C.ProcessPlan(**shaping.kernel_arguments(torch.get_num_threads())).run
+    # The kernel reads the tensors of `shaping` through pointers: the closure holds them.
+    kept = (shaping, out)
+
+    def run(logits: Tensor, step: int, length: int, kept: object = kept) -> None:
+        run_plan(logits.data_ptr(), logits.stride(0), step, length, out.data_ptr(), out.stride(0))
+
+    return run
+
+
+def _torch(shaping: Shaping, out: Tensor) -> Run:
+    from pygen.reference.process_logits import process_logits as reference
+
+    @detached
+    def run(logits: Tensor, step: int, length: int) -> None:
+        out.copy_(reference(logits, **shaping.reference_arguments(length)))
+
+    return run
+
+
+_dispatch: Dispatcher[Callable[[Shaping, Tensor], Run]] = Dispatcher("process_logits", cpu=_cpu, torch=_torch)

@@ -1,0 +1,269 @@
+"""Draws the next token of every row in one call: shaping, race, log-probabilities and bookkeeping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pygen.backends import Dispatcher
+from pygen.ops import _checks as checks
+from pygen.ops._noise import Noise, check_noise
+from pygen.ops._outputs import SampleOutput, check_out, empty_output, output_arguments, tensors_of
+from pygen.ops._prepared import Prepared, Run, detached
+from pygen.ops._shaping import BoolKnob, FloatKnob, IntKnob, Shaping, TokenIds, check_shaping
+from pygen.ops._state import state_arguments
+
+if TYPE_CHECKING:
+    from pygen.loops.state import DecodeState
+
+
+class PreparedSample(Prepared[SampleOutput]):
+    """`sample` with everything but the logits and the step fixed; see `Prepared`."""
+
+    __slots__ = ()
+
+
+def sample(
+    logits: Tensor,
+    *,
+    do_sample: BoolKnob = True,
+    temperature: FloatKnob = 1.0,
+    top_k: IntKnob = 0,
+    top_p: FloatKnob = 1.0,
+    min_p: FloatKnob = 0.0,
+    typical_p: FloatKnob = 1.0,
+    epsilon_cutoff: FloatKnob = 0.0,
+    eta_cutoff: FloatKnob = 0.0,
+    top_h: FloatKnob | None = None,
+    repetition_penalty: FloatKnob = 1.0,
+    presence_penalty: FloatKnob = 0.0,
+    frequency_penalty: FloatKnob = 0.0,
+    no_repeat_ngram_size: IntKnob = 0,
+    input_ids: Tensor | None = None,
+    prompt_lengths: IntKnob | None = None,
+    bias: Tensor | None = None,
+    suppress: TokenIds | None = None,
+    token_bitmask: Tensor | None = None,
+    min_tokens_to_keep: IntKnob = 1,
+    seed: int | Sequence[int] | Tensor | None = None,
+    step: int | Tensor = 0,
+    noise: Tensor | None = None,
+    rng: str = "philox",
+    generator: torch.Generator | None = None,
+    logprobs: int = 0,
+    backend: str = "auto",
+    out: SampleOutput | None = None,
+) -> SampleOutput:
+    """One token per row, drawn from the survivors of `process_logits`: token i with probability softmax(s)[i].
+
+    With s the scores of `process_logits` and E > 0 exponential noise, per row::
+
+        token = argmax over survivors of s - ln E      ties to the lowest id; a survivor beats every removed token
+        greedy row: token = argmax of x, nothing is drawn
+
+    The noise of element (row, id) is
+
+    - rng="philox": a function of (row seed, step, id) alone. word = philox4x32_10(key = row seed, counter = (id >> 2,
+      step, 0, 0))[id & 3]; u = min(float32((word + 1/2) / 2**32), 1 - 2**-24); E = -log1p(-u) (Salmon et al. 2011).
+    - rng="torch": what `torch.multinomial(torch.softmax(s, -1), 1)` takes from `generator`, so the token is the one
+      that it returns. The generator advances by rows * vocab_size elements, also for greedy rows.
+    - noise=: given.
+
+    A row that is not OK (see `RowStatus`) is not drawn: its token is the lowest id of the largest x that is not NaN,
+    and its log-probabilities are NaN. The other rows of the call are untouched by it. Greedy and bad rows, like every
+    other, return an id in [0, vocab_size).
+
+    Arguments:
+        logits, do_sample to min_tokens_to_keep, backend: see `process_logits`.
+        seed: an int in [0, 2**64), from which row r gets `pygen.rng.row_seed(seed, r)`; or the row seeds themselves,
+            one such int per row, or (rows,) int64 bit patterns. None: drawn from `generator`, or torch's default one.
+        step: tokens generated so far, an int in [0, 2**32), or one per row, (rows,) int64.
+        noise: (rows, vocab_size) float32, > 0, last dimension contiguous. Excludes seed, generator and rng="torch".
+        rng: "philox" or "torch"; "torch" excludes seed and needs CPU logits.
+        generator: a torch.Generator; None is torch's default one. Not touched where `do_sample` is False.
+        logprobs: n > 0 also returns ln softmax(s) of the token, and the n best tokens with theirs. For a greedy row s
+        is x.
+        out: a SampleOutput of contiguous tensors to write into, shaped like the result.
+
+    Returns SampleOutput(token_ids, logprobs, top_logprobs, status).
+
+    Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError where the backend cannot run;
+    a refused call changes nothing, the generator included.
+    """
+    if not isinstance(step, Tensor):
+        checks.check_step("step", step)
+    prepared = prepare_sample(
+        logits,
+        do_sample=do_sample,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        typical_p=typical_p,
+        epsilon_cutoff=epsilon_cutoff,
+        eta_cutoff=eta_cutoff,
+        top_h=top_h,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        input_ids=input_ids,
+        prompt_lengths=prompt_lengths,
+        bias=bias,
+        suppress=suppress,
+        token_bitmask=token_bitmask,
+        min_tokens_to_keep=min_tokens_to_keep,
+        seed=seed,
+        step=step if isinstance(step, Tensor) else None,
+        noise=noise,
+        rng=rng,
+        generator=generator,
+        logprobs=logprobs,
+        backend=backend,
+        out=out,
+    )
+    return prepared(logits, step=0 if isinstance(step, Tensor) else step)
+
+
+def prepare_sample(
+    logits: Tensor,
+    *,
+    do_sample: BoolKnob = True,
+    temperature: FloatKnob = 1.0,
+    top_k: IntKnob = 0,
+    top_p: FloatKnob = 1.0,
+    min_p: FloatKnob = 0.0,
+    typical_p: FloatKnob = 1.0,
+    epsilon_cutoff: FloatKnob = 0.0,
+    eta_cutoff: FloatKnob = 0.0,
+    top_h: FloatKnob | None = None,
+    repetition_penalty: FloatKnob = 1.0,
+    presence_penalty: FloatKnob = 0.0,
+    frequency_penalty: FloatKnob = 0.0,
+    no_repeat_ngram_size: IntKnob = 0,
+    input_ids: Tensor | None = None,
+    prompt_lengths: IntKnob | None = None,
+    bias: Tensor | None = None,
+    suppress: TokenIds | None = None,
+    token_bitmask: Tensor | None = None,
+    min_tokens_to_keep: IntKnob = 1,
+    seed: int | Sequence[int] | Tensor | None = None,
+    step: Tensor | None = None,
+    noise: Tensor | None = None,
+    rng: str = "philox",
+    generator: torch.Generator | None = None,
+    logprobs: int = 0,
+    backend: str = "auto",
+    out: SampleOutput | None = None,
+    state: DecodeState | None = None,
+) -> PreparedSample:
+    """Checks the arguments of `sample` once; `logits` is an example of what the calls will bring.
+
+    step: (rows,) int64 that the noise of every call reads, or None: the step given to the call. A missing seed is drawn
+        here, once.
+    state: its sequences stand for `input_ids` and its prompt length for `prompt_lengths`, and every call extends them
+        at column prompt_length + step: a finished row takes `pad_token_id`; the others take their token, count it in
+        `num_generated`, and are finished if it is one of `eos_token_ids`. `unfinished` is then counted anew. The
+        result holds the tokens as appended; status and log-probabilities of a finished row mean nothing.
+    """
+    shaping = check_shaping(
+        logits,
+        do_sample=do_sample,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        typical_p=typical_p,
+        epsilon_cutoff=epsilon_cutoff,
+        eta_cutoff=eta_cutoff,
+        top_h=top_h,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        input_ids=input_ids,
+        prompt_lengths=prompt_lengths,
+        bias=bias,
+        suppress=suppress,
+        token_bitmask=token_bitmask,
+        min_tokens_to_keep=min_tokens_to_keep,
+        state=state,
+    )
+    if state is not None and step is not None:
+        raise ValueError("`step` must be None where `state` has a column for every step, got a tensor")
+    num_logprobs = checks.count("logprobs", logprobs)
+    if out is not None:
+        check_out(out, num_logprobs, shaping.like)
+    name, entry = _dispatch.resolve(logits.device, backend)
+    source = check_noise(
+        shaping.like,
+        draws=do_sample is not False,
+        seed=seed,
+        step=step,
+        noise=noise,
+        rng=rng,
+        generator=generator,
+    )
+    if out is None:
+        out = empty_output(shaping.like, num_logprobs)
+    return PreparedSample(logits, entry(_Call(shaping, source, num_logprobs, out, state)), out, name, shaping, state)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Everything checked, as backends take it; holds the tensors that a kernel reads and writes through pointers."""
+
+    shaping: Shaping
+    noise: Noise
+    num_logprobs: int
+    out: SampleOutput
+    state: DecodeState | None
+
+
+def _cpu(call: _Call) -> Run:
+    from pygen import _C
+
+    run_plan = _C.SamplePlan(
+        **call.shaping.kernel_arguments(torch.get_num_threads()),
+        **call.noise.kernel_arguments(),
+        **output_arguments(call.out, call.num_logprobs),
+        **state_arguments(call.state),
+    ).run
+
+    def run(logits: Tensor, step: int, length: int, kept: _Call = call) -> None:
+        run_plan(logits.data_ptr(), logits.stride(0), step, length, 0)
+
+    def run_advancing(
+        logits: Tensor, step: int, length: int, generator: torch.Generator = call.noise.generator
+    ) -> None:
+        generator_state = generator.get_state()
+        run_plan(logits.data_ptr(), logits.stride(0), step, length, generator_state.data_ptr())
+        generator.set_state(generator_state)
+
+    return run_advancing if call.noise.advances_generator else run
+
+
+def _torch(call: _Call) -> Run:
+    from pygen.reference import sample as reference
+
+    @detached
+    def run(logits: Tensor, step: int, length: int) -> None:
+        result = reference.sample(
+            logits,
+            **call.shaping.reference_arguments(length),
+            **call.noise.reference_arguments(step),
+            logprobs=call.num_logprobs,
+        )
+        if call.state is not None:
+            reference.append_tokens(call.state, result.token_ids, step)
+        for target, source in zip(tensors_of(call.out), tensors_of(result), strict=True):
+            target.copy_(source)
+
+    return run
+
+
+_dispatch: Dispatcher[Callable[[_Call], Run]] = Dispatcher("sample", cpu=_cpu, torch=_torch)

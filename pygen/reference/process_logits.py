@@ -1,0 +1,308 @@
+"""`process_logits` in plain torch, and the pipeline it shares with `sample`.
+
+Scores are float32 at every stage, as the kernels hold them. Probabilities, entropies and cumulative masses are
+float64, so that a kept set is the one that exact arithmetic gives for those scores; a kernel may differ within its
+rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+OK, NAN, ALL_MASKED, POS_INF = range(4)
+
+TOP_H_CANDIDATES = 100
+
+Knob = float | Tensor
+IntKnob = int | Tensor
+
+
+def process_logits(
+    logits: Tensor,
+    *,
+    do_sample: bool | Tensor = True,
+    temperature: Knob = 1.0,
+    top_k: IntKnob = 0,
+    top_p: Knob = 1.0,
+    min_p: Knob = 0.0,
+    typical_p: Knob = 1.0,
+    epsilon_cutoff: Knob = 0.0,
+    eta_cutoff: Knob = 0.0,
+    top_h: Knob | None = None,
+    repetition_penalty: Knob = 1.0,
+    presence_penalty: Knob = 0.0,
+    frequency_penalty: Knob = 0.0,
+    no_repeat_ngram_size: IntKnob = 0,
+    input_ids: Tensor | None = None,
+    prompt_lengths: IntKnob | None = None,
+    bias: Tensor | None = None,
+    suppress: Sequence[int] | Tensor | None = None,
+    token_bitmask: Tensor | None = None,
+    min_tokens_to_keep: IntKnob = 1,
+) -> Tensor:
+    """The scores of `shape_rows`."""
+    scores, _, _ = shape_rows(
+        logits,
+        do_sample=do_sample,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        typical_p=typical_p,
+        epsilon_cutoff=epsilon_cutoff,
+        eta_cutoff=eta_cutoff,
+        top_h=top_h,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        input_ids=input_ids,
+        prompt_lengths=prompt_lengths,
+        bias=bias,
+        suppress=suppress,
+        token_bitmask=token_bitmask,
+        min_tokens_to_keep=min_tokens_to_keep,
+    )
+    return scores
+
+
+def shape_rows(
+    logits: Tensor,
+    *,
+    do_sample: bool | Tensor,
+    temperature: Knob,
+    top_k: IntKnob,
+    top_p: Knob,
+    min_p: Knob,
+    typical_p: Knob,
+    epsilon_cutoff: Knob,
+    eta_cutoff: Knob,
+    top_h: Knob | None,
+    repetition_penalty: Knob,
+    presence_penalty: Knob,
+    frequency_penalty: Knob,
+    no_repeat_ngram_size: IntKnob,
+    input_ids: Tensor | None,
+    prompt_lengths: IntKnob | None,
+    bias: Tensor | None,
+    suppress: Sequence[int] | Tensor | None,
+    token_bitmask: Tensor | None,
+    min_tokens_to_keep: IntKnob,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores (rows, vocab_size) float32, status (rows,) int32, and which rows are to be drawn (rows,) bool.
+
+    A greedy row and a row whose status is not OK keep the scores they have before temperature, and are not drawn.
+    """
+    rows, vocab_size = logits.shape
+    scores = torch.empty(rows, vocab_size, dtype=torch.float32, device=logits.device)
+    status = torch.empty(rows, dtype=torch.int32, device=logits.device)
+    drawn = torch.empty(rows, dtype=torch.bool, device=logits.device)
+    for r in range(rows):
+        x = logits[r].float()
+        if bias is not None:
+            x = x + _row_of(bias, r)
+        if input_ids is not None:
+            history = input_ids[r]
+            in_vocabulary = (history >= 0) & (history < vocab_size)
+            prompt_length = 0 if prompt_lengths is None else int(_at(prompt_lengths, r))
+            generated = in_vocabulary & (torch.arange(len(history), device=history.device) >= prompt_length)
+            x = penalize_repetition(x, history[in_vocabulary], _float32(repetition_penalty, r))
+            presence, frequency = _float32(presence_penalty, r), _float32(frequency_penalty, r)
+            x = penalize_counts(x, history[generated], presence, frequency)
+            x = ban_repeated_ngrams(x, history, int(_at(no_repeat_ngram_size, r)))
+        if suppress is not None:
+            x = suppress_tokens(x, _row_of(torch.as_tensor(suppress, dtype=torch.int64, device=x.device), r))
+        if token_bitmask is not None:
+            x = apply_token_bitmask(x, _row_of(token_bitmask, r))
+
+        row_temperature = _float32(temperature, r)
+        drawn[r] = bool(_at(do_sample, r)) and row_temperature > 0
+        scores[r] = x
+        status[r] = row_status(x)
+        if not drawn[r] or status[r] != OK:
+            drawn[r] = False
+            continue
+
+        s = x / row_temperature
+        status[r] = row_status(s)
+        if status[r] != OK:
+            drawn[r] = False
+            continue
+        keep = min(int(_at(min_tokens_to_keep, r)), vocab_size)
+        s = keep_top_h(s, 0.0 if top_h is None else float(_float32(top_h, r)))
+        s = keep_top_k(s, int(_at(top_k, r)), keep)
+        s = keep_top_p(s, float(_float32(top_p, r)), keep)
+        s = keep_min_p(s, float(_float32(min_p, r)), keep)
+        s = keep_typical(s, float(_float32(typical_p, r)), keep)
+        s = keep_epsilon(s, float(_float32(epsilon_cutoff, r)), keep)
+        s = keep_eta(s, float(_float32(eta_cutoff, r)), keep)
+        scores[r] = s
+    return scores, status, drawn
+
+
+def penalize_repetition(x: Tensor, seen_ids: Tensor, repetition_penalty: Tensor) -> Tensor:
+    """Every distinct seen id: x * penalty where x < 0, else x / penalty (Keskar et al. 2019, with the sign rule of
+    Hugging Face)."""
+    seen = torch.zeros_like(x, dtype=torch.bool)
+    seen[seen_ids] = True
+    return torch.where(seen, torch.where(x < 0, x * repetition_penalty, x / repetition_penalty), x)
+
+
+def penalize_counts(x: Tensor, generated_ids: Tensor, presence: Tensor, frequency: Tensor) -> Tensor:
+    """Ids generated `count` > 0 times: x - count * frequency - presence (OpenAI API reference)."""
+    count = torch.bincount(generated_ids, minlength=len(x)).float()
+    return torch.where(count > 0, x - count * frequency - presence, x)
+
+
+def ban_repeated_ngrams(x: Tensor, history: Tensor, ngram_size: int) -> Tensor:
+    """Every y such that the last ngram_size - 1 ids followed by y already occur in the history becomes -inf.
+
+    An id outside the vocabulary equals nothing, not even itself.
+    """
+    ids = history.tolist()
+    if ngram_size == 0 or len(ids) < ngram_size:
+        return x
+    x = x.clone()
+    suffix = ids[len(ids) - (ngram_size - 1) :]
+    if all(0 <= token_id < len(x) for token_id in suffix):
+        for start in range(len(ids) - ngram_size + 1):
+            *prefix, token_id = ids[start : start + ngram_size]
+            if prefix == suffix and 0 <= token_id < len(x):
+                x[token_id] = -math.inf
+    return x
+
+
+def suppress_tokens(x: Tensor, token_ids: Tensor) -> Tensor:
+    """The given ids become -inf; ids outside the vocabulary are ignored."""
+    inside = (token_ids >= 0) & (token_ids < len(x))
+    return x.index_fill(0, token_ids[inside], -math.inf)
+
+
+def apply_token_bitmask(x: Tensor, words: Tensor) -> Tensor:
+    """Bit i % 32 of word i // 32 says whether id i is allowed (xgrammar's format); the others become -inf."""
+    token_ids = torch.arange(len(x), device=x.device)
+    allowed = (words[token_ids // 32] >> (token_ids % 32)) & 1
+    return x.masked_fill(allowed == 0, -math.inf)
+
+
+def row_status(x: Tensor) -> int:
+    """What is wrong with a row, the worst first."""
+    if x.isnan().any():
+        return NAN
+    if (x == math.inf).any():
+        return POS_INF
+    if (x == -math.inf).all():
+        return ALL_MASKED
+    return OK
+
+
+def keep_top_h(s: Tensor, top_h: float) -> Tensor:
+    """Entropy-bounded prefix of the 100 largest (Potraghloo et al. 2025): with p the softmax over them and H its
+    entropy, keep while the cumulative -sum p ln p is at most top_h * H; the first is always kept. 0 is off."""
+    if top_h == 0:
+        return s
+    order = _descending(s)[:TOP_H_CANDIDATES]
+    p = probabilities(s[order])
+    cumulative = torch.special.entr(p).cumsum(0)
+    kept = cumulative <= top_h * cumulative[-1]
+    kept[0] = True
+    return _keep_only(s, order[kept])
+
+
+def keep_top_k(s: Tensor, top_k: int, min_tokens_to_keep: int) -> Tensor:
+    """Keep s >= the k-th largest, k = max(top_k, min_tokens_to_keep): ties at the boundary all stay. 0 is off."""
+    if top_k == 0:
+        return s
+    k = min(max(top_k, min_tokens_to_keep), len(s))
+    return s.masked_fill(s < s.topk(k).values[-1], -math.inf)
+
+
+def keep_top_p(s: Tensor, top_p: float, min_tokens_to_keep: int) -> Tensor:
+    """Walking from the largest, keep a token while the mass strictly before it is below top_p (Holtzman et al. 2020).
+    1 is off."""
+    if top_p >= 1:
+        return s
+    order = _descending(s)
+    p = probabilities(s[order])
+    mass_before = torch.cat([p.new_zeros(1), p.cumsum(0)[:-1]])
+    kept = mass_before < top_p
+    kept[:min_tokens_to_keep] = True
+    return _keep_only(s, order[kept])
+
+
+def keep_min_p(s: Tensor, min_p: float, min_tokens_to_keep: int) -> Tensor:
+    """Keep p >= min_p * max p, and the min_tokens_to_keep largest (Nguyen et al. 2024). 0 is off."""
+    if min_p == 0:
+        return s
+    p = probabilities(s)
+    kept = p >= min_p * p.max()
+    kept[_descending(s)[:min_tokens_to_keep]] = True
+    return s.masked_fill(~kept, -math.inf)
+
+
+def keep_typical(s: Tensor, typical_p: float, min_tokens_to_keep: int) -> Tensor:
+    """With d = abs(-ln p - H) ascending, keep d <= d_j where j is the first place at which the inclusive cumulative
+    mass reaches typical_p (Meister et al. 2022), and the first min_tokens_to_keep. 1 is off."""
+    if typical_p >= 1:
+        return s
+    p = probabilities(s)
+    distance = (-torch.log_softmax(s.double(), 0) - torch.special.entr(p).sum()).abs()
+    order = torch.sort(distance, stable=True).indices
+    below = int((p[order].cumsum(0) < typical_p).sum())
+    kept = distance <= distance[order[min(below, len(s) - 1)]]
+    kept[order[:min_tokens_to_keep]] = True
+    return s.masked_fill(~kept, -math.inf)
+
+
+def keep_epsilon(s: Tensor, epsilon_cutoff: float, min_tokens_to_keep: int) -> Tensor:
+    """Keep p >= epsilon_cutoff, and s >= the min_tokens_to_keep-th largest (Hewitt et al. 2022). 0 is off."""
+    if epsilon_cutoff == 0:
+        return s
+    return _keep_probable(s, epsilon_cutoff, min_tokens_to_keep)
+
+
+def keep_eta(s: Tensor, eta_cutoff: float, min_tokens_to_keep: int) -> Tensor:
+    """The epsilon filter at min(eta_cutoff, sqrt(eta_cutoff) * exp(-H)) (Hewitt et al. 2022). 0 is off."""
+    if eta_cutoff == 0:
+        return s
+    entropy = float(torch.special.entr(probabilities(s)).sum())
+    return _keep_probable(s, min(eta_cutoff, math.sqrt(eta_cutoff) * math.exp(-entropy)), min_tokens_to_keep)
+
+
+def probabilities(s: Tensor) -> Tensor:
+    """Softmax of the scores in float64; removed entries have probability 0."""
+    return torch.softmax(s.double(), dim=-1)
+
+
+def _keep_probable(s: Tensor, cutoff: float, min_tokens_to_keep: int) -> Tensor:
+    kept = (probabilities(s) >= cutoff) | (s >= s.topk(min_tokens_to_keep).values[-1])
+    return s.masked_fill(~kept, -math.inf)
+
+
+def _keep_only(s: Tensor, token_ids: Tensor) -> Tensor:
+    kept = torch.zeros_like(s, dtype=torch.bool)
+    kept[token_ids] = True
+    return s.masked_fill(~kept, -math.inf)
+
+
+def _descending(s: Tensor) -> Tensor:
+    """Token ids from the largest score to the smallest, the lower id first where scores tie."""
+    return torch.sort(s, descending=True, stable=True).indices
+
+
+def _at(knob: bool | float | Tensor, row: int) -> bool | float:
+    return knob[row].item() if isinstance(knob, Tensor) else knob
+
+
+def _float32(knob: Knob, row: int) -> Tensor:
+    """The knob of a row as the float32 that the kernels receive."""
+    return torch.tensor(_at(knob, row), dtype=torch.float32)
+
+
+def _row_of(table: Tensor, row: int) -> Tensor:
+    """Row `row` of a (rows, n) table, or the whole of a shared (n,) one."""
+    return table[row] if table.dim() == 2 else table

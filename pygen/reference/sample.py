@@ -1,0 +1,154 @@
+"""`sample` in plain torch: the scores of `process_logits`, the exponential race, log-probabilities, bookkeeping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pygen import rng as noise_sources
+from pygen.ops._outputs import RowStatus, SampleOutput, TopLogprobs
+from pygen.reference.process_logits import IntKnob, Knob, shape_rows
+
+if TYPE_CHECKING:
+    from pygen.loops.state import DecodeState
+
+
+def sample(
+    logits: Tensor,
+    *,
+    do_sample: bool | Tensor = True,
+    temperature: Knob = 1.0,
+    top_k: IntKnob = 0,
+    top_p: Knob = 1.0,
+    min_p: Knob = 0.0,
+    typical_p: Knob = 1.0,
+    epsilon_cutoff: Knob = 0.0,
+    eta_cutoff: Knob = 0.0,
+    top_h: Knob | None = None,
+    repetition_penalty: Knob = 1.0,
+    presence_penalty: Knob = 0.0,
+    frequency_penalty: Knob = 0.0,
+    no_repeat_ngram_size: IntKnob = 0,
+    input_ids: Tensor | None = None,
+    prompt_lengths: IntKnob | None = None,
+    bias: Tensor | None = None,
+    suppress: Sequence[int] | Tensor | None = None,
+    token_bitmask: Tensor | None = None,
+    min_tokens_to_keep: IntKnob = 1,
+    seed: int | Sequence[int] | Tensor | None = None,
+    step: int | Tensor = 0,
+    noise: Tensor | None = None,
+    rng: str = "philox",
+    generator: torch.Generator | None = None,
+    logprobs: int = 0,
+) -> SampleOutput:
+    """Draws by the race of `race_winners` from the survivors of `process_logits`; other rows take their best token."""
+    scores, status, drawn = shape_rows(
+        logits,
+        do_sample=do_sample,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        typical_p=typical_p,
+        epsilon_cutoff=epsilon_cutoff,
+        eta_cutoff=eta_cutoff,
+        top_h=top_h,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        input_ids=input_ids,
+        prompt_lengths=prompt_lengths,
+        bias=bias,
+        suppress=suppress,
+        token_bitmask=token_bitmask,
+        min_tokens_to_keep=min_tokens_to_keep,
+    )
+    token_ids = argmax_lowest(scores.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf))
+    if do_sample is not False:
+        exponential = exponential_noise(scores, seed=seed, step=step, noise=noise, rng=rng, generator=generator)
+        token_ids = torch.where(drawn, race_winners(scores, exponential), token_ids)
+    if logprobs == 0:
+        return SampleOutput(token_ids, None, None, status)
+    return SampleOutput(token_ids, *log_probabilities(scores, status, token_ids, logprobs), status)
+
+
+def exponential_noise(
+    scores: Tensor,
+    *,
+    seed: int | Sequence[int] | Tensor | None,
+    step: int | Tensor,
+    noise: Tensor | None,
+    rng: str,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """The noise E of every element, (rows, vocab_size) float32: given, torch's, or Philox's."""
+    rows, vocab_size = scores.shape
+    if noise is not None:
+        return noise
+    if rng == "torch":
+        return noise_sources.torch_exponential(rows, vocab_size, generator, scores.device)
+    if seed is None:
+        seed = noise_sources.draw_seed(generator)
+    if isinstance(seed, int):
+        seeds = noise_sources.row_seeds(seed, rows)
+    elif isinstance(seed, Tensor):
+        seeds = seed
+    else:
+        seeds = torch.tensor([noise_sources.as_int64(word) for word in seed], dtype=torch.int64)
+    steps = step if isinstance(step, Tensor) else torch.full((rows,), step, dtype=torch.int64)
+    return noise_sources.philox_exponential(seeds.to(scores.device), steps.to(scores.device), vocab_size)
+
+
+def race_winners(scores: Tensor, exponential: Tensor) -> Tensor:
+    """argmax over survivors of score - ln E: token i wins with probability softmax(scores)[i].
+
+    Compared in float64, so that rounding decides nothing; ties go to the lowest id, and a survivor beats every removed
+    token whatever its noise.
+    """
+    race = scores.double() - exponential.double().log()
+    race = race.clamp(min=torch.finfo(torch.float64).min)
+    return argmax_lowest(race.masked_fill(scores == -math.inf, -math.inf))
+
+
+def argmax_lowest(values: Tensor) -> Tensor:
+    """Lowest index of the largest value of every row."""
+    token_ids = torch.arange(values.shape[1], device=values.device)
+    largest = values.amax(dim=1, keepdim=True)
+    return torch.where(values == largest, token_ids, values.shape[1]).amin(dim=1)
+
+
+def log_probabilities(scores: Tensor, status: Tensor, token_ids: Tensor, n: int) -> tuple[Tensor, TopLogprobs]:
+    """ln softmax(scores) of the tokens taken, and of the n best survivors."""
+    rows, vocab_size = scores.shape
+    logprobs = torch.log_softmax(scores.double(), dim=1).float()
+    order = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :n]
+    top_ids = torch.full((rows, n), -1, dtype=torch.int64, device=scores.device)
+    top_logprobs = torch.full((rows, n), -math.inf, device=scores.device)
+    top_logprobs[:, : min(n, vocab_size)] = logprobs.gather(1, order)
+    top_ids[:, : min(n, vocab_size)] = order.masked_fill(scores.gather(1, order) == -math.inf, -1)
+
+    invalid = status != RowStatus.OK
+    top_logprobs[invalid], top_ids[invalid] = math.nan, -1
+    own = logprobs.gather(1, token_ids[:, None])[:, 0].masked_fill(invalid, math.nan)
+    return own, TopLogprobs(top_ids, top_logprobs)
+
+
+def append_tokens(state: DecodeState, token_ids: Tensor, step: int) -> None:
+    """Writes the tokens of one step into the sequences of `state`, in place, and into `token_ids` what was written.
+
+    A finished row takes the pad token. The others count one more generated token and finish at an EOS token.
+    """
+    token_ids.masked_fill_(state.finished, state.pad_token_id)
+    column = state.prompt_length + step
+    state.token_ids[:, column] = token_ids
+    state.history[:, column] = token_ids
+    state.num_generated += ~state.finished
+    if state.eos_token_ids is not None:
+        state.finished |= torch.isin(token_ids, state.eos_token_ids) & ~state.finished
+    state.unfinished.copy_((~state.finished).sum())
