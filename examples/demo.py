@@ -131,8 +131,8 @@ def main(argv: list[str] | None = None) -> int:
     silent = Silent(tokenizer, skip_prompt=True, skip_special_tokens=True)
     theirs = run(model.generate, model, inputs, silent, arguments.seed, arguments.max_new_tokens)
 
-    print(f"\n{'':<14}{'tokens':>7}{'tokens/s':>12}{'ms/token:':>12}{'':>12}{'':>12}")
-    print(f"{'':<33}{'forward':>12}{'outside':>12}{'streamer':>12}")
+    print(f"\n{'':<33}{'ms/token in':>12}\n{'':<14}{'tokens':>7}{'tokens/s':>12}", end="")
+    print(f"{'forward':>12}{'outside':>12}{'streamer':>12}")
     print(ours.row("pygen"))
     print(theirs.row("transformers"))
     settings = ", ".join(f"{name}={value}" for name, value in SETTINGS.items())
