@@ -1,0 +1,213 @@
+"""Times `pygen.generate` against transformers' `generate()`, on a real model and on one that does nothing.
+
+python -m benchmarks.bench_generate --table     SmolLM2-135M-Instruct, 1 and 8 prompts
+python -m benchmarks.bench_generate --quick     the empty model only
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+import pygen
+from benchmarks import cli
+from benchmarks.baseline import Settings
+from benchmarks.harness import BASELINE, Options, Row, Target, judge
+from benchmarks.inputs import load_smollm2
+from benchmarks.machine import commit, today
+from benchmarks.record_traces import TEXT
+from pygen.ops import prepare_sample
+
+FIRST = Settings(temperature=0.7, repetition_penalty=1.1, top_k=50, top_p=0.9)
+PROMPT_TOKENS = 64
+SEED = 20
+Generate = Callable[..., torch.Tensor]
+
+
+class StepClock:
+    """Marks the beginning and the end of every forward of `model` while the block runs.
+
+    On a GPU the marks are events on the stream, so that nothing has to wait for them.
+    """
+
+    def __init__(self, model: torch.nn.Module, device: torch.device) -> None:
+        self.model = model
+        self.cuda = device.type == "cuda"
+        self.marks: list[Any] = []
+
+    def _mark(self, *_: object) -> None:
+        if self.cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append(event)
+        else:
+            self.marks.append(time.perf_counter_ns())
+
+    def __enter__(self) -> StepClock:
+        self.handles = [
+            self.model.register_forward_pre_hook(self._mark),
+            self.model.register_forward_hook(self._mark),
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def gaps_us(self) -> tuple[list[float], list[float]]:
+        """Microseconds in each forward after the first, which reads the prompt, and between each two forwards."""
+        if self.cuda:
+            gaps = [a.elapsed_time(b) * 1e3 for a, b in zip(self.marks, self.marks[1:], strict=False)]
+        else:
+            gaps = [(b - a) / 1e3 for a, b in zip(self.marks, self.marks[1:], strict=False)]
+        return gaps[2::2], gaps[1::2]
+
+
+class FixedLogitsConfig(PretrainedConfig):  # type: ignore[misc]
+    model_type = "fixed_logits"
+
+    def __init__(self, vocab_size: int = 32, **kwargs: Any) -> None:
+        self.vocab_size = vocab_size
+        self.hidden_size = self.num_hidden_layers = self.num_attention_heads = 1
+        super().__init__(**kwargs)
+
+
+class FixedLogits(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """A model whose forward returns one tensor, so that what is left of a step is the loop around it."""
+
+    config_class = FixedLogitsConfig
+
+    def __init__(self, config: FixedLogitsConfig) -> None:
+        super().__init__(config)
+        self.anchor = torch.nn.Parameter(torch.zeros(1))
+        logits: Any = torch.randn(1, 1, config.vocab_size)
+        self.output = CausalLMOutputWithPast(logits=logits)
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> CausalLMOutputWithPast:
+        return self.output
+
+
+def engines(model: Any) -> dict[str, Generate]:
+    return {BASELINE: model.generate, "pygen": lambda **kwargs: pygen.generate(model, **kwargs)}
+
+
+def bench(
+    op: str, model: Any, input_ids: torch.Tensor, settings: Settings, new_tokens: int, target: Target,
+    options: Options, **extra: Any,
+) -> list[Row]:  # fmt: skip
+    """Rows of transformers and pygen for one prompt tensor, each run in turn; red unless the tokens agree."""
+    knobs = {**settings.active, "do_sample": settings.do_sample, "max_new_tokens": new_tokens, **extra}
+    knobs = {"top_k": 0, **knobs} if settings.do_sample else knobs
+    run = engines(model)
+    start = time.perf_counter()
+    tokens = {name: generate_once(call, input_ids, knobs) for name, call in run.items()}
+    rounds = max(2, min(8, int(options.budget_s / (time.perf_counter() - start))))
+    same = torch.equal(tokens[BASELINE], tokens["pygen"])
+    full = tokens["pygen"].shape[1] == input_ids.shape[1] + new_tokens
+    check = "ok" if same and full else "the tokens are not those of transformers" if full else "stopped early"
+
+    seconds: dict[str, list[float]] = {name: [] for name in run}
+    forward: dict[str, list[float]] = {name: [] for name in run}
+    outside: dict[str, list[float]] = {name: [] for name in run}
+    order = list(run)
+    shuffler = random.Random(options.seed)
+    label = f"{op} {input_ids.shape[0]}"
+    for _ in tqdm(range(rounds), desc=label, leave=False, disable=not options.progress):
+        shuffler.shuffle(order)
+        for name in order:
+            start = time.perf_counter()
+            with StepClock(model, input_ids.device) as clock:
+                generate_once(run[name], input_ids, knobs)
+            seconds[name].append(time.perf_counter() - start)
+            inside, between = clock.gaps_us()
+            forward[name] += inside
+            outside[name] += between
+
+    ran = prepare_sample(torch.zeros(1, 8, device=input_ids.device), seed=SEED).backend
+    rows = []
+    for name in run:
+        row = Row(
+            options.suite, op, settings.label, "model", input_ids.shape[0], model.config.vocab_size,
+            "float32", name, "torch" if name == BASELINE else ran,
+            calls=len(outside[name]), check=check if name == "pygen" else "",
+            threads=torch.get_num_threads(), device=str(input_ids.device), commit=commit(), date=today(),
+        )  # fmt: skip
+        fill(row, forward[name], outside[name], seconds[name], input_ids.shape[0] * new_tokens)
+        rows.append(row)
+    compare(rows, target)
+    return rows
+
+
+def generate_once(call: Generate, input_ids: torch.Tensor, knobs: Mapping[str, Any]) -> torch.Tensor:
+    torch.manual_seed(SEED)
+    with torch.inference_mode():
+        return call(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **knobs)
+
+
+def fill(row: Row, forward: Sequence[float], outside: Sequence[float], seconds: Sequence[float], tokens: int) -> None:
+    """Sets the times of `row` in place. `outside_percent` is the time outside relative to the time in the forward."""
+    row.forward_us = statistics.median(forward)
+    row.outside_us = statistics.median(outside)
+    row.median_us = row.forward_us + row.outside_us
+    row.outside_percent = 100 * row.outside_us / row.forward_us
+    row.tokens_per_s = tokens / statistics.median(seconds)
+
+
+def compare(rows: Sequence[Row], target: Target) -> None:
+    """Sets pygen's ratio to transformers in tokens per second, prompt included, and judges its target; none on red."""
+    baseline, row = rows
+    if not row.red and row.tokens_per_s and baseline.tokens_per_s:
+        row.speedup = row.tokens_per_s / baseline.tokens_per_s
+    judge(row, target)
+
+
+def empty_model_rows(options: Options) -> list[Row]:
+    torch.manual_seed(SEED)
+    model = FixedLogits(FixedLogitsConfig())
+    model.train(False)
+    prompt = torch.ones(1, 1, dtype=torch.int64)
+    rows = []
+    for settings in (Settings(do_sample=False), FIRST):
+        rows += bench("generate loop", model, prompt, settings, 256, Target(), options, use_cache=False)
+    for row in rows:
+        # The forward does nothing here, so a share of it says nothing either.
+        row.outside_percent = None
+    return rows
+
+
+def model_rows(options: Options) -> list[Row]:
+    model, tokenizer = load_smollm2()
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    ids = torch.tensor(tokenizer(TEXT).input_ids)
+    rows = []
+    for count, target in ((1, Target()), (8, Target(outside_percent=3))):
+        stride = (len(ids) - PROMPT_TOKENS) // 8
+        prompts = torch.stack([ids[i * stride : i * stride + PROMPT_TOKENS] for i in range(count)])
+        rows += bench("generate", model, prompts, FIRST, 48, target, options)
+    return rows
+
+
+def main() -> int:
+    args = cli.parser("Times pygen.generate against transformers.", ("quick", "table")).parse_args()
+    with cli.threads(args.threads):
+        options = cli.options(args, "generate", 40.0)
+        rows = empty_model_rows(options)
+        if args.size == "table":
+            rows += model_rows(options)
+        return cli.finish(rows, args, save=args.size == "table")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

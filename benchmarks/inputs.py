@@ -1,0 +1,98 @@
+"""Logits to measure on: synthetic distributions, and SmolLM2's own over a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from benchmarks.machine import cache_bytes
+
+TRACES = Path(__file__).resolve().parent / "traces"
+DISTRIBUTIONS = ("normal1", "normal5", "gumbel", "ties", "smollm2")
+ARENA_BYTES = 1 << 30
+
+
+def make_logits(
+    distribution: str, rows: int, vocab_size: int, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> torch.Tensor:
+    """(rows, vocab_size) logits on the CPU.
+
+    normal1, normal5: normal with spread 1 and 5. gumbel: -ln(-ln u), the long right tail of a trained model's scores.
+    ties: normal with spread 0.5 rounded to eighths, so that thresholds fall inside large groups of equal logits.
+    smollm2: the recorded rows, repeated in turn; `vocab_size` must be the recorded one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if distribution == "smollm2":
+        traces = load_traces()
+        if vocab_size != traces.shape[1]:
+            raise ValueError(f"`vocab_size` must be {traces.shape[1]} for the recorded logits, got {vocab_size}")
+        first = int(torch.randint(len(traces), (1,), generator=generator))
+        return traces[(torch.arange(rows) + first) % len(traces)].to(dtype)
+    shape = (rows, vocab_size)
+    if distribution == "normal1":
+        logits = torch.randn(shape, generator=generator)
+    elif distribution == "normal5":
+        logits = torch.randn(shape, generator=generator) * 5
+    elif distribution == "gumbel":
+        logits = -torch.empty(shape).exponential_(generator=generator).log()
+    elif distribution == "ties":
+        logits = (torch.randn(shape, generator=generator) * 4).round() / 8
+    else:
+        raise ValueError(f"`distribution` must be one of {', '.join(DISTRIBUTIONS)}, got {distribution!r}")
+    return logits.to(dtype)
+
+
+def rotation(logits: torch.Tensor, cache: str) -> list[torch.Tensor]:
+    """Buffers that hold the rows of `logits` in different orders, to be used in turn.
+
+    cold: so many that, in total, they are twice the last cache (at most ARENA_BYTES), and a call finds its input in
+    memory. warm: one, which a call finds where the call before it left it.
+    """
+    if cache == "warm":
+        return [logits]
+    size = logits.numel() * logits.element_size()
+    wanted = min(2 * cache_bytes(logits.device), ARENA_BYTES)
+    count = max(2, -(-wanted // max(size, 1)))
+    arena = logits.new_empty((count, *logits.shape))
+    for i in range(count):
+        arena[i] = logits.roll(i, 0)
+    return list(arena.unbind())
+
+
+def random_ids(rows: int, length: int, vocab_size: int, seed: int = 1) -> torch.Tensor:
+    """(rows, length) int64: a history to penalise."""
+    return torch.randint(vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def trace_file() -> Path | None:
+    return next(iter(sorted(TRACES.glob("*.safetensors"))), None)
+
+
+def load_traces() -> torch.Tensor:
+    """(rows, vocab_size) bfloat16: SmolLM2's logits as `record_traces.py` wrote them."""
+    path = trace_file()
+    if path is None:
+        raise FileNotFoundError(f"no recorded logits in {TRACES}: run python -m benchmarks.record_traces")
+    with safe_open(path, framework="pt") as file:
+        logits: torch.Tensor = file.get_tensor("logits")
+    return logits
+
+
+def trace_metadata() -> dict[str, str]:
+    """Model, text and positions of the recorded rows."""
+    path = trace_file()
+    if path is None:
+        raise FileNotFoundError(f"no recorded logits in {TRACES}: run python -m benchmarks.record_traces")
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata())
+
+
+def load_smollm2() -> tuple[Any, Any]:
+    """(model, tokenizer) of the demo, converted on the first call."""
+    from examples.smollm2 import load
+
+    model, tokenizer = load()
+    return model.eval(), tokenizer

@@ -1,0 +1,42 @@
+"""The peak of memory that a call takes on top of what was there before it."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+def _status_bytes(field: str) -> int:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"no {field} in {_STATUS}")
+
+
+def peak_temporary_bytes(call: Callable[[], object]) -> int | None:
+    """Bytes between the resident size before `call()` and the highest during it; None where no counter tells.
+
+    The counter sees C++ and torch alike. The largest single allocation of torch, asked from its profiler in a second
+    call, is a lower bound that does not depend on pages being touched.
+    """
+    gc.collect()
+    try:
+        _CLEAR_REFS.write_text("5")
+        before = _status_bytes("VmRSS")
+        call()
+        resident = max(0, _status_bytes("VmHWM") - before)
+    except OSError:
+        return None
+    return max(resident, _largest_torch_allocation(call))
+
+
+def _largest_torch_allocation(call: Callable[[], object]) -> int:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    return max((event.self_cpu_memory_usage for event in profile.events()), default=0)

@@ -1,0 +1,232 @@
+"""The harness of the benchmarks: what is timed in which order, and what a row may claim."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import bench_sample, cli, harness, inputs, plots, report
+from benchmarks.baseline import Settings, TransformersStep
+from benchmarks.harness import BASELINE, Call, Case, Options, Row, Target, Variant
+
+OPTIONS = Options("test", cache="warm", budget_s=0.02, min_rounds=3, max_rounds=4, progress=False)
+MACHINE = {"device": "abacus", "threads": "2", "pygen": "0", "transformers": "5.6.1"}
+
+
+class FakeTimer:
+    """A timer on which every variant takes the microseconds that its call returns; it writes down who was called."""
+
+    def __init__(self) -> None:
+        self.visits: list[tuple[float, int]] = []
+
+    def __call__(self, call: Call, first: int, calls: int) -> float:
+        us = float(str(call(first)))
+        self.visits.append((us, first))
+        return us
+
+
+def make_case(faults: Mapping[str, str], floors: bool = True) -> Case:
+    logits = torch.randn(2, 64)
+    variants = [
+        Variant(BASELINE, "torch", lambda i: logits.sort()),
+        Variant("pygen", "cpu", lambda i: None, Target(speedup=1e-6)),
+    ]
+    return Case("sample", "no filter", "normal1", [logits], 512, variants, lambda: faults, floors)
+
+
+def make_row(**changes: object) -> Row:
+    row = Row("sample-table", "sample", "no filter", "normal1", 4, 100, "float32", "pygen philox", "cpu")
+    return dataclasses.replace(row, **changes)  # type: ignore[arg-type]
+
+
+def test_every_round_visits_every_variant_in_changing_order() -> None:
+    timer = FakeTimer()
+    slow = {name: (lambda i, us=us: us) for name, us in (("a", 2e6), ("b", 3e6), ("c", 4e6))}
+    timings = harness.measure(slow, timer, dataclasses.replace(OPTIONS, min_rounds=8))
+    rounds = [us for us, _ in timer.visits[3:]]
+    orders = [tuple(rounds[i : i + 3]) for i in range(0, len(rounds), 3)]
+    assert len(orders) == 8
+    assert all(sorted(order) == [2e6, 3e6, 4e6] for order in orders)
+    assert len(set(orders)) > 1
+    assert {name: timing.median_us for name, timing in timings.items()} == {"a": 2e6, "b": 3e6, "c": 4e6}
+
+
+def test_no_call_index_is_used_twice() -> None:
+    timer = FakeTimer()
+    harness.measure({"a": lambda i: 1.0, "b": lambda i: 500.0}, timer, OPTIONS)
+    firsts = [first for _, first in timer.visits]
+    assert firsts == sorted(set(firsts))
+
+
+def test_median_ignores_one_slow_sample() -> None:
+    timing = harness._timing([5.0, 5.0, 900.0, 5.0, 5.0], 2)
+    assert timing.median_us == 5.0
+    assert timing.calls == 10
+
+
+def test_rows_of_a_correct_case_have_ratios() -> None:
+    rows = {row.variant: row for row in harness.run_case(make_case({}), OPTIONS)}
+    assert list(rows) == ["read", "copy", BASELINE, "pygen"]
+    pygen = rows["pygen"]
+    assert pygen.check == "ok"
+    assert pygen.met == "yes"
+    assert pygen.speedup is not None
+    assert pygen.times_read is not None
+    assert pygen.percent_of_copy is not None
+    assert rows[BASELINE].speedup is None
+    assert rows["copy"].bytes_moved == 2 * rows["read"].bytes_moved == 1024  # type: ignore[operator]
+
+
+def test_red_check_gives_no_ratio() -> None:
+    row = harness.run_case(make_case({"pygen": "row 0: wrong"}), OPTIONS)[-1]
+    assert row.red
+    assert row.median_us is not None
+    assert (row.speedup, row.times_read, row.percent_of_copy) == (None, None, None)
+    assert row.met == "no"
+
+
+@pytest.mark.parametrize(("check", "status"), [("ok", 0), ("row 0: wrong", 1)])
+def test_red_ends_with_status_one(check: str, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    args = argparse.Namespace(device=torch.device("cpu"), no_save=True)
+    assert cli.finish([make_row(check=check, median_us=3.0)], args, save=True) == status
+    assert ("RED" in capsys.readouterr().out) == bool(status)
+
+
+def test_table_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "rich.console", None)
+    report.print_rows([make_row(median_us=3.0, check="ok"), make_row(median_us=4.0, variant="pygen torch")])
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 3
+    assert "pygen philox" in out[1]
+    assert "no filter" not in out[2]
+
+
+def test_targets() -> None:
+    row = make_row(check="ok", speedup=100.0, times_read=2.0, median_us=4.0)
+    for target, met in (
+        (Target(speedup=100, reads=2), "yes"),
+        (Target(speedup=100, reads=1.9), "no"),
+        (Target(time_us=5), "yes"),
+        (Target(memory_bytes=10), "no"),
+        (Target(), ""),
+    ):
+        row.met = ""
+        harness.judge(row, target)
+        assert row.met == met
+
+
+def test_geometric_mean() -> None:
+    assert harness.geometric_mean([2.0, 8.0]) == pytest.approx(4.0)
+    assert harness.geometric_mean([]) is None
+
+
+def test_csv_round_trip_replaces_only_its_own_suite(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "abacus.csv"
+    old = make_row(suite="sample-table", median_us=9.0, check="ok")
+    other = make_row(suite="generate-table", op="generate", forward_us=2.5, memory_bytes=7)
+    report.save_csv(path, [old, other], {})
+    new = make_row(suite="sample-table", median_us=3.0, check="ok")
+    report.save_csv(path, [new], MACHINE)
+    assert report.load_csv(path) == [other, new]
+    assert report.load_machine(path) == MACHINE
+    with path.open() as file:
+        head = next(csv.reader(line for line in file if not line.startswith("#")))
+    assert head == [field.name for field in dataclasses.fields(Row)]
+    for name in ("op", "backend", "rows", "vocab_size", "dtype", "median_us", "bytes_moved", "gb_per_s",
+                 "percent_of_copy", "times_read", "speedup", "commit", "date"):  # fmt: skip
+        assert name in head
+
+
+def test_plot_is_written(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = [
+        make_row(variant="read", backend="floor", median_us=10.0),
+        make_row(variant=BASELINE, backend="torch", median_us=900.0),
+        make_row(median_us=20.0, times_read=2.0, speedup=45.0, target=">=40x <=3 reads", check="ok"),
+        make_row(suite="generate-table", op="generate", forward_us=5e3, outside_us=100.0, outside_percent=2.0),
+    ]
+    path = plots.plot_results(rows, MACHINE, tmp_path / "abacus.png")
+    assert path is not None
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert plots.plot_results([], MACHINE, tmp_path / "none.png") is None
+
+
+@pytest.mark.parametrize("distribution", ["normal1", "normal5", "gumbel", "ties"])
+def test_logits_are_reproducible_and_finite(distribution: str) -> None:
+    first = inputs.make_logits(distribution, 3, 1000, torch.float32)
+    assert torch.equal(first, inputs.make_logits(distribution, 3, 1000, torch.float32))
+    assert bool(first.isfinite().all())
+    if distribution == "ties":
+        assert first.unique().numel() < 60
+
+
+def test_unknown_distribution_is_refused() -> None:
+    with pytest.raises(ValueError, match="`distribution` must be one of normal1, "):
+        inputs.make_logits("uniform", 1, 8)
+
+
+def test_recorded_logits() -> None:
+    traces = inputs.load_traces()
+    assert traces.dtype == torch.bfloat16
+    assert traces.numel() * 2 <= 4 << 20
+    assert {"model", "text", "positions"} <= inputs.trace_metadata().keys()
+    logits = inputs.make_logits("smollm2", len(traces) + 3, traces.shape[1])
+    assert torch.equal(logits[0], logits[len(traces)])
+    with pytest.raises(ValueError, match="`vocab_size` must be"):
+        inputs.make_logits("smollm2", 1, 8)
+
+
+def test_cold_buffers_hold_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "ARENA_BYTES", 1 << 16)
+    logits = torch.randn(4, 512)
+    buffers = inputs.rotation(logits, "cold")
+    assert len(buffers) == 8
+    for buffer in buffers:
+        assert torch.equal(buffer.sort(0).values, logits.sort(0).values)
+    assert inputs.rotation(logits, "warm") == [logits]
+
+
+def test_baseline_is_the_chain_of_generate() -> None:
+    settings = Settings(temperature=0.5, repetition_penalty=2.0, top_k=2)
+    logits = torch.tensor([[1.0, -1.0, 4.0, 2.0]])
+    scores = TransformersStep(settings, torch.tensor([[1, 2]])).scores(logits)
+    assert scores.tolist() == [[float("-inf"), float("-inf"), 4.0, 4.0]]
+    assert settings.label == "temperature 0.5, top_k 2, repetition_penalty 2, 256 ids"
+    assert logits.tolist() == [[1.0, -1.0, 4.0, 2.0]]
+
+
+def test_check_finds_a_token_that_transformers_removes() -> None:
+    logits = torch.tensor([[1.0, 2.0, 3.0, 3.0]])
+    ids = torch.zeros(1, 1, dtype=torch.int64)
+    for settings in (Settings(top_k=1), Settings(do_sample=False)):
+        found = [bench_sample.check_support(settings, logits, ids, torch.tensor([token])) for token in (1, 2, 3, 4)]
+        assert [bool(fault) for fault in found] == [True, False, False, True]
+
+
+def test_sample_case_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = bench_sample.Spec(bench_sample.FIRST, 3, 500)
+    case = bench_sample.make_case(spec, OPTIONS, torch.device("cpu"), "torch")
+    assert case.check() == {}
+    rows = harness.run_case(case, OPTIONS)
+    assert [row.variant for row in rows] == ["read", "copy", BASELINE, "pygen philox", "pygen torch"]
+    assert all(not row.red for row in rows)
+    assert {row.backend for row in rows[2:]} == {"torch"}
+
+
+def test_check_is_red_for_a_wrong_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = bench_sample.Spec(Settings(top_k=1), 3, 500)
+    honest = bench_sample.prepare_sample
+
+    def wrong(logits: torch.Tensor, **knobs: object) -> object:
+        knobs["top_k"] = 0
+        return honest(logits, **knobs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bench_sample, "prepare_sample", wrong)
+    case = bench_sample.make_case(spec, OPTIONS, torch.device("cpu"), "torch")
+    assert set(case.check()) == {"pygen philox", "pygen torch"}
