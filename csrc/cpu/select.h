@@ -197,10 +197,13 @@ Cut select_cut(float* scores, int64_t count, const Key& key, const Weight& weigh
       smallest = std::min(smallest, key(inside[i]));
     }
     if (num_inside > 0 && largest == smallest && smallest > -kInf) return {largest, above, num_inside};
+    // A sample in which nothing has weight brackets nothing; few have, so sorting those is cheap.
+    const bool stuck = num_inside == count && !interpolate;
     // Outliers make the interpolation creep; sampling, or sorting in the end, does not care about them.
     interpolate = smallest > -kInf && total > 0 && num_inside < count - count / 4;
     scores = inside;
     count = num_inside;
+    if (stuck) break;
   }
   if (target < 0) {
     Sum sum;
