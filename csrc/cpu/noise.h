@@ -31,13 +31,19 @@ PYGEN_INLINE F32 log_from_below_or_nothing(const F32& x, float exponent) {
   return log_from_below(x, exponent) - tiny;
 }
 
-struct PhiloxNoise {
+class PhiloxNoise {
+ public:
   static constexpr bool kSequential = false;
-  uint64_t row_seed;
-  uint32_t step;
+
+  PhiloxNoise(uint64_t row_seed, uint32_t step) : row_seed_(row_seed), step_(step) {
+    for (uint32_t round = 0; round < kPhiloxRounds; ++round) {
+      key0_[round] = static_cast<uint32_t>(row_seed) + round * kPhiloxWeyl0;
+      key1_[round] = static_cast<uint32_t>(row_seed >> 32) + round * kPhiloxWeyl1;
+    }
+  }
 
   uint32_t word(int64_t token_id) const {
-    return noise_word(row_seed, step, kTargetDraws, static_cast<uint32_t>(token_id));
+    return noise_word(row_seed_, step_, kTargetDraws, static_cast<uint32_t>(token_id));
   }
 
   double exponential(int64_t token_id) const {
@@ -54,24 +60,26 @@ struct PhiloxNoise {
     // Lane 4 j + g computes the block of tokens 4 (4 g + j)..+3, so that the transpose below leaves the tokens in order.
     static const uint32_t kOrder[kLanes] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
     U32 c0 = load(kOrder) + broadcast(static_cast<uint32_t>(token_id >> 2));
-    U32 c1 = broadcast(step), c2 = broadcast(static_cast<uint32_t>(kTargetDraws)), c3 = broadcast(0u);
-    uint32_t k0 = static_cast<uint32_t>(row_seed), k1 = static_cast<uint32_t>(row_seed >> 32);
+    U32 c1 = broadcast(step_), c2 = broadcast(static_cast<uint32_t>(kTargetDraws)), c3 = broadcast(0u);
     for (int round = 0; round < kPhiloxRounds; ++round) {
       U32 high0, low0, high1, low1;
       multiply_wide(c0, kPhiloxMultiplier0, high0, low0);
       multiply_wide(c2, kPhiloxMultiplier1, high1, low1);
-      c0 = high1 ^ c1 ^ broadcast(k0);
-      c2 = high0 ^ c3 ^ broadcast(k1);
+      c0 = high1 ^ c1 ^ broadcast(key0_[round]);
+      c2 = high0 ^ c3 ^ broadcast(key1_[round]);
       c1 = low1;
       c3 = low0;
-      k0 += kPhiloxWeyl0;
-      k1 += kPhiloxWeyl1;
     }
     U32 words[4];
     transpose_groups(c0, c1, c2, c3, words);
     // Signed conversion needs the top bit clear: half the word, and one binary order less.
     for (int i = 0; i < 4; ++i) out[i] = log_from_below(to_float(bit_cast<int32_t>(words[i] >> 1)), -31.0f);
   }
+
+ private:
+  uint64_t row_seed_;
+  uint32_t step_;
+  uint32_t key0_[kPhiloxRounds], key1_[kPhiloxRounds];
 };
 
 class TorchNoise {

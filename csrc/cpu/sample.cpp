@@ -61,7 +61,7 @@ Winner with_noise(const SampleParams& params, int64_t row, MersenneTwister* twis
     case Rng::kGiven: return race(GivenNoise{params.noise + row * params.noise_stride, params.shaping.vocab_size});
     default: break;
   }
-  return race(PhiloxNoise{static_cast<uint64_t>(params.seeds[row]), static_cast<uint32_t>(knob_at(params.step, row))});
+  return race(PhiloxNoise(static_cast<uint64_t>(params.seeds[row]), static_cast<uint32_t>(knob_at(params.step, row))));
 }
 
 Winner largest_survivor(const Survivors& survivors) {

@@ -39,6 +39,12 @@ struct CountWeight {
   }
 };
 
+// e^(score - max_score), in [0, 1].
+struct UnboundedMassWeight {
+  float max_score;
+  PYGEN_INLINE F32 operator()(const F32& score) const { return exp_nonpositive(score - broadcast(max_score)); }
+};
+
 struct MassWeight {
   float max_score, low, high;
   PYGEN_INLINE F32 operator()(const F32& score) const {
@@ -47,12 +53,35 @@ struct MassWeight {
   }
 };
 
-// Runs body(scores, live) over an array in vectors. The array needs room for 16 more: they are set to -inf, and are not live.
+// How many scores past its end an array must have room for: passes work on blocks and set the rest of the last one to -inf.
+constexpr int64_t kSlack = kBlock;
+
+// Runs body(scores, live) over an array in vectors; what pads the last vector is not live.
 template <typename Body>
 PYGEN_INLINE void for_each_vector(float* scores, int64_t count, const Body& body) {
   store(scores + count, broadcast(-kInf));
   for (int64_t i = 0; i < count; i += kLanes)
     body(load(scores + i), count - i >= kLanes ? Bits{0xFFFF} : (Bits{1} << (count - i)) - 1);
+}
+
+// The same in blocks of four vectors.
+template <typename Body>
+PYGEN_INLINE void for_each_block(float* scores, int64_t count, const Body& body) {
+  for (int64_t i = 0; i < kBlock; i += kLanes) store(scores + count + i, broadcast(-kInf));
+  for (int64_t i = 0; i < count; i += kBlock) {
+    F32 v[4];
+    for (int j = 0; j < 4; ++j) v[j] = load(scores + i + j * kLanes);
+    body(v);
+  }
+}
+
+template <typename Weight>
+double sum_weights(float* scores, int64_t count, const Weight& weight) {
+  Sum sum;
+  for_each_block(scores, count, [&](const F32 v[4]) {
+    sum.add((weight(v[0]) + weight(v[1])) + (weight(v[2]) + weight(v[3])));
+  });
+  return sum.total();
 }
 
 struct Cut {
@@ -112,7 +141,7 @@ template <typename Key, typename Weight>
 Bracket bracket_from_sample(const float* scores, int64_t count, const Key& key, const Weight& weight, double weight_left,
                             double fraction, Buffer<KeyedWeight>& sorted) {
   const int64_t stride = count / kSample;
-  float sample[kSample + kLanes];
+  float sample[kSample + kSlack];
   for (int64_t i = 0; i < kSample; ++i) sample[i] = scores[i * stride + stride / 2];
   sort_candidates(sample, kSample, key, weight, sorted);
   if (sorted.size() == 0) return {-kInf, -kInf};
@@ -155,26 +184,30 @@ Cut select_cut(float* scores, int64_t count, const Key& key, const Weight& weigh
                     : bracket_from_sample(scores, count, key, weight, target < 0 ? -1.0 : target - above, wanted.fraction,
                                           scratch.sorted);
 
-    float* inside = scratch.bracket[side].reserve(count + kLanes);
+    float* inside = scratch.bracket[side].reserve(count + kSlack);
     int64_t num_inside = 0;
-    Sum sum_above, sum_inside, sum_below;
+    Sum sum_above, sum_all;
     const F32 upper = broadcast(bracket.upper), lower = broadcast(bracket.lower);
-    for_each_vector(scores, count, [&](const F32& v, Bits live) {
-      const F32 k = key(v), w = weight(v);
-      const Bits is_inside = ge(k, lower) & ge(upper, k) & live;
-      sum_above.add(where_gt(k, upper, w));
-      sum_below.add(where_gt(lower, k, w));
-      sum_inside.add(where_ge(k, lower, where_ge(upper, k, w)));
-      num_inside += compress_store(inside + num_inside, v, is_inside);
+    for_each_block(scores, count, [&](const F32 v[4]) {
+      F32 all[4], above_upper[4];
+      for (int j = 0; j < 4; ++j) {
+        const F32 k = key(v[j]);
+        all[j] = weight(v[j]);
+        above_upper[j] = where_gt(k, upper, all[j]);
+        num_inside += compress_store(inside + num_inside, v[j], ge(k, lower) & ge(upper, k));
+      }
+      sum_all.add((all[0] + all[1]) + (all[2] + all[3]));
+      sum_above.add((above_upper[0] + above_upper[1]) + (above_upper[2] + above_upper[3]));
     });
-    const double weight_above = sum_above.total(), weight_inside = sum_inside.total(), weight_below = sum_below.total();
-    if (target < 0) target = wanted.fraction * (weight_above + weight_inside + weight_below);
+    const double weight_above = sum_above.total(), weight_all = sum_all.total();
+    const double weight_inside = sum_weights(inside, num_inside, weight);
+    if (target < 0) target = wanted.fraction * weight_all;
 
     total = weight_inside;
     const bool answer_above = above + weight_above >= target;
     if (answer_above || above + weight_above + weight_inside < target) {
       num_inside = 0;
-      total = answer_above ? weight_above : weight_below;
+      total = answer_above ? weight_above : std::max(0.0, weight_all - weight_above - weight_inside);
       if (!answer_above) above += weight_inside;
       for_each_vector(scores, count, [&](const F32& v, Bits live) {
         const F32 k = key(v);
@@ -205,11 +238,7 @@ Cut select_cut(float* scores, int64_t count, const Key& key, const Weight& weigh
     count = num_inside;
     if (stuck) break;
   }
-  if (target < 0) {
-    Sum sum;
-    for_each_vector(scores, count, [&](const F32& v, Bits) { sum.add(weight(v)); });
-    target = wanted.fraction * sum.total();
-  }
+  if (target < 0) target = wanted.fraction * sum_weights(scores, count, weight);
   return cut_of_sorted(scores, count, key, weight, above, target, scratch.sorted);
 }
 

@@ -126,8 +126,8 @@ class Survivors {
     for (int64_t b = 0; b < row.blocks(); ++b) {
       if (!(maxima[b] >= threshold)) continue;
       const float* block = row.block(b, room);
-      float* scores = scratch_.scores.reserve(count + kBlock + kLanes);
-      int32_t* ids = scratch_.token_ids.reserve(count + kBlock + kLanes);
+      float* scores = scratch_.scores.reserve(count + kBlock + kSlack);
+      int32_t* ids = scratch_.token_ids.reserve(count + kBlock + kSlack);
       for (int64_t i = 0; i < kBlock; i += kLanes) {
         for (Bits bits = ge(load(block + i), t); bits != 0; bits &= bits - 1) {
           const int64_t at = i + __builtin_ctz(bits);
@@ -143,7 +143,7 @@ class Survivors {
   void copy_all(const RowScores& row) {
     gathered_ = false;
     size_ = row.vocab_size();
-    float* scores = scratch_.scores.reserve(row.blocks() * kBlock + kLanes);
+    float* scores = scratch_.scores.reserve(row.blocks() * kBlock + kSlack);
     const F32 temperature = broadcast(filters_.temperature);
     const bool divide = filters_.temperature != 1.0f;
     float room[kBlock];
@@ -156,14 +156,13 @@ class Survivors {
     }
   }
 
+  bool unbounded() const { return low_ == -kInf && high_ == kInf; }
   MassWeight mass_weight() const { return {max_score_, low_, high_}; }
   CountWeight count_weight() const { return {low_, high_}; }
 
   double mass() const {
-    Sum sum;
-    const MassWeight weight = mass_weight();
-    for_each_vector(scores(), size_, [&](const F32& v, Bits) { sum.add(weight(v)); });
-    return sum.total();
+    return unbounded() ? sum_weights(scores(), size_, UnboundedMassWeight{max_score_})
+                       : sum_weights(scores(), size_, mass_weight());
   }
 
   int64_t count_at_least(float threshold) const {
@@ -179,10 +178,14 @@ class Survivors {
     Sum mass, energy;
     const MassWeight weight = mass_weight();
     const F32 max_score = broadcast(max_score_), lowest = broadcast(-88.0f);
-    for_each_vector(scores(), size_, [&](const F32& v, Bits) {
-      const F32 w = weight(v);
-      mass.add(w);
-      energy.add(w * max(v - max_score, lowest));
+    for_each_block(scores(), size_, [&](const F32 v[4]) {
+      F32 w[4], e[4];
+      for (int j = 0; j < 4; ++j) {
+        w[j] = weight(v[j]);
+        e[j] = w[j] * max(v[j] - max_score, lowest);
+      }
+      mass.add((w[0] + w[1]) + (w[2] + w[3]));
+      energy.add((e[0] + e[1]) + (e[2] + e[3]));
     });
     const double total = mass.total();
     return {total, std::log(total) - energy.total() / total};
@@ -252,7 +255,10 @@ class Survivors {
   // Keeps a token while the mass before it, largest first, is below top_p of all.
   void keep_top_p() {
     if (filters_.top_p == 0) return keep_exactly_largest(filters_.min_tokens_to_keep);
-    const Cut cut = select_cut(scores(), size_, ScoreKey{}, mass_weight(), Target{-1, filters_.top_p}, scratch_);
+    const Target target{-1, filters_.top_p};
+    const Cut cut = unbounded()
+                        ? select_cut(scores(), size_, ScoreKey{}, UnboundedMassWeight{max_score_}, target, scratch_)
+                        : select_cut(scores(), size_, ScoreKey{}, mass_weight(), target, scratch_);
     if (cut.key == -kInf) return;
     int64_t kept = cut.num_equal;
     if (kept > 1) {
