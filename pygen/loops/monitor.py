@@ -1,0 +1,175 @@
+"""What happens around the steps of a loop: records, stopping, streaming, progress, and rows that went wrong."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pygen.loops.state import DecodeState
+from pygen.ops import RowStatus, TopLogprobs
+from pygen.plan import Choice
+
+StoppingCriterion = Callable[[Tensor, "tuple[Tensor, ...] | None"], "Tensor | bool"]
+
+
+class Recorder:
+    """Keeps what the caller asked to get back of every step."""
+
+    def __init__(
+        self, state: DecodeState, max_new_tokens: int, *, scores: bool, logits: bool, top_logprobs: int | None
+    ):
+        """top_logprobs: None records no log-probabilities, 0 those of the chosen tokens, n > 0 also the n best."""
+        self.scores: tuple[Tensor, ...] | None = () if scores else None
+        self.logits: tuple[Tensor, ...] | None = () if logits else None
+        self._state = state
+        self._num_top = top_logprobs
+        if top_logprobs is not None:
+            shape, device = (state.rows, max_new_tokens), state.token_ids.device
+            self._logprobs = torch.zeros(shape, dtype=torch.float32, device=device)
+            self._top_ids = torch.full((*shape, top_logprobs), -1, dtype=torch.int64, device=device)
+            self._top_logprobs = torch.full((*shape, top_logprobs), -math.inf, device=device)
+
+    def add(self, step: int, logits: Tensor, choice: Choice) -> None:
+        if self.scores is not None:
+            assert choice.scores is not None
+            self.scores += (choice.scores,)
+        if self.logits is not None:
+            self.logits += (logits.to(torch.float32, copy=True),)
+        if self._num_top is not None:
+            assert choice.output.logprobs is not None and choice.output.top_logprobs is not None
+            self._logprobs[:, step] = choice.output.logprobs
+            self._top_ids[:, step] = choice.output.top_logprobs.token_ids[:, : self._num_top]
+            self._top_logprobs[:, step] = choice.output.top_logprobs.logprobs[:, : self._num_top]
+
+    def logprobs(self, steps: int) -> tuple[Tensor | None, TopLogprobs | None]:
+        if self._num_top is None:
+            return None, None
+        after_end = torch.arange(steps, device=self._logprobs.device) >= self._state.num_generated[:, None]
+        chosen = self._logprobs[:, :steps].masked_fill(after_end, 0.0)
+        if self._num_top == 0:
+            return chosen, None
+        ids = self._top_ids[:, :steps].masked_fill(after_end[..., None], -1)
+        return chosen, TopLogprobs(ids, self._top_logprobs[:, :steps].masked_fill(after_end[..., None], -math.inf))
+
+
+class Monitor:
+    """Decides after every step whether to go on, with one scalar read.
+
+    `observe` only queues tensor work, so a loop may launch the next forward before `must_stop` waits for the answer.
+
+    criteria: user callables (input_ids, scores) -> bool per row. Rows that they stop emit pad afterwards if `pads`.
+    on_invalid: "raise" RuntimeError naming row and step, "greedy" keep the best token that the op fell back to,
+        "eos" end the row there.
+    """
+
+    def __init__(
+        self,
+        state: DecodeState,
+        recorder: Recorder,
+        *,
+        criteria: Sequence[StoppingCriterion] = (),
+        pads: bool = True,
+        on_invalid: str = "raise",
+        max_time: float | None = None,
+        cancel: threading.Event | None = None,
+        streamer: Any = None,
+        progress: Any = None,
+    ) -> None:
+        self._state = state
+        self._recorder = recorder
+        self._criteria = criteria
+        self._pads = pads
+        self._on_invalid = on_invalid
+        self._deadline = None if max_time is None else time.monotonic() + max_time
+        self._cancel = cancel
+        self._streamer = streamer
+        self._progress = progress
+        self._stopped = torch.zeros_like(state.finished)
+        self._cut_short = False
+
+    def cancelled(self) -> bool:
+        return self._cancel is not None and self._cancel.is_set()
+
+    def observe(self, step: int, logits: Tensor, choice: Choice) -> Tensor:
+        """Queues the bookkeeping of `step`; returns the one element that `must_stop` will read."""
+        state, status = self._state, choice.output.status
+        self._recorder.add(step, logits, choice)
+        if self._on_invalid == "eos":
+            self._end_invalid_rows(step, status)
+        if self._criteria:
+            self._apply_criteria(step)
+        running = state.unfinished if self._pads or not self._criteria else (~self._stopped).sum()
+        if self._on_invalid != "raise":
+            return running
+        return torch.add(running, torch.count_nonzero(status), alpha=state.rows + 1)
+
+    def must_stop(self, step: int, signal: Tensor, logits: Tensor, choice: Choice) -> bool:
+        """Reads `signal`, raises for an invalid row, and passes the tokens on."""
+        invalid, running = divmod(int(signal), self._state.rows + 1)
+        if invalid:
+            self._raise_invalid(step, logits, choice.output.status)
+        if self._streamer is not None:
+            self._streamer.put(self._state.column(step).to("cpu", copy=True))
+        if self._progress is not None:
+            self._progress.update(1)
+        self._cut_short = running > 0 and (self.cancelled() or self._is_late())
+        return running == 0 or self._cut_short
+
+    def finish_reasons(self) -> list[str]:
+        otherwise = "stop" if self._cut_short else "length"
+        rows = zip(self._stopped.tolist(), self._state.finished.tolist(), strict=True)
+        return ["stop" if stopped else "eos" if finished else otherwise for stopped, finished in rows]
+
+    def _is_late(self) -> bool:
+        return self._deadline is not None and time.monotonic() > self._deadline
+
+    def _end_invalid_rows(self, step: int, status: Tensor) -> None:
+        state = self._state
+        assert state.eos_token_ids is not None
+        # A row counts this step exactly if it was not finished before it.
+        bad = (status != RowStatus.OK) & (state.num_generated == step + 1)
+        column = state.prompt_length + step
+        ended = torch.where(bad, state.eos_token_ids[0], state.token_ids[:, column])
+        state.token_ids[:, column] = ended
+        state.history[:, column] = ended
+        state.finished |= bad
+        state.unfinished.copy_((~state.finished).sum())
+
+    def _apply_criteria(self, step: int) -> None:
+        state = self._state
+        input_ids = state.tokens(step + 1)
+        hit = torch.zeros_like(state.finished)
+        for place, criterion in enumerate(self._criteria):
+            answer = torch.as_tensor(criterion(input_ids, self._recorder.scores), device=hit.device)
+            if answer.dtype != torch.bool:
+                raise TypeError(f"`stopping_criteria[{place}]` must return bools, got {answer.dtype}")
+            if answer.shape not in ((), hit.shape):
+                raise ValueError(
+                    f"`stopping_criteria[{place}]` must return a bool or shape {tuple(hit.shape)}, "
+                    f"got shape {tuple(answer.shape)}"
+                )
+            hit |= answer
+        self._stopped |= hit & ~state.finished
+        if self._pads:
+            state.finished |= hit
+            state.unfinished.copy_((~state.finished).sum())
+
+    def _raise_invalid(self, step: int, logits: Tensor, status: Tensor) -> None:
+        bad = (status != RowStatus.OK) & (self._state.num_generated == step + 1)
+        rows = bad.nonzero()[:, 0].tolist()
+        if not rows:
+            return
+        row, kind = rows[0], int(status[rows[0]])
+        found = {RowStatus.NAN: logits[row].isnan(), RowStatus.POS_INF: logits[row] == math.inf}.get(RowStatus(kind))
+        at = f", first at token id {int(found.int().argmax())}" if found is not None and bool(found.any()) else ""
+        what = {RowStatus.NAN: "NaN", RowStatus.POS_INF: "+inf"}.get(RowStatus(kind), "no token that is allowed")
+        others = f" ({len(rows)} rows in all)" if len(rows) > 1 else ""
+        raise RuntimeError(
+            f"the scores of row {row} at step {step} hold {what}{at}{others}; `on_invalid`='greedy' or 'eos' goes on"
+        )

@@ -1,0 +1,83 @@
+"""The device-side state of one decoding call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class DecodeState:
+    """Everything about the rows that changes while tokens are drawn, in tensors of the model's device.
+
+    The op that draws also writes here: at `step` the token goes to column `prompt_length + step` of `token_ids` (and of
+    `history`), `num_generated` and `finished` are advanced and `unfinished` is counted anew. Rows that were finished
+    before the step get `pad_token_id`.
+
+    token_ids: (rows, capacity) int64, prompt first; columns that were not written yet are undefined.
+    history: (rows, capacity) int64, what penalties and n-gram bans read. `token_ids` itself, or a copy with -1 (outside
+        every vocabulary, so ignored) at masked prompt positions.
+    prompt_length: columns of the prompt, the same for every row.
+    num_generated: (rows,) int64, tokens generated so far, the end-of-sequence token included.
+    finished: (rows,) bool.
+    unfinished: (1,) int64, the number of rows that are not finished.
+    eos_token_ids: (n,) int64, or None when no token ends a row.
+    pad_token_id: what finished rows emit.
+    """
+
+    token_ids: Tensor
+    history: Tensor
+    prompt_length: int
+    num_generated: Tensor
+    finished: Tensor
+    unfinished: Tensor
+    eos_token_ids: Tensor | None
+    pad_token_id: int
+
+    @classmethod
+    def create(
+        cls,
+        prompt_ids: Tensor,
+        max_new_tokens: int,
+        *,
+        eos_token_ids: list[int] | None = None,
+        pad_token_id: int = 0,
+        visible: Tensor | None = None,
+    ) -> DecodeState:
+        """State before the first step.
+
+        prompt_ids: (rows, prompt_length) int64.
+        visible: (rows, prompt_length), zero where penalties must not look; None where they see the whole prompt.
+        """
+        rows, prompt_length = prompt_ids.shape
+        device = prompt_ids.device
+        token_ids = torch.empty((rows, prompt_length + max_new_tokens), dtype=torch.int64, device=device)
+        token_ids[:, :prompt_length] = prompt_ids
+        history = token_ids
+        if visible is not None:
+            history = torch.empty_like(token_ids)
+            history[:, :prompt_length] = prompt_ids.masked_fill(visible == 0, -1)
+        return cls(
+            token_ids=token_ids,
+            history=history,
+            prompt_length=prompt_length,
+            num_generated=torch.zeros(rows, dtype=torch.int64, device=device),
+            finished=torch.zeros(rows, dtype=torch.bool, device=device),
+            unfinished=torch.full((1,), rows, dtype=torch.int64, device=device),
+            eos_token_ids=torch.tensor(eos_token_ids, dtype=torch.int64, device=device) if eos_token_ids else None,
+            pad_token_id=pad_token_id,
+        )
+
+    @property
+    def rows(self) -> int:
+        return self.token_ids.shape[0]
+
+    def tokens(self, generated: int) -> Tensor:
+        """(rows, prompt_length + generated): a view of the prompt and the first `generated` tokens."""
+        return self.token_ids[:, : self.prompt_length + generated]
+
+    def column(self, step: int) -> Tensor:
+        """(rows,): a view of the tokens of `step`."""
+        return self.token_ids[:, self.prompt_length + step]

@@ -1,0 +1,87 @@
+"""What `generate` returns when `return_dict_in_generate` is set."""
+
+from __future__ import annotations
+
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor
+
+from pygen.ops import TopLogprobs
+
+__all__ = ["GenerateDecoderOnlyOutput", "GenerateOutput", "TopLogprobs"]
+
+
+@dataclass
+class GenerateOutput:
+    """Base of the outputs: fields by attribute, name and place; what is None does not exist for the latter two.
+
+    `output.sequences`, `output["sequences"]` and `output[0]` are the same. Iterating gives names, as for a dict;
+    `to_tuple()` gives the values.
+    """
+
+    def _present(self) -> dict[str, Any]:
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(self._present().values())
+
+    def keys(self) -> KeysView[str]:
+        return self._present().keys()
+
+    def values(self) -> ValuesView[Any]:
+        return self._present().values()
+
+    def items(self) -> ItemsView[str, Any]:
+        return self._present().items()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._present().get(name, default)
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        return self._present()[key] if isinstance(key, str) else self.to_tuple()[key]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name not in {f.name for f in fields(self)}:
+            raise KeyError(name)
+        setattr(self, name, value)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._present()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._present())
+
+    def __len__(self) -> int:
+        return len(self._present())
+
+
+@dataclass
+class GenerateDecoderOnlyOutput(GenerateOutput):
+    """Result of greedy search and sampling with a decoder-only model.
+
+    With N = batch_size * num_return_sequences rows, prompts of P tokens, T steps, a vocabulary of V:
+
+    sequences: (N, P + T) int64.
+    scores: T tensors (N, V) float32, processed scores, removed entries -inf (`output_scores`).
+    logits: T tensors (N, V) float32, as the model gave them (`output_logits`).
+    attentions: T tuples over layers of (N, heads, queries, keys); queries are P at first, then 1 (`output_attentions`).
+    hidden_states: T tuples over layers + 1 of (N, queries, width) (`output_hidden_states`).
+    past_key_values: the cache after the last forward.
+    finish_reason: per row "eos", "length", or "stop" (a stopping criterion, the time limit or `cancel`).
+    logprobs: (N, T) float32, ln of each token's probability in the distribution it was drawn from, 0 after a row had
+        finished, so that a row's sum is the log-probability of what it generated (`output_logprobs`).
+    top_logprobs: `token_ids` (N, T, n) int64 and `logprobs` (N, T, n) float32, the n best of that distribution; -1 and
+        -inf where there are fewer and after a row had finished (`top_logprobs`).
+    """
+
+    sequences: Tensor
+    scores: tuple[Tensor, ...] | None = None
+    logits: tuple[Tensor, ...] | None = None
+    attentions: tuple[Any, ...] | None = None
+    hidden_states: tuple[Any, ...] | None = None
+    past_key_values: Any = None
+    finish_reason: list[str] | None = None
+    logprobs: Tensor | None = None
+    top_logprobs: TopLogprobs | None = None

@@ -1,0 +1,209 @@
+"""What one call of `generate` asks for: settings merged by priority, and the lengths and special tokens they mean."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pygen.config import DEFAULTS, GenerationConfig
+from pygen.config_rules import EXTENSION_RULES
+
+logger = logging.getLogger(__name__)
+
+_METADATA = ("transformers_version", "continuous_batching_config")
+
+# setting: (values that ask for nothing, what it would need)
+_UNAVAILABLE: dict[str, tuple[tuple[Any, ...], str]] = {
+    "constraints": ((None,), "constrained beam search"),
+    "force_words_ids": ((None,), "constrained beam search"),
+    "num_beams": ((None, 1), "beam search"),
+    "num_beam_groups": ((None, 1), "diverse beam search"),
+    "diversity_penalty": ((None, 0.0), "diverse beam search"),
+    "low_memory": ((None, False), "beam search"),
+    "penalty_alpha": ((None, 0.0), "contrastive search"),
+    "dola_layers": ((None,), "decoding by contrasting layers"),
+    "prompt_lookup_num_tokens": ((None,), "prompt lookup"),
+    "assistant_early_exit": ((None,), "assisted decoding"),
+    "guidance_scale": ((None, 1), "classifier-free guidance"),
+    "sequence_bias": ((None,), "the sequence bias"),
+    "bad_words_ids": ((None,), "the ban of words"),
+    "encoder_repetition_penalty": ((None, 1.0), "the encoder repetition penalty"),
+    "encoder_no_repeat_ngram_size": ((None, 0), "the encoder n-gram ban"),
+    "forced_bos_token_id": ((None,), "forcing the first token"),
+    "forced_eos_token_id": ((None,), "forcing the last token"),
+    "remove_invalid_values": ((None, False), "the replacement of invalid values"),
+    "exponential_decay_length_penalty": ((None,), "the exponential length penalty"),
+    "watermarking_config": ((None,), "watermarking"),
+    "stop_strings": ((None, [], ()), "stopping at strings"),
+    "token_healing": ((None, False), "token healing"),
+    "prefill_chunk_size": ((None,), "chunked prefill"),
+    "cache_implementation": ((None, "dynamic"), "this cache"),
+    "cache_config": ((None,), "a configured cache"),
+    "compile_config": ((None,), "compilation of the forward"),
+}
+
+_EXTENSION_DEFAULTS = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "on_invalid": "raise"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The merged settings of a call, and what remains for the model.
+
+    do_sample: what the call asked for, a bool or one per row; `config.do_sample` is True where any row samples.
+    sources: for every setting that is not None, "argument", "generation_config", "model" or "default".
+    """
+
+    config: GenerationConfig
+    do_sample: Any
+    model_kwargs: dict[str, Any]
+    sources: dict[str, str]
+
+    def is_default(self, name: str) -> bool:
+        return self.sources.get(name, "default") == "default"
+
+
+def resolve_settings(model_config: Any, generation_config: Any, kwargs: Mapping[str, Any]) -> Settings:
+    """Merges by priority: arguments, then `generation_config`, then the model's own, then the defaults.
+
+    None in a config means unset; None as an argument sets None, which turns the setting off. Arguments that are no
+    setting are for the model. Nothing that is passed in is modified.
+    """
+    layers = [("default", {**DEFAULTS, **_EXTENSION_DEFAULTS})]
+    layers += [("model", _as_dict("model.generation_config", model_config))]
+    layers += [("generation_config", _as_dict("generation_config", generation_config))]
+    settings: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for source, layer in layers:
+        for name, value in layer.items():
+            if value is not None:
+                settings[name], sources[name] = value, source
+    names = _known_names() | settings.keys()
+    for name in kwargs.keys() & names:
+        settings[name], sources[name] = kwargs[name], "argument"
+        if kwargs[name] is None:
+            del sources[name]
+    # Files of models with sliding windows carry this name for what the dynamic cache does by itself now.
+    if settings.get("cache_implementation") == "hybrid":
+        settings["cache_implementation"] = None
+
+    do_sample = settings.get("do_sample")
+    if isinstance(do_sample, (list, tuple, Tensor)):
+        settings["do_sample"] = bool(torch.as_tensor(do_sample).any())
+    return Settings(
+        config=GenerationConfig(**settings),
+        do_sample=do_sample,
+        model_kwargs={name: value for name, value in kwargs.items() if name not in names},
+        sources=sources,
+    )
+
+
+def _known_names() -> set[str]:
+    return {name for name in vars(GenerationConfig()) if not name.startswith("_")} | EXTENSION_RULES.keys()
+
+
+def _as_dict(name: str, config: Any) -> dict[str, Any]:
+    if config is None:
+        return {}
+    if not hasattr(config, "to_dict"):
+        raise TypeError(f"`{name}` must be a GenerationConfig, got {type(config).__name__}")
+    return {
+        name: value for name, value in config.to_dict().items() if not name.startswith("_") and name not in _METADATA
+    }
+
+
+def refuse_unavailable(config: GenerationConfig) -> None:
+    """NotImplementedError for the first setting that asks for what this version does not have."""
+    for name, (neutral, what) in _UNAVAILABLE.items():
+        value = getattr(config, name, None)
+        if value not in neutral:
+            raise NotImplementedError(f"`{name}`={value!r}: {what} is not available in this version")
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """max_new_tokens >= 1 steps at most; no end-of-sequence token in the first `min_new_tokens` steps."""
+
+    max_new_tokens: int
+    min_new_tokens: int
+
+
+def resolve_lengths(settings: Settings, prompt_length: int, max_position_embeddings: int | None) -> Lengths:
+    """`max_new_tokens` wins over `max_length` (prompt included); without either, 20 new tokens, within the positions.
+
+    ValueError when the prompt leaves no room. UserWarning when the default length is used or the minimum is out of
+    reach.
+    """
+    config = settings.config
+    max_length: int = config.max_length if config.max_length is not None else DEFAULTS["max_length"]
+    uses_default = settings.is_default("max_length")
+    if config.max_new_tokens is not None:
+        if not uses_default:
+            logger.warning(
+                "Both `max_new_tokens` (=%d) and `max_length` (=%d) are set; `max_new_tokens` decides.",
+                config.max_new_tokens,
+                max_length,
+            )
+        max_length = prompt_length + config.max_new_tokens
+    elif uses_default:
+        max_length += prompt_length
+        if max_position_embeddings is not None:
+            max_length = min(max_length, max_position_embeddings)
+        warnings.warn(
+            f"Neither `max_new_tokens` nor `max_length` is set: generating up to {max_length - prompt_length} tokens.",
+            UserWarning,
+            stacklevel=5,
+        )
+    if prompt_length >= max_length:
+        raise ValueError(
+            f"`max_length` must be larger than the length of `input_ids` ({prompt_length}), got {max_length}"
+        )
+
+    min_length = config.min_length or 0
+    name = "min_length"
+    if config.min_new_tokens is not None:
+        if not settings.is_default("min_length"):
+            logger.warning(
+                "Both `min_new_tokens` (=%d) and `min_length` (=%d) are set; `min_new_tokens` decides.",
+                config.min_new_tokens,
+                min_length,
+            )
+        name, min_length = "min_new_tokens", prompt_length + config.min_new_tokens
+    if min_length > max_length:
+        warnings.warn(
+            f"`{name}` asks for {min_length} tokens with the prompt, but generation stops at {max_length}.",
+            UserWarning,
+            stacklevel=5,
+        )
+    return Lengths(max_length - prompt_length, max(min_length - prompt_length, 0))
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """eos: ids that end a row, or None. pad: what finished rows emit; None where it is neither given nor needed."""
+
+    eos: list[int] | None
+    pad: int | None
+    bos: int | None
+
+
+def resolve_special_tokens(config: GenerationConfig) -> SpecialTokens:
+    """`pad_token_id` falls to the first end-of-sequence id."""
+    eos = _ids(config.eos_token_id)
+    pad = _ids(config.pad_token_id)
+    bos = _ids(config.bos_token_id)
+    if eos and min(eos) < 0:
+        logger.warning("`eos_token_id` should hold ids >= 0, got %s; a negative id never ends a row.", eos)
+    return SpecialTokens(eos, pad[0] if pad else eos[0] if eos else None, bos[0] if bos else None)
+
+
+def _ids(value: Any) -> list[int] | None:
+    if value is None:
+        return None
+    ids = torch.as_tensor(value).reshape(-1).tolist()
+    return [int(token_id) for token_id in ids] or None
