@@ -39,8 +39,8 @@ void process_row(const ProcessParams& params, int64_t row, int threads) {
   scores.scan(threads);
   const Filters filters(params.shaping, row);
   float* out = params.out + row * params.out_stride;
-  if (filters.greedy() || scores.status() != kOk || !filters.any())
-    return write_unfiltered(scores, filters.greedy() || scores.status() != kOk ? 1.0f : filters.temperature, out);
+  const bool as_they_are = filters.greedy() || status_over_temperature(scores, filters) != kOk;
+  if (as_they_are || !filters.any()) return write_unfiltered(scores, as_they_are ? 1.0f : filters.temperature, out);
   Survivors survivors(scores, filters, scratch);
   survivors.apply_filters();
   write_survivors(survivors, params.shaping.vocab_size, out);

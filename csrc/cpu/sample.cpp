@@ -110,8 +110,7 @@ void sample_row(const SampleParams& params, int64_t row, int threads, MersenneTw
   scores.scan(threads);
   Filters filters(params.shaping, row);
 
-  RowStatus status = scores.status();
-  if (status == kOk && !filters.greedy() && scores.max_score() / filters.temperature == kInf) status = kPosInf;
+  const RowStatus status = status_over_temperature(scores, filters);
   params.status[row] = status;
   if (status != kOk || filters.greedy()) {
     params.token_ids[row] = scores.argmax();

@@ -45,6 +45,13 @@ struct Filters {
   int64_t min_tokens_to_keep = 1;
 };
 
+// What is wrong with a row once its scores are divided by the temperature, which may leave float32's range.
+inline RowStatus status_over_temperature(const RowScores& row, const Filters& filters) {
+  if (row.status() != kOk || filters.greedy()) return row.status();
+  const float largest = row.max_score() / filters.temperature;
+  return largest == kInf ? kPosInf : largest == -kInf ? kAllMasked : kOk;
+}
+
 class Survivors {
  public:
   // Takes the row's scores over temperature; `row` must have been scanned and be ok, and not greedy.
