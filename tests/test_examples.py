@@ -185,7 +185,12 @@ def test_answer_makes_sense(model_and_tokenizer: tuple[Any, Any]) -> None:
 
 @needs_model
 def test_demo(capsys: pytest.CaptureFixture[str]) -> None:
-    assert demo.main(["--prompt", "Name three colours.", "--max-new-tokens", "12", "--seed", "3"]) == 0
+    threads = torch.get_num_threads()
+    try:
+        arguments = ["--prompt", "Name three colours.", "--max-new-tokens", "12", "--seed", "3", "--threads", "1"]
+        assert demo.main(arguments) == 0
+    finally:
+        torch.set_num_threads(threads)
     printed = capsys.readouterr().out
     assert "\n> Name three colours.\n" in printed
     rows = {
