@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pygen.ops import _checks as checks
+from pygen.ops._noise import Noise
 from pygen.ops._shaping import Shaping
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Prepared(Generic[Output]):
         "_device",
         "_dtype",
         "_growth",
+        "_kept",
         "_last_step",
         "_length",
         "_run",
@@ -45,9 +47,18 @@ class Prepared(Generic[Output]):
     )
 
     def __init__(
-        self, logits: Tensor, run: Run, out: Output, backend: str, shaping: Shaping, state: DecodeState | None
+        self,
+        logits: Tensor,
+        run: Run,
+        out: Output,
+        backend: str,
+        shaping: Shaping,
+        state: DecodeState | None,
+        noise: Noise | None = None,
     ) -> None:
         self.out = out
+        # Kernels use these tensors through pointers, and the caller may drop his.
+        self._kept = (shaping, noise, *([] if state is None else vars(state).values()))
         self.backend = backend
         self._run = run if shaping.like.rows > 0 else _nothing_to_do
         self._shape = logits.shape

@@ -194,10 +194,8 @@ def _cpu(shaping: Shaping, out: Tensor) -> Run:
     from pygen import _C
 
     run_plan = _C.ProcessPlan(**shaping.kernel_arguments(torch.get_num_threads())).run
-    # The kernel reads the tensors of `shaping` through pointers: the closure holds them.
-    kept = (shaping, out)
 
-    def run(logits: Tensor, step: int, length: int, kept: object = kept) -> None:
+    def run(logits: Tensor, step: int, length: int) -> None:
         run_plan(logits.data_ptr(), logits.stride(0), step, length, out.data_ptr(), out.stride(0))
 
     return run

@@ -210,12 +210,13 @@ def prepare_sample(
     )
     if out is None:
         out = empty_output(shaping.like, num_logprobs)
-    return PreparedSample(logits, entry(_Call(shaping, source, num_logprobs, out, state)), out, name, shaping, state)
+    run = entry(_Call(shaping, source, num_logprobs, out, state))
+    return PreparedSample(logits, run, out, name, shaping, state, source)
 
 
 @dataclass(frozen=True)
 class _Call:
-    """Everything checked, as backends take it; holds the tensors that a kernel reads and writes through pointers."""
+    """Everything checked, as backends take it; `out` and the tensors behind the pointers are held by the Prepared."""
 
     shaping: Shaping
     noise: Noise
@@ -233,13 +234,12 @@ def _cpu(call: _Call) -> Run:
         **output_arguments(call.out, call.num_logprobs),
         **state_arguments(call.state),
     ).run
+    generator = call.noise.generator
 
-    def run(logits: Tensor, step: int, length: int, kept: _Call = call) -> None:
+    def run(logits: Tensor, step: int, length: int) -> None:
         run_plan(logits.data_ptr(), logits.stride(0), step, length, 0)
 
-    def run_advancing(
-        logits: Tensor, step: int, length: int, generator: torch.Generator = call.noise.generator
-    ) -> None:
+    def run_advancing(logits: Tensor, step: int, length: int) -> None:
         generator_state = generator.get_state()
         run_plan(logits.data_ptr(), logits.stride(0), step, length, generator_state.data_ptr())
         generator.set_state(generator_state)

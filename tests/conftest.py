@@ -1,0 +1,88 @@
+"""Fixtures of the whole suite: the backends that run here, poisoned memory, and repeatable hypothesis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+
+from pygen.backends import available_backends
+
+hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, max_examples=100, database=None)
+hypothesis.settings.load_profile("suite")
+
+INT_POISON = -0x5A5A5A5A5A5A5A5A
+
+
+def _cpu_isas() -> list[str]:
+    """The instruction sets that the extension was built for and this machine runs."""
+    if available_backends()["cpu"] is not None:
+        return ["missing"]
+    from pygen import _C
+
+    current, runnable = _C.cpu_isa(), []
+    for isa in _C.build_info()["cpu_isas"]:
+        try:
+            _C.set_cpu_isa(isa)
+        except ValueError:
+            continue
+        runnable.append(isa)
+    _C.set_cpu_isa(current)
+    return runnable
+
+
+CPU_ISAS = _cpu_isas()
+BACKENDS = ["torch", *(f"cpu-{isa}" for isa in CPU_ISAS)]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name for `backend=`; the CPU kernels come once per instruction set. A missing extension fails, never skips."""
+    yield from _backend(request.param)
+
+
+@pytest.fixture(params=[f"cpu-{isa}" for isa in CPU_ISAS])
+def cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Only the CPU kernels, once per instruction set."""
+    yield from _backend(request.param)
+
+
+def _backend(parameter: str) -> Iterator[str]:
+    name, _, isa = parameter.partition("-")
+    if not isa:
+        yield name
+        return
+    reason = available_backends()["cpu"]
+    if reason is not None:
+        pytest.fail(f"the cpu backend must run in the suite, but {reason}")
+    from pygen import _C
+
+    current = _C.cpu_isa()
+    _C.set_cpu_isa(isa)
+    yield name
+    _C.set_cpu_isa(current)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fills what torch.empty returns with NaN, a wild id or ones, so that reading it before writing shows."""
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, _poisoning(getattr(owner, name)))
+
+
+def _poisoning(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
+        tensor = allocate(*args, **kwargs)
+        with torch.no_grad():
+            if tensor.dtype is torch.int64:
+                tensor.fill_(INT_POISON)
+            elif tensor.is_floating_point() or tensor.is_complex():
+                tensor.fill_(torch.nan)
+            else:
+                tensor.fill_(True if tensor.dtype is torch.bool else 0x5A)
+        return tensor
+
+    return poisoned

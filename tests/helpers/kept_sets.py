@@ -1,0 +1,186 @@
+"""Which tokens the filters may keep: an independent statement of them in numpy, and the one rule for rounding.
+
+The rule: scores of kept tokens are equal bit for bit, and the kept set is the one that exact arithmetic gives. Filters that
+compare masses, probabilities or entropies are computed in float32 by transformers and by the kernels, so a token may differ
+where moving a threshold by at most BAND decides it differently, and nowhere else. Top-k compares scores and has no band.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BAND = 4e-6
+
+FILTERS = ("top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_OFF = {
+    "top_h": None,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+}
+
+Knobs = dict[str, Any]
+
+
+def knobs_of_row(knobs: Knobs, row: int) -> Knobs:
+    """Every per-row tensor replaced by its value of one row."""
+    return {
+        k: v[row].item() if isinstance(v, Tensor) and v.dim() == 1 and k in _PER_ROW else v for k, v in knobs.items()
+    }
+
+
+_PER_ROW = {
+    *FILTERS,
+    "do_sample",
+    "temperature",
+    "min_tokens_to_keep",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "no_repeat_ngram_size",
+    "prompt_lengths",
+}
+
+
+def unfiltered(knobs: Knobs) -> Knobs:
+    """The same knobs with every filter off."""
+    return {name: value for name, value in knobs.items() if name not in FILTERS}
+
+
+def assert_same_scores(actual: Tensor, expected: Tensor, before_filters: Tensor, knobs: Knobs) -> None:
+    """`actual` and `expected` are results of process_logits with `knobs`, `before_filters` the same without filters."""
+    assert actual.shape == expected.shape == before_filters.shape
+    assert actual.dtype is torch.float32
+    for row in range(actual.shape[0]):
+        _assert_same_row(actual[row], expected[row], before_filters[row], knobs_of_row(knobs, row), row)
+
+
+def _assert_same_row(actual: Tensor, expected: Tensor, before_filters: Tensor, knobs: Knobs, row: int) -> None:
+    if torch.equal(actual, expected):
+        return
+    if not before_filters.isfinite().any() or not knobs.get("do_sample", True) or knobs.get("temperature", 1) == 0:
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+        return
+    least, most = kept_bounds(before_filters.double().numpy(), knobs)
+    for name, scores in (("actual", actual), ("expected", expected)):
+        kept = (scores > -torch.inf).numpy()
+        missing, extra = np.flatnonzero(least & ~kept), np.flatnonzero(kept & ~most)
+        assert missing.size == 0, f"{name}: row {row} misses ids {missing[:10]} ({missing.size}) under {knobs}"
+        assert extra.size == 0, f"{name}: row {row} keeps ids {extra[:10]} ({extra.size}) too many under {knobs}"
+        same = scores[scores > -torch.inf].equal(before_filters[scores > -torch.inf])
+        assert same, f"{name}: row {row} changed a score that it kept under {knobs}"
+
+
+def kept_bounds(s: np.ndarray, knobs: Knobs) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens that are kept wherever the thresholds lie within BAND, and tokens that are kept for some such thresholds."""
+    keep = min(int(knobs.get("min_tokens_to_keep", 1)), s.size)
+    active = [
+        name for name in FILTERS if knobs.get(name, _OFF[name]) not in (_OFF[name], 0 if name == "top_h" else None)
+    ]
+    least, most = s > -np.inf, np.zeros(s.shape, dtype=bool)
+    for moves in itertools.product((-BAND, 0.0, BAND), repeat=len(active)):
+        kept = s > -np.inf
+        for name, move in zip(active, moves, strict=True):
+            kept &= _KEEP[name](np.where(kept, s, -np.inf), float(np.float32(knobs[name])), keep, move)
+        least, most = least & kept, most | kept
+    return least, most
+
+
+def lowest_ids_of_ties(kept: np.ndarray, s: np.ndarray) -> np.ndarray:
+    """Where a filter kept some of several equal scores, the same number of them with the lowest ids."""
+    values, group = np.unique(s, return_inverse=True)
+    kept_of_group = np.bincount(group, weights=kept, minlength=values.size).astype(np.int64)
+    by_group = np.argsort(group, kind="stable")
+    first_of_group = np.concatenate([[0], np.cumsum(np.bincount(group))[:-1]])
+    rank = np.empty(s.size, dtype=np.int64)
+    rank[by_group] = np.arange(s.size) - first_of_group[group[by_group]]
+    return rank < kept_of_group[group]
+
+
+def _softmax(s: np.ndarray) -> np.ndarray:
+    p = np.exp(s - s.max())
+    return p / p.sum()
+
+
+def _surprise(s: np.ndarray) -> np.ndarray:
+    return np.log(np.exp(s - s.max()).sum()) + s.max() - s
+
+
+def _entropy(s: np.ndarray) -> float:
+    p = _softmax(s)
+    return float((p[p > 0] * _surprise(s)[p > 0]).sum())
+
+
+def _first(order: np.ndarray, count: int, size: int) -> np.ndarray:
+    mask = np.zeros(size, dtype=bool)
+    mask[order[:count]] = True
+    return mask
+
+
+def _descending(s: np.ndarray) -> np.ndarray:
+    return np.argsort(-s, kind="stable")
+
+
+def _top_h(s: np.ndarray, top_h: float, keep: int, move: float) -> np.ndarray:
+    order = _descending(s)[:100]
+    best = s[order][s[order] > -np.inf]
+    p = _softmax(best)
+    reached = np.cumsum(p * _surprise(best))
+    kept = int((reached <= top_h * reached[-1] + move * (1 + reached[-1])).sum())
+    return _first(order, max(kept, 1), s.size)
+
+
+def _top_k(s: np.ndarray, top_k: float, keep: int, move: float) -> np.ndarray:
+    return s >= np.sort(s)[::-1][min(max(int(top_k), keep), s.size) - 1]
+
+
+def _top_p(s: np.ndarray, top_p: float, keep: int, move: float) -> np.ndarray:
+    order = _descending(s)
+    p = _softmax(s)[order]
+    mass_before = np.concatenate([[0.0], np.cumsum(p)[:-1]])
+    return _first(order, max(int((mass_before < top_p + move).sum()), keep), s.size)
+
+
+def _min_p(s: np.ndarray, min_p: float, keep: int, move: float) -> np.ndarray:
+    p = _softmax(s)
+    return (p >= min_p * p.max() * (1 - move)) | _first(_descending(s), keep, s.size)
+
+
+def _typical_p(s: np.ndarray, typical_p: float, keep: int, move: float) -> np.ndarray:
+    surprise = _surprise(s)
+    distance = np.abs(surprise - _entropy(s))
+    order = np.argsort(distance, kind="stable")
+    finite = int((s > -np.inf).sum())
+    reached = np.cumsum(_softmax(s)[order])
+    at = order[min(max(int((reached < typical_p + move).sum()), 0), finite - 1)]
+    slack = move * (1 + np.where(s > -np.inf, surprise, 0.0))
+    forced = distance[order[min(keep, finite) - 1]]
+    return (distance <= distance[at] + slack) | (distance <= forced + slack if keep > 1 else _first(order, 1, s.size))
+
+
+def _epsilon(s: np.ndarray, epsilon: float, keep: int, move: float) -> np.ndarray:
+    return (_softmax(s) >= epsilon * (1 - move)) | (s >= np.sort(s)[::-1][keep - 1])
+
+
+def _eta(s: np.ndarray, eta: float, keep: int, move: float) -> np.ndarray:
+    entropy = _entropy(s)
+    return _epsilon(s, min(eta, np.sqrt(eta) * np.exp(-entropy)), keep, move * (1 + entropy))
+
+
+_KEEP = {
+    "top_h": _top_h,
+    "top_k": _top_k,
+    "top_p": _top_p,
+    "min_p": _min_p,
+    "typical_p": _typical_p,
+    "epsilon_cutoff": _epsilon,
+    "eta_cutoff": _eta,
+}
