@@ -94,7 +94,9 @@ class Monitor:
         self._cut_short = False
 
     def cancelled(self) -> bool:
-        return self._cancel is not None and self._cancel.is_set()
+        """Whether the caller gave up; from then on the rows that still run end here."""
+        self._cut_short |= self._cancel is not None and self._cancel.is_set()
+        return self._cut_short
 
     def observe(self, step: int, logits: Tensor, choice: Choice) -> Tensor:
         """Queues the bookkeeping of `step`; returns the one element that `must_stop` will read."""
@@ -118,16 +120,15 @@ class Monitor:
             self._streamer.put(self._state.column(step).to("cpu", copy=True))
         if self._progress is not None:
             self._progress.update(1)
-        self._cut_short = running > 0 and (self.cancelled() or self._is_late())
-        return running == 0 or self._cut_short
+        if running == 0:
+            return True
+        self._cut_short |= self._deadline is not None and time.monotonic() > self._deadline
+        return self.cancelled()
 
     def finish_reasons(self) -> list[str]:
         otherwise = "stop" if self._cut_short else "length"
         rows = zip(self._stopped.tolist(), self._state.finished.tolist(), strict=True)
         return ["stop" if stopped else "eos" if finished else otherwise for stopped, finished in rows]
-
-    def _is_late(self) -> bool:
-        return self._deadline is not None and time.monotonic() > self._deadline
 
     def _end_invalid_rows(self, step: int, status: Tensor) -> None:
         state = self._state

@@ -1,0 +1,113 @@
+"""Small models for the generation tests: random transformers built from configs, and plain modules."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+VOCAB_SIZE = 101
+FAMILIES = ("llama", "gpt2", "qwen2")
+
+# Wide enough that the scores of a random model are spread like those of a trained one.
+_SPREAD = 0.35
+
+
+@functools.cache
+def hf_model(family: str) -> Any:
+    """A random model of two layers; it has no special tokens, so that every call chooses its own."""
+    tokens: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    sizes: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "initializer_range": _SPREAD, **tokens}
+    decoder = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+    }
+    torch.manual_seed(FAMILIES.index(family))
+    if family == "llama":
+        model: Any = LlamaForCausalLM(LlamaConfig(**decoder, **sizes))
+    elif family == "qwen2":
+        model = Qwen2ForCausalLM(Qwen2Config(**decoder, **sizes))
+    else:
+        model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, **sizes))
+    return model.eval()
+
+
+class TableModel(nn.Module):
+    """Scores of the next token looked up by the last one: what it generates can be worked out by hand."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("table", table)
+        self.calls: list[tuple[int, ...]] = []
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        self.calls.append(tuple(input_ids.shape))
+        return self.table[input_ids]
+
+
+def counting_table(vocab_size: int = 10) -> TableModel:
+    """After i comes i + 1; the runner-up is i + 2."""
+    table = torch.full((vocab_size, vocab_size), -5.0)
+    ids = torch.arange(vocab_size)
+    table[ids, (ids + 1) % vocab_size] = 5.0
+    table[ids, (ids + 2) % vocab_size] = 3.0
+    return TableModel(table)
+
+
+class SumCache:
+    """A cache of a shape nobody could guess: running sums over time, stored time-last."""
+
+    def __init__(self, total: Tensor, length: int) -> None:
+        self.total = total
+        self.length = length
+
+
+class CachedModel(nn.Module):
+    """A bag-of-embeddings language model that carries its running sum in a cache and honours mask and positions."""
+
+    def __init__(self, vocab_size: int = 23, width: int = 12, returns: str = "tuple") -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.positions = nn.Embedding(64, width)
+        self.head = nn.Linear(width, vocab_size)
+        self.returns = returns
+        self.lengths: list[int] = []
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: SumCache | None = None,
+        use_cache: bool = False,
+    ) -> Any:
+        self.lengths.append(input_ids.shape[1])
+        assert attention_mask is not None and position_ids is not None
+        assert position_ids.shape == input_ids.shape
+        seen = input_ids.shape[1] + (past_key_values.length if past_key_values is not None else 0)
+        assert attention_mask.shape == (input_ids.shape[0], seen)
+        hidden = torch.tanh(self.embedding(input_ids) + self.positions(position_ids))
+        hidden = hidden * attention_mask[:, -input_ids.shape[1] :, None]
+        total = hidden.cumsum(1)
+        if past_key_values is not None:
+            total = total + past_key_values.total[:, None]
+        logits = self.head(total)
+        cache = SumCache(total[:, -1], seen) if use_cache else None
+        if self.returns == "tuple":
+            return logits, cache
+        if self.returns == "dict":
+            return {"logits": logits, "past_key_values": cache}
+        return logits[:, -1]
+
+
+@functools.cache
+def cached_model(returns: str = "tuple") -> CachedModel:
+    torch.manual_seed(7)
+    return CachedModel(returns=returns).eval()

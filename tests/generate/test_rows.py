@@ -1,0 +1,136 @@
+"""Values per row, seeds, and what a row may not depend on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pygen import rng
+from pygen.generate import generate
+from tests.generate.models import TableModel, cached_model, counting_table, hf_model
+
+PROMPTS = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
+SAMPLING: dict[str, Any] = {"do_sample": True, "max_new_tokens": 6, "top_k": 0}
+
+
+def flat_table(vocab_size: int = 50) -> TableModel:
+    return TableModel(torch.zeros(vocab_size, vocab_size))
+
+
+def test_a_row_depends_on_its_seed_alone() -> None:
+    together = generate(cached_model(), PROMPTS, seed=[11, 12, 13], **SAMPLING)
+    for row, seed in enumerate([11, 12, 13]):
+        alone = generate(cached_model(), PROMPTS[row : row + 1], seed=[seed], **SAMPLING)
+        assert torch.equal(alone[0], together[row])
+    shuffled = generate(cached_model(), PROMPTS[[2, 0, 1]], seed=[13, 11, 12], **SAMPLING)
+    assert torch.equal(shuffled, together[[2, 0, 1]])
+
+
+def test_padding_does_not_enter_the_noise() -> None:
+    ids = torch.tensor([[0, 0, 1, 2, 3]])
+    padded = generate(cached_model(), ids, pad_token_id=0, seed=[5], **SAMPLING)
+    assert torch.equal(padded[:, 2:], generate(cached_model(), ids[:, 2:], seed=[5], **SAMPLING))
+
+
+def test_one_seed_is_spread_over_the_rows() -> None:
+    drawn = generate(flat_table(), PROMPTS, seed=7, **SAMPLING)
+    assert len({tuple(row) for row in drawn[:, 3:].tolist()}) == 3
+    seeds = [rng.row_seed(7, row) for row in range(3)]
+    assert torch.equal(drawn, generate(flat_table(), PROMPTS, seed=seeds, **SAMPLING))
+    assert torch.equal(drawn, generate(flat_table(), PROMPTS, seed=7, **SAMPLING))
+    assert not torch.equal(drawn, generate(flat_table(), PROMPTS, seed=8, **SAMPLING))
+
+
+def test_a_seed_leaves_torch_alone() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    generate(flat_table(), PROMPTS, seed=7, **SAMPLING)
+    generate(flat_table(), PROMPTS, max_new_tokens=2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_generator_stands_for_the_default_one() -> None:
+    torch.manual_seed(21)
+    default = generate(flat_table(), PROMPTS, **SAMPLING)
+    own = torch.Generator().manual_seed(21)
+    before = torch.get_rng_state()
+    assert torch.equal(generate(flat_table(), PROMPTS, generator=own, **SAMPLING), default)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("as_tensor", [True, False])
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("temperature", [0.5, 1.0, 2.0]),
+        ("top_k", [1, 3, 0]),
+        ("top_p", [0.3, 1.0, 0.8]),
+        ("min_p", [0.0, 0.2, 0.5]),
+        ("typical_p", [0.3, 1.0, 0.8]),
+        ("epsilon_cutoff", [0.0, 0.02, 0.1]),
+        ("eta_cutoff", [0.0, 0.02, 0.1]),
+        ("top_h", [0.3, 0.9, 0.6]),
+        ("repetition_penalty", [1.0, 2.0, 0.5]),
+        ("presence_penalty", [0.0, 1.0, -1.0]),
+        ("frequency_penalty", [0.0, 1.0, -1.0]),
+        ("no_repeat_ngram_size", [0, 1, 2]),
+    ],
+)
+def test_one_value_per_row(name: str, values: list[Any], as_tensor: bool) -> None:
+    settings = {**SAMPLING, "return_dict_in_generate": True, "output_scores": True}
+    given = torch.tensor(values) if as_tensor else values
+    together = generate(cached_model(), PROMPTS, seed=[1, 2, 3], **{**settings, name: given})
+    for row, value in enumerate(values):
+        alone = generate(cached_model(), PROMPTS[row : row + 1], seed=[row + 1], **{**settings, name: value})
+        assert torch.equal(alone.sequences[0], together.sequences[row])
+        for x, y in zip(alone.scores, together.scores, strict=True):
+            torch.testing.assert_close(x[0], y[row])
+
+
+def test_do_sample_per_row_and_temperature_zero() -> None:
+    mixed = generate(cached_model(), PROMPTS, seed=1, **{**SAMPLING, "do_sample": [True, False, True]})
+    sampled = generate(cached_model(), PROMPTS, seed=1, **SAMPLING)
+    greedy = generate(cached_model(), PROMPTS, max_new_tokens=6)
+    assert torch.equal(mixed[1], greedy[1])
+    assert torch.equal(mixed[[0, 2]], sampled[[0, 2]])
+    assert torch.equal(generate(cached_model(), PROMPTS, temperature=[1.0, 0, 1.0], seed=1, **SAMPLING), mixed)
+    none = generate(cached_model(), PROMPTS, do_sample=[False, False, False], max_new_tokens=6)
+    assert torch.equal(none, greedy)
+
+
+def test_one_value_per_prompt_or_per_returned_row() -> None:
+    settings = {**SAMPLING, "num_return_sequences": 2, "seed": 4}
+    per_prompt = generate(cached_model(), PROMPTS, temperature=[0.5, 1.0, 2.0], **settings)
+    per_row = generate(cached_model(), PROMPTS, temperature=[0.5, 0.5, 1.0, 1.0, 2.0, 2.0], **settings)
+    assert torch.equal(per_prompt, per_row)
+    assert per_row.shape == (6, 9)
+
+
+def test_presence_and_frequency_count_generated_tokens_only() -> None:
+    """After i come i + 1 (5), i + 2 (3) and the rest (-5); an id loses what it was generated before."""
+    table = counting_table(3)
+    prompt = torch.tensor([[0, 1, 2, 0]])
+    assert generate(table, prompt, max_new_tokens=4).tolist() == [[0, 1, 2, 0, 1, 2, 0, 1]]
+    # 1 2 0, then 1 has 5 - 2.5 against 2 with 3 - 2.5: all lose the same.
+    assert generate(table, prompt, max_new_tokens=4, presence_penalty=2.5).tolist() == [[0, 1, 2, 0, 1, 2, 0, 1]]
+    # At the first step nothing was generated: the prompt's 1 does not count.
+    first = generate(table, prompt, max_new_tokens=1, frequency_penalty=100.0)
+    assert first.tolist() == [[0, 1, 2, 0, 1]]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_copies_share_one_prefill(family: str) -> None:
+    model = hf_model(family)
+    shapes: list[tuple[int, ...]] = []
+    handle = model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        ids = torch.randint(4, 90, (2, 5), generator=torch.Generator().manual_seed(0))
+        drawn = generate(model, ids, num_return_sequences=3, seed=3, **SAMPLING)
+    finally:
+        handle.remove()
+    assert shapes == [(2, 5)] + [(6, 1)] * 5
+    assert torch.equal(drawn, generate(model, ids.repeat_interleave(3, 0), seed=3, **SAMPLING))

@@ -1,0 +1,216 @@
+"""How rows end: end-of-sequence tokens, lengths, criteria, time, cancelling, and invalid scores."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pygen.generate import generate
+from tests.generate.models import TableModel, counting_table, hf_model
+
+PROMPTS = torch.tensor([[1], [4], [7]])
+
+
+def reasons(*args: Any, **kwargs: Any) -> tuple[list[list[int]], list[str]]:
+    output = generate(*args, return_dict_in_generate=True, **kwargs)
+    return output.sequences.tolist(), output.finish_reason
+
+
+def test_rows_end_one_by_one_and_are_padded() -> None:
+    sequences, why = reasons(counting_table(), PROMPTS, eos_token_id=[3, 6], pad_token_id=0, max_new_tokens=4)
+    assert sequences == [[1, 2, 3, 0, 0], [4, 5, 6, 0, 0], [7, 8, 9, 0, 1]]
+    assert why == ["eos", "eos", "length"]
+
+
+def test_generation_ends_with_the_last_row() -> None:
+    model = counting_table()
+    sequences, why = reasons(model, PROMPTS, eos_token_id=[3, 5, 9], pad_token_id=0, max_new_tokens=50)
+    assert sequences == [[1, 2, 3], [4, 5, 0], [7, 8, 9]]
+    assert why == ["eos"] * 3
+    assert len(model.calls) == 2
+
+
+def test_eos_at_the_last_step_is_eos() -> None:
+    assert reasons(counting_table(), PROMPTS[:1], eos_token_id=3, max_new_tokens=2) == ([[1, 2, 3]], ["eos"])
+
+
+def test_eos_in_the_prompt_does_not_end_a_row() -> None:
+    sequences, why = reasons(counting_table(), torch.tensor([[3, 3]]), eos_token_id=3, max_new_tokens=2)
+    assert (sequences, why) == ([[3, 3, 4, 5]], ["length"])
+
+
+def test_eos_at_the_first_step() -> None:
+    assert reasons(counting_table(), PROMPTS[:1], eos_token_id=2, max_new_tokens=9) == ([[1, 2]], ["eos"])
+
+
+def test_pad_falls_to_the_first_eos() -> None:
+    sequences, _ = reasons(counting_table(), PROMPTS[:2], eos_token_id=[2, 9], max_new_tokens=3)
+    assert sequences == [[1, 2, 2, 2], [4, 5, 6, 7]]
+
+
+def test_eos_as_a_tensor() -> None:
+    sequences, _ = reasons(counting_table(), PROMPTS[:1], eos_token_id=torch.tensor([3]), max_new_tokens=5)
+    assert sequences == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize("limits", [{"min_new_tokens": 2}, {"min_length": 3}])
+def test_no_eos_before_the_minimum(limits: dict[str, int]) -> None:
+    sequences, why = reasons(counting_table(), PROMPTS[:1], eos_token_id=[2, 3], max_new_tokens=6, **limits)
+    # 2 and 3 are banned: the best of the others is the lowest of the equal ones, 0; then 1, then 2.
+    assert (sequences, why) == ([[1, 0, 1, 2]], ["eos"])
+
+
+def test_suppressed_at_the_first_step_only() -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 2, "begin_suppress_tokens": [2], "suppress_tokens": [4]}
+    assert generate(counting_table(), PROMPTS[:1], **settings).tolist() == [[1, 3, 5]]
+
+
+@pytest.mark.parametrize("eos", [None, 9])
+def test_criteria_of_the_user(eos: int | None) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def ends_in_3(input_ids: Tensor, scores: Any) -> Tensor:
+        seen.append(tuple(input_ids.shape))
+        assert scores is None
+        return input_ids[:, -1] == 3
+
+    sequences, why = reasons(
+        counting_table(), PROMPTS, stopping_criteria=[ends_in_3], eos_token_id=eos, pad_token_id=0, max_new_tokens=4
+    )
+    # Without an end-of-sequence token a stopped row goes on, as in transformers.
+    first = [1, 2, 3, 4, 5] if eos is None else [1, 2, 3, 0, 0]
+    third = [7, 8, 9, 0, 1] if eos is None else [7, 8, 9, 0, 0]
+    assert sequences == [first, [4, 5, 6, 7, 8], third]
+    assert why == ["stop", "length", "length" if eos is None else "eos"]
+    assert seen == [(3, 2), (3, 3), (3, 4), (3, 5)]
+
+
+def test_criteria_end_the_call_when_all_rows_are_stopped() -> None:
+    sequences, why = reasons(
+        counting_table(), PROMPTS, stopping_criteria=[lambda ids, scores: ids.shape[1] >= 3], max_new_tokens=9
+    )
+    assert (len(sequences[0]), why) == (3, ["stop"] * 3)
+
+
+def test_criteria_get_the_scores_that_are_kept() -> None:
+    counts: list[int] = []
+
+    def count(input_ids: Tensor, scores: tuple[Tensor, ...]) -> bool:
+        counts.append(len(scores))
+        return False
+
+    settings: dict[str, Any] = {"output_scores": True, "return_dict_in_generate": True, "max_new_tokens": 3}
+    generate(counting_table(), PROMPTS, stopping_criteria=[count], **settings)
+    assert counts == [1, 2, 3]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("eos", [None, list(range(30))])
+def test_criteria_as_transformers(family: str, eos: list[int] | None) -> None:
+    model = hf_model(family)
+    ids = torch.randint(4, 100, (4, 3), generator=torch.Generator().manual_seed(8))
+
+    def large(input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return input_ids[:, -1] > 80
+
+    settings: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": eos, "pad_token_id": 0, "do_sample": True}
+    torch.manual_seed(5)
+    expected = model.generate(ids, stopping_criteria=[large], **settings)
+    torch.manual_seed(5)
+    assert torch.equal(generate(model, ids, stopping_criteria=[large], **settings), expected)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "error", "message"),
+    [
+        (
+            lambda ids, scores: torch.zeros(2, dtype=torch.bool),
+            ValueError,
+            r"`stopping_criteria\[0\]` must return a bool",
+        ),
+        (
+            lambda ids, scores: torch.zeros(3),
+            TypeError,
+            r"`stopping_criteria\[0\]` must return bools, got torch.float32",
+        ),
+    ],
+)
+def test_answers_of_criteria_are_checked(criterion: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        generate(counting_table(), PROMPTS, stopping_criteria=[criterion], max_new_tokens=2)
+
+
+def test_max_time() -> None:
+    sequences, why = reasons(counting_table(), PROMPTS, max_time=0.0, max_new_tokens=9)
+    assert (len(sequences[0]), why) == (2, ["stop"] * 3)
+
+
+def test_cancel_ends_after_the_step_in_progress() -> None:
+    cancel = threading.Event()
+
+    def cancel_at_4(input_ids: Tensor, scores: Tensor) -> Tensor:
+        if input_ids.shape[1] == 4:
+            cancel.set()
+        return scores
+
+    sequences, why = reasons(counting_table(), PROMPTS, cancel=cancel, logits_processor=[cancel_at_4], max_new_tokens=9)
+    assert (len(sequences[0]), why) == (5, ["stop"] * 3)
+
+
+def test_cancel_before_the_first_step() -> None:
+    cancel = threading.Event()
+    cancel.set()
+    model = counting_table()
+    output = generate(
+        model, PROMPTS, cancel=cancel, max_new_tokens=9, return_dict_in_generate=True, output_logprobs=True
+    )
+    assert torch.equal(output.sequences, PROMPTS)
+    assert output.finish_reason == ["stop"] * 3
+    assert output.logprobs.shape == (3, 0)
+    assert model.calls == []
+
+
+def broken_table(value: float) -> TableModel:
+    """After 5 come scores that are not numbers: token 3 is `value`."""
+    model = counting_table()
+    model.table[5, 3] = value
+    return model
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+@pytest.mark.parametrize(("value", "what"), [(float("nan"), "NaN"), (float("inf"), r"\+inf")])
+def test_invalid_scores_are_raised_with_row_step_and_id(value: float, what: str, do_sample: bool) -> None:
+    message = f"scores of row 1 at step 1 hold {what}, first at token id 3"
+    with pytest.raises(RuntimeError, match=message):
+        generate(broken_table(value), PROMPTS, max_new_tokens=4, do_sample=do_sample, top_k=1)
+
+
+def test_a_row_without_an_allowed_token_is_raised() -> None:
+    with pytest.raises(
+        RuntimeError, match="scores of row 0 at step 0 hold no token that is allowed \\(3 rows in all\\)"
+    ):
+        generate(counting_table(), PROMPTS, max_new_tokens=4, suppress_tokens=list(range(10)))
+
+
+def test_finished_rows_may_be_invalid() -> None:
+    model = counting_table()
+    model.table[0] = float("nan")
+    settings: dict[str, Any] = {"eos_token_id": 2, "pad_token_id": 0, "max_new_tokens": 3}
+    assert generate(model, PROMPTS[:2], **settings).tolist() == [[1, 2, 0, 0], [4, 5, 6, 7]]
+
+
+def test_invalid_rows_go_on_greedily() -> None:
+    model = broken_table(float("nan"))
+    assert generate(model, PROMPTS[1:2], on_invalid="greedy", max_new_tokens=4).tolist() == [[4, 5, 6, 7, 8]]
+
+
+def test_invalid_rows_end() -> None:
+    sequences, why = reasons(
+        broken_table(float("nan")), PROMPTS, on_invalid="eos", eos_token_id=[9, 3], pad_token_id=0, max_new_tokens=4
+    )
+    assert sequences == [[1, 2, 3], [4, 5, 9], [7, 8, 9]]
+    assert why == ["eos"] * 3
