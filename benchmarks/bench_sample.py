@@ -21,7 +21,7 @@ from benchmarks import cli
 from benchmarks.baseline import Settings, TransformersStep
 from benchmarks.harness import BASELINE, Case, Options, Row, Target, Variant, judge, run_case
 from benchmarks.inputs import make_logits, random_ids, rotation, trace_file
-from benchmarks.machine import commit, today
+from benchmarks.machine import REPOSITORY, commit, today
 from benchmarks.memory import peak_temporary_bytes
 from pygen.ops import prepare_sample
 
@@ -203,9 +203,13 @@ def memory_rows(options: Options, backend: str, command: Callable[[str], int | N
     for name, target in ((BASELINE, Target()), ("pygen philox", Target(memory_bytes=limit))):
         row = Row(
             options.suite, "sample memory", spec.settings.label, spec.distribution, spec.rows, spec.vocab_size,
-            "float32", name, "torch" if name == BASELINE else ran, memory_bytes=command(name),
+            "float32", name, "torch" if name == BASELINE else ran,
             threads=torch.get_num_threads(), device="cpu", commit=commit(), date=today(),
         )  # fmt: skip
+        try:
+            row.memory_bytes = command(name)
+        except RuntimeError as error:
+            row.check = f"the measuring process failed: {error}"
         judge(row, target)
         yield row
 
@@ -226,8 +230,11 @@ def memory_of(name: str, backend: str) -> int | None:
 
 
 def memory_in_child(name: str, args: argparse.Namespace) -> int | None:
-    command = [sys.executable, __file__, "--memory-of", name, "--backend", args.backend, "--threads", str(args.threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    child = [sys.executable, "-m", "benchmarks.bench_sample", "--memory-of", name]
+    child += ["--backend", args.backend, "--threads", str(args.threads)]
+    done = subprocess.run(child, cwd=REPOSITORY, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError((done.stderr.splitlines() or ["no output"])[-1])
     value = json.loads(done.stdout.splitlines()[-1])
     return None if value is None else int(value)
 

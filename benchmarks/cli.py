@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.harness import Case, Options, Row, run_case
-from benchmarks.machine import device_slug, machine_block
+from benchmarks.machine import device_slug, load_before, machine_block
 from benchmarks.plots import plot_results
 from benchmarks.report import RESULTS, print_rows, print_summary, save_csv
 
@@ -37,6 +37,7 @@ def parser(description: str, sizes: Sequence[str]) -> argparse.ArgumentParser:
 
 def options(args: argparse.Namespace, bench: str, budget_s: float, min_rounds: int = 5) -> Options:
     """Measuring options; the suite, under which rows are stored, names the bench, its size and the cache."""
+    load_before()
     suite = f"{bench}-{args.size}" + ("-warm" if args.cache == "warm" else "")
     return Options(suite, args.cache, args.budget or budget_s, min_rounds, progress=not args.quiet)
 

@@ -38,6 +38,12 @@ def today() -> str:
     return datetime.date.today().isoformat()
 
 
+@functools.cache
+def load_before() -> str:
+    """The system's load when first asked, so ask before measuring."""
+    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "?"
+
+
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
@@ -111,7 +117,7 @@ def machine_block(device: torch.device) -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": _version("transformers"),
         **_build(),
-        "load": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "?",
+        "load before": load_before(),
         "commit": commit(),
         "date": today(),
     }

@@ -85,10 +85,11 @@ def _draw_ratios(axes: Any, bars: Sequence[Row]) -> None:
     values = [row.speedup or 0.0 for row in bars]
     axes.barh(places, values, color=BLUE, height=0.62)
     for place, row, value in zip(places, bars, values, strict=True):
-        axes.text(value * 1.06, place, f"{_figure_text(value)}x", va="center", fontsize=9, color=DARK)
         goal = next((word for word in row.target.split() if word.endswith("x")), "")
+        at = float(goal.strip(">=x")) if goal else 0.0
+        end = max(value, at) if at < 1.5 * value else value
+        axes.text(end * 1.06, place, f"{_figure_text(value)}x", va="center", fontsize=9, color=DARK)
         if goal:
-            at = float(goal.strip(">=x"))
             axes.plot([at, at], [place - 0.4, place + 0.4], color=ORANGE, linewidth=2.5)
     axes.plot([], [], color=ORANGE, linewidth=2.5, label="target")
     axes.axvline(1, color=DARK, linewidth=0.8)

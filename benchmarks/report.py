@@ -19,6 +19,7 @@ _SHORT = (
     ("min_p", "min-p"), ("typical_p", "typical"), ("epsilon_cutoff", "epsilon"), ("eta_cutoff", "eta"),
 )  # fmt: skip
 _CASE = ("op", "settings", "logits")
+RESTLESS_PERCENT = 20.0
 RED, GREEN, DIM = "red", "green", "bright_black"
 
 
@@ -98,6 +99,9 @@ def print_summary(rows: Sequence[Row]) -> None:
     wanted = [row for row in rows if row.target]
     if wanted:
         print(f"targets met: {sum(row.met == 'yes' for row in wanted)} of {len(wanted)}")
+    restless = [row for row in rows if row.spread_percent is not None and row.spread_percent > RESTLESS_PERCENT]
+    if len(restless) * 4 > len(rows):
+        print(f"the times of {len(restless)} of {len(rows)} rows spread widely: a busy machine, measure again")
     for row in rows:
         if row.red:
             print(f"RED {row.op} [{row.settings}] {row.rows} x {row.vocab_size} {row.variant}: {row.check}")

@@ -14,6 +14,7 @@ import torch
 from benchmarks import bench_sample, cli, harness, inputs, plots, report
 from benchmarks.baseline import Settings, TransformersStep
 from benchmarks.harness import BASELINE, Call, Case, Options, Row, Target, Variant
+from pygen import ops
 
 OPTIONS = Options("test", cache="warm", budget_s=0.02, min_rounds=3, max_rounds=4, progress=False)
 MACHINE = {"device": "abacus", "threads": "2", "pygen": "0", "transformers": "5.6.1"}
@@ -221,7 +222,7 @@ def test_sample_case_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_check_is_red_for_a_wrong_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = bench_sample.Spec(Settings(top_k=1), 3, 500)
-    honest = bench_sample.prepare_sample
+    honest = ops.prepare_sample
 
     def wrong(logits: torch.Tensor, **knobs: object) -> object:
         knobs["top_k"] = 0
