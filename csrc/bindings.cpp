@@ -139,7 +139,8 @@ class SamplePlan {
     arguments.finish();
     if (params_.shaping.rows > 0 && (params_.token_ids == nullptr || params_.status == nullptr))
       throw std::invalid_argument("token_ids or status is a null pointer");
-    if (state.token_ids != nullptr && (state.finished == nullptr || state.num_generated == nullptr || state.unfinished == nullptr))
+    if (state.token_ids != nullptr &&
+        (state.finished == nullptr || state.num_generated == nullptr || state.unfinished == nullptr))
       throw std::invalid_argument("a state pointer is null");
   }
 

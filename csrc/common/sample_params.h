@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "common/host_device.h"
+
 namespace pygen {
 
 enum class DType : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
@@ -17,11 +19,7 @@ struct Knob {
 };
 
 template <typename T>
-#if defined(__CUDACC__)
-__host__ __device__
-#endif
-    inline __attribute__((always_inline)) T
-    knob_at(const Knob<T>& knob, int64_t row) {
+PYGEN_HOST_DEVICE T knob_at(const Knob<T>& knob, int64_t row) {
   return knob.per_row != nullptr ? knob.per_row[row] : knob.value;
 }
 
@@ -29,10 +27,10 @@ struct ShapingParams {
   int64_t rows = 0;
   int64_t vocab_size = 0;
   DType dtype = DType::kFloat32;
-  int threads = 1;                // CPU only
-  const void* logits = nullptr;   // (rows, vocab_size)
-  int64_t logits_stride = 0;      // between rows
-  int64_t history_length = 0;     // columns of input_ids in use
+  int threads = 1;               // CPU only
+  const void* logits = nullptr;  // (rows, vocab_size)
+  int64_t logits_stride = 0;     // between rows
+  int64_t history_length = 0;    // columns of input_ids in use
 
   Knob<float> temperature{1.0f};  // 0: a greedy row, on which the filters do not act
   Knob<float> top_p{1.0f};
@@ -84,11 +82,11 @@ struct SampleParams {
   int64_t noise_stride = 0;
   uint8_t* generator_state = nullptr;  // torch.Generator.get_state() of a CPU generator, advanced in place; torch
   int64_t num_logprobs = 0;
-  int64_t* token_ids = nullptr;     // (rows,)
-  int32_t* status = nullptr;        // (rows,)
-  float* logprobs = nullptr;        // (rows,) or null
-  int64_t* top_ids = nullptr;       // (rows, num_logprobs) or null
-  float* top_logprobs = nullptr;    // (rows, num_logprobs) or null
+  int64_t* token_ids = nullptr;   // (rows,)
+  int32_t* status = nullptr;      // (rows,)
+  float* logprobs = nullptr;      // (rows,) or null
+  int64_t* top_ids = nullptr;     // (rows, num_logprobs) or null
+  float* top_logprobs = nullptr;  // (rows, num_logprobs) or null
   StateParams state;
 };
 

@@ -5,9 +5,9 @@
 
 #include "common/sample_params.h"
 
-#define PYGEN_DECLARE_OPS(isa)                     \
-  namespace pygen::cpu::isa {                      \
-  void sample(const SampleParams& params);         \
+#define PYGEN_DECLARE_OPS(isa)                      \
+  namespace pygen::cpu::isa {                       \
+  void sample(const SampleParams& params);          \
   void process_logits(const ProcessParams& params); \
   }
 PYGEN_DECLARE_OPS(generic)

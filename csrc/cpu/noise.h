@@ -118,8 +118,8 @@ class TorchNoise {
 
  private:
   MersenneTwister& twister_;
-  int64_t reached_ = 0;           // the next token of the twister
-  int64_t begin_ = -kBlock;       // the first token of words_
+  int64_t reached_ = 0;      // the next token of the twister
+  int64_t begin_ = -kBlock;  // the first token of words_
   uint32_t words_[2 * kBlock];
 };
 

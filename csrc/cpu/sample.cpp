@@ -18,8 +18,8 @@ constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr float kSmallestReciprocal = 1e-6f;
 
 template <typename Noise, typename Get, typename Finish>
-Winner race_in_parts(const RowScores& row, const Noise& noise, const Get& get, float scale, const Finish& finish, float low,
-                     float high, int threads) {
+Winner race_in_parts(const RowScores& row, const Noise& noise, const Get& get, float scale, const Finish& finish,
+                     float low, float high, int threads) {
   constexpr int kMaxParts = 64;
   const int parts = Noise::kSequential ? 1 : std::min(threads, kMaxParts);
   Winner winners[kMaxParts];
@@ -73,7 +73,8 @@ Winner largest_survivor(const Survivors& survivors) {
   return winner;
 }
 
-void write_logprobs(const SampleParams& params, int64_t row, const Survivors& survivors, float score, Scratch& scratch) {
+void write_logprobs(const SampleParams& params, int64_t row, const Survivors& survivors, float score,
+                    Scratch& scratch) {
   const double log_sum = survivors.log_sum_exp();
   params.logprobs[row] = static_cast<float>(score - log_sum);
   if (params.top_ids == nullptr) return;
@@ -131,9 +132,8 @@ void sample_row(const SampleParams& params, int64_t row, int threads, MersenneTw
 
   Survivors survivors(scores, filters, scratch);
   survivors.apply_filters();
-  Winner winner = with_noise(params, row, twister, [&](const auto& noise) {
-    return race_survivors(scores, survivors, noise, threads);
-  });
+  Winner winner = with_noise(params, row, twister,
+                             [&](const auto& noise) { return race_survivors(scores, survivors, noise, threads); });
   // Given noise may be NaN everywhere.
   if (winner.token_id < 0) winner = largest_survivor(survivors);
   params.token_ids[row] = winner.token_id;
@@ -153,8 +153,7 @@ void sample_rows_with_torch_noise(const SampleParams& params, const Split& split
       of_row[i] = twister;
       twister.skip(2 * params.shaping.vocab_size);
     }
-    parallel_rows(count, split.over_rows,
-                  [&](int64_t i) { sample_row(params, first + i, split.in_row, &of_row[i]); });
+    parallel_rows(count, split.over_rows, [&](int64_t i) { sample_row(params, first + i, split.in_row, &of_row[i]); });
   }
   twister.write_torch_state(params.generator_state);
 }

@@ -51,9 +51,9 @@ struct Exception {
   int32_t token_id;
   int32_t next;  // in the same block, -1 at the end
   float score;
-  bool seen;        // occurs in input_ids: repetition penalty
-  bool banned;      // -inf
-  int64_t count;    // occurrences among the generated tokens
+  bool seen;      // occurs in input_ids: repetition penalty
+  bool banned;    // -inf
+  int64_t count;  // occurrences among the generated tokens
 };
 
 struct ScoredToken {
@@ -68,16 +68,16 @@ struct KeyedWeight {
 };
 
 struct Scratch {
-  Buffer<float> block_max;       // (blocks,)
-  Buffer<int32_t> block_head;    // (blocks,) first exception of a block, -1 without
-  int64_t block_head_size = 0;   // how many of them are initialised
+  Buffer<float> block_max;      // (blocks,)
+  Buffer<int32_t> block_head;   // (blocks,) first exception of a block, -1 without
+  int64_t block_head_size = 0;  // how many of them are initialised
   Buffer<Exception> exceptions;
-  Buffer<float> scores;          // the survivors' scores, or all
-  Buffer<int32_t> token_ids;     // of the survivors, ascending
-  Buffer<float> bracket[2];      // candidates of a selection
+  Buffer<float> scores;       // the survivors' scores, or all
+  Buffer<int32_t> token_ids;  // of the survivors, ascending
+  Buffer<float> bracket[2];   // candidates of a selection
   Buffer<KeyedWeight> sorted;
   Buffer<ScoredToken> ordered;
-  Buffer<uint32_t> words;        // of the Mersenne Twister
+  Buffer<uint32_t> words;  // of the Mersenne Twister
 };
 
 inline Scratch& thread_scratch() {

@@ -78,9 +78,8 @@ PYGEN_INLINE void for_each_block(float* scores, int64_t count, const Body& body)
 template <typename Weight>
 double sum_weights(float* scores, int64_t count, const Weight& weight) {
   Sum sum;
-  for_each_block(scores, count, [&](const F32 v[4]) {
-    sum.add((weight(v[0]) + weight(v[1])) + (weight(v[2]) + weight(v[3])));
-  });
+  for_each_block(scores, count,
+                 [&](const F32 v[4]) { sum.add((weight(v[0]) + weight(v[1])) + (weight(v[2]) + weight(v[3]))); });
   return sum.total();
 }
 
@@ -95,7 +94,7 @@ constexpr int64_t kSortDirectly = 128;
 
 // What the weight at and above the cut shall reach: a number, or a fraction of the weight of all.
 struct Target {
-  double weight;    // negative: use `fraction`
+  double weight;  // negative: use `fraction`
   double fraction;
 };
 
@@ -126,7 +125,8 @@ Cut cut_of_sorted(float* scores, int64_t count, const Key& key, const Weight& we
   double reached = above;
   for (int64_t i = 0; i < sorted.size() && reached < target; i += cut.num_equal) {
     cut = {sorted[i].key, reached, 0};
-    for (int64_t j = i; j < sorted.size() && sorted[j].key == cut.key; ++j, ++cut.num_equal) reached += sorted[j].weight;
+    for (int64_t j = i; j < sorted.size() && sorted[j].key == cut.key; ++j, ++cut.num_equal)
+      reached += sorted[j].weight;
   }
   return cut;
 }
@@ -138,8 +138,8 @@ struct Bracket {
 
 // From a sample of many candidates: the keys around `fraction` of the weight. `weight_left` is the absolute form, else negative.
 template <typename Key, typename Weight>
-Bracket bracket_from_sample(const float* scores, int64_t count, const Key& key, const Weight& weight, double weight_left,
-                            double fraction, Buffer<KeyedWeight>& sorted) {
+Bracket bracket_from_sample(const float* scores, int64_t count, const Key& key, const Weight& weight,
+                            double weight_left, double fraction, Buffer<KeyedWeight>& sorted) {
   const int64_t stride = count / kSample;
   float sample[kSample + kSlack];
   for (int64_t i = 0; i < kSample; ++i) sample[i] = scores[i * stride + stride / 2];
@@ -166,12 +166,14 @@ Bracket bracket_from_sample(const float* scores, int64_t count, const Key& key, 
 // A tenth of [smallest, largest] around where the answer would be if the weight were spread evenly.
 inline Bracket bracket_by_interpolation(float largest, float smallest, double fraction) {
   const double span = static_cast<double>(largest) - smallest;
-  return {static_cast<float>(largest - span * (fraction - 0.05)), static_cast<float>(largest - span * (fraction + 0.05))};
+  return {static_cast<float>(largest - span * (fraction - 0.05)),
+          static_cast<float>(largest - span * (fraction + 0.05))};
 }
 
 // Scores whose weight is zero are never the answer, unless the target is out of reach: then the cut is -inf, and all pass.
 template <typename Key, typename Weight>
-Cut select_cut(float* scores, int64_t count, const Key& key, const Weight& weight, const Target& wanted, Scratch& scratch) {
+Cut select_cut(float* scores, int64_t count, const Key& key, const Weight& weight, const Target& wanted,
+               Scratch& scratch) {
   double above = 0;  // weight of the keys above all candidates
   double total = 0;  // of the candidates; known after the first pass, like their extreme keys
   double target = wanted.weight;
@@ -179,10 +181,10 @@ Cut select_cut(float* scores, int64_t count, const Key& key, const Weight& weigh
   bool interpolate = false;
   for (int side = 0; count > kSortDirectly; side ^= 1) {
     if (!interpolate && count <= 4 * kSample) break;
-    const Bracket bracket =
-        interpolate ? bracket_by_interpolation(largest, smallest, (target - above) / total)
-                    : bracket_from_sample(scores, count, key, weight, target < 0 ? -1.0 : target - above, wanted.fraction,
-                                          scratch.sorted);
+    const Bracket bracket = interpolate
+                                ? bracket_by_interpolation(largest, smallest, (target - above) / total)
+                                : bracket_from_sample(scores, count, key, weight, target < 0 ? -1.0 : target - above,
+                                                      wanted.fraction, scratch.sorted);
 
     float* inside = scratch.bracket[side].reserve(count + kSlack);
     int64_t num_inside = 0;

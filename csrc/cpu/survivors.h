@@ -13,7 +13,8 @@
 
 namespace pygen::cpu::PYGEN_ISA {
 
-constexpr int64_t kTopHTokens = 100;  // top_h looks at the 100 largest only (Potraghloo et al. 2025, as in transformers)
+constexpr int64_t kTopHTokens =
+    100;  // top_h looks at the 100 largest only (Potraghloo et al. 2025, as in transformers)
 
 // The filters of one row.
 struct Filters {

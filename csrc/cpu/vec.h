@@ -129,23 +129,23 @@ PYGEN_INLINE Bits sign_bits(const I32& v) {
 }
 
 #if defined(__AVX512F__)
-#define PYGEN_COMPARE(name, op, predicate)                                              \
-  PYGEN_INLINE Bits name(const F32& a, const F32& b) {                                  \
-    return static_cast<Bits>(_mm512_cmp_ps_mask(a.part[0], b.part[0], predicate));      \
-  }                                                                                     \
-  PYGEN_INLINE F32 where_##name(const F32& a, const F32& b, const F32& v) {             \
+#define PYGEN_COMPARE(name, op, predicate)                                                          \
+  PYGEN_INLINE Bits name(const F32& a, const F32& b) {                                              \
+    return static_cast<Bits>(_mm512_cmp_ps_mask(a.part[0], b.part[0], predicate));                  \
+  }                                                                                                 \
+  PYGEN_INLINE F32 where_##name(const F32& a, const F32& b, const F32& v) {                         \
     return {{_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.part[0], b.part[0], predicate), v.part[0])}}; \
   }
 #else
-#define PYGEN_COMPARE(name, op, predicate)                                        \
-  PYGEN_INLINE I32 name##_lanes(const F32& a, const F32& b) {                     \
-    I32 out;                                                                      \
-    for (int p = 0; p < kParts; ++p) out.part[p] = a.part[p] op b.part[p];        \
-    return out;                                                                   \
-  }                                                                               \
+#define PYGEN_COMPARE(name, op, predicate)                                                     \
+  PYGEN_INLINE I32 name##_lanes(const F32& a, const F32& b) {                                  \
+    I32 out;                                                                                   \
+    for (int p = 0; p < kParts; ++p) out.part[p] = a.part[p] op b.part[p];                     \
+    return out;                                                                                \
+  }                                                                                            \
   PYGEN_INLINE Bits name(const F32& a, const F32& b) { return sign_bits(name##_lanes(a, b)); } \
-  PYGEN_INLINE F32 where_##name(const F32& a, const F32& b, const F32& v) {       \
-    return bit_cast<float>(bit_cast<int32_t>(v) & name##_lanes(a, b));            \
+  PYGEN_INLINE F32 where_##name(const F32& a, const F32& b, const F32& v) {                    \
+    return bit_cast<float>(bit_cast<int32_t>(v) & name##_lanes(a, b));                         \
   }
 #endif
 // name(a, b): the bits of the lanes where it holds. where_name(a, b, v): v there, +0 elsewhere.
@@ -212,7 +212,8 @@ class Sum {
       lanes_[2 * p] += _mm256_cvtps_pd(_mm256_castps256_ps128(v.part[p]));
       lanes_[2 * p + 1] += _mm256_cvtps_pd(_mm256_extractf128_ps(v.part[p], 1));
 #else
-      for (int i = 0; i < kNativeLanes; ++i) lanes_[2 * p + 2 * i / kNativeLanes][i % (kNativeLanes / 2)] += v.part[p][i];
+      for (int i = 0; i < kNativeLanes; ++i)
+        lanes_[2 * p + 2 * i / kNativeLanes][i % (kNativeLanes / 2)] += v.part[p][i];
 #endif
     }
   }
