@@ -156,9 +156,10 @@ def row_table(name: str, value: object, dtype: torch.dtype, words: str, width: i
     assert isinstance(value, Tensor)
     check_dtype(name, value, dtype)
     shape = tuple(value.shape)
-    width = shape[-1] if width is None and shape else width
-    if shape not in ((width,), (like.rows, width)):
-        raise ValueError(f"`{name}` must have shape ({words},) or (rows, {words}) = {(like.rows, width)}, got {shape}")
+    own_width = shape[-1] if width is None and shape else width
+    if shape not in ((own_width,), (like.rows, own_width)):
+        wanted = f"with {like.rows} rows" if width is None else f"= {(like.rows, width)}"
+        raise ValueError(f"`{name}` must have shape ({words},) or (rows, {words}) {wanted}, got {shape}")
     check_device(name, value, like.device)
     check_last_stride(name, value)
     return value
@@ -220,6 +221,13 @@ def _to_float32(value: Any) -> float:
 
 def _dtype(value: Tensor) -> str:
     return str(value.dtype).removeprefix("torch.")
+
+
+def check_rows_apart(name: str, value: Tensor) -> None:
+    """Refuses a table to write into whose rows share elements."""
+    if value.shape[0] > 1 and value.stride(0) < value.shape[1]:
+        strides, shape = value.stride(), tuple(value.shape)
+        raise ValueError(f"`{name}` must have rows apart, got strides {strides} for shape {shape}")
 
 
 def check_no_overlap(name: str, value: Tensor, other_name: str, other: Tensor) -> None:

@@ -35,6 +35,7 @@ def check_state(state: DecodeState, like: Like) -> None:
         checks.check_shape(name, value, words, (like.rows, capacity))
         checks.check_device(name, value, like.device)
         checks.check_last_stride(name, value)
+        checks.check_rows_apart(name, value)
     checks.check_output("state.num_generated", state.num_generated, torch.int64, "(rows,)", (like.rows,), like)
     checks.check_output("state.finished", state.finished, torch.bool, "(rows,)", (like.rows,), like)
     checks.check_output("state.unfinished", state.unfinished, torch.int64, "(1,)", (1,), like)

@@ -183,6 +183,7 @@ def prepare_process_logits(
         checks.check_shape("out", out, "(rows, vocab_size)", shape)
         checks.check_device("out", out, shaping.like.device)
         checks.check_last_stride("out", out)
+        checks.check_rows_apart("out", out)
         checks.check_no_overlap("out", out, "logits", logits)
     name, entry = _dispatch.resolve(logits.device, backend)
     if out is None:

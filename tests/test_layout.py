@@ -1,0 +1,95 @@
+"""One op is one stem in every folder, and its function has the same parameters in every place."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from pygen import ops
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = {
+    "pygen/ops": "{}.py",
+    "pygen/reference": "{}.py",
+    "csrc/cpu": "{}.cpp",
+    "tests/ops": "test_{}.py",
+    "benchmarks": "bench_{}.py",
+}
+# Parameters that say how a call runs and not what it computes.
+CALL_ONLY = {"backend", "out", "state"}
+
+
+def stems_of_ops() -> list[str]:
+    return sorted(path.stem for path in (ROOT / "pygen/ops").glob("[!_]*.py"))
+
+
+def module(package: str, stem: str) -> ModuleType:
+    return importlib.import_module(f"pygen.{package}.{stem}")
+
+
+@pytest.mark.parametrize("stem", stems_of_ops())
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_op_has_its_file_in_every_folder(folder: str, stem: str) -> None:
+    assert (ROOT / folder / FOLDERS[folder].format(stem)).is_file()
+
+
+def test_the_reference_holds_ops_only() -> None:
+    assert sorted(path.stem for path in (ROOT / "pygen/reference").glob("[!_]*.py")) == stems_of_ops()
+
+
+@pytest.mark.parametrize("stem", stems_of_ops())
+def test_the_reference_has_the_parameters_of_the_op(stem: str) -> None:
+    public, reference = (
+        {
+            name: (parameter.kind, parameter.default)
+            for name, parameter in inspect.signature(getattr(module(package, stem), stem)).parameters.items()
+            if name not in CALL_ONLY
+        }
+        for package in ("ops", "reference")
+    )
+    assert public == reference
+    assert list(public) == list(reference)
+
+
+@pytest.mark.parametrize("stem", stems_of_ops())
+def test_the_prepared_form_has_the_parameters_of_the_op(stem: str) -> None:
+    public = inspect.signature(getattr(module("ops", stem), stem)).parameters
+    prepared = inspect.signature(getattr(module("ops", stem), f"prepare_{stem}")).parameters
+    assert set(prepared) - set(public) == {"state"}
+    assert set(public) <= set(prepared)
+    assert all(prepared[name].default == public[name].default for name in public if name != "step")
+
+
+@pytest.mark.parametrize("stem", stems_of_ops())
+def test_every_op_is_public_and_documented(stem: str) -> None:
+    for name in (stem, f"prepare_{stem}"):
+        assert name in ops.__all__
+        assert inspect.getdoc(getattr(ops, name))
+    text = inspect.getdoc(getattr(ops, stem)) or ""
+    for name in inspect.signature(getattr(ops, stem)).parameters:
+        assert name in text or name in (inspect.getdoc(ops.process_logits) or ""), name
+
+
+@pytest.mark.parametrize("stem", stems_of_ops())
+def test_the_table_of_an_op_names_its_backends(stem: str) -> None:
+    assert set(module("ops", stem)._dispatch.entries) == {"cpu", "torch"}
+
+
+def test_kernels_include_no_torch_header() -> None:
+    for path in (ROOT / "csrc").rglob("*"):
+        if path.suffix in (".cpp", ".h", ".cu", ".cuh"):
+            text = path.read_text()
+            assert "<torch/" not in text and "<ATen/" not in text and "<c10/" not in text, path
+            assert ("pybind11/" not in text) or path.name == "bindings.cpp", path
+
+
+def test_importing_the_ops_is_quiet_and_loads_no_kernel() -> None:
+    script = "import sys, pygen.ops; print(*[m for m in ('triton', 'transformers', 'pygen._C') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stdout.strip(), result.stderr) == (0, "", "")
