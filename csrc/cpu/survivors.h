@@ -57,13 +57,8 @@ class Survivors {
  public:
   // Takes the row's scores over temperature; `row` must have been scanned and be ok, and not greedy.
   Survivors(const RowScores& row, const Filters& filters, Scratch& scratch) : filters_(filters), scratch_(scratch) {
-    const int64_t bound = filters.bound();
-    if (bound > 0 && bound <= row.blocks() / 2) {
-      gather_largest(row, bound);
-    } else {
-      copy_all(row);
-    }
     max_score_ = row.max_score() / filters_.temperature;
+    if (!gather(row)) copy_all(row);
   }
 
   void apply_filters() {
@@ -96,35 +91,34 @@ class Survivors {
     double entropy;  // of the normalised probabilities, in nats
   };
 
+  static int64_t blocks_at_least(const RowScores& row, float threshold) {
+    const float* maxima = row.block_max();
+    const F32 t = broadcast(threshold);
+    int64_t count = 0, b = 0;
+    for (; b + kLanes <= row.blocks(); b += kLanes) count += __builtin_popcount(ge(load(maxima + b), t));
+    for (; b < row.blocks(); ++b) count += maxima[b] >= threshold;
+    return count;
+  }
+
   // A score at or above which at least `bound` scores lie, and seldom many more: bisection over the maxima of the blocks.
   static float lower_bound_of_largest(const RowScores& row, int64_t bound) {
     const float* maxima = row.block_max();
-    const int64_t blocks = row.blocks();
-    const auto count_at_least = [&](float threshold) {
-      int64_t count = 0;
-      const F32 t = broadcast(threshold);
-      int64_t b = 0;
-      for (; b + kLanes <= blocks; b += kLanes) count += __builtin_popcount(ge(load(maxima + b), t));
-      for (; b < blocks; ++b) count += maxima[b] >= threshold;
-      return count;
-    };
     float low = -kInf, high = row.max_score();
-    if (count_at_least(high) >= bound) return high;
-    for (int64_t b = 0; b < blocks; ++b) low = b == 0 || maxima[b] < low ? maxima[b] : low;
+    if (blocks_at_least(row, high) >= bound) return high;
+    for (int64_t b = 0; b < row.blocks(); ++b) low = b == 0 || maxima[b] < low ? maxima[b] : low;
     for (int iteration = 0; iteration < 24 && low > -kInf; ++iteration) {
       const float middle = low + (high - low) * 0.5f;
       if (!(middle > low && middle < high)) break;
-      const int64_t count = count_at_least(middle);
+      const int64_t count = blocks_at_least(row, middle);
       (count >= bound ? low : high) = middle;
       if (count >= bound && count <= bound + bound / 4) break;
     }
     return low;
   }
 
-  void gather_largest(const RowScores& row, int64_t bound) {
+  // Takes the scores that reach `threshold`, a score before temperature, and those that division could make equal to it.
+  void gather_at_least(const RowScores& row, float threshold) {
     const float temperature = filters_.temperature;
-    float threshold = lower_bound_of_largest(row, bound);
-    // Division by the temperature can merge neighbours: take in what could end up equal to the threshold.
     threshold -= std::fabs(threshold) * 0x1p-21f + 1e-37f;
     gathered_ = true;
     const float* maxima = row.block_max();
@@ -146,6 +140,67 @@ class Survivors {
       }
     }
     size_ = count;
+  }
+
+  // Where the first filter leaves few scores, takes those that it could.
+  bool gather(const RowScores& row) {
+    if (const int64_t bound = filters_.bound(); bound > 0) {
+      if (bound > row.blocks() / 2) return false;
+      gather_at_least(row, lower_bound_of_largest(row, bound));
+      return true;
+    }
+    if (filters_.top_p < 1) return gather_nucleus(row);
+    return filters_.min_p > 0 && gather_min_p(row);
+  }
+
+  // min_p comes first and names its threshold.
+  bool gather_min_p(const RowScores& row) {
+    const double cut = (max_score_ + std::log(static_cast<double>(filters_.min_p))) * filters_.temperature;
+    const int64_t few = row.blocks() / 4;
+    if (filters_.min_tokens_to_keep > few) return false;
+    const float threshold = std::min(static_cast<float>(cut), lower_bound_of_largest(row, filters_.min_tokens_to_keep));
+    if (blocks_at_least(row, threshold) > few) return false;
+    gather_at_least(row, threshold);
+    return true;
+  }
+
+  // top_p comes first: where a few hundred of the largest scores hold its mass, no other is needed.
+  bool gather_nucleus(const RowScores& row) {
+    constexpr int64_t kLargest = 256;
+    const int64_t bound = std::max(std::min(kLargest, row.blocks() / 8), filters_.min_tokens_to_keep);
+    if (bound > row.blocks() / 4) return false;
+    const float threshold = lower_bound_of_largest(row, bound);
+    gather_at_least(row, threshold);
+    const double gathered = mass();
+    // A look at one vector in sixty or so tells whether the sum over the whole row is worth its time.
+    const int64_t stride = std::max<int64_t>(1, row.blocks() / kLargest);
+    const MassWeight tail{max_score_, -kInf, threshold / filters_.temperature};
+    const double estimate = gathered + sum_of_blocks(row, stride, 1, tail) * static_cast<double>(4 * stride);
+    if (gathered < 0.9 * filters_.top_p * estimate) return false;
+    total_mass_ = sum_of_blocks(row, 1, 4, UnboundedMassWeight{max_score_});
+    return gathered * (1 - 1e-6) >= filters_.top_p * total_mass_;
+  }
+
+  // Sum of a mass over the first `vectors` vectors of every `stride`-th block.
+  template <typename Weight>
+  double sum_of_blocks(const RowScores& row, int64_t stride, int vectors, const Weight& weight) const {
+    const F32 temperature = broadcast(filters_.temperature);
+    const bool divide = filters_.temperature != 1.0f;
+    // What lies this far below adds less than 2^-44 of the sum, even in a row of a million.
+    const float negligible = (max_score_ - 45.0f) * filters_.temperature;
+    float room[kBlock];
+    Sum sum;
+    for (int64_t b = 0; b < row.blocks(); b += stride) {
+      if (row.block_max()[b] < negligible) continue;
+      const float* scores = row.block(b, room);
+      F32 masses = broadcast(0.0f);
+      for (int j = 0; j < vectors; ++j) {
+        const F32 v = load(scores + j * kLanes);
+        masses = masses + weight(divide ? v / temperature : v);
+      }
+      sum.add(masses);
+    }
+    return sum.total();
   }
 
   void copy_all(const RowScores& row) {
@@ -263,14 +318,16 @@ class Survivors {
   // Keeps a token while the mass before it, largest first, is below top_p of all.
   void keep_top_p() {
     if (filters_.top_p == 0) return keep_exactly_largest(filters_.min_tokens_to_keep);
-    const Target target{-1, filters_.top_p};
+    // Known only where top_p is the first filter; a gathered nucleus is measured against the mass of the whole row.
+    const bool known = total_mass_ >= 0;
+    const Target target{known ? filters_.top_p * total_mass_ : -1, filters_.top_p};
     const Cut cut = unbounded()
                         ? select_cut(scores(), size_, ScoreKey{}, UnboundedMassWeight{max_score_}, target, scratch_)
                         : select_cut(scores(), size_, ScoreKey{}, mass_weight(), target, scratch_);
     if (cut.key == -kInf) return;
     int64_t kept = cut.num_equal;
     if (kept > 1) {
-      const double needed = std::ceil((filters_.top_p * mass() - cut.above) / exp_of(cut.key));
+      const double needed = std::ceil((filters_.top_p * (known ? total_mass_ : mass()) - cut.above) / exp_of(cut.key));
       kept = needed >= static_cast<double>(kept) ? kept : std::max<int64_t>(1, static_cast<int64_t>(needed));
     }
     if (filters_.min_tokens_to_keep > 1 &&
@@ -333,6 +390,7 @@ class Survivors {
   bool gathered_ = false;
   int64_t size_ = 0;
   float max_score_ = 0;
+  double total_mass_ = -1;  // of the whole row before filters, where it was summed; else negative
   float low_ = -kInf;
   float high_ = kInf;
 };
