@@ -31,6 +31,12 @@ from pygen.request import (
 logger = logging.getLogger(__name__)
 
 _INTEGER_KNOBS = ("top_k", "no_repeat_ngram_size")
+# Criteria that Hugging Face builds from a setting; one given by hand takes the place of the built one.
+_CRITERIA_OF_SETTINGS = {
+    "MaxLengthCriteria": "max_length",
+    "MaxTimeCriteria": "max_time",
+    "EosTokenCriteria": "eos_token_id",
+}
 
 
 @torch.no_grad()
@@ -115,7 +121,7 @@ def generate(
     lengths = resolve_lengths(settings, prompts.shape[1], adapter.max_position_embeddings)
     num_copies = config.num_return_sequences or 1
 
-    criteria = _check_criteria(stopping_criteria)
+    criteria = _check_criteria(stopping_criteria, config)
     pads = tokens.eos is not None or any(hasattr(criterion, "eos_token_id") for criterion in criteria)
     on_invalid = vars(config)["on_invalid"]
     _check_padding(prompts.shape[0] * num_copies, tokens, pads, on_invalid)
@@ -198,7 +204,7 @@ def _prompts(adapter: ModelAdapter, inputs: Any, model_kwargs: dict[str, Any], t
         raise ValueError(
             f"`input_ids` must have shape (batch_size, prompt_length), both at least 1, got {tuple(prompts.shape)}"
         )
-    if prompts.device.type != adapter.device.type:
+    if adapter.device is not None and prompts.device.type != adapter.device.type:
         raise ValueError(f"`input_ids` must be on the model's device {adapter.device}, got {prompts.device}")
     return prompts.long()
 
@@ -227,11 +233,18 @@ def _fill_attention_mask(
             )
 
 
-def _check_criteria(criteria: Any) -> tuple[Callable[..., Any], ...]:
+def _check_criteria(criteria: Any, config: GenerationConfig) -> tuple[Callable[..., Any], ...]:
     if criteria is None:
         return ()
     if not isinstance(criteria, Sequence) or not all(callable(criterion) for criterion in criteria):
         raise TypeError(f"`stopping_criteria` must be a list of callables, got {criteria!r:.80}")
+    for criterion in criteria:
+        name = type(criterion).__name__
+        if getattr(config, _CRITERIA_OF_SETTINGS.get(name, ""), None) is not None or name == "MaxLengthCriteria":
+            raise NotImplementedError(
+                f"`stopping_criteria`: a {name} in place of the setting `{_CRITERIA_OF_SETTINGS[name]}` is not "
+                f"available in this version; use the setting"
+            )
     return tuple(criteria)
 
 

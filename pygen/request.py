@@ -30,6 +30,8 @@ _UNAVAILABLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "dola_layers": ((None,), "decoding by contrasting layers"),
     "prompt_lookup_num_tokens": ((None,), "prompt lookup"),
     "assistant_early_exit": ((None,), "assisted decoding"),
+    "use_mtp": ((None, False), "multi-token prediction"),
+    "speculation_type": ((None,), "speculative decoding"),
     "guidance_scale": ((None, 1), "classifier-free guidance"),
     "sequence_bias": ((None,), "the sequence bias"),
     "bad_words_ids": ((None,), "the ban of words"),
@@ -83,7 +85,7 @@ def resolve_settings(model_config: Any, generation_config: Any, kwargs: Mapping[
         for name, value in layer.items():
             if value is not None:
                 settings[name], sources[name] = value, source
-    names = _known_names() | settings.keys()
+    names = _known_names() | _UNAVAILABLE.keys() | settings.keys()
     for name in kwargs.keys() & names:
         settings[name], sources[name] = kwargs[name], "argument"
         if kwargs[name] is None:
@@ -157,7 +159,7 @@ def resolve_lengths(settings: Settings, prompt_length: int, max_position_embeddi
         warnings.warn(
             f"Neither `max_new_tokens` nor `max_length` is set: generating up to {max_length - prompt_length} tokens.",
             UserWarning,
-            stacklevel=5,
+            stacklevel=4,
         )
     if prompt_length >= max_length:
         raise ValueError(
@@ -178,7 +180,7 @@ def resolve_lengths(settings: Settings, prompt_length: int, max_position_embeddi
         warnings.warn(
             f"`{name}` asks for {min_length} tokens with the prompt, but generation stops at {max_length}.",
             UserWarning,
-            stacklevel=5,
+            stacklevel=4,
         )
     return Lengths(max_length - prompt_length, max(min_length - prompt_length, 0))
 

@@ -16,7 +16,7 @@ class ModelAdapter(Protocol):
     """
 
     generation_config: Any
-    device: torch.device
+    device: torch.device | None  # where the prompts have to be; None where the model takes them from anywhere
     max_position_embeddings: int | None
 
     def accepts(self, name: str) -> bool:

@@ -34,7 +34,7 @@ class ModuleAdapter:
             getattr(model, "config", None), "max_position_embeddings", None
         )
         held = next(itertools.chain(model.parameters(), model.buffers()), None)
-        self.device: torch.device = held.device if held is not None else torch.device("cpu")
+        self.device: torch.device | None = held.device if held is not None else torch.device("cpu")
         self.can_rewind = True
         self.attentions: list[Any] | None = None
         self.hidden_states: list[Any] | None = None

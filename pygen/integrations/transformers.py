@@ -43,7 +43,9 @@ class TransformersAdapter:
         self._forward_names = frozenset(inspect.signature(self._hooks.forward).parameters)
         self._grows_by_default = self._is_default("_update_model_kwargs_for_generation")
         self.generation_config = getattr(self._hooks, "generation_config", None)
-        self.device: torch.device = self._hooks.device
+        # Weights spread over devices move their inputs themselves.
+        spread = getattr(self._hooks, "hf_device_map", None)
+        self.device: torch.device | None = None if spread else self._hooks.device
         self.max_position_embeddings: int | None = getattr(self._hooks.config, "max_position_embeddings", None)
         self.can_rewind = True
         self.attentions: list[Any] | None = None

@@ -9,7 +9,7 @@ import torch
 
 from pygen import rng
 from pygen.generate import generate
-from tests.generate.models import TableModel, cached_model, counting_table, hf_model
+from tests.generate.models import TableModel, cached_model, hf_model
 
 PROMPTS = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
 SAMPLING: dict[str, Any] = {"do_sample": True, "max_new_tokens": 6, "top_k": 0}
@@ -108,16 +108,18 @@ def test_one_value_per_prompt_or_per_returned_row() -> None:
     assert per_row.shape == (6, 9)
 
 
-def test_presence_and_frequency_count_generated_tokens_only() -> None:
-    """After i come i + 1 (5), i + 2 (3) and the rest (-5); an id loses what it was generated before."""
-    table = counting_table(3)
-    prompt = torch.tensor([[0, 1, 2, 0]])
-    assert generate(table, prompt, max_new_tokens=4).tolist() == [[0, 1, 2, 0, 1, 2, 0, 1]]
-    # 1 2 0, then 1 has 5 - 2.5 against 2 with 3 - 2.5: all lose the same.
-    assert generate(table, prompt, max_new_tokens=4, presence_penalty=2.5).tolist() == [[0, 1, 2, 0, 1, 2, 0, 1]]
-    # At the first step nothing was generated: the prompt's 1 does not count.
-    first = generate(table, prompt, max_new_tokens=1, frequency_penalty=100.0)
-    assert first.tolist() == [[0, 1, 2, 0, 1]]
+def test_presence_and_frequency_by_hand() -> None:
+    """The model always scores 2, 1, 0. The prompt's tokens do not count."""
+    model, prompt = TableModel(torch.tensor([[2.0, 1.0, 0.0]] * 3)), torch.tensor([[0, 1, 2, 0]])
+
+    def new_tokens(**penalty: float) -> list[int]:
+        return generate(model, prompt, max_new_tokens=5, **penalty)[0, 4:].tolist()
+
+    assert new_tokens() == [0, 0, 0, 0, 0]
+    # 2 1 0 | .5 1 0 | .5 -.5 0, and so on: a penalty for being there is paid once.
+    assert new_tokens(presence_penalty=1.5) == [0, 1, 0, 0, 0]
+    # 2 1 0 | .5 1 0 | .5 -.5 0 | -1 -.5 0 | -1 -.5 -1.5
+    assert new_tokens(frequency_penalty=1.5) == [0, 1, 0, 2, 1]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.generation.stopping_criteria import EosTokenCriteria
 
 from pygen.config import GenerationConfig
 from pygen.generate import generate
@@ -179,6 +180,7 @@ UNAVAILABLE: list[tuple[str, Any]] = [
     ("token_healing", True),
     ("prompt_lookup_num_tokens", 3),
     ("assistant_early_exit", 1),
+    ("use_mtp", True),
     ("prefill_chunk_size", 2),
     ("cache_implementation", "static"),
     ("cache_config", {"nbits": 4}),
@@ -301,6 +303,12 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
         {"logits_processor": [transformers.TopKLogitsWarper(3)]},
         NotImplementedError,
         "a TopKLogitsWarper beside `top_k`",
+    ),
+    ({"stopping_criteria": [transformers.MaxLengthCriteria(5)]}, NotImplementedError, "the setting `max_length`"),
+    (
+        {"stopping_criteria": [EosTokenCriteria(5)], "eos_token_id": 4},
+        NotImplementedError,
+        "a EosTokenCriteria in place of the setting `eos_token_id`",
     ),
 ]
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
+from transformers.generation.stopping_criteria import EosTokenCriteria
 
 from pygen.generate import generate
 from tests.generate.models import TableModel, counting_table, hf_model
@@ -122,6 +124,16 @@ def test_criteria_as_transformers(family: str, eos: list[int] | None) -> None:
     expected = model.generate(ids, stopping_criteria=[large], **settings)
     torch.manual_seed(5)
     assert torch.equal(generate(model, ids, stopping_criteria=[large], **settings), expected)
+
+
+def test_criteria_of_transformers() -> None:
+    """One that knows the end-of-sequence token makes stopped rows emit pad."""
+    model, ids = hf_model("llama"), torch.randint(4, 100, (4, 3), generator=torch.Generator().manual_seed(8))
+    criteria = transformers.StoppingCriteriaList(
+        [EosTokenCriteria(list(range(40))), transformers.MaxTimeCriteria(60.0)]
+    )
+    settings: dict[str, Any] = {"max_new_tokens": 12, "pad_token_id": 0, "stopping_criteria": criteria}
+    assert torch.equal(generate(model, ids, **settings), model.generate(ids, **settings))
 
 
 @pytest.mark.parametrize(
