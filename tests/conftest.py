@@ -40,7 +40,7 @@ BACKENDS = ["torch", *(f"cpu-{isa}" for isa in CPU_ISAS)]
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name for `backend=`; the CPU kernels come once per instruction set. A missing extension fails, never skips."""
+    """The name for `backend=`; the CPU kernels come once per instruction set. A missing extension is a failure."""
     yield from _backend(request.param)
 
 

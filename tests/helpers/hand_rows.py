@@ -138,7 +138,6 @@ HAND_ROWS = [
     ),
     HandRow("of ties the lowest ids", [0, 0, 0], {"top_p": 0.0, "min_tokens_to_keep": 2}, [0, 0, -inf]),
     HandRow("temperature acts before top_p", [2, 0], {"temperature": 20.0, "top_p": 0.6}, [0.1, 0]),
-    HandRow("top_p sees top_k's survivors", HALVES, {"top_k": 2, "top_p": 0.6}, [HALVES[0], -inf, -inf, -inf]),
     # min_p
     HandRow("min_p is relative to the largest", HALVES, {"min_p": 0.4}, [*HALVES[:2], -inf, -inf]),
     HandRow("below the ratio goes", HALVES, {"min_p": 0.6}, [HALVES[0], -inf, -inf, -inf]),
@@ -165,19 +164,13 @@ HAND_ROWS = [
     HandRow("of ties the lowest id", HALVES, {"top_h": 0.8}, [*HALVES[:3], -inf]),
     HandRow("top_h=None is off", HALVES, {"top_h": None}, HALVES),
     HandRow("top_h looks at 100 tokens", [0.0] * 102, {"top_h": 1.0}, [0.0] * 100 + [-inf] * 2),
-    # order
-    HandRow(
-        "min_p sees what top_p left, so that both act",
-        [*HALVES, LN2 - 9],
-        {"top_p": 0.7, "min_p": 0.1},
-        [*HALVES[:2], -inf, -inf, -inf],
-    ),
-    HandRow(
-        "epsilon sees renormalised survivors",
-        HALVES,
-        {"top_k": 2, "epsilon_cutoff": 0.3},
-        [*HALVES[:2], -inf, -inf],
-    ),
+    # order: each pair the other way round gives something else
+    HandRow("top_h, then top_k", HALVES, {"top_h": 0.6, "top_k": 2}, [*HALVES[:2], -inf, -inf]),
+    HandRow("top_k, then top_p", HALVES, {"top_k": 2, "top_p": 0.6}, [HALVES[0], -inf, -inf, -inf]),
+    HandRow("top_p, then min_p", HALVES, {"top_p": 0.6, "min_p": 0.4}, [*HALVES[:2], -inf, -inf]),
+    HandRow("min_p, then typical_p", HALVES, {"min_p": 0.4, "typical_p": 0.2}, [HALVES[0], -inf, -inf, -inf]),
+    HandRow("typical_p, then epsilon", HALVES, {"typical_p": 0.7, "epsilon_cutoff": 0.3}, [*HALVES[:2], -inf, -inf]),
+    HandRow("epsilon, then eta", HALVES, {"epsilon_cutoff": 0.2, "eta_cutoff": 0.5}, [HALVES[0], -inf, -inf, -inf]),
     # rows that are not ok come back as x
     HandRow("a row with NaN is x", [nan, 2, 1], {"top_k": 1, "temperature": 0.5}, [nan, 2, 1]),
     HandRow("a row with +inf is x", [inf, 2, 1], {"top_k": 1, "temperature": 0.5}, [inf, 2, 1]),
@@ -197,7 +190,7 @@ RACES = [
     Race("temperature flattens before the race", [0, 2, 3], [1, 0.25, 1], {"temperature": 10.0}, 1),
     Race("ties go to the lowest id", [1, 1, 1], [2, 1, 1], {}, 1),
     Race("a survivor beats a removed token with the best noise", [5, 0, 0], [1e30, 1e-30, 1], {"top_k": 1}, 0),
-    Race("infinite noise does not lift a removed token", [5, -inf, 0], [inf, 1e-30, inf], {"top_k": 1}, 0),
+    Race("even with infinite noise", [-inf, 5, 0], [1e-30, inf, inf], {}, 1),
     Race("a greedy row ignores the noise", [0, 1, 2], [1e-9, 1, 1], {"temperature": 0}, 2),
     Race("greedy ties go to the lowest id", [0, 2, 2], [1, 1, 1e-9], {"do_sample": False}, 1),
     Race("filters do not act on a greedy row", [-1, -2], [1, 1], {"do_sample": False, "suppress": [0]}, 1),

@@ -1,8 +1,9 @@
 """Which tokens the filters may keep: an independent statement of them in numpy, and the one rule for rounding.
 
-The rule: scores of kept tokens are equal bit for bit, and the kept set is the one that exact arithmetic gives. Filters that
-compare masses, probabilities or entropies are computed in float32 by transformers and by the kernels, so a token may differ
-where moving a threshold by at most BAND decides it differently, and nowhere else. Top-k compares scores and has no band.
+The rule: scores of kept tokens are equal bit for bit, and the kept set is the one that exact arithmetic gives. Filters
+that compare masses, probabilities or entropies are computed in float32 by transformers and by the kernels, so a token
+may differ where moving a threshold by at most BAND decides it differently, and nowhere else. Top-k compares scores and
+has no band.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def _assert_same_row(actual: Tensor, expected: Tensor, before_filters: Tensor, k
 
 
 def kept_bounds(s: np.ndarray, knobs: Knobs) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens that are kept wherever the thresholds lie within BAND, and tokens that are kept for some such thresholds."""
+    """Tokens kept wherever the thresholds lie within BAND, and tokens kept for some such thresholds."""
     keep = min(int(knobs.get("min_tokens_to_keep", 1)), s.size)
     active = [
         name for name in FILTERS if knobs.get(name, _OFF[name]) not in (_OFF[name], 0 if name == "top_h" else None)

@@ -10,7 +10,7 @@ KINDS = ("normal", "spread", "ties", "masked")
 
 
 def make_logits(kind: str, rows: int, vocab_size: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """normal: N(0, 1). spread: N(0, 5). ties: multiples of 1/2. masked: N(0, 2) with nine in ten at -inf, one finite."""
+    """normal: N(0, 1). spread: N(0, 5). ties: multiples of 1/2. masked: N(0, 2), nine in ten at -inf, one finite."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(rows, vocab_size, generator=generator)
     if kind == "spread":

@@ -13,7 +13,7 @@ from tests.helpers.kept_sets import lowest_ids_of_ties
 
 
 def processed(logits: Tensor, knobs: dict[str, Any]) -> Tensor:
-    """Scores (rows, vocab_size) float32 after every processor that scalar `knobs` ask for; ties as transformers breaks them."""
+    """(rows, vocab_size) float32 after every processor that scalar `knobs` ask for, ties as transformers has them."""
     input_ids = knobs.get("input_ids")
     scores = logits.float()
     if knobs.get("bias") is not None:

@@ -56,7 +56,8 @@ def test_a_refusal_lists_every_backend(monkeypatch: pytest.MonkeyPatch) -> None:
         sample(LOGITS, backend="cpu")
     assert isinstance(raised.value, NotImplementedError)
     assert str(raised.value) == (
-        "`sample`: backend 'cpu' cannot run on cpu; cpu: it is Sunday; cuda: this version of pygen has no CUDA kernels; "
+        "`sample`: backend 'cpu' cannot run on cpu; cpu: it is Sunday; "
+        "cuda: this version of pygen has no CUDA kernels; "
         "triton: this version of pygen has no Triton kernels; torch: can run"
     )
 
@@ -64,7 +65,9 @@ def test_a_refusal_lists_every_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_falling_to_torch_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_warned", set())
     monkeypatch.setitem(backends._MACHINE_REASONS, "cpu", lambda: "it is Sunday")
-    with pytest.warns(RuntimeWarning, match="`sample` falls back to backend 'torch': backend 'cpu' cannot run: it is Sun"):
+    with pytest.warns(
+        RuntimeWarning, match="`sample` falls back to backend 'torch': backend 'cpu' cannot run: it is Sun"
+    ):
         assert prepare_sample(LOGITS).backend == "torch"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -84,7 +87,9 @@ def test_devices_and_missing_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         "triton": "`op` has no kernel for it",
         "torch": "`op` has no kernel for it",
     }
-    with pytest.raises(BackendError, match="`op`: backend 'cpu' cannot run on cuda; cpu: the tensor is on cuda; cuda: can"):
+    with pytest.raises(
+        BackendError, match="`op`: backend 'cpu' cannot run on cuda; cpu: the tensor is on cuda; cuda: can"
+    ):
         table.resolve(CUDA, "cpu")
     with pytest.raises(BackendError, match="`op`: no backend can run on meta"):
         table.resolve(torch.device("meta"))

@@ -49,7 +49,7 @@ INTEGERS = ("top_k", "min_tokens_to_keep", "no_repeat_ngram_size", "prompt_lengt
 def calls(draw: st.DrawFn) -> tuple[Tensor, dict[str, Any]]:
     """Logits and per-row knobs of every kind."""
     rows = draw(st.integers(1, 4))
-    vocab_size = draw(st.sampled_from([1, 2, 7, 33, 64, 65, 130, 700]))
+    vocab_size = draw(st.sampled_from([1, 2, 7, 33, 64, 65, 130, 700, 5000]))
     seed = draw(st.integers(0, 10**6))
     dtype = draw(st.sampled_from([torch.float32, torch.float32, torch.float16, torch.bfloat16]))
     logits = make_logits(draw(st.sampled_from(KINDS)), rows, vocab_size, seed=seed, dtype=dtype)

@@ -1,4 +1,4 @@
-"""sample with a DecodeState: tokens appended, end of sequence, pads, counts; and the history that penalties then see."""
+"""sample with a DecodeState: tokens appended, end of sequence, pads, counts, and the history that penalties see."""
 
 from __future__ import annotations
 

@@ -1,0 +1,246 @@
+"""Wrong variants of the reference, each one edit away from it, and a short suite that has to see every one of them.
+
+The checks hold the reference against hand-checked rows, transformers, torch.multinomial and the kernels, with the
+tables and rules that the full suite uses.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import types
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import pygen.reference
+from pygen.loops.state import DecodeState
+from pygen.ops import prepare_sample, process_logits, sample
+from tests.helpers.hand_rows import HAND_ROWS, RACES
+from tests.helpers.kept_sets import assert_same_scores, unfiltered
+from tests.helpers.logits import make_logits
+from tests.helpers.transformers_oracle import drawn, processed, with_lowest_ties
+from tests.ops.test_process_logits import SETTINGS
+
+SHAPE, DRAW, RNG = "pygen.reference.process_logits", "pygen.reference.sample", "pygen.rng"
+MODULES = (RNG, SHAPE, DRAW)
+
+
+class Fault(NamedTuple):
+    name: str
+    module: str
+    edits: list[tuple[str, str]]
+
+
+def fault(name: str, module: str, *edits: tuple[str, str]) -> Fault:
+    return Fault(name, module, list(edits))
+
+
+def source_of(module: str) -> str:
+    return inspect.getsource(importlib.import_module(module))
+
+
+def swapped(first: str, second: str) -> Fault:
+    """Two neighbouring filters in the wrong order."""
+    lines = [line for line in source_of(SHAPE).splitlines() if "        s = keep_" in line]
+    (one,) = (line for line in lines if f"keep_{first}(" in line)
+    (other,) = (line for line in lines if f"keep_{second}(" in line)
+    return fault(f"{second} before {first}", SHAPE, (f"{one}\n{other}", f"{other}\n{one}"))
+
+
+FAULTS = [
+    # penalties and bans
+    fault("repetition penalty with the sign reversed", SHAPE, ("torch.where(x < 0,", "torch.where(x > 0,")),
+    fault("repetition penalty always divides", SHAPE, ("x * repetition_penalty, x /", "x / repetition_penalty, x /")),
+    fault("presence counts the prompt", SHAPE, (">= prompt_length)", ">= 0)")),
+    fault("frequency counts an id once", SHAPE, ("> 0, x - count * frequency", "> 0, x - frequency")),
+    fault("presence is added", SHAPE, ("* frequency - presence, x)", "* frequency + presence, x)")),
+    fault("the last n-gram is not seen", SHAPE, ("range(len(ids) - ngram_size + 1)", "range(len(ids) - ngram_size)")),
+    fault("padding completes an n-gram", SHAPE, ("if all(0 <= token_id < len(x) for token_id in suffix):", "if True:")),
+    fault("bits in the wrong order", SHAPE, (">> (token_ids % 32)", ">> (31 - token_ids % 32)")),
+    fault("bits inverted", SHAPE, ("masked_fill(allowed == 0", "masked_fill(allowed == 1")),
+    fault("bias forgotten", SHAPE, ("x = x + _row_of(bias, r)", "x = x + 0")),
+    # temperature and rows
+    fault("temperature multiplies", SHAPE, ("s = x / row_temperature", "s = x * row_temperature")),
+    fault(
+        "temperature after the filters",
+        SHAPE,
+        ("s = x / row_temperature", "s = x"),
+        ("        scores[r] = s\n", "        scores[r] = s / row_temperature\n"),
+    ),
+    fault("greedy rows are filtered", SHAPE, ("bool(_at(do_sample, r)) and row_temperature > 0", "True")),
+    fault("the knobs of row 0 for every row", SHAPE, ("return knob[row].item()", "return knob[0].item()")),
+    fault("NaN goes unnoticed", SHAPE, ("if x.isnan().any():", "if False:")),
+    fault("+inf goes unnoticed", SHAPE, ("if (x == math.inf).any():", "if False:")),
+    # filters
+    fault(
+        "top_k keeps one more",
+        SHAPE,
+        ("max(top_k, min_tokens_to_keep), len", "max(top_k + 1, min_tokens_to_keep), len"),
+    ),
+    fault(
+        "ties at the k-th are dropped",
+        SHAPE,
+        ("return s.masked_fill(s < s.topk(k).values[-1], -math.inf)", "return _keep_only(s, _descending(s)[:k])"),
+    ),
+    fault("top_k ignores min_tokens_to_keep", SHAPE, ("min(max(top_k, min_tokens_to_keep)", "min(max(top_k, 1)")),
+    fault(
+        "top_p drops the token that crosses", SHAPE, ("torch.cat([p.new_zeros(1), p.cumsum(0)[:-1]])", "p.cumsum(0)")
+    ),
+    fault("1 - top_p for top_p", SHAPE, ("kept = mass_before < top_p", "kept = mass_before < 1 - top_p")),
+    fault("top_p reached exactly goes on", SHAPE, ("kept = mass_before < top_p", "kept = mass_before <= top_p")),
+    fault(
+        "top_p ignores min_tokens_to_keep", SHAPE, ("    kept[:min_tokens_to_keep] = True\n", "    kept[:1] = True\n")
+    ),
+    fault(
+        "of tied scores the highest ids stay",
+        SHAPE,
+        (
+            "return torch.sort(s, descending=True, stable=True).indices",
+            "return len(s) - 1 - torch.sort(s.flip(0), descending=True, stable=True).indices",
+        ),
+    ),
+    fault("min_p is absolute", SHAPE, ("p >= min_p * p.max()", "p >= min_p")),
+    fault(
+        "typical_p without the absolute value",
+        SHAPE,
+        ("torch.special.entr(p).sum()).abs()", "torch.special.entr(p).sum())"),
+    ),
+    fault("typical_p stops one early", SHAPE, ("min(below, len(s) - 1)", "max(below - 1, 0)")),
+    fault("epsilon keeps the most probable only", SHAPE, ("s.topk(min_tokens_to_keep).values", "s.topk(1).values")),
+    fault("eta without the square root", SHAPE, ("math.sqrt(eta_cutoff) * math", "eta_cutoff * math")),
+    fault("eta with the entropy's sign reversed", SHAPE, ("math.exp(-entropy)", "math.exp(entropy)")),
+    fault("top_h looks at all tokens", SHAPE, ("TOP_H_CANDIDATES = 100", "TOP_H_CANDIDATES = 10**6")),
+    fault("top_h sums masses", SHAPE, ("torch.special.entr(p).cumsum(0)", "p.cumsum(0)")),
+    fault("top_h may keep nothing", SHAPE, ("    kept[0] = True\n", "")),
+    swapped("top_h", "top_k"),
+    swapped("top_k", "top_p"),
+    swapped("top_p", "min_p"),
+    swapped("min_p", "typical"),
+    swapped("typical", "epsilon"),
+    swapped("epsilon", "eta"),
+    # draws
+    fault("noise with the wrong sign", DRAW, ("scores.double() - exponential", "scores.double() + exponential")),
+    fault("race of probabilities without noise", DRAW, ("- exponential.double().log()", "- 0 * exponential.double()")),
+    fault("removed tokens may win", DRAW, ("race.masked_fill(scores == -math.inf, -math.inf)", "race")),
+    fault("ties go to the highest id", DRAW, ("token_ids, values.shape[1]).amin(dim=1)", "token_ids, -1).amax(dim=1)")),
+    fault("greedy rows are drawn", DRAW, ("torch.where(drawn, race_winners", "torch.where(drawn | True, race_winners")),
+    fault("noise not keyed by id", RNG, ("counter = (blocks[None, :],", "counter = (blocks[None, :] * 0,")),
+    fault("noise not keyed by step", RNG, ("(steps & _MASK32)[:, None]", "(steps & 0)[:, None]")),
+    fault("the noise of row 0 for every row", RNG, ("key = ((seeds & _MASK32)", "key = ((seeds[:1] & _MASK32)")),
+    fault("the high half of the seed is ignored", RNG, ("_shift_right(seeds, 32)[", "_shift_right(seeds, 63)[")),
+    fault("nine rounds", RNG, ("_PHILOX_ROUNDS = 10", "_PHILOX_ROUNDS = 9")),
+    fault("-ln u for -ln(1 - u)", RNG, ("-torch.log1p(-uniform)", "-torch.log(uniform)")),
+    fault(
+        "not torch's noise", RNG, (".exponential_(generator=generator)", ".uniform_(generator=generator).log_().neg_()")
+    ),
+    # results
+    fault("logprobs that are not normalised", DRAW, ("torch.log_softmax(scores.double(), dim=1)", "scores")),
+    fault(
+        "removed tokens among the best", DRAW, ("order.masked_fill(scores.gather(1, order) == -math.inf, -1)", "order")
+    ),
+    fault("finished rows go on", DRAW, ("    token_ids.masked_fill_(state.finished, state.pad_token_id)\n", "")),
+    fault("finished rows are counted", DRAW, ("state.num_generated += ~state.finished", "state.num_generated += 1")),
+    fault("no end of sequence", DRAW, ("state.finished |= torch.isin(", "state.finished & torch.isin(")),
+    fault("the history is not written", DRAW, ("    state.history[:, column] = token_ids\n", "")),
+]
+
+
+@pytest.mark.parametrize("planted", FAULTS, ids=[planted.name for planted in FAULTS])
+def test_a_planted_fault_is_seen(monkeypatch: pytest.MonkeyPatch, planted: Fault) -> None:
+    plant(monkeypatch, planted.module, planted.edits)
+    with pytest.raises(AssertionError):
+        run_checks()
+
+
+def test_the_reference_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, RNG, [])
+    run_checks()
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, module: str, edits: list[tuple[str, str]]) -> None:
+    """Puts edited copies of the reference's modules where the torch backend looks for them."""
+    for name in MODULES:
+        source = source_of(name)
+        for old, new in edits if name == module else ():
+            assert source.count(old) == 1, f"{old!r} stands {source.count(old)} times in {name}"
+            source = source.replace(old, new)
+        copy = types.ModuleType(name)
+        monkeypatch.setitem(sys.modules, name, copy)
+        package, _, stem = name.rpartition(".")
+        monkeypatch.setattr(sys.modules[package], stem, copy)
+        exec(compile(source, name, "exec"), copy.__dict__)
+    assert pygen.reference.sample is sys.modules[DRAW]
+
+
+def run_checks() -> None:
+    check_hand_rows()
+    check_transformers()
+    check_draws()
+    check_torch_noise()
+    check_logprobs()
+    check_state()
+
+
+def check_hand_rows() -> None:
+    for row in HAND_ROWS:
+        scores = process_logits(torch.tensor([row.logits]).float(), **row.knobs, backend="torch")
+        wanted = torch.tensor([row.scores], dtype=torch.float32)
+        torch.testing.assert_close(scores, wanted, rtol=2e-7, atol=0, equal_nan=True, msg=row.fact)
+    for race in RACES:
+        noise = torch.tensor([race.noise], dtype=torch.float32)
+        tokens = sample(torch.tensor([race.logits]).float(), noise=noise, **race.knobs, backend="torch").token_ids
+        assert tokens.tolist() == [race.token_id], race.fact
+
+
+def check_transformers() -> None:
+    for kind in ("normal", "ties"):
+        logits = make_logits(kind, 2, 300, seed=3)
+        for knobs in SETTINGS.values():
+            before_filters = processed(logits, unfiltered(knobs))
+            oracle = with_lowest_ties(processed(logits, knobs), before_filters)
+            assert_same_scores(process_logits(logits, **knobs, backend="torch"), oracle, before_filters, knobs)
+
+
+def check_draws() -> None:
+    """The kernel's tokens, row by row and for several steps: 200 races that are not close under these seeds."""
+    logits = make_logits("normal", 10, 90, seed=1)
+    knobs = {"top_k": torch.arange(10) * 9, "do_sample": torch.arange(10) != 4, "seed": torch.arange(10) << 30}
+    for step in range(20):
+        expected = sample(logits, **knobs, step=step, backend="cpu")
+        result = sample(logits, **knobs, step=step, backend="torch")
+        assert result.token_ids.equal(expected.token_ids) and result.status.equal(expected.status)
+
+
+def check_torch_noise() -> None:
+    logits = make_logits("normal", 3, 90, seed=2)
+    ours, theirs = torch.Generator().manual_seed(4), torch.Generator().manual_seed(4)
+    for _ in range(20):
+        tokens = sample(logits, top_k=20, rng="torch", generator=ours, backend="torch").token_ids
+        assert tokens.equal(drawn(processed(logits, {"top_k": 20}), theirs))
+
+
+def check_logprobs() -> None:
+    logits = torch.tensor([[3.0, 2.0, 1.0, -90.0]])
+    logprobs = torch.log_softmax(logits[:, :2], 1)
+    out = sample(logits, top_k=2, seed=1, logprobs=3, backend="torch")
+    assert out.logprobs is not None and out.top_logprobs is not None
+    torch.testing.assert_close(out.logprobs[0], logprobs[0, out.token_ids[0]])
+    torch.testing.assert_close(out.top_logprobs.logprobs[:, :2], logprobs)
+    assert out.top_logprobs.token_ids.tolist() == [[0, 1, -1]]
+
+
+def check_state() -> None:
+    """Three steps of two rows, of which the first ends at once; the second must not repeat itself."""
+    visible = torch.tensor([[1, 0], [1, 0]])
+    state = DecodeState.create(torch.tensor([[0, 1], [0, 1]]), 3, eos_token_ids=[8], pad_token_id=7, visible=visible)
+    logits = torch.tensor([[0, 0, 0, 0, 0, 0, 0, 0, 9.0], [0, 0, 3, 2, 1, 0, 0, 0, 0]])
+    prepared = prepare_sample(logits, do_sample=False, no_repeat_ngram_size=1, state=state, backend="torch")
+    for step in range(3):
+        prepared(logits, step=step)
+    assert state.token_ids[:, 2:].tolist() == [[8, 7, 7], [2, 3, 4]]
+    assert state.history[:, 2:].equal(state.token_ids[:, 2:])
+    assert state.num_generated.tolist() == [1, 3]
+    assert state.finished.tolist() == [True, False] and state.unfinished.tolist() == [1]
