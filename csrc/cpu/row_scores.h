@@ -60,7 +60,7 @@ class RowScores {
     const bool plain = params_.dtype == DType::kFloat32 && bias_ == nullptr && bitmask_ == nullptr;
     if (plain && scratch_.block_head[block] < 0 && block_length(block) == kBlock)
       return reinterpret_cast<const float*>(logits_) + block * kBlock;
-    return composed_block(block, room);
+    return compose_block(block, room, true);
   }
 
   // The only pass over the whole row: maxima of the blocks and of the row, and what is wrong with it.
@@ -131,6 +131,12 @@ class RowScores {
       for (int64_t i = 0; i < params_.suppress_count; ++i)
         if (in_vocabulary(suppressed[i])) exception(suppressed[i]).banned = true;
     }
+  }
+
+  void score_exceptions() {
+    const float repetition = knob_at(params_.repetition_penalty, row_);
+    const float presence = knob_at(params_.presence_penalty, row_);
+    const float frequency = knob_at(params_.frequency_penalty, row_);
     for (int64_t i = 0; i < scratch_.exceptions.size(); ++i) {
       Exception& e = scratch_.exceptions[i];
       e.score = base_score(e.token_id);
@@ -164,8 +170,8 @@ class RowScores {
     }
   }
 
-  // Logits + bias of a whole block as floats, without exceptions; lanes past the vocabulary are -inf.
-  const float* composed_block(int64_t block, float* room) const {
+  // A block written out; lanes past the vocabulary are -inf.
+  const float* compose_block(int64_t block, float* room, bool with_exceptions) const {
     const int64_t begin = block * kBlock;
     const int64_t length = block_length(block);
     if (length == kBlock) {
@@ -182,7 +188,7 @@ class RowScores {
     } else {
       for (int64_t i = 0; i < kBlock; ++i) room[i] = i < length ? base_score(begin + i) : -kInf;
     }
-    for (int32_t i = scratch_.block_head[block]; i >= 0; i = scratch_.exceptions[i].next)
+    for (int32_t i = with_exceptions ? scratch_.block_head[block] : -1; i >= 0; i = scratch_.exceptions[i].next)
       room[scratch_.exceptions[i].token_id - begin] = scratch_.exceptions[i].score;
     if (bitmask_ != nullptr) {
       for (int64_t word = 0; word * 32 < length; ++word) {
@@ -203,6 +209,9 @@ class RowScores {
 
   template <DType kDType>
   void scan_as(int threads) {
+    const bool plain = bias_ == nullptr && bitmask_ == nullptr;
+    // The exceptions lie scattered: in a plain row they wait until the pass has brought the row into the cache.
+    if (!plain) score_exceptions();
     float* maxima = scratch_.block_max.data();
     Bits nan_of_part[kMaxParts] = {};
     const int parts = threads < kMaxParts ? threads : kMaxParts;
@@ -211,10 +220,10 @@ class RowScores {
       float room[kBlock];
       for (int64_t b = begin; b < end; ++b) {
         F32 v[4];
-        if (bias_ == nullptr && bitmask_ == nullptr && block_length(b) == kBlock && scratch_.block_head[b] < 0) {
+        if (plain && block_length(b) == kBlock) {
           for (int i = 0; i < 4; ++i) v[i] = load_logits<kDType>(logits_, b * kBlock + i * kLanes);
         } else {
-          composed_block(b, room);
+          compose_block(b, room, !plain);
           for (int i = 0; i < 4; ++i) v[i] = load(room + i * kLanes);
         }
         maxima[b] = max_of_block(v, nan);
@@ -223,20 +232,50 @@ class RowScores {
     });
     Bits nan = 0;
     for (int part = 0; part < parts; ++part) nan |= nan_of_part[part];
-    if (nan != 0) recompute_maxima_without_nan();
+    if (plain) score_exceptions();
+    bool has_nan = false;
+    if (nan != 0) {
+      has_nan = recompute_maxima_without_nan();
+    } else if (plain) {
+      correct_maxima();
+    }
     max_score_ = -kInf;
     for (int64_t b = 0; b < blocks_; ++b) max_score_ = maxima[b] > max_score_ ? maxima[b] : max_score_;
-    status_ = nan != 0 ? kNan : max_score_ == kInf ? kPosInf : max_score_ == -kInf ? kAllMasked : kOk;
+    status_ = has_nan ? kNan : max_score_ == kInf ? kPosInf : max_score_ == -kInf ? kAllMasked : kOk;
   }
 
-  void recompute_maxima_without_nan() {
+  // The pass saw the exceptions' logits. A block is read again only if it lost its maximum.
+  void correct_maxima() {
+    float room[kBlock];
+    for (int64_t i = 0; i < scratch_.exceptions.size(); ++i) {
+      const Exception& e = scratch_.exceptions[i];
+      const int64_t b = e.token_id / kBlock;
+      float& largest = scratch_.block_max[b];
+      if (e.score >= largest) {
+        largest = e.score;
+      } else if (base_score(e.token_id) == largest) {
+        const float* scores = compose_block(b, room, true);
+        F32 v = load(scores);
+        for (int64_t j = kLanes; j < kBlock; j += kLanes) v = max(v, load(scores + j));
+        largest = reduce_max(v);
+      }
+    }
+  }
+
+  // Whether one is left: a ban may have covered what the pass has seen.
+  bool recompute_maxima_without_nan() {
+    bool found = false;
     float room[kBlock];
     for (int64_t b = 0; b < blocks_; ++b) {
       const float* scores = block(b, room);
       float largest = -kInf;
-      for (int64_t i = 0; i < kBlock; ++i) largest = scores[i] > largest ? scores[i] : largest;
+      for (int64_t i = 0; i < kBlock; ++i) {
+        found |= scores[i] != scores[i];
+        largest = scores[i] > largest ? scores[i] : largest;
+      }
       scratch_.block_max[b] = largest;
     }
+    return found;
   }
 
   static constexpr int kMaxParts = 256;

@@ -193,11 +193,15 @@ PYGEN_INLINE int compress_store(float* to, const F32& v, Bits bits) {
 }
 
 PYGEN_INLINE float reduce_max(const F32& v) {
-  float lanes[kLanes];
-  store(lanes, v);
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
-  return lanes[0];
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(v.part[0]);
+#else
+  auto most = v.part[0];
+  for (int p = 1; p < kParts; ++p) most = most > v.part[p] ? most : v.part[p];
+  float largest = most[0];
+  for (int i = 1; i < kNativeLanes; ++i) largest = most[i] > largest ? most[i] : largest;
+  return largest;
+#endif
 }
 
 // Adds up floats in double, lane by lane, so that the result does not depend on the instruction set.
