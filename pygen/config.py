@@ -29,7 +29,6 @@ __all__ = [
     "GenerationMode",
     "SynthIDTextWatermarkingConfig",
     "WatermarkingConfig",
-    "resolved",
 ]
 
 logger = logging.getLogger("pygen.config")
@@ -54,7 +53,7 @@ class GenerationConfig(ConfigFiles):
     """The settings of a generation task: transformers' names, and one rule per setting for what it may hold.
 
     Every setting is None until given; `generate()` fills what is still None from the model's config and then from
-    `DEFAULTS` (`resolved`). Unknown keywords become attributes, as model-specific settings need.
+    `DEFAULTS` (`pygen.request`). Unknown keywords become attributes, as model-specific settings need.
 
     ```
     config = GenerationConfig(do_sample=True, temperature=0.7, top_p=0.9)
@@ -395,18 +394,3 @@ class GenerationConfig(ConfigFiles):
         for name in ("_commit_hash", "_from_model_config"):
             setattr(result, name, getattr(config, name, None))
         return result
-
-
-def resolved(config: Any = None, *fallbacks: Any) -> GenerationConfig:
-    """A new config: what `config` leaves None is taken from the first of `fallbacks` that has it, then from `DEFAULTS`.
-
-    pygen or transformers configs, or None, in every place; none of them is changed. Custom entries of the fallbacks are
-    added. Contradictions between the parts are left to the caller's `update(**kwargs)` or `validate()`.
-    """
-    result = copy.deepcopy(GenerationConfig() if config is None else GenerationConfig.from_transformers(config))
-    sources = [vars(GenerationConfig.from_transformers(fallback)) for fallback in fallbacks if fallback is not None]
-    for source in (*sources, DEFAULTS):
-        for name, value in source.items():
-            if name not in METADATA_FIELDS and getattr(result, name, None) is None:
-                setattr(result, name, copy.deepcopy(value))
-    return result

@@ -25,7 +25,6 @@ from pygen.config import (
     GenerationMode,
     SynthIDTextWatermarkingConfig,
     WatermarkingConfig,
-    resolved,
 )
 from pygen.config_rules import RULES
 
@@ -322,7 +321,7 @@ def test_minor_issues_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
         GenerationConfig(temperature=0.5).validate(strict=True)
 
 
-# update, resolved, from_model_config, from_transformers
+# update, from_model_config, from_transformers
 
 
 def test_update() -> None:
@@ -339,19 +338,6 @@ def test_update() -> None:
     assert (config.foo, config.top_k) == (2, None)
     assert config.update(watermarking_config={"bias": 1.0}) == {}
     assert config.watermarking_config == WatermarkingConfig(bias=1.0)
-
-
-def test_resolved_takes_the_first_that_is_set() -> None:
-    given = GenerationConfig(top_k=5, eos_token_id=[1])
-    model = TheirConfig(top_k=6, top_p=0.5, do_sample=True, alignment=[1])
-    result = resolved(given, None, model)
-    assert (result.top_k, result.top_p, result.do_sample, result.alignment) == (5, 0.5, True, [1])
-    assert result.max_length == 20
-    assert result.max_new_tokens is None
-    result.eos_token_id.append(2)
-    assert given.eos_token_id == [1]
-    assert given.do_sample is None
-    assert {name: getattr(resolved(), name) for name in DEFAULTS} == DEFAULTS
 
 
 def test_from_model_config() -> None:
@@ -479,8 +465,8 @@ def test_watermark_update_is_all_or_nothing() -> None:
 def test_works_without_transformers() -> None:
     code = (
         "import sys; sys.modules['transformers'] = None\n"
-        "from pygen.config import GenerationConfig, resolved\n"
-        "assert resolved(GenerationConfig(top_k=3)).top_k == 3\n"
+        "from pygen.config import GenerationConfig\n"
+        "assert GenerationConfig(top_k=3).top_k == 3\n"
         "assert 'huggingface_hub' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
