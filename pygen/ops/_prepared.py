@@ -58,7 +58,7 @@ class Prepared(Generic[Output]):
     ) -> None:
         self.out = out
         # Kernels use these tensors through pointers, and the caller may drop his.
-        self._kept = (shaping, noise, *([] if state is None else vars(state).values()))
+        self._kept = (shaping, noise, out, *([] if state is None else vars(state).values()))
         self.backend = backend
         self._run = run if shaping.like.rows > 0 else _nothing_to_do
         self._shape = logits.shape

@@ -216,7 +216,7 @@ def prepare_sample(
 
 @dataclass(frozen=True)
 class _Call:
-    """Everything checked, as backends take it; `out` and the tensors behind the pointers are held by the Prepared."""
+    """Everything checked, as backends take it; `out` and the tensors behind the pointers live in the Prepared."""
 
     shaping: Shaping
     noise: Noise
