@@ -1,6 +1,7 @@
 // The three kinds of noise of the exponential race. Each offers
 //   exponential(token_id)        E of one token, exactly; ids must ascend for the torch kind
-//   log_bounds(token_id, out)    for the 64 tokens from token_id on: numbers that are not above ln E, for a little arithmetic
+//   prepare(token_id)            turns to the 64 tokens from token_id on; returns a number that is not above any of their ln E
+//   log_bounds(out)              for those 64: numbers that are not above their ln E, for a little arithmetic
 //   may_reach(token_id, margin)  false where ln E is certainly above `margin`
 //   kSequential                  whether tokens must be visited in order
 // so that the race computes logarithms only for tokens that can still win.
@@ -22,7 +23,13 @@ constexpr float kLn2 = 0.6931471805599453f;
 // `exponent` is added to the binary logarithm.
 PYGEN_INLINE F32 log_from_below(const F32& x, float exponent) {
   const F32 bits = to_float(bit_cast<int32_t>(x));
-  return bits * broadcast(kLn2 * 0x1p-23f) + broadcast(kLn2 * (exponent - 127.0f));
+  return fma(bits, broadcast(kLn2 * 0x1p-23f), broadcast(kLn2 * (exponent - 127.0f)));
+}
+
+PYGEN_INLINE float log_from_below(float x, float exponent) {
+  int32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return static_cast<float>(bits) * (kLn2 * 0x1p-23f) + kLn2 * (exponent - 127.0f);
 }
 
 // The same where `x` may be zero or subnormal and its bits promise nothing: far below everything there.
@@ -55,8 +62,7 @@ class PhiloxNoise {
     return static_cast<double>(word(token_id)) * 0x1p-32 <= std::exp(static_cast<double>(margin));
   }
 
-  // E = -log1p(-u) >= u >= word * 2^-32.
-  PYGEN_INLINE void log_bounds(int64_t token_id, F32 out[4]) const {
+  PYGEN_INLINE float prepare(int64_t token_id) {
     // Lane 4 j + g computes the block of tokens 4 (4 g + j)..+3, so that the transpose below leaves the tokens in order.
     static const uint32_t kOrder[kLanes] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
     U32 c0 = load(kOrder) + broadcast(static_cast<uint32_t>(token_id >> 2));
@@ -70,8 +76,18 @@ class PhiloxNoise {
       c1 = low1;
       c3 = low0;
     }
+    block_[0] = c0;
+    block_[1] = c1;
+    block_[2] = c2;
+    block_[3] = c3;
+    const uint32_t smallest = reduce_min(min(min(c0, c1), min(c2, c3)));
+    return log_from_below(static_cast<float>(smallest), -32.0f);
+  }
+
+  // E = -log1p(-u) >= u >= word * 2^-32.
+  PYGEN_INLINE void log_bounds(F32 out[4]) const {
     U32 words[4];
-    transpose_groups(c0, c1, c2, c3, words);
+    transpose_groups(block_[0], block_[1], block_[2], block_[3], words);
     // Signed conversion needs the top bit clear: half the word, and one binary order less.
     for (int i = 0; i < 4; ++i) out[i] = log_from_below(to_float(bit_cast<int32_t>(words[i] >> 1)), -31.0f);
   }
@@ -80,6 +96,7 @@ class PhiloxNoise {
   uint64_t row_seed_;
   uint32_t step_;
   uint32_t key0_[kPhiloxRounds], key1_[kPhiloxRounds];
+  U32 block_[4];
 };
 
 class TorchNoise {
@@ -104,16 +121,22 @@ class TorchNoise {
     return torch_exponential(temper(words[0]), temper(words[1]));
   }
 
-  // u >= (low 21 bits of the high word) * 2^-21.
-  PYGEN_INLINE void log_bounds(int64_t token_id, F32 out[4]) {
+  PYGEN_INLINE float prepare(int64_t token_id) {
     twister_.skip(2 * (token_id - reached_));
     twister_.take(words_, 2 * kBlock);
     begin_ = token_id;
     reached_ = token_id + kBlock;
     for (int i = 0; i < 4; ++i) {
       const U32 high = temper(even_lanes(load(words_ + 32 * i), load(words_ + 32 * i + kLanes)));
-      out[i] = log_from_below_or_nothing(to_float(bit_cast<int32_t>(high & broadcast(0x1FFFFFu))), -21.0f);
+      high21_[i] = high & broadcast(0x1FFFFFu);
     }
+    const uint32_t smallest = reduce_min(min(min(high21_[0], high21_[1]), min(high21_[2], high21_[3])));
+    return smallest == 0 ? -1e30f : log_from_below(static_cast<float>(smallest), -21.0f);
+  }
+
+  // u >= (low 21 bits of the high word) * 2^-21.
+  PYGEN_INLINE void log_bounds(F32 out[4]) const {
+    for (int i = 0; i < 4; ++i) out[i] = log_from_below_or_nothing(to_float(bit_cast<int32_t>(high21_[i])), -21.0f);
   }
 
  private:
@@ -121,21 +144,29 @@ class TorchNoise {
   int64_t reached_ = 0;      // the next token of the twister
   int64_t begin_ = -kBlock;  // the first token of words_
   uint32_t words_[2 * kBlock];
+  U32 high21_[4];
 };
 
 struct GivenNoise {
   static constexpr bool kSequential = false;
   const float* noise;  // (vocab_size,)
   int64_t vocab_size;
+  int64_t begin = 0;
 
   double exponential(int64_t token_id) const { return noise[token_id]; }
   bool may_reach(int64_t, float) const { return true; }
 
-  PYGEN_INLINE void log_bounds(int64_t token_id, F32 out[4]) const {
+  // Looking for the least would cost as much as the bounds themselves.
+  float prepare(int64_t token_id) {
+    begin = token_id;
+    return -1e30f;
+  }
+
+  PYGEN_INLINE void log_bounds(F32 out[4]) const {
     float room[kBlock];
-    const float* from = noise + token_id;
-    if (token_id + kBlock > vocab_size) {
-      for (int64_t i = 0; i < kBlock; ++i) room[i] = token_id + i < vocab_size ? noise[token_id + i] : 1.0f;
+    const float* from = noise + begin;
+    if (begin + kBlock > vocab_size) {
+      for (int64_t i = 0; i < kBlock; ++i) room[i] = begin + i < vocab_size ? noise[begin + i] : 1.0f;
       from = room;
     }
     for (int i = 0; i < 4; ++i) out[i] = log_from_below_or_nothing(load(from + i * kLanes), 0.0f);

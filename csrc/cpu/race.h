@@ -31,41 +31,36 @@ struct Winner {
   }
 };
 
-// Among blocks [begin, end) of a whole row. get(block, room) -> 64 scores; survivors lie in [low, high].
-// `scale` turns a score into one over the temperature, up to rounding; finish(score) does it exactly.
-template <typename Noise, typename Get, typename Finish>
-void race_blocks(int64_t begin, int64_t end, Noise& noise, const Get& get, float scale, const Finish& finish, float low,
-                 float high, Winner& winner) {
-  const F32 low_v = broadcast(std::max(low, -std::numeric_limits<float>::max())), high_v = broadcast(high);
-  const F32 scale_v = broadcast(scale);
+// Among blocks [begin, end) of a whole row. max_of(block) -> at least its largest score; get(block, room) -> its 64 scores;
+// survivors lie in [low, high]. `scale` turns a score into one over the temperature, up to rounding; finish(score) exactly.
+template <typename Noise, typename MaxOf, typename Get, typename Finish>
+void race_blocks(int64_t begin, int64_t end, Noise& noise, const MaxOf& max_of, const Get& get, float scale,
+                 const Finish& finish, float low, float high, Winner& winner) {
+  low = std::max(low, -std::numeric_limits<float>::max());
+  const F32 low_v = broadcast(low), high_v = broadcast(high), scale_v = broadcast(scale);
   float room[kBlock];
+  float bar = winner.bar();
   for (int64_t b = begin; b < end; ++b) {
+    const float largest = max_of(b);
+    if (!(largest >= low)) continue;
+    // Seldom has a block a token that can win: its largest score would have to meet its largest noise.
+    if (largest * scale - noise.prepare(b * kBlock) < bar) continue;
     const float* scores = get(b, room);
-    F32 v[4];
-    Bits alive[4], any = 0;
-    for (int i = 0; i < 4; ++i) {
-      v[i] = load(scores + i * kLanes);
-      alive[i] = ge(v[i], low_v) & ge(high_v, v[i]);
-      any |= alive[i];
-    }
-    if (any == 0) continue;
     F32 log_noise[4];
-    noise.log_bounds(b * kBlock, log_noise);
-    F32 bar = broadcast(winner.bar());
+    noise.log_bounds(log_noise);
     for (int i = 0; i < 4; ++i) {
-      const F32 bound = v[i] * scale_v - log_noise[i];
-      Bits candidates = ge(bound, bar) & alive[i];
-      if (candidates == 0) continue;
+      const F32 v = load(scores + i * kLanes);
+      const F32 bound = v * scale_v - log_noise[i];
       float bounds[kLanes];
       store(bounds, bound);
-      for (; candidates != 0; candidates &= candidates - 1) {
-        const int lane = __builtin_ctz(candidates);
-        if (bounds[lane] < winner.bar()) continue;
+      for (Bits bits = ge(bound, broadcast(bar)) & ge(v, low_v) & ge(high_v, v); bits != 0; bits &= bits - 1) {
+        const int lane = __builtin_ctz(bits);
+        if (bounds[lane] < bar) continue;
         const int64_t token_id = b * kBlock + i * kLanes + lane;
         const float score = finish(scores[i * kLanes + lane]);
         winner.offer(static_cast<double>(score) - std::log(noise.exponential(token_id)), token_id, score);
+        bar = winner.bar();
       }
-      bar = broadcast(winner.bar());
     }
   }
 }

@@ -55,6 +55,12 @@ class RowScores {
     return rest < kBlock ? rest : kBlock;
   }
 
+  // All scores as an array, if they are the logits themselves; else null.
+  const float* in_place() const {
+    const bool plain = params_.dtype == DType::kFloat32 && bias_ == nullptr && bitmask_ == nullptr && !has_exceptions();
+    return plain ? reinterpret_cast<const float*>(logits_) : nullptr;
+  }
+
   // The 64 scores of a block, past the vocabulary -inf; `room` is used where they cannot be read in place.
   PYGEN_INLINE const float* block(int64_t block, float* room) const {
     const bool plain = params_.dtype == DType::kFloat32 && bias_ == nullptr && bitmask_ == nullptr;
@@ -65,11 +71,62 @@ class RowScores {
 
   // The only pass over the whole row: maxima of the blocks and of the row, and what is wrong with it.
   void scan(int threads) {
-    switch (params_.dtype) {
-      case DType::kFloat32: return scan_as<DType::kFloat32>(threads);
-      case DType::kFloat16: return scan_as<DType::kFloat16>(threads);
-      case DType::kBFloat16: return scan_as<DType::kBFloat16>(threads);
+    // The exceptions lie scattered: in a plain row they wait until the pass has brought the row into the cache.
+    const bool plain = bias_ == nullptr && bitmask_ == nullptr;
+    if (!plain) score_exceptions();
+    Bits nan_of_part[kMaxParts] = {};
+    const int parts = threads < kMaxParts ? threads : kMaxParts;
+    parallel_parts(blocks_, parts, [&](int64_t begin, int64_t end, int part) {
+      Bits nan = 0;
+      for (int64_t b = begin; b < end; ++b) scan_block(b, nan);
+      nan_of_part[part] = nan;
+    });
+    Bits nan = 0;
+    for (int part = 0; part < parts; ++part) nan |= nan_of_part[part];
+    if (plain) {
+      score_exceptions();
+      if (nan == 0) correct_maxima();
     }
+    conclude(nan);
+  }
+
+  // For a loop of one's own instead of `scan`, possible in a row without exceptions: a block's maximum, and `nan` set where
+  // one is seen. `conclude` ends it.
+  bool has_exceptions() const { return scratch_.exceptions.size() > 0; }
+
+  PYGEN_INLINE float scan_block(int64_t b, Bits& nan) {
+    F32 v[4];
+    float room[kBlock];
+    const bool plain = bias_ == nullptr && bitmask_ == nullptr;
+    if (plain && block_length(b) == kBlock) {
+      const int64_t at = b * kBlock;
+      switch (params_.dtype) {
+        case DType::kFloat32:
+          for (int i = 0; i < 4; ++i) v[i] = load_logits<DType::kFloat32>(logits_, at + i * kLanes);
+          break;
+        case DType::kFloat16:
+          for (int i = 0; i < 4; ++i) v[i] = load_logits<DType::kFloat16>(logits_, at + i * kLanes);
+          break;
+        case DType::kBFloat16:
+          for (int i = 0; i < 4; ++i) v[i] = load_logits<DType::kBFloat16>(logits_, at + i * kLanes);
+          break;
+      }
+    } else {
+      compose_block(b, room, !plain);
+      for (int i = 0; i < 4; ++i) v[i] = load(room + i * kLanes);
+    }
+    nan |= unordered(v[0], v[1]) | unordered(v[2], v[3]);
+    const float largest = reduce_max(max(max(v[0], v[1]), max(v[2], v[3])));
+    scratch_.block_max[b] = largest;
+    return largest;
+  }
+
+  void conclude(Bits nan) {
+    const bool has_nan = nan != 0 && recompute_maxima_without_nan();
+    const float* maxima = scratch_.block_max.data();
+    max_score_ = -kInf;
+    for (int64_t b = 0; b < blocks_; ++b) max_score_ = maxima[b] > max_score_ ? maxima[b] : max_score_;
+    status_ = has_nan ? kNan : max_score_ == kInf ? kPosInf : max_score_ == -kInf ? kAllMasked : kOk;
   }
 
   // Lowest id of the largest score that is a number.
@@ -199,49 +256,6 @@ class RowScores {
       }
     }
     return room;
-  }
-
-  // Maximum of 64 scores; sets `nan` where one is not a number.
-  PYGEN_INLINE static float max_of_block(const F32 v[4], Bits& nan) {
-    nan |= unordered(v[0], v[1]) | unordered(v[2], v[3]);
-    return reduce_max(max(max(v[0], v[1]), max(v[2], v[3])));
-  }
-
-  template <DType kDType>
-  void scan_as(int threads) {
-    const bool plain = bias_ == nullptr && bitmask_ == nullptr;
-    // The exceptions lie scattered: in a plain row they wait until the pass has brought the row into the cache.
-    if (!plain) score_exceptions();
-    float* maxima = scratch_.block_max.data();
-    Bits nan_of_part[kMaxParts] = {};
-    const int parts = threads < kMaxParts ? threads : kMaxParts;
-    parallel_parts(blocks_, parts, [&](int64_t begin, int64_t end, int part) {
-      Bits nan = 0;
-      float room[kBlock];
-      for (int64_t b = begin; b < end; ++b) {
-        F32 v[4];
-        if (plain && block_length(b) == kBlock) {
-          for (int i = 0; i < 4; ++i) v[i] = load_logits<kDType>(logits_, b * kBlock + i * kLanes);
-        } else {
-          compose_block(b, room, !plain);
-          for (int i = 0; i < 4; ++i) v[i] = load(room + i * kLanes);
-        }
-        maxima[b] = max_of_block(v, nan);
-      }
-      nan_of_part[part] = nan;
-    });
-    Bits nan = 0;
-    for (int part = 0; part < parts; ++part) nan |= nan_of_part[part];
-    if (plain) score_exceptions();
-    bool has_nan = false;
-    if (nan != 0) {
-      has_nan = recompute_maxima_without_nan();
-    } else if (plain) {
-      correct_maxima();
-    }
-    max_score_ = -kInf;
-    for (int64_t b = 0; b < blocks_; ++b) max_score_ = maxima[b] > max_score_ ? maxima[b] : max_score_;
-    status_ = has_nan ? kNan : max_score_ == kInf ? kPosInf : max_score_ == -kInf ? kAllMasked : kOk;
   }
 
   // The pass saw the exceptions' logits. A block is read again only if it lost its maximum.

@@ -17,15 +17,16 @@ constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 // Below it the reciprocal of a temperature may overflow where the quotient does not.
 constexpr float kSmallestReciprocal = 1e-6f;
 
-template <typename Noise, typename Get, typename Finish>
-Winner race_in_parts(const RowScores& row, const Noise& noise, const Get& get, float scale, const Finish& finish,
-                     float low, float high, int threads) {
-  constexpr int kMaxParts = 64;
+constexpr int kMaxParts = 64;
+
+// race(begin, end, noise, winner, part) on stretches of the blocks; the best of their winners.
+template <typename Noise, typename Race>
+Winner race_in_parts(int64_t blocks, const Noise& noise, int threads, const Race& race) {
   const int parts = Noise::kSequential ? 1 : std::min(threads, kMaxParts);
   Winner winners[kMaxParts];
-  parallel_parts(row.blocks(), parts, [&](int64_t begin, int64_t end, int part) {
+  parallel_parts(blocks, parts, [&](int64_t begin, int64_t end, int part) {
     Noise own = noise;
-    race_blocks(begin, end, own, get, scale, finish, low, high, winners[part]);
+    race(begin, end, own, winners[part], part);
   });
   Winner best = winners[0];
   for (int part = 1; part < parts; ++part)
@@ -33,12 +34,33 @@ Winner race_in_parts(const RowScores& row, const Noise& noise, const Get& get, f
   return best;
 }
 
-// Without a filter the row is raced where it lies.
+// Without a filter the row is raced where it lies; without exceptions, while it is scanned.
 template <typename Noise>
-Winner race_unfiltered(const RowScores& row, float temperature, Noise noise, int threads) {
+Winner race_unfiltered(RowScores& row, float temperature, const Noise& noise, int threads) {
   const auto get = [&](int64_t b, float* room) { return row.block(b, room); };
   const auto finish = [temperature](float score) { return score / temperature; };
-  return race_in_parts(row, noise, get, 1.0f / temperature, finish, -kInf, kInf, threads);
+  const float scale = 1.0f / temperature;
+  if (row.has_exceptions()) {
+    row.scan(threads);
+    if (row.status() != kOk) return {};
+    return race_in_parts(row.blocks(), noise, threads,
+                         [&](int64_t begin, int64_t end, Noise& own, Winner& winner, int) {
+                           const auto max_of = [&](int64_t b) { return row.block_max()[b]; };
+                           race_blocks(begin, end, own, max_of, get, scale, finish, -kInf, kInf, winner);
+                         });
+  }
+  Bits nan_of_part[kMaxParts] = {};
+  const Winner best = race_in_parts(row.blocks(), noise, threads,
+                                    [&](int64_t begin, int64_t end, Noise& own, Winner& winner, int part) {
+                                      Bits nan = 0;
+                                      const auto max_of = [&](int64_t b) { return row.scan_block(b, nan); };
+                                      race_blocks(begin, end, own, max_of, get, scale, finish, -kInf, kInf, winner);
+                                      nan_of_part[part] = nan;
+                                    });
+  Bits nan = 0;
+  for (const Bits of_part : nan_of_part) nan |= of_part;
+  row.conclude(nan);
+  return best;
 }
 
 template <typename Noise>
@@ -48,9 +70,19 @@ Winner race_survivors(const RowScores& row, const Survivors& survivors, Noise no
     race_list(survivors, noise, winner);
     return winner;
   }
-  const auto get = [&](int64_t b, float*) { return static_cast<const float*>(survivors.scores()) + b * kBlock; };
+  const float temperature = survivors.temperature();
+  const auto get = [&](int64_t b, float* room) {
+    const float* scores = survivors.scores() + b * kBlock;
+    const int64_t length = row.block_length(b);
+    if (length == kBlock) return scores;
+    for (int64_t i = 0; i < kBlock; ++i) room[i] = i < length ? scores[i] : -kInf;
+    return static_cast<const float*>(room);
+  };
   const auto finish = [](float score) { return score; };
-  return race_in_parts(row, noise, get, 1.0f, finish, survivors.low(), survivors.high(), threads);
+  const auto max_of = [&](int64_t b) { return row.block_max()[b] / temperature; };
+  return race_in_parts(row.blocks(), noise, threads, [&](int64_t begin, int64_t end, Noise& own, Winner& best, int) {
+    race_blocks(begin, end, own, max_of, get, 1.0f, finish, survivors.low(), survivors.high(), best);
+  });
 }
 
 // Calls race(noise) with the noise of the row.
@@ -108,8 +140,17 @@ void write_no_logprobs(const SampleParams& params, int64_t row) {
 void sample_row(const SampleParams& params, int64_t row, int threads, MersenneTwister* twister) {
   Scratch& scratch = thread_scratch();
   RowScores scores(params.shaping, row, scratch);
-  scores.scan(threads);
   Filters filters(params.shaping, row);
+  const bool unfiltered =
+      !filters.greedy() && !filters.any() && params.logprobs == nullptr && filters.temperature >= kSmallestReciprocal;
+  Winner winner;
+  if (unfiltered) {
+    winner = with_noise(params, row, twister, [&](const auto& noise) {
+      return race_unfiltered(scores, filters.temperature, noise, threads);
+    });
+  } else {
+    scores.scan(threads);
+  }
 
   const RowStatus status = status_over_temperature(scores, filters);
   params.status[row] = status;
@@ -121,20 +162,16 @@ void sample_row(const SampleParams& params, int64_t row, int threads, MersenneTw
     const Survivors all(scores, filters, scratch);
     return write_logprobs(params, row, all, scores.max_score(), scratch);
   }
-
-  if (!filters.any() && params.logprobs == nullptr && filters.temperature >= kSmallestReciprocal) {
-    const Winner winner = with_noise(params, row, twister, [&](const auto& noise) {
-      return race_unfiltered(scores, filters.temperature, noise, threads);
-    });
+  if (unfiltered) {
+    // Given noise may be NaN everywhere; so below.
     params.token_ids[row] = winner.token_id >= 0 ? winner.token_id : scores.argmax();
     return;
   }
 
   Survivors survivors(scores, filters, scratch);
   survivors.apply_filters();
-  Winner winner = with_noise(params, row, twister,
-                             [&](const auto& noise) { return race_survivors(scores, survivors, noise, threads); });
-  // Given noise may be NaN everywhere.
+  winner = with_noise(params, row, twister,
+                      [&](const auto& noise) { return race_survivors(scores, survivors, noise, threads); });
   if (winner.token_id < 0) winner = largest_survivor(survivors);
   params.token_ids[row] = winner.token_id;
   if (params.logprobs != nullptr) write_logprobs(params, row, survivors, winner.score, scratch);
@@ -142,13 +179,14 @@ void sample_row(const SampleParams& params, int64_t row, int threads, MersenneTw
 
 // Rows draw from one generator in turn: each gets a copy of it that stands at the row's first word.
 void sample_rows_with_torch_noise(const SampleParams& params, const Split& split) {
-  constexpr int64_t kRowsAtOnce = 64;
+  // Enough rows to share, but no more copies (2.5 KB each) than that takes.
+  const int64_t rows_at_once = std::min<int64_t>(2048, 64 + kScoresPerThread * 64 / params.shaping.vocab_size);
   MersenneTwister twister;
   twister.read_torch_state(params.generator_state);
   Buffer<MersenneTwister> of_row;
-  of_row.reserve(std::min(kRowsAtOnce, params.shaping.rows));
-  for (int64_t first = 0; first < params.shaping.rows; first += kRowsAtOnce) {
-    const int64_t count = std::min(kRowsAtOnce, params.shaping.rows - first);
+  of_row.reserve(std::min(rows_at_once, params.shaping.rows));
+  for (int64_t first = 0; first < params.shaping.rows; first += rows_at_once) {
+    const int64_t count = std::min(rows_at_once, params.shaping.rows - first);
     for (int64_t i = 0; i < count; ++i) {
       of_row[i] = twister;
       twister.skip(2 * params.shaping.vocab_size);

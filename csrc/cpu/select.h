@@ -53,30 +53,27 @@ struct MassWeight {
   }
 };
 
-// How many scores past its end an array must have room for: passes work on blocks and set the rest of the last one to -inf.
-constexpr int64_t kSlack = kBlock;
+// What `compress_store` may write past the end of an array.
+constexpr int64_t kSlack = kLanes;
 
-// Runs body(scores, live) over an array in vectors; what pads the last vector is not live.
+// Runs body(v) over an array in blocks of four vectors; the last block is filled up with -inf.
 template <typename Body>
-PYGEN_INLINE void for_each_vector(float* scores, int64_t count, const Body& body) {
-  store(scores + count, broadcast(-kInf));
-  for (int64_t i = 0; i < count; i += kLanes)
-    body(load(scores + i), count - i >= kLanes ? Bits{0xFFFF} : (Bits{1} << (count - i)) - 1);
-}
-
-// The same in blocks of four vectors.
-template <typename Body>
-PYGEN_INLINE void for_each_block(float* scores, int64_t count, const Body& body) {
-  for (int64_t i = 0; i < kBlock; i += kLanes) store(scores + count + i, broadcast(-kInf));
+PYGEN_INLINE void for_each_block(const float* scores, int64_t count, const Body& body) {
+  float tail[kBlock];
   for (int64_t i = 0; i < count; i += kBlock) {
+    const float* at = scores + i;
+    if (count - i < kBlock) {
+      for (int64_t j = 0; j < kBlock; ++j) tail[j] = i + j < count ? scores[i + j] : -kInf;
+      at = tail;
+    }
     F32 v[4];
-    for (int j = 0; j < 4; ++j) v[j] = load(scores + i + j * kLanes);
+    for (int j = 0; j < 4; ++j) v[j] = load(at + j * kLanes);
     body(v);
   }
 }
 
 template <typename Weight>
-double sum_weights(float* scores, int64_t count, const Weight& weight) {
+double sum_weights(const float* scores, int64_t count, const Weight& weight) {
   Sum sum;
   for_each_block(scores, count,
                  [&](const F32 v[4]) { sum.add((weight(v[0]) + weight(v[1])) + (weight(v[2]) + weight(v[3]))); });
@@ -104,21 +101,24 @@ struct DescendingKey {
 
 // Candidates of positive weight, largest key first.
 template <typename Key, typename Weight>
-void sort_candidates(float* scores, int64_t count, const Key& key, const Weight& weight, Buffer<KeyedWeight>& sorted) {
+void sort_candidates(const float* scores, int64_t count, const Key& key, const Weight& weight,
+                     Buffer<KeyedWeight>& sorted) {
   sorted.reserve(count);
   sorted.clear();
-  for_each_vector(scores, count, [&](const F32& v, Bits live) {
-    float keys[kLanes], weights[kLanes];
-    store(keys, key(v));
-    store(weights, weight(v));
-    for (int lane = 0; lane < kLanes; ++lane)
-      if ((live >> lane & 1) != 0 && weights[lane] > 0) sorted.push({keys[lane], weights[lane]});
+  for_each_block(scores, count, [&](const F32 v[4]) {
+    float keys[kBlock], weights[kBlock];
+    for (int j = 0; j < 4; ++j) {
+      store(keys + j * kLanes, key(v[j]));
+      store(weights + j * kLanes, weight(v[j]));
+    }
+    for (int64_t i = 0; i < kBlock; ++i)
+      if (weights[i] > 0) sorted.push({keys[i], weights[i]});
   });
   std::sort(sorted.data(), sorted.data() + sorted.size(), DescendingKey{});
 }
 
 template <typename Key, typename Weight>
-Cut cut_of_sorted(float* scores, int64_t count, const Key& key, const Weight& weight, double above, double target,
+Cut cut_of_sorted(const float* scores, int64_t count, const Key& key, const Weight& weight, double above, double target,
                   Buffer<KeyedWeight>& sorted) {
   sort_candidates(scores, count, key, weight, sorted);
   Cut cut{-kInf, above, 0};
@@ -141,7 +141,7 @@ template <typename Key, typename Weight>
 Bracket bracket_from_sample(const float* scores, int64_t count, const Key& key, const Weight& weight,
                             double weight_left, double fraction, Buffer<KeyedWeight>& sorted) {
   const int64_t stride = count / kSample;
-  float sample[kSample + kSlack];
+  float sample[kSample];
   for (int64_t i = 0; i < kSample; ++i) sample[i] = scores[i * stride + stride / 2];
   sort_candidates(sample, kSample, key, weight, sorted);
   if (sorted.size() == 0) return {-kInf, -kInf};
@@ -172,7 +172,7 @@ inline Bracket bracket_by_interpolation(float largest, float smallest, double fr
 
 // Scores whose weight is zero are never the answer, unless the target is out of reach: then the cut is -inf, and all pass.
 template <typename Key, typename Weight>
-Cut select_cut(float* scores, int64_t count, const Key& key, const Weight& weight, const Target& wanted,
+Cut select_cut(const float* scores, int64_t count, const Key& key, const Weight& weight, const Target& wanted,
                Scratch& scratch) {
   double above = 0;  // weight of the keys above all candidates
   double total = 0;  // of the candidates; known after the first pass, like their extreme keys
@@ -211,10 +211,13 @@ Cut select_cut(float* scores, int64_t count, const Key& key, const Weight& weigh
       num_inside = 0;
       total = answer_above ? weight_above : std::max(0.0, weight_all - weight_above - weight_inside);
       if (!answer_above) above += weight_inside;
-      for_each_vector(scores, count, [&](const F32& v, Bits live) {
-        const F32 k = key(v);
-        const Bits chosen = (answer_above ? gt(k, upper) : gt(lower, k)) & live;
-        num_inside += compress_store(inside + num_inside, v, chosen);
+      // The filling of the last block has no weight and is left out with everything else at -inf.
+      for_each_block(scores, count, [&](const F32 v[4]) {
+        for (int j = 0; j < 4; ++j) {
+          const F32 k = key(v[j]);
+          const Bits chosen = (answer_above ? gt(k, upper) : gt(lower, k)) & gt(v[j], broadcast(-kInf));
+          num_inside += compress_store(inside + num_inside, v[j], chosen);
+        }
       });
     }
     if (!answer_above) above += weight_above;

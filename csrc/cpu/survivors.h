@@ -1,7 +1,7 @@
 // The tokens of one row that the filters leave, in Hugging Face's order: top_h, top_k, top_p, min_p, typical, epsilon, eta.
 //
 // Every filter keeps an interval [low, high] of scores: all but `typical` only raise `low`, and ties that a filter splits are
-// resolved by writing -inf over the losers (highest ids first). So the survivors need no list; but when the first filter
+// resolved by writing -inf over the losers (highest ids first) in a copy. So the survivors need no list; but when the first filter
 // leaves few, they are gathered from the blocks whose maximum reaches it, and the rest works on that short list.
 #pragma once
 
@@ -58,7 +58,7 @@ class Survivors {
   // Takes the row's scores over temperature; `row` must have been scanned and be ok, and not greedy.
   Survivors(const RowScores& row, const Filters& filters, Scratch& scratch) : filters_(filters), scratch_(scratch) {
     max_score_ = row.max_score() / filters_.temperature;
-    if (!gather(row)) copy_all(row);
+    if (!gather(row)) take_all(row);
   }
 
   void apply_filters() {
@@ -73,9 +73,10 @@ class Survivors {
   }
 
   int64_t size() const { return size_; }
-  float* scores() const { return scratch_.scores.data(); }
+  const float* scores() const { return scores_; }
   // Null: the token at position i is i.
   const int32_t* token_ids() const { return gathered_ ? scratch_.token_ids.data() : nullptr; }
+  float temperature() const { return filters_.temperature; }
   float low() const { return low_; }
   float high() const { return high_; }
   float max_score() const { return max_score_; }
@@ -139,6 +140,7 @@ class Survivors {
         }
       }
     }
+    scores_ = scratch_.scores.data();
     size_ = count;
   }
 
@@ -170,15 +172,25 @@ class Survivors {
     const int64_t bound = std::max(std::min(kLargest, row.blocks() / 8), filters_.min_tokens_to_keep);
     if (bound > row.blocks() / 4) return false;
     const float threshold = lower_bound_of_largest(row, bound);
-    gather_at_least(row, threshold);
-    const double gathered = mass();
+    const double target = filters_.top_p;
     // A look at one vector in sixty or so tells whether the sum over the whole row is worth its time.
     const int64_t stride = std::max<int64_t>(1, row.blocks() / kLargest);
     const MassWeight tail{max_score_, -kInf, threshold / filters_.temperature};
-    const double estimate = gathered + sum_of_blocks(row, stride, 1, tail) * static_cast<double>(4 * stride);
-    if (gathered < 0.9 * filters_.top_p * estimate) return false;
+    const double tail_mass = sum_of_blocks(row, stride, 1, tail) * static_cast<double>(4 * stride);
+    if (mass_of_maxima(row, threshold) * 4 < target * tail_mass) return false;
+    gather_at_least(row, threshold);
+    const double gathered = mass();
+    if (gathered < 0.9 * target * (gathered + tail_mass)) return false;
     total_mass_ = sum_of_blocks(row, 1, 4, UnboundedMassWeight{max_score_});
-    return gathered * (1 - 1e-6) >= filters_.top_p * total_mass_;
+    return gathered * (1 - 1e-6) >= target * total_mass_;
+  }
+
+  // Of the blocks' maxima that reach the threshold; seldom less than a quarter of all that does.
+  double mass_of_maxima(const RowScores& row, float threshold) const {
+    double sum = 0;
+    for (int64_t b = 0; b < row.blocks(); ++b)
+      if (row.block_max()[b] >= threshold) sum += std::exp(row.block_max()[b] / filters_.temperature - max_score_);
+    return sum;
   }
 
   // Sum of a mass over the first `vectors` vectors of every `stride`-th block.
@@ -203,10 +215,13 @@ class Survivors {
     return sum.total();
   }
 
-  void copy_all(const RowScores& row) {
+  // The whole row: where it lies if that is what the filters want to see, else a copy.
+  void take_all(const RowScores& row) {
     gathered_ = false;
     size_ = row.vocab_size();
-    float* scores = scratch_.scores.reserve(row.blocks() * kBlock + kSlack);
+    scores_ = filters_.temperature == 1.0f ? row.in_place() : nullptr;
+    if (scores_ != nullptr) return;
+    float* own = scratch_.scores.reserve(row.blocks() * kBlock + kSlack);
     const F32 temperature = broadcast(filters_.temperature);
     const bool divide = filters_.temperature != 1.0f;
     float room[kBlock];
@@ -214,9 +229,10 @@ class Survivors {
       const float* block = row.block(b, room);
       for (int64_t i = 0; i < kBlock; i += kLanes) {
         const F32 v = load(block + i);
-        store(scores + b * kBlock + i, divide ? v / temperature : v);
+        store(own + b * kBlock + i, divide ? v / temperature : v);
       }
     }
+    scores_ = own;
   }
 
   bool unbounded() const { return low_ == -kInf && high_ == kInf; }
@@ -232,8 +248,9 @@ class Survivors {
     int64_t count = 0;
     const float finite = std::max(threshold, -std::numeric_limits<float>::max());
     const F32 low = broadcast(std::max(finite, low_)), high = broadcast(high_);
-    for_each_vector(scores(), size_,
-                    [&](const F32& v, Bits live) { count += __builtin_popcount(ge(v, low) & ge(high, v) & live); });
+    for_each_block(scores(), size_, [&](const F32 v[4]) {
+      for (int j = 0; j < 4; ++j) count += __builtin_popcount(ge(v[j], low) & ge(high, v[j]));
+    });
     return count;
   }
 
@@ -257,11 +274,14 @@ class Survivors {
   // Raises `low` to a cut; of the survivors equal to it, the first `num_kept` stay.
   void cut_at(const Cut& cut, int64_t num_kept) {
     low_ = std::max(low_, cut.key);
-    float* all = scores();
     int64_t to_drop = cut.num_equal - num_kept;
+    if (to_drop <= 0) return;
+    float* own = scratch_.scores.reserve(size_ + kSlack);
+    if (scores_ != own) std::copy(scores_, scores_ + size_, own);
+    scores_ = own;
     for (int64_t i = size_ - 1; to_drop > 0; --i) {
-      if (all[i] != cut.key) continue;
-      all[i] = -kInf;
+      if (own[i] != cut.key) continue;
+      own[i] = -kInf;
       --to_drop;
     }
   }
@@ -362,10 +382,12 @@ class Survivors {
     F32 lowest_negated = broadcast(-kInf), highest = broadcast(-kInf);
     const F32 bar = broadcast(nearest), none = broadcast(-kInf), zero = broadcast(0.0f);
     const CountWeight weight = count_weight();
-    for_each_vector(scores(), size_, [&](const F32& v, Bits) {
-      const Bits kept = ge(key(v), bar) & gt(weight(v), zero);
-      highest = max(highest, select(kept, v, none));
-      lowest_negated = max(lowest_negated, select(kept, zero - v, none));
+    for_each_block(scores(), size_, [&](const F32 v[4]) {
+      for (int j = 0; j < 4; ++j) {
+        const Bits kept = ge(key(v[j]), bar) & gt(weight(v[j]), zero);
+        highest = max(highest, select(kept, v[j], none));
+        lowest_negated = max(lowest_negated, select(kept, zero - v[j], none));
+      }
     });
     low_ = -reduce_max(lowest_negated);
     high_ = reduce_max(highest);
@@ -387,6 +409,7 @@ class Survivors {
 
   const Filters& filters_;
   Scratch& scratch_;
+  const float* scores_ = nullptr;  // the row's own, or scratch_.scores
   bool gathered_ = false;
   int64_t size_ = 0;
   float max_score_ = 0;

@@ -1,5 +1,5 @@
 // Sixteen lanes of 32 bits, the same on every instruction set: one AVX-512 register, two of AVX2, four of SSE2 or NEON.
-// A fixed width fixes the order of every sum, so all instruction sets give the same bits.
+// A fixed width fixes the order of every sum, so the instruction sets agree (see `fma` for the one exception).
 #pragma once
 
 #include <cstdint>
@@ -85,6 +85,48 @@ PYGEN_INLINE Vec<To> bit_cast(const Vec<From>& v) {
   Vec<To> out;
   for (int p = 0; p < kParts; ++p) out.part[p] = reinterpret_cast<typename Vec<To>::Native>(v.part[p]);
   return out;
+}
+
+// a * b + c, rounded once. Without the instruction it goes through double, which differs once in about 2^29.
+PYGEN_INLINE F32 fma(F32 a, const F32& b, const F32& c) {
+  for (int p = 0; p < kParts; ++p) {
+#if defined(__AVX512F__)
+    a.part[p] = _mm512_fmadd_ps(a.part[p], b.part[p], c.part[p]);
+#elif defined(__FMA__)
+    a.part[p] = _mm256_fmadd_ps(a.part[p], b.part[p], c.part[p]);
+#else
+    for (int i = 0; i < kNativeLanes; ++i)
+      a.part[p][i] = static_cast<float>(static_cast<double>(a.part[p][i]) * b.part[p][i] + c.part[p][i]);
+#endif
+  }
+  return a;
+}
+
+PYGEN_INLINE U32 min(U32 a, const U32& b) {
+  for (int p = 0; p < kParts; ++p) {
+#if defined(__AVX512F__)
+    a.part[p] = reinterpret_cast<U32::Native>(
+        _mm512_min_epu32(reinterpret_cast<__m512i>(a.part[p]), reinterpret_cast<__m512i>(b.part[p])));
+#elif defined(__AVX2__)
+    a.part[p] = reinterpret_cast<U32::Native>(
+        _mm256_min_epu32(reinterpret_cast<__m256i>(a.part[p]), reinterpret_cast<__m256i>(b.part[p])));
+#else
+    a.part[p] = a.part[p] < b.part[p] ? a.part[p] : b.part[p];
+#endif
+  }
+  return a;
+}
+
+PYGEN_INLINE uint32_t reduce_min(const U32& v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_min_epu32(reinterpret_cast<__m512i>(v.part[0]));
+#else
+  auto least = v.part[0];
+  for (int p = 1; p < kParts; ++p) least = least < v.part[p] ? least : v.part[p];
+  uint32_t smallest = least[0];
+  for (int i = 1; i < kNativeLanes; ++i) smallest = least[i] < smallest ? least[i] : smallest;
+  return smallest;
+#endif
 }
 
 PYGEN_INLINE F32 to_float(const I32& v) {
@@ -363,16 +405,16 @@ PYGEN_INLINE F32 exp_nonpositive(const F32& x) {
   const F32 lowest = broadcast(-87.0f);
   const F32 clamped = max(x, lowest);
   const F32 magic = broadcast(0x1.8p23f);  // adding it rounds to an integer, left in the low bits
-  const F32 shifted = clamped * broadcast(1.44269504088896341f) + magic;
+  const F32 shifted = fma(clamped, broadcast(1.44269504088896341f), magic);
   const F32 n = shifted - magic;
-  const F32 r = (clamped - n * broadcast(0.693359375f)) - n * broadcast(-2.12194440e-4f);
+  const F32 r = fma(n, broadcast(2.12194440e-4f), fma(n, broadcast(-0.693359375f), clamped));
   F32 poly = broadcast(1.9875691500e-4f);
-  poly = poly * r + broadcast(1.3981999507e-3f);
-  poly = poly * r + broadcast(8.3334519073e-3f);
-  poly = poly * r + broadcast(4.1665795894e-2f);
-  poly = poly * r + broadcast(1.6666665459e-1f);
-  poly = poly * r + broadcast(5.0000001201e-1f);
-  poly = poly * (r * r) + r + broadcast(1.0f);
+  poly = fma(poly, r, broadcast(1.3981999507e-3f));
+  poly = fma(poly, r, broadcast(8.3334519073e-3f));
+  poly = fma(poly, r, broadcast(4.1665795894e-2f));
+  poly = fma(poly, r, broadcast(1.6666665459e-1f));
+  poly = fma(poly, r, broadcast(5.0000001201e-1f));
+  poly = fma(poly, r * r, r) + broadcast(1.0f);
   const I32 scale = (bit_cast<int32_t>(shifted) - bit_cast<int32_t>(magic)) << 23;
   const F32 value = bit_cast<float>(bit_cast<int32_t>(poly) + scale);
   return where_ge(x, lowest, value);
