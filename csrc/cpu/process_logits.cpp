@@ -22,15 +22,19 @@ void write_unfiltered(const RowScores& row, float temperature, float* out) {
 void write_survivors(const Survivors& survivors, int64_t vocab_size, float* out) {
   const float* scores = survivors.scores();
   const int32_t* ids = survivors.token_ids();
-  if (ids != nullptr) std::fill(out, out + vocab_size, -kInf);
-  for (int64_t i = 0; i < survivors.size(); ++i) {
-    const bool kept = survivors.keeps(scores[i]);
-    if (ids == nullptr) {
-      out[i] = kept ? scores[i] : -kInf;
-    } else if (kept) {
-      out[ids[i]] = scores[i];
-    }
+  if (ids != nullptr) {
+    std::fill(out, out + vocab_size, -kInf);
+    for (int64_t i = 0; i < survivors.size(); ++i)
+      if (survivors.keeps(scores[i])) out[ids[i]] = scores[i];
+    return;
   }
+  const F32 low = broadcast(survivors.low()), high = broadcast(survivors.high()), none = broadcast(-kInf);
+  int64_t i = 0;
+  for (; i + kLanes <= vocab_size; i += kLanes) {
+    const F32 v = load(scores + i);
+    store(out + i, select(ge(v, low) & ge(high, v), v, none));
+  }
+  for (; i < vocab_size; ++i) out[i] = survivors.keeps(scores[i]) ? scores[i] : -kInf;
 }
 
 void process_row(const ProcessParams& params, int64_t row, int threads) {

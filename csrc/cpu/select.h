@@ -86,7 +86,7 @@ struct Cut {
   int64_t num_equal;  // candidates of positive weight at it
 };
 
-constexpr int64_t kSample = 512;
+constexpr int64_t kSample = 256;
 constexpr int64_t kSortDirectly = 128;
 
 // What the weight at and above the cut shall reach: a number, or a fraction of the weight of all.
@@ -148,8 +148,8 @@ Bracket bracket_from_sample(const float* scores, int64_t count, const Key& key, 
   double sampled = 0;
   for (int64_t i = 0; i < sorted.size(); ++i) sampled += sorted[i].weight;
   if (weight_left >= 0) fraction = std::min(1.0, weight_left * kSample / (sampled * static_cast<double>(count)));
-  // Four standard deviations of a sampled fraction, and two places for its granularity.
-  const double margin = 4 * std::sqrt(fraction * (1 - fraction) / kSample) + 2.0 / kSample;
+  // Three standard deviations of a sampled fraction, and two places for its granularity; a miss costs one more pass.
+  const double margin = 3 * std::sqrt(fraction * (1 - fraction) / kSample) + 2.0 / kSample;
   Bracket bracket{kInf, sorted[sorted.size() - 1].key};
   double walked = 0;
   for (int64_t i = 0; i < sorted.size(); ++i) {
@@ -180,7 +180,7 @@ Cut select_cut(const float* scores, int64_t count, const Key& key, const Weight&
   float largest = kInf, smallest = -kInf;
   bool interpolate = false;
   for (int side = 0; count > kSortDirectly; side ^= 1) {
-    if (!interpolate && count <= 4 * kSample) break;
+    if (!interpolate && count <= 8 * kSample) break;
     const Bracket bracket = interpolate
                                 ? bracket_by_interpolation(largest, smallest, (target - above) / total)
                                 : bracket_from_sample(scores, count, key, weight, target < 0 ? -1.0 : target - above,

@@ -404,7 +404,8 @@ PYGEN_INLINE F32 load_logits(const void* logits, int64_t at) {
 PYGEN_INLINE F32 exp_nonpositive(const F32& x) {
   const F32 lowest = broadcast(-87.0f);
   const F32 clamped = max(x, lowest);
-  const F32 magic = broadcast(0x1.8p23f);  // adding it rounds to an integer, left in the low bits
+  const F32 magic =
+      broadcast(0x1.8p23f);  // adding it rounds to an integer, left in the low bits; its own are above bit 9
   const F32 shifted = fma(clamped, broadcast(1.44269504088896341f), magic);
   const F32 n = shifted - magic;
   const F32 r = fma(n, broadcast(2.12194440e-4f), fma(n, broadcast(-0.693359375f), clamped));
@@ -415,7 +416,7 @@ PYGEN_INLINE F32 exp_nonpositive(const F32& x) {
   poly = fma(poly, r, broadcast(1.6666665459e-1f));
   poly = fma(poly, r, broadcast(5.0000001201e-1f));
   poly = fma(poly, r * r, r) + broadcast(1.0f);
-  const I32 scale = (bit_cast<int32_t>(shifted) - bit_cast<int32_t>(magic)) << 23;
+  const I32 scale = bit_cast<int32_t>(shifted) << 23;
   const F32 value = bit_cast<float>(bit_cast<int32_t>(poly) + scale);
   return where_ge(x, lowest, value);
 }
