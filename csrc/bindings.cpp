@@ -1,5 +1,5 @@
-// The Python module pygen._C, and the only user of pybind11. It sees integers: pointers, sizes, strides in elements. Every
-// check of a tensor is made in pygen/ops before; what is left here refuses null pointers and negative sizes.
+// The Python module pygen._C, and the only user of pybind11. It sees integers: pointers, sizes, strides in elements.
+// Every check of a tensor is made in pygen/ops before; what is left here refuses null pointers and negative sizes.
 #include <pybind11/pybind11.h>
 
 #include <algorithm>

@@ -4,6 +4,7 @@
 #if defined(__CUDACC__)
 #define PYGEN_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-// `static`: every instruction set gets its own copy. A merged inline function could carry instructions that the machine lacks.
+// `static`: every instruction set gets its own copy. A merged inline function could carry instructions that the machine
+// lacks.
 #define PYGEN_HOST_DEVICE static inline __attribute__((always_inline))
 #endif

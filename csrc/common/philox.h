@@ -1,7 +1,7 @@
 // Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011) and pygen's noise made from it: one source for every backend.
 //
-// The word of a token is output word `token_id & 3` of the block at counter (token_id >> 2, step, stream, 0) under the row's
-// 64-bit seed as key. Nothing else enters, so a draw depends neither on the batch nor on how the work was split.
+// The word of a token is output word `token_id & 3` of the block at counter (token_id >> 2, step, stream, 0) under the
+// row's 64-bit seed as key. Nothing else enters, so a draw depends neither on the batch nor on how the work was split.
 #pragma once
 
 #include <cmath>

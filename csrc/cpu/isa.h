@@ -24,8 +24,8 @@ struct Implementation {
   void (*process_logits)(const ProcessParams&);
 };
 
-// The best that runs here, unless PYGEN_CPU_ISA or set_implementation says otherwise. std::invalid_argument when that names
-// one that was not built or does not run here.
+// The best that runs here, unless PYGEN_CPU_ISA or set_implementation says otherwise. std::invalid_argument when that
+// names one that was not built or does not run here.
 const Implementation& implementation();
 void set_implementation(const std::string& name);
 

@@ -1,7 +1,7 @@
 // MT19937 (Matsumoto and Nishimura 1998) as torch's CPU generators run it, so that a draw can use torch's very noise.
 //
-// torch's `exponential_` takes two words an element, the first the high one. Words of tokens that no filter left are stepped
-// over without being tempered.
+// torch's `exponential_` takes two words an element, the first the high one. Words of tokens that no filter left are
+// stepped over without being tempered.
 #pragma once
 
 #include <cmath>
@@ -37,7 +37,8 @@ PYGEN_INLINE float torch_exponential(uint32_t high, uint32_t low) {
 
 class MersenneTwister {
  public:
-  // Byte layout of torch.Generator.get_state(): seed u64, words left i32, seeded i32, next u64, 624 words as u64, normal_'s.
+  // Byte layout of torch.Generator.get_state(): seed u64, words left i32, seeded i32, next u64, 624 words as u64,
+  // normal_'s.
   void read_torch_state(const uint8_t* state) {
     uint64_t next, word;
     std::memcpy(&next, state + 16, 8);

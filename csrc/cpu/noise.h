@@ -1,7 +1,7 @@
 // The three kinds of noise of the exponential race. Each offers
 //   exponential(token_id)        E of one token, exactly; ids must ascend for the torch kind
-//   prepare(token_id)            turns to the 64 tokens from token_id on; returns a number that is not above any of their ln E
-//   log_bounds(out)              for those 64: numbers that are not above their ln E, for a little arithmetic
+//   prepare(token_id)            turns to the 64 tokens from token_id on; a number not above any of their ln E
+//   log_bounds(out)              for those 64: numbers not above their ln E, for a little arithmetic
 //   may_reach(token_id, margin)  false where ln E is certainly above `margin`
 //   kSequential                  whether tokens must be visited in order
 // so that the race computes logarithms only for tokens that can still win.
@@ -63,7 +63,8 @@ class PhiloxNoise {
   }
 
   PYGEN_INLINE float prepare(int64_t token_id) {
-    // Lane 4 j + g computes the block of tokens 4 (4 g + j)..+3, so that the transpose below leaves the tokens in order.
+    // Lane 4 j + g computes the block of tokens 4 (4 g + j)..+3, so that the transpose below leaves the tokens in
+    // order.
     static const uint32_t kOrder[kLanes] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
     U32 c0 = load(kOrder) + broadcast(static_cast<uint32_t>(token_id >> 2));
     U32 c1 = broadcast(step_), c2 = broadcast(static_cast<uint32_t>(kTargetDraws)), c3 = broadcast(0u);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/sample_params.h"
+#include "cpu/filters.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/row_scores.h"

@@ -1,7 +1,8 @@
 // The exponential race: the token with the largest score - ln E wins, ties to the lowest id, and a survivor beats none.
 //
-// argmax(p / E) is a draw from p (the Gumbel-max trick written with exponentials). ln E is first bounded from below with a few
-// integer instructions; only tokens whose bound can beat the best so far are evaluated exactly, in double.
+// argmax(p / E) is a draw from p (the Gumbel-max trick written with exponentials). ln E is first bounded from below
+// with a few integer instructions, for 64 tokens together and then one by one; only tokens whose bound can beat the
+// best so far are evaluated exactly, in double.
 #pragma once
 
 #include <cmath>
@@ -31,8 +32,9 @@ struct Winner {
   }
 };
 
-// Among blocks [begin, end) of a whole row. max_of(block) -> at least its largest score; get(block, room) -> its 64 scores;
-// survivors lie in [low, high]. `scale` turns a score into one over the temperature, up to rounding; finish(score) exactly.
+// Among blocks [begin, end) of a whole row. max_of(block) -> at least its largest score; get(block, room) -> its 64
+// scores; survivors lie in [low, high]. `scale` turns a score into one over the temperature, up to rounding;
+// finish(score) exactly.
 template <typename Noise, typename MaxOf, typename Get, typename Finish>
 void race_blocks(int64_t begin, int64_t end, Noise& noise, const MaxOf& max_of, const Get& get, float scale,
                  const Finish& finish, float low, float high, Winner& winner) {

@@ -1,13 +1,16 @@
-// One row's scores before temperature: logits + bias, penalties, bans, suppression and bitmask, seen in blocks of 64 tokens.
+// One row's scores before temperature: logits + bias, penalties, bans, suppression and bitmask, seen in blocks of 64
+// tokens.
 //
-// Penalties and bans touch few tokens, so they are a list of exceptions hung on their blocks: a block without one is read
-// where it lies, and no row is copied. The maxima of the blocks, made in the one pass over memory, serve every later step.
+// Penalties and bans touch few tokens, so they are a list of exceptions hung on their blocks: a block without one is
+// read where it lies, and no row is copied. The maxima of the blocks, made in the one pass over memory, serve every
+// later step.
 #pragma once
 
 #include <cmath>
 #include <limits>
 
 #include "common/penalties.h"
+#include "cpu/logits.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
 #include "cpu/vec.h"
@@ -90,8 +93,8 @@ class RowScores {
     conclude(nan);
   }
 
-  // For a loop of one's own instead of `scan`, possible in a row without exceptions: a block's maximum, and `nan` set where
-  // one is seen. `conclude` ends it.
+  // For a loop of one's own instead of `scan`, possible in a row without exceptions: a block's maximum, and `nan` set
+  // where one is seen. `conclude` ends it.
   bool has_exceptions() const { return scratch_.exceptions.size() > 0; }
 
   PYGEN_INLINE float scan_block(int64_t b, Bits& nan) {

@@ -1,9 +1,11 @@
-// sample: one pass over a row's logits gives block maxima; the filters turn them into an interval of scores; the exponential
-// race draws among the survivors, and the row's bookkeeping follows. Exact: no row is sorted and no threshold is sampled.
-// Bytes per row: one read of the logits from memory; later passes find the row, or its copy as float32, in the cache.
+// sample: one pass over a row's logits gives block maxima; the filters turn them into an interval of scores; the
+// exponential race draws among the survivors, and the row's bookkeeping follows. Exact: no row is sorted and no
+// threshold is sampled. Bytes per row: one read of the logits from memory; later passes find the row, or its copy as
+// float32, in the cache.
 #include <cmath>
 
 #include "common/sample_params.h"
+#include "cpu/filters.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/race.h"

@@ -1,8 +1,9 @@
 // Weighted selection without sorting: the score at which the weight of everything above it reaches a target.
 //
-// A few hundred sampled keys bracket the answer, one vectorised pass adds up the weight above the bracket and keeps what lies
-// inside, and the pass is repeated on what was kept until little is left to sort. The sample only chooses where to cut:
-// every decision is taken on exact counts or on sums over all candidates, so the result does not depend on it.
+// A few hundred sampled keys bracket the answer, one vectorised pass adds up the weight above the bracket and keeps
+// what lies inside, and the pass is repeated on what was kept until little is left to sort. The sample only chooses
+// where to cut: every decision is taken on exact counts or on sums over all candidates, so the result does not depend
+// on it.
 #pragma once
 
 #include <algorithm>
@@ -136,7 +137,8 @@ struct Bracket {
   float upper, lower;
 };
 
-// From a sample of many candidates: the keys around `fraction` of the weight. `weight_left` is the absolute form, else negative.
+// From a sample of many candidates: the keys around `fraction` of the weight. `weight_left` is the absolute form, else
+// negative.
 template <typename Key, typename Weight>
 Bracket bracket_from_sample(const float* scores, int64_t count, const Key& key, const Weight& weight,
                             double weight_left, double fraction, Buffer<KeyedWeight>& sorted) {
@@ -170,7 +172,8 @@ inline Bracket bracket_by_interpolation(float largest, float smallest, double fr
           static_cast<float>(largest - span * (fraction + 0.05))};
 }
 
-// Scores whose weight is zero are never the answer, unless the target is out of reach: then the cut is -inf, and all pass.
+// Scores whose weight is zero are never the answer, unless the target is out of reach: then the cut is -inf, and all
+// pass.
 template <typename Key, typename Weight>
 Cut select_cut(const float* scores, int64_t count, const Key& key, const Weight& weight, const Target& wanted,
                Scratch& scratch) {

@@ -1,57 +1,20 @@
-// The tokens of one row that the filters leave, in Hugging Face's order: top_h, top_k, top_p, min_p, typical, epsilon, eta.
+// The tokens of one row that the filters leave, in Hugging Face's order: top_h, top_k, top_p, min_p, typical, epsilon,
+// eta.
 //
-// Every filter keeps an interval [low, high] of scores: all but `typical` only raise `low`, and ties that a filter splits are
-// resolved by writing -inf over the losers (highest ids first) in a copy. So the survivors need no list; but when the first filter
-// leaves few, they are gathered from the blocks whose maximum reaches it, and the rest works on that short list.
+// Every filter keeps an interval [low, high] of scores: all but `typical` only raise `low`, and ties that a filter
+// splits are resolved by writing -inf over the losers (highest ids first) in a copy. So the survivors need no list; but
+// when the first filter leaves few, they are gathered from the blocks whose maximum reaches it, and the rest works on
+// that list.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 
+#include "cpu/filters.h"
 #include "cpu/row_scores.h"
 #include "cpu/select.h"
 
 namespace pygen::cpu::PYGEN_ISA {
-
-constexpr int64_t kTopHTokens =
-    100;  // top_h looks at the 100 largest only (Potraghloo et al. 2025, as in transformers)
-
-// The filters of one row.
-struct Filters {
-  Filters() = default;  // none
-
-  Filters(const ShapingParams& params, int64_t row)
-      : temperature(knob_at(params.temperature, row)),
-        top_h(knob_at(params.top_h, row)),
-        top_p(knob_at(params.top_p, row)),
-        min_p(knob_at(params.min_p, row)),
-        typical_p(knob_at(params.typical_p, row)),
-        epsilon_cutoff(knob_at(params.epsilon_cutoff, row)),
-        eta_cutoff(knob_at(params.eta_cutoff, row)),
-        min_tokens_to_keep(std::min(knob_at(params.min_tokens_to_keep, row), params.vocab_size)) {
-    const int64_t k = knob_at(params.top_k, row);
-    if (k > 0) top_k = std::max(k, min_tokens_to_keep);
-    if (top_k >= params.vocab_size) top_k = 0;
-  }
-
-  bool greedy() const { return temperature == 0.0f; }
-  bool any() const {
-    return top_h > 0 || top_k > 0 || top_p < 1 || min_p > 0 || typical_p < 1 || epsilon_cutoff > 0 || eta_cutoff > 0;
-  }
-  // How many of the largest scores hold all that the first filter keeps, ties aside; 0: no bound.
-  int64_t bound() const { return top_h > 0 ? kTopHTokens : top_k; }
-
-  float temperature = 1, top_h = 0, top_p = 1, min_p = 0, typical_p = 1, epsilon_cutoff = 0, eta_cutoff = 0;
-  int64_t top_k = 0;
-  int64_t min_tokens_to_keep = 1;
-};
-
-// What is wrong with a row once its scores are divided by the temperature, which may leave float32's range.
-inline RowStatus status_over_temperature(const RowScores& row, const Filters& filters) {
-  if (row.status() != kOk || filters.greedy()) return row.status();
-  const float largest = row.max_score() / filters.temperature;
-  return largest == kInf ? kPosInf : largest == -kInf ? kAllMasked : kOk;
-}
 
 class Survivors {
  public:
@@ -101,7 +64,8 @@ class Survivors {
     return count;
   }
 
-  // A score at or above which at least `bound` scores lie, and seldom many more: bisection over the maxima of the blocks.
+  // A score at or above which at least `bound` scores lie, and seldom many more: bisection over the maxima of the
+  // blocks.
   static float lower_bound_of_largest(const RowScores& row, int64_t bound) {
     const float* maxima = row.block_max();
     float low = -kInf, high = row.max_score();
@@ -117,7 +81,8 @@ class Survivors {
     return low;
   }
 
-  // Takes the scores that reach `threshold`, a score before temperature, and those that division could make equal to it.
+  // Takes the scores that reach `threshold`, a score before temperature, and those that division could make equal to
+  // it.
   void gather_at_least(const RowScores& row, float threshold) {
     const float temperature = filters_.temperature;
     threshold -= std::fabs(threshold) * 0x1p-21f + 1e-37f;

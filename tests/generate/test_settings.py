@@ -204,6 +204,13 @@ def test_what_is_not_available_is_refused_by_name(name: str, value: Any) -> None
     assert model.calls == []
 
 
+def test_none_turns_beams_off() -> None:
+    model = counting_table(20)
+    model.generation_config = GenerationConfig(num_beams=2)
+    expected = generate(counting_table(20), IDS, max_new_tokens=3)
+    assert torch.equal(generate(model, IDS, num_beams=None, max_new_tokens=3), expected)
+
+
 def test_a_refused_setting_may_come_from_the_model() -> None:
     model = counting_table()
     model.generation_config = GenerationConfig(num_beams=2)

@@ -1,0 +1,50 @@
+// The filters that one row asks for, and what they say before they look at scores.
+#pragma once
+
+#include <algorithm>
+
+#include "cpu/row_scores.h"
+
+namespace pygen::cpu::PYGEN_ISA {
+
+// top_h looks at the 100 largest only (Potraghloo et al. 2025, as in transformers).
+constexpr int64_t kTopHTokens = 100;
+
+// The filters of one row.
+struct Filters {
+  Filters() = default;  // none
+
+  Filters(const ShapingParams& params, int64_t row)
+      : temperature(knob_at(params.temperature, row)),
+        top_h(knob_at(params.top_h, row)),
+        top_p(knob_at(params.top_p, row)),
+        min_p(knob_at(params.min_p, row)),
+        typical_p(knob_at(params.typical_p, row)),
+        epsilon_cutoff(knob_at(params.epsilon_cutoff, row)),
+        eta_cutoff(knob_at(params.eta_cutoff, row)),
+        min_tokens_to_keep(std::min(knob_at(params.min_tokens_to_keep, row), params.vocab_size)) {
+    const int64_t k = knob_at(params.top_k, row);
+    if (k > 0) top_k = std::max(k, min_tokens_to_keep);
+    if (top_k >= params.vocab_size) top_k = 0;
+  }
+
+  bool greedy() const { return temperature == 0.0f; }
+  bool any() const {
+    return top_h > 0 || top_k > 0 || top_p < 1 || min_p > 0 || typical_p < 1 || epsilon_cutoff > 0 || eta_cutoff > 0;
+  }
+  // How many of the largest scores hold all that the first filter keeps, ties aside; 0: no bound.
+  int64_t bound() const { return top_h > 0 ? kTopHTokens : top_k; }
+
+  float temperature = 1, top_h = 0, top_p = 1, min_p = 0, typical_p = 1, epsilon_cutoff = 0, eta_cutoff = 0;
+  int64_t top_k = 0;
+  int64_t min_tokens_to_keep = 1;
+};
+
+// What is wrong with a row once its scores are divided by the temperature, which may leave float32's range.
+inline RowStatus status_over_temperature(const RowScores& row, const Filters& filters) {
+  if (row.status() != kOk || filters.greedy()) return row.status();
+  const float largest = row.max_score() / filters.temperature;
+  return largest == kInf ? kPosInf : largest == -kInf ? kAllMasked : kOk;
+}
+
+}  // namespace pygen::cpu::PYGEN_ISA
