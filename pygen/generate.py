@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -346,7 +346,7 @@ def _visible(plan: Plan, prompts: Tensor, model_kwargs: dict[str, Any], num_copi
 
 
 @contextlib.contextmanager
-def _stream(streamer: Any, state: DecodeState):  # type: ignore[no-untyped-def]
+def _stream(streamer: Any, state: DecodeState) -> Iterator[None]:
     """Sends the prompts first and `end()` last, also when generation fails, so that no consumer waits for ever."""
     if streamer is None:
         yield

@@ -119,10 +119,7 @@ void write_logprobs(const SampleParams& params, int64_t row, const Survivors& su
   for (int64_t i = 0; i < survivors.size(); ++i)
     if (survivors.keeps(scores[i])) best.push({scores[i], ids != nullptr ? ids[i] : static_cast<int32_t>(i)});
   const int64_t count = std::min(params.num_logprobs, best.size());
-  std::partial_sort(best.data(), best.data() + count, best.data() + best.size(),
-                    [](const ScoredToken& a, const ScoredToken& b) {
-                      return a.score != b.score ? a.score > b.score : a.token_id < b.token_id;
-                    });
+  std::partial_sort(best.data(), best.data() + count, best.data() + best.size(), BetterToken{});
   for (int64_t i = 0; i < params.num_logprobs; ++i) {
     const int64_t at = row * params.num_logprobs + i;
     params.top_ids[at] = i < count ? best[i].token_id : -1;

@@ -61,6 +61,13 @@ struct ScoredToken {
   int32_t token_id;
 };
 
+// Best first, ties to the lowest id.
+struct BetterToken {
+  bool operator()(const ScoredToken& a, const ScoredToken& b) const {
+    return a.score != b.score ? a.score > b.score : a.token_id < b.token_id;
+  }
+};
+
 // A candidate of a selection.
 struct KeyedWeight {
   float key;

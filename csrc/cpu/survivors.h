@@ -274,10 +274,7 @@ class Survivors {
     for (int64_t i = 0; i < size_; ++i)
       if (all[i] > -kInf) best.push({all[i], static_cast<int32_t>(i)});
     const int64_t count = std::min(kTopHTokens, best.size());
-    std::partial_sort(best.data(), best.data() + count, best.data() + best.size(),
-                      [](const ScoredToken& a, const ScoredToken& b) {
-                        return a.score != b.score ? a.score > b.score : a.token_id < b.token_id;
-                      });
+    std::partial_sort(best.data(), best.data() + count, best.data() + best.size(), BetterToken{});
     double total = 0, entropy = 0;
     double term[kTopHTokens];
     for (int64_t i = 0; i < count; ++i) total += std::exp(static_cast<double>(best[i].score) - best[0].score);

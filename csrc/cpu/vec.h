@@ -191,7 +191,6 @@ PYGEN_INLINE Bits sign_bits(const I32& v) {
 // name(a, b): the bits of the lanes where it holds. where_name(a, b, v): v there, +0 elsewhere.
 PYGEN_COMPARE(gt, >, _CMP_GT_OQ)
 PYGEN_COMPARE(ge, >=, _CMP_GE_OQ)
-PYGEN_COMPARE(eq, ==, _CMP_EQ_OQ)
 #undef PYGEN_COMPARE
 
 // Lanes in which a or b is NaN.
