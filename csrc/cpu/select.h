@@ -192,7 +192,9 @@ Cut select_cut(const float* scores, int64_t count, const Key& key, const Weight&
     float* inside = scratch.bracket[side].reserve(count + kSlack);
     int64_t num_inside = 0;
     Sum sum_above, sum_all;
-    const F32 upper = broadcast(bracket.upper), lower = broadcast(bracket.lower);
+    const F32 upper = broadcast(bracket.upper);
+    // Never -inf: what is masked, and what fills up the last block, must not become a candidate.
+    const F32 lower = broadcast(std::max(bracket.lower, -std::numeric_limits<float>::max()));
     for_each_block(scores, count, [&](const F32 v[4]) {
       F32 all[4], above_upper[4];
       for (int j = 0; j < 4; ++j) {

@@ -180,6 +180,29 @@ def test_a_bad_row_leaves_the_others_alone(backend: str) -> None:
     torch.testing.assert_close(scores[[1, 3]], bad[[1, 3]], rtol=0, atol=0, equal_nan=True)
 
 
+FEW_LEFT: list[dict[str, Any]] = [
+    {"typical_p": 0.5},
+    {"typical_p": 0.5, "min_tokens_to_keep": 3},
+    {"eta_cutoff": 0.1},
+    {"epsilon_cutoff": 0.2, "min_tokens_to_keep": 4},
+    {"top_k": 4000},
+    {"top_p": 0.5},
+    {"min_p": 0.5, "min_tokens_to_keep": 7},
+]
+
+
+@pytest.mark.parametrize("knobs", FEW_LEFT, ids=str)
+def test_rows_with_few_tokens_left(backend: str, knobs: dict[str, Any]) -> None:
+    """As a grammar leaves them: a look at a few hundred scores of such a row finds nothing but -inf."""
+    logits = torch.full((3, 5001), -math.inf)
+    left = torch.tensor([[1, 70, 4999], [2, 3, 5000], [64, 128, 2500]])
+    logits.scatter_(1, left, torch.tensor([[1.0, 2.0, 0.5]] * 3))
+    scores = process_logits(logits, **knobs, backend=backend)
+    expected = process_logits(logits, **knobs, backend="torch")
+    assert_same_scores(scores, expected, logits, knobs)
+    assert scores.isfinite().any(dim=-1).all()
+
+
 def test_out_is_written_and_returned(backend: str) -> None:
     logits = make_logits("normal", 3, 50)
     wide = torch.full((3, 60), 5.0)
