@@ -1,0 +1,106 @@
+"""Processors that change the scores of some tokens by a factor."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pygen.config_rules import integer, number
+from pygen.processors._checks import checked, id_tensor, rows_of_batch
+from pygen.processors.base import LogitsProcessor, process
+
+
+class RepetitionPenaltyLogitsProcessor(LogitsProcessor):
+    """Every distinct id of a row's sequence, once: s * penalty where s < 0, else s / penalty (Keskar et al. 2019).
+
+    penalty: finite and > 0; above 1 it makes repetition rarer.
+    prompt_ignore_length: columns at the start that are not looked at; None and 0 look at all.
+
+    input_ids: (rows, length), or (rows,) for one id each. Ids outside the vocabulary are ignored, so that padding is
+    hidden by writing -1.
+    """
+
+    supports_continuous_batching = False
+
+    def __init__(self, penalty: float, prompt_ignore_length: int | None = None) -> None:
+        self.penalty = float(checked("penalty", penalty, number("(0, inf)")))
+        if prompt_ignore_length is not None:
+            prompt_ignore_length = checked("prompt_ignore_length", prompt_ignore_length, integer(0))
+        self.prompt_ignore_length = prompt_ignore_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        seen = input_ids[:, None] if input_ids.dim() == 1 else input_ids
+        return _penalize(scores, seen[:, self.prompt_ignore_length or 0 :], self.penalty)
+
+
+class EncoderRepetitionPenaltyLogitsProcessor(LogitsProcessor):
+    """Every distinct id of a row's encoder input, once: s / penalty where s < 0, else s * penalty.
+
+    penalty: finite and > 0; above 1 it favours tokens of the input. The attribute `penalty` holds 1 / penalty.
+    encoder_input_ids: (batch_size, length); with more rows of scores than that, each stands for as many rows side by
+        side. Ids outside the vocabulary are ignored.
+    """
+
+    supports_continuous_batching = False
+
+    def __init__(self, penalty: float, encoder_input_ids: torch.LongTensor | Tensor) -> None:
+        self.penalty = 1 / float(checked("penalty", penalty, number("(0, inf)")))
+        self.encoder_input_ids = encoder_input_ids
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        seen = rows_of_batch("encoder_input_ids", self.encoder_input_ids, scores.shape[0])
+        return _penalize(scores, seen, self.penalty)
+
+
+class ExponentialDecayLengthPenalty(LogitsProcessor):
+    """s + |s| * (factor ** n - 1) for every end-of-sequence id, n the number of tokens beyond the start.
+
+    exponential_decay_length_penalty: (start, factor); it acts once more than `start` tokens were generated, and a
+        factor above 1 favours the end more and more.
+    eos_token_id: an id, a list or a tensor of them, >= 0.
+    input_ids_seq_length: the length of the prompt.
+
+    A result beyond the dtype stops at a 64th of its largest number, which leaves room for a temperature. Scores that
+    are infinite or NaN stay as they are.
+    """
+
+    def __init__(
+        self,
+        exponential_decay_length_penalty: tuple[int, float],
+        eos_token_id: int | list[int] | Tensor,
+        input_ids_seq_length: int,
+    ) -> None:
+        start, factor = exponential_decay_length_penalty
+        self.regulation_start = start + input_ids_seq_length
+        self.regulation_factor = factor
+        self.eos_token_id = id_tensor("eos_token_id", eos_token_id, low=0)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        beyond = input_ids.shape[-1] - self.regulation_start
+        if beyond <= 0:
+            return scores
+        self.eos_token_id = self.eos_token_id.to(scores.device)
+        eos_scores = scores[:, self.eos_token_id]
+        computed = torch.promote_types(scores.dtype, torch.float32)
+        moved = eos_scores + eos_scores.abs() * _growth(self.regulation_factor, beyond, torch.finfo(computed).max)
+        limit = torch.finfo(scores.dtype).max / 64
+        moved = torch.where(moved.isfinite(), moved, moved.clamp(-limit, limit))
+        return scores.index_copy(1, self.eos_token_id, torch.where(eos_scores.isfinite(), moved, eos_scores))
+
+
+def _growth(factor: float, exponent: int, largest: float) -> float:
+    """factor ** exponent - 1, within [-largest, largest]."""
+    try:
+        growth = float(factor) ** exponent - 1
+    except OverflowError:
+        growth = -math.inf if factor < 0 and exponent % 2 else math.inf
+    return max(-largest, min(growth, largest))
+
+
+def _penalize(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    seen = seen.to(device=scores.device, dtype=torch.int64).contiguous()
+    knobs: dict[str, Any] = {"repetition_penalty": penalty, "input_ids": seen}
+    return process(scores, do_sample=False, **knobs)
