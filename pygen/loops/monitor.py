@@ -147,15 +147,7 @@ class Monitor:
         input_ids = state.tokens(step + 1)
         hit = torch.zeros_like(state.finished)
         for place, criterion in enumerate(self._criteria):
-            answer = torch.as_tensor(criterion(input_ids, self._recorder.scores), device=hit.device)
-            if answer.dtype != torch.bool:
-                raise TypeError(f"`stopping_criteria[{place}]` must return bools, got {answer.dtype}")
-            if answer.shape not in ((), hit.shape):
-                raise ValueError(
-                    f"`stopping_criteria[{place}]` must return a bool or shape {tuple(hit.shape)}, "
-                    f"got shape {tuple(answer.shape)}"
-                )
-            hit |= answer
+            hit |= checked_answer(place, criterion(input_ids, self._recorder.scores), hit)
         self._stopped |= hit & ~state.finished
         if self._pads:
             state.finished |= hit
@@ -166,11 +158,28 @@ class Monitor:
         rows = bad.nonzero()[:, 0].tolist()
         if not rows:
             return
-        row, kind = rows[0], int(status[rows[0]])
-        found = {RowStatus.NAN: logits[row].isnan(), RowStatus.POS_INF: logits[row] == math.inf}.get(RowStatus(kind))
-        at = f", first at token id {int(found.int().argmax())}" if found is not None and bool(found.any()) else ""
-        what = {RowStatus.NAN: "NaN", RowStatus.POS_INF: "+inf"}.get(RowStatus(kind), "no token that is allowed")
-        others = f" ({len(rows)} rows in all)" if len(rows) > 1 else ""
-        raise RuntimeError(
-            f"the scores of row {row} at step {step} hold {what}{at}{others}; `on_invalid`='greedy' or 'eos' goes on"
+        raise RuntimeError(describe_invalid(rows[0], step, logits, int(status[rows[0]]), len(rows)))
+
+
+def checked_answer(place: int, answer: Any, hit: Tensor) -> Tensor:
+    """What the criterion at `place` said, as a bool tensor that broadcasts with `hit` (rows,)."""
+    answer = torch.as_tensor(answer, device=hit.device)
+    if answer.dtype != torch.bool:
+        raise TypeError(f"`stopping_criteria[{place}]` must return bools, got {answer.dtype}")
+    if answer.shape not in ((), hit.shape):
+        raise ValueError(
+            f"`stopping_criteria[{place}]` must return a bool or shape {tuple(hit.shape)}, "
+            f"got shape {tuple(answer.shape)}"
         )
+    checked: Tensor = answer
+    return checked
+
+
+def describe_invalid(row: int, step: int, logits: Tensor, status: int, count: int) -> str:
+    """What is wrong with the first of `count` rows whose scores allow no choice."""
+    kind = RowStatus(status)
+    found = {RowStatus.NAN: logits[row].isnan(), RowStatus.POS_INF: logits[row] == math.inf}.get(kind)
+    at = f", first at token id {int(found.int().argmax())}" if found is not None and bool(found.any()) else ""
+    what = {RowStatus.NAN: "NaN", RowStatus.POS_INF: "+inf"}.get(kind, "no token that is allowed")
+    others = f" ({count} rows in all)" if count > 1 else ""
+    return f"the scores of row {row} at step {step} hold {what}{at}{others}; `on_invalid`='greedy' or 'eos' goes on"
