@@ -39,6 +39,7 @@ from pygen.processors.warpers import (
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
+from pygen.processors.watermark import SynthIDTextWatermarkLogitsProcessor, WatermarkLogitsProcessor
 
 __all__ = [
     "AlternatingCodebooksLogitsProcessor",
@@ -64,10 +65,12 @@ __all__ = [
     "SequenceBiasLogitsProcessor",
     "SuppressTokensAtBeginLogitsProcessor",
     "SuppressTokensLogitsProcessor",
+    "SynthIDTextWatermarkLogitsProcessor",
     "TemperatureLogitsWarper",
     "TopHLogitsWarper",
     "TopKLogitsWarper",
     "TopPLogitsWarper",
     "TypicalLogitsWarper",
     "UnbatchedClassifierFreeGuidanceLogitsProcessor",
+    "WatermarkLogitsProcessor",
 ]

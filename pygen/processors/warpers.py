@@ -1,8 +1,8 @@
 """Processors that reshape the distribution a token is drawn from: temperature, and the filters.
 
-A filter keeps some scores as they are and gives the others `filter_value`; the scores of tokens that are gone already
-(-inf) count as removed. A row that holds NaN or +inf, or nothing but -inf, is returned as it is. Definitions, with ties
-and edges, are those of `ops.process_logits`. At least the first `min_tokens_to_keep` >= 1 of a filter's order stay.
+A filter keeps some scores as they are and gives the others `filter_value`; tokens that are gone already (-inf) count
+as removed. A row that holds NaN or +inf, or nothing but -inf, loses no token. Definitions, with ties and edges, are
+those of `ops.process_logits`. At least the first `min_tokens_to_keep` >= 1 of a filter's order stay.
 """
 
 from __future__ import annotations
@@ -156,4 +156,7 @@ def _min_tokens(value: Any) -> int:
 
 def _filter(scores: Tensor, filter_value: float, **knobs: Any) -> Tensor:
     filtered = process(scores, **knobs)
-    return filtered if filter_value == -math.inf else scores.masked_fill(filtered == -math.inf, filter_value)
+    if filter_value == -math.inf:
+        return filtered
+    removed = filtered == -math.inf
+    return scores.masked_fill(removed & ~removed.all(-1, keepdim=True), filter_value)

@@ -1,0 +1,50 @@
+"""Every filter against the class of transformers, over values, vocabularies, dtypes and edge rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+from pygen import processors
+from tests.processors.cases import DTYPES, VOCAB_SIZES, check_filter, rows_of, warpers
+
+WARPERS = warpers()
+
+
+@pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
+@pytest.mark.parametrize("number", range(len(WARPERS)), ids=lambda n: f"{n}-{WARPERS[n].name}")
+def test_filters_as_transformers(number: int, vocab_size: int) -> None:
+    warper = WARPERS[number]
+    ours = getattr(processors, warper.name)(**warper.arguments)
+    theirs = getattr(transformers, warper.name)(**warper.arguments)
+    for dtype in DTYPES:
+        for label, scores in rows_of(vocab_size, dtype):
+            before = scores.clone()
+            if label in ("NaN", "+inf") or (label == "none left" and warper.knob in ("top_h", "eta_cutoff")):
+                assert_nothing_lost(ours, theirs, label, scores)
+            else:
+                check_filter(ours, theirs, warper, label, scores)
+            torch.testing.assert_close(scores, before, rtol=0, atol=0, equal_nan=True)
+
+
+def assert_nothing_lost(ours: object, theirs: object, label: str, scores: torch.Tensor) -> None:
+    """Rows that cannot be filtered stay; transformers raises (top_h, eta) or ranks what is no number (top_k)."""
+    torch.testing.assert_close(ours(None, scores), scores, rtol=0, atol=0, equal_nan=True)
+    try:
+        expected = theirs(None, scores)
+    except ValueError:
+        assert type(theirs).__name__ in ("TopHLogitsWarper", "EtaLogitsWarper")
+    else:
+        if type(theirs).__name__ != "TopKLogitsWarper":
+            torch.testing.assert_close(scores, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("number", range(0, len(WARPERS), 4), ids=lambda n: f"{n}-{WARPERS[n].name}")
+def test_strided_rows_and_more_dimensions(number: int) -> None:
+    warper = getattr(processors, WARPERS[number].name)(**WARPERS[number].arguments)
+    scores = torch.randn(6, 151, generator=torch.Generator().manual_seed(2))
+    expected = warper(None, scores)
+    assert torch.equal(warper(None, scores.T.contiguous().T), expected)
+    assert torch.equal(warper(None, scores.view(2, 3, 151)), expected.view(2, 3, 151))
+    assert warper(None, scores[:0]).shape == (0, 151)
