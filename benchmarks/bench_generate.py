@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import pygen
 from benchmarks import cli
@@ -24,6 +22,7 @@ from benchmarks.baseline import Settings
 from benchmarks.harness import BASELINE, Options, Row, Target, judge
 from benchmarks.inputs import load_smollm2
 from benchmarks.machine import commit, today
+from benchmarks.models import FixedLogits, StubConfig
 from benchmarks.record_traces import TEXT
 from pygen.ops import prepare_sample
 
@@ -72,30 +71,6 @@ class StepClock:
         else:
             gaps = [(b - a) / 1e3 for a, b in zip(self.marks, self.marks[1:], strict=False)]
         return gaps[2::2], gaps[1::2]
-
-
-class FixedLogitsConfig(PretrainedConfig):  # type: ignore[misc]
-    model_type = "fixed_logits"
-
-    def __init__(self, vocab_size: int = 32, **kwargs: Any) -> None:
-        self.vocab_size = vocab_size
-        self.hidden_size = self.num_hidden_layers = self.num_attention_heads = 1
-        super().__init__(**kwargs)
-
-
-class FixedLogits(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
-    """A model whose forward returns one tensor, so that what is left of a step is the loop around it."""
-
-    config_class = FixedLogitsConfig
-
-    def __init__(self, config: FixedLogitsConfig) -> None:
-        super().__init__(config)
-        self.anchor = torch.nn.Parameter(torch.zeros(1))
-        logits: Any = torch.randn(1, 1, config.vocab_size)
-        self.output = CausalLMOutputWithPast(logits=logits)
-
-    def forward(self, input_ids: torch.Tensor, **_: Any) -> CausalLMOutputWithPast:
-        return self.output
 
 
 def engines(model: Any) -> dict[str, Generate]:
@@ -174,7 +149,7 @@ def compare(rows: Sequence[Row], target: Target) -> None:
 
 def empty_model_rows(options: Options) -> list[Row]:
     torch.manual_seed(SEED)
-    model = FixedLogits(FixedLogitsConfig())
+    model = FixedLogits(StubConfig())
     model.train(False)
     prompt = torch.ones(1, 1, dtype=torch.int64)
     rows = []

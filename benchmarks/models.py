@@ -1,0 +1,73 @@
+"""Models of transformers whose forward costs next to nothing, so that what is left of a step is the loop around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+
+class StubConfig(PretrainedConfig):  # type: ignore[misc]
+    model_type = "pygen_stub"
+
+    def __init__(self, vocab_size: int = 32, layers: int = 1, heads: int = 1, head_dim: int = 1, **kwargs: Any) -> None:
+        self.vocab_size = vocab_size
+        self.num_hidden_layers = layers
+        self.num_attention_heads = heads
+        self.head_dim = head_dim
+        self.hidden_size = heads * head_dim
+        super().__init__(**kwargs)
+
+
+class Stub(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    config_class = StubConfig
+
+    def __init__(self, config: StubConfig) -> None:
+        super().__init__(config)
+        self.anchor = torch.nn.Parameter(torch.zeros(1))
+
+
+class FixedLogits(Stub):
+    """Returns one and the same tensor."""
+
+    def __init__(self, config: StubConfig) -> None:
+        super().__init__(config)
+        logits: Any = torch.randn(1, 1, config.vocab_size)
+        self.output = CausalLMOutputWithPast(logits=logits)
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> CausalLMOutputWithPast:
+        return self.output
+
+
+class CachedLogits(Stub):
+    """Fills a cache of the size of a real model's, and looks its logits up by what the cache holds.
+
+    The keys of a token are its id, and the row of logits is chosen by the sum of the first keys over all positions, so
+    that a cache whose rows went astray changes the tokens.
+    """
+
+    TABLE_ROWS = 64
+
+    def __init__(self, config: StubConfig, spread: float = 3.0) -> None:
+        super().__init__(config)
+        self.table = torch.randn(self.TABLE_ROWS, config.vocab_size) * spread
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: DynamicCache | None = None,
+        use_cache: bool = True,
+        **_: Any,
+    ) -> CausalLMOutputWithPast:
+        config = self.config
+        shape = (*input_ids.shape, config.num_attention_heads, config.head_dim)
+        keys = input_ids.float()[..., None, None].expand(shape).transpose(1, 2)
+        cache = DynamicCache() if past_key_values is None else past_key_values
+        for layer in range(config.num_hidden_layers):
+            seen, _ = cache.update(keys, keys, layer)
+        chosen = seen[:, 0, :, 0].sum(1).long() % self.TABLE_ROWS
+        logits: Any = self.table[chosen][:, None]
+        return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
