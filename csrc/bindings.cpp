@@ -1,12 +1,17 @@
 // The Python module pygen._C, and the only user of pybind11. It sees integers: pointers, sizes, strides in elements.
 // Every check of a tensor is made in pygen/ops before; what is left here refuses null pointers and negative sizes.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
+#include "common/finalize_params.h"
+#include "common/reorder_params.h"
 #include "common/sample_params.h"
 #include "cpu/isa.h"
 
@@ -180,6 +185,54 @@ class ProcessPlan {
   ProcessParams params_;
 };
 
+// Of a tensor: pointer, heads, head_dim, element size, and the strides of rows, heads and positions.
+using CacheLayout = std::array<int64_t, 7>;
+
+void reorder_cache(const std::vector<CacheLayout>& layouts, int64_t rows, uintptr_t beam_idx, int64_t start,
+                   uintptr_t starts, int64_t length, int threads) {
+  std::vector<pygen::CacheTensor> tensors;
+  for (const auto& [address, heads, head_dim, element_size, row_stride, head_stride, position_stride] : layouts)
+    tensors.push_back({pointer<char>(static_cast<uintptr_t>(address)), heads, head_dim, element_size, row_stride,
+                       head_stride, position_stride});
+  pygen::ReorderParams params;
+  params.rows = rows;
+  params.length = length;
+  params.start = {start, pointer<const int64_t>(starts)};
+  params.beam_idx = pointer<const int64_t>(beam_idx);
+  params.tensors = tensors.data();
+  params.num_tensors = static_cast<int64_t>(tensors.size());
+  params.threads = std::max(1, threads);
+  if (rows < 0 || (rows > 0 && beam_idx == 0)) throw std::invalid_argument("rows is negative or beam_idx is null");
+  py::gil_scoped_release release;
+  pygen::cpu::implementation().reorder_cache(params);
+}
+
+void beam_finalize(const py::kwargs& kwargs) {
+  Arguments arguments(kwargs);
+  pygen::FinalizeParams params;
+  params.batch_size = arguments.take<int64_t>("batch_size");
+  params.num_beams = arguments.take<int64_t>("num_beams");
+  params.num_return_sequences = arguments.take<int64_t>("num_return_sequences");
+  params.prompt_length = arguments.take<int64_t>("prompt_length");
+  params.width = arguments.take<int64_t>("width");
+  params.pad_token_id = arguments.take<int64_t>("pad_token_id");
+  params.threads = std::max(1, arguments.take<int>("threads"));
+  params.token_ids = arguments.take_pointer<int64_t>("token_ids_ptr");
+  params.token_ids_stride = arguments.take<int64_t>("token_ids_stride");
+  params.step_tokens = arguments.take_pointer<int64_t>("step_tokens_ptr");
+  params.step_parents = arguments.take_pointer<int32_t>("step_parents_ptr");
+  params.finished_steps = arguments.take_pointer<int64_t>("finished_steps_ptr");
+  params.finished_tokens = arguments.take_pointer<int64_t>("finished_tokens_ptr");
+  params.finished_parents = arguments.take_pointer<int32_t>("finished_parents_ptr");
+  params.sequences = arguments.take_pointer<int64_t>("sequences_ptr");
+  params.beam_indices = arguments.take_pointer<int32_t>("beam_indices_ptr");
+  arguments.finish();
+  if (params.batch_size < 0 || params.num_beams < 1 || params.prompt_length < 0 || params.width < 0)
+    throw std::invalid_argument("a size is negative");
+  py::gil_scoped_release release;
+  pygen::cpu::implementation().beam_finalize(params);
+}
+
 py::dict build_info() {
   py::list isas;
   std::istringstream names(PYGEN_CPU_ISAS);
@@ -208,4 +261,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_cpu_isa", &pygen::cpu::set_implementation, py::arg("name"));
   py::class_<SamplePlan>(m, "SamplePlan").def(py::init<const py::kwargs&>()).def("run", &SamplePlan::run);
   py::class_<ProcessPlan>(m, "ProcessPlan").def(py::init<const py::kwargs&>()).def("run", &ProcessPlan::run);
+  m.def("reorder_cache", &reorder_cache);
+  m.def("beam_finalize", &beam_finalize);
 }

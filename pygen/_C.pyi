@@ -1,5 +1,6 @@
 """The compiled kernels. Private: pointers are not checked. Integers throughout; strides count elements."""
 
+from collections.abc import Sequence
 from typing import Any
 
 def build_info() -> dict[str, Any]: ...
@@ -15,3 +16,15 @@ class ProcessPlan:
     def run(
         self, logits_ptr: int, logits_stride: int, step: int, length: int, out_ptr: int, out_stride: int, /
     ) -> None: ...
+
+def reorder_cache(
+    layouts: Sequence[tuple[int, ...]],
+    rows: int,
+    beam_idx_ptr: int,
+    start: int,
+    starts_ptr: int,
+    length: int,
+    threads: int,
+    /,
+) -> None: ...
+def beam_finalize(**kwargs: int) -> None: ...

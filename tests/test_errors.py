@@ -10,7 +10,15 @@ import torch
 
 from pygen.backends import BackendError
 from pygen.loops.state import DecodeState
-from pygen.ops import SampleOutput, TopLogprobs, prepare_process_logits, prepare_sample, process_logits, sample
+from pygen.ops import (
+    SampleOutput,
+    TopLogprobs,
+    prepare_process_logits,
+    prepare_sample,
+    process_logits,
+    reorder_cache,
+    sample,
+)
 
 ROWS, VOCAB_SIZE = 2, 40
 
@@ -309,6 +317,67 @@ STATE: list[Wrong] = [
 ]
 
 
+CACHE, ROTATED = torch.zeros(ROWS, 3, 4, 5), torch.tensor([1, 0])
+
+REORDER: list[Wrong] = [
+    ({"cache_tensors": 3}, TypeError, "`cache_tensors` must be a tensor or a sequence of tensors, got int"),
+    ({"cache_tensors": []}, ValueError, "`cache_tensors` must hold at least one tensor, got none"),
+    ({"cache_tensors": [CACHE, None]}, TypeError, "`cache_tensors[1]` must be a torch.Tensor, got NoneType"),
+    (
+        {"cache_tensors": CACHE[0]},
+        ValueError,
+        "`cache_tensors` must have shape (rows, heads, positions, head_dim), got (3, 4, 5)",
+    ),
+    (
+        {"cache_tensors": [CACHE, CACHE[:1]]},
+        ValueError,
+        "`cache_tensors[1]` must have 2 rows like `cache_tensors[0]`, got 1",
+    ),
+    (
+        {"cache_tensors": [CACHE, CACHE.to(META)]},
+        ValueError,
+        "`cache_tensors[1]` must be on cpu like `cache_tensors[0]`, got meta",
+    ),
+    (
+        {"cache_tensors": CACHE.transpose(2, 3)},
+        ValueError,
+        "`cache_tensors` must have a contiguous last dimension, got strides (60, 20, 1, 5)",
+    ),
+    (
+        {"cache_tensors": CACHE[:, :1].expand(2, 3, 4, 5)},
+        ValueError,
+        "`cache_tensors` must have elements apart, got strides (60, 0, 5, 1) for shape (2, 3, 4, 5)",
+    ),
+    (
+        {"cache_tensors": torch.zeros(80).as_strided((2, 3, 4, 5), (20, 20, 5, 1))},
+        ValueError,
+        "`cache_tensors` must have elements apart, got strides (20, 20, 5, 1) for shape (2, 3, 4, 5)",
+    ),
+    ({"cache_tensors": [CACHE, CACHE]}, ValueError, "`cache_tensors` must not hold a tensor twice, got equal pointers"),
+    ({"beam_idx": [1, 0]}, TypeError, "`beam_idx` must be a torch.Tensor, got list"),
+    ({"beam_idx": ROTATED.int()}, TypeError, "`beam_idx` must be int64, got int32"),
+    ({"beam_idx": tensor(1)}, ValueError, "`beam_idx` must have shape (rows,) = (2,), got (1,)"),
+    ({"beam_idx": ROTATED.to(META)}, ValueError, "`beam_idx` must be on cpu like `cache_tensors`, got meta"),
+    ({"beam_idx": tensor(1, 2)}, ValueError, "`beam_idx` must be in [0, 2), got 2 in row 1"),
+    ({"beam_idx": tensor(-1, 0)}, ValueError, "`beam_idx` must be in [0, 2), got -1 in row 0"),
+    ({"start": 1.0}, TypeError, "`start` must be an int, got float"),
+    ({"start": -1}, ValueError, "`start` must be >= 0, got -1"),
+    ({"start": 5}, ValueError, "`start` must be in [0, 4], got 5"),
+    ({"start": 4, "length": 3}, ValueError, "`start` must be in [0, 3], got 4"),
+    ({"start": tensor(1.0, 1.0)}, TypeError, "`start` must be int64, got float32"),
+    ({"start": tensor(1)}, ValueError, "`start` must have shape (rows,) = (2,), got (1,)"),
+    ({"start": tensor(0, 5)}, ValueError, "`start` must be in [0, 4], got 5 in row 1"),
+    ({"length": True}, TypeError, "`length` must be an int, got bool"),
+    ({"length": 5}, ValueError, "`length` must be in [0, 4], got 5"),
+    (
+        {"cache_tensors": [CACHE, torch.zeros(ROWS, 1, 7, 1)]},
+        ValueError,
+        "`length` must be given where `cache_tensors` differ in positions, got [4, 7]",
+    ),
+    ({"backend": "gpu"}, ValueError, "`backend` must be one of 'auto', 'cpu', 'cuda', 'triton', 'torch', got 'gpu'"),
+]
+
+
 def names(rows: list[Wrong]) -> list[str]:
     return [f"{i}-{next(iter(keywords))}" for i, (keywords, _, _) in enumerate(rows)]
 
@@ -350,6 +419,17 @@ def test_state(prepare: Any, keywords: dict[str, Any], error: type[Exception], m
 def test_a_step_tensor_with_a_state() -> None:
     with pytest.raises(ValueError, match="`step` must be None where `state` has a column for every step, got a tensor"):
         prepare_sample(LOGITS, state=state_with(), step=tensor(0, 0))
+
+
+@pytest.mark.parametrize(("keywords", "error", "message"), REORDER, ids=names(REORDER))
+def test_reorder_cache(keywords: dict[str, Any], error: type[Exception], message: str) -> None:
+    cache = torch.rand(ROWS, 3, 4, 5)
+    before = cache.clone()
+    with pytest.raises(error) as raised:
+        reorder_cache(**{"cache_tensors": cache, "beam_idx": ROTATED, **keywords})
+    assert type(raised.value) is error
+    assert str(raised.value) == message
+    assert cache.equal(before)
 
 
 @pytest.mark.parametrize("backend", ["cuda", "triton"])

@@ -21,6 +21,8 @@ FOLDERS = {
     "tests/ops": "test_{}.py",
     "benchmarks": "bench_{}.py",
 }
+# The first is called with other tensors at every step, as a cache grows by new ones; the second once per generation.
+WITHOUT_PREPARED_FORM = {"reorder_cache", "beam_finalize"}
 # Parameters that say how a call runs and not what it computes.
 CALL_ONLY = {"backend", "out", "state"}
 
@@ -57,7 +59,7 @@ def test_the_reference_has_the_parameters_of_the_op(stem: str) -> None:
     assert list(public) == list(reference)
 
 
-@pytest.mark.parametrize("stem", stems_of_ops())
+@pytest.mark.parametrize("stem", sorted({*stems_of_ops()} - WITHOUT_PREPARED_FORM))
 def test_the_prepared_form_has_the_parameters_of_the_op(stem: str) -> None:
     public = inspect.signature(getattr(module("ops", stem), stem)).parameters
     prepared = inspect.signature(getattr(module("ops", stem), f"prepare_{stem}")).parameters
@@ -68,7 +70,7 @@ def test_the_prepared_form_has_the_parameters_of_the_op(stem: str) -> None:
 
 @pytest.mark.parametrize("stem", stems_of_ops())
 def test_every_op_is_public_and_documented(stem: str) -> None:
-    for name in (stem, f"prepare_{stem}"):
+    for name in (stem,) if stem in WITHOUT_PREPARED_FORM else (stem, f"prepare_{stem}"):
         assert name in ops.__all__
         assert inspect.getdoc(getattr(ops, name))
     text = inspect.getdoc(getattr(ops, stem)) or ""

@@ -3,12 +3,16 @@
 
 #include <string>
 
+#include "common/finalize_params.h"
+#include "common/reorder_params.h"
 #include "common/sample_params.h"
 
 #define PYGEN_DECLARE_OPS(isa)                      \
   namespace pygen::cpu::isa {                       \
   void sample(const SampleParams& params);          \
   void process_logits(const ProcessParams& params); \
+  void reorder_cache(const ReorderParams& params);  \
+  void beam_finalize(const FinalizeParams& params); \
   }
 PYGEN_DECLARE_OPS(generic)
 PYGEN_DECLARE_OPS(avx2)
@@ -22,6 +26,8 @@ struct Implementation {
   bool (*runs_here)();
   void (*sample)(const SampleParams&);
   void (*process_logits)(const ProcessParams&);
+  void (*reorder_cache)(const ReorderParams&);
+  void (*beam_finalize)(const FinalizeParams&);
 };
 
 // The best that runs here, unless PYGEN_CPU_ISA or set_implementation says otherwise. std::invalid_argument when that

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pygen.ops._outputs import RowStatus, SampleOutput, TopLogprobs
 from pygen.ops.process_logits import PreparedProcessLogits, prepare_process_logits, process_logits
+from pygen.ops.reorder_cache import reorder_cache
 from pygen.ops.sample import PreparedSample, prepare_sample, sample
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "prepare_process_logits",
     "prepare_sample",
     "process_logits",
+    "reorder_cache",
     "sample",
 ]

@@ -75,9 +75,9 @@ def check_shape(name: str, value: Tensor, words: str, shape: tuple[int, ...]) ->
         raise ValueError(f"`{name}` must have shape {words} = {shape}, got {tuple(value.shape)}")
 
 
-def check_device(name: str, value: Tensor, device: torch.device) -> None:
+def check_device(name: str, value: Tensor, device: torch.device, like: str = "logits") -> None:
     if value.device != device:
-        raise ValueError(f"`{name}` must be on {device} like `logits`, got {value.device}")
+        raise ValueError(f"`{name}` must be on {device} like `{like}`, got {value.device}")
 
 
 def check_last_stride(name: str, value: Tensor) -> None:

@@ -1,0 +1,145 @@
+"""Moves the beams' histories between the rows of a key-value cache, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pygen.backends import Dispatcher
+from pygen.ops import _checks as checks
+
+
+def reorder_cache(
+    cache_tensors: Tensor | Sequence[Tensor],
+    beam_idx: Tensor,
+    start: int | Tensor = 0,
+    length: int | None = None,
+    *,
+    backend: str = "auto",
+) -> None:
+    """Row r of every tensor takes over positions [start, length) of row `beam_idx[r]`, in place.
+
+    For every tensor t, all rows at once, so that swaps and cycles are right::
+
+        before = t.clone()
+        for r in range(rows):
+            t[r, :, start_r:length] = before[beam_idx[r], :, start_r:length]
+
+    Nothing else is written, and rows with beam_idx[r] == r are not even read. Rows whose beam died and that receive
+    copies of living ones, the usual step of a beam search, cost one read and one write of the positions that move;
+    a cycle of rows costs those of one more row.
+
+    Arguments:
+        cache_tensors: a tensor, or several: (rows, heads, positions, head_dim) of any dtype, last dimension contiguous,
+            otherwise strided at will as long as no two elements share memory. Only the rows have to agree.
+        beam_idx: (rows,) int64, in [0, rows).
+        start: in [0, length], an int or (rows,) int64: what lies before is the same in both rows, as a prompt is.
+        length: positions in use; by default all, of which the tensors then have to have equally many.
+        backend: "auto", "cpu" or "torch".
+
+    Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError where the backend cannot run;
+    a refused call changes nothing.
+    """
+    tensors = _check_tensors(cache_tensors)
+    rows, device = tensors[0].shape[0], tensors[0].device
+    limit = _check_length(length, tensors)
+    _check_rows("beam_idx", beam_idx, rows, device)
+    _check_range("beam_idx", beam_idx, f"in [0, {rows})", 0, rows - 1)
+    if isinstance(start, Tensor):
+        _check_rows("start", start, rows, device)
+        _check_range("start", start, f"in [0, {limit}]", 0, limit)
+        start = start.contiguous()
+    elif checks.count("start", start) > limit:
+        raise ValueError(f"`start` must be in [0, {limit}], got {start}")
+    _, entry = _dispatch.resolve(device, backend)
+    if rows > 0:
+        entry(tensors, beam_idx.contiguous(), start, limit)
+
+
+def _check_tensors(cache_tensors: object) -> list[Tensor]:
+    if isinstance(cache_tensors, Tensor):
+        named = [("cache_tensors", cache_tensors)]
+    elif isinstance(cache_tensors, Sequence) and not isinstance(cache_tensors, (str, bytes)):
+        named = [(f"cache_tensors[{i}]", tensor) for i, tensor in enumerate(cache_tensors)]
+    else:
+        raise TypeError(
+            f"`cache_tensors` must be a tensor or a sequence of tensors, got {type(cache_tensors).__name__}"
+        )
+    if not named:
+        raise ValueError("`cache_tensors` must hold at least one tensor, got none")
+    # A model's layers are mostly alike, so most tensors only have to be recognised.
+    seen: set[object] = set()
+    for name, tensor in named:
+        checks.check_tensor(name, tensor)
+        kind = (tensor.shape, tensor.stride(), tensor.device)
+        if kind not in seen:
+            _check_tensor(name, tensor, named[0][1])
+            seen.add(kind)
+    tensors = [tensor for _, tensor in named]
+    addresses = [tensor.data_ptr() for tensor in tensors if tensor.numel() > 0 and not tensor.is_meta]
+    if len(set(addresses)) < len(addresses):
+        raise ValueError("`cache_tensors` must not hold a tensor twice, got equal pointers")
+    return tensors
+
+
+def _check_tensor(name: str, tensor: Tensor, first: Tensor) -> None:
+    if tensor.dim() != 4:
+        raise ValueError(f"`{name}` must have shape (rows, heads, positions, head_dim), got {tuple(tensor.shape)}")
+    if tensor.shape[0] != first.shape[0]:
+        raise ValueError(f"`{name}` must have {first.shape[0]} rows like `cache_tensors[0]`, got {tensor.shape[0]}")
+    checks.check_device(name, tensor, first.device, "cache_tensors[0]")
+    checks.check_last_stride(name, tensor)
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                strides, shape = tensor.stride(), tuple(tensor.shape)
+                raise ValueError(f"`{name}` must have elements apart, got strides {strides} for shape {shape}")
+            reach += (size - 1) * stride
+
+
+def _check_length(length: object, tensors: list[Tensor]) -> int:
+    positions = sorted({tensor.shape[2] for tensor in tensors})
+    if length is not None:
+        if checks.count("length", length) > positions[0]:
+            raise ValueError(f"`length` must be in [0, {positions[0]}], got {length}")
+        assert isinstance(length, int)
+        return length
+    if len(positions) > 1:
+        raise ValueError(f"`length` must be given where `cache_tensors` differ in positions, got {positions}")
+    return positions[0]
+
+
+def _check_rows(name: str, value: object, rows: int, device: torch.device) -> None:
+    checks.check_tensor(name, value)
+    assert isinstance(value, Tensor)
+    checks.check_dtype(name, value, torch.int64)
+    checks.check_shape(name, value, "(rows,)", (rows,))
+    checks.check_device(name, value, device, "cache_tensors")
+
+
+def _check_range(name: str, value: Tensor, words: str, low: int, high: int) -> None:
+    for row in ((value < low) | (value > high)).nonzero()[:1].flatten().tolist():
+        raise ValueError(f"`{name}` must be {words}, got {int(value[row])} in row {row}")
+
+
+def _cpu(tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor, length: int) -> None:
+    from pygen import _C
+
+    layouts = [(t.data_ptr(), t.shape[1], t.shape[3], t.element_size(), *t.stride()[:3]) for t in tensors]
+    value, pointer = (0, start.data_ptr()) if isinstance(start, Tensor) else (start, 0)
+    _C.reorder_cache(layouts, beam_idx.shape[0], beam_idx.data_ptr(), value, pointer, length, torch.get_num_threads())
+
+
+def _torch(tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor, length: int) -> None:
+    from pygen.reference.reorder_cache import reorder_cache as reference
+
+    with torch.no_grad():
+        reference(tensors, beam_idx, start, length)
+
+
+_dispatch: Dispatcher[Callable[[list[Tensor], Tensor, int | Tensor, int], None]] = Dispatcher(
+    "reorder_cache", cpu=_cpu, torch=_torch
+)
