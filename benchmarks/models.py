@@ -67,7 +67,7 @@ class CachedLogits(Stub):
         keys = input_ids.float()[..., None, None].expand(shape).transpose(1, 2)
         cache = DynamicCache() if past_key_values is None else past_key_values
         for layer in range(config.num_hidden_layers):
-            seen, _ = cache.update(keys, keys, layer)
+            seen, _values = cache.update(keys, keys, layer)
         chosen = seen[:, 0, :, 0].sum(1).long() % self.TABLE_ROWS
         logits: Any = self.table[chosen][:, None]
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
