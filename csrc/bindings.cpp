@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "common/beam_params.h"
 #include "common/finalize_params.h"
 #include "common/reorder_params.h"
 #include "common/sample_params.h"
@@ -19,6 +20,7 @@ namespace py = pybind11;
 
 namespace {
 
+using pygen::BeamParams;
 using pygen::Knob;
 using pygen::ProcessParams;
 using pygen::SampleParams;
@@ -112,6 +114,11 @@ void launch(void (*op)(const Params&), const Params& params) {
   }
 }
 
+void check_noise(pygen::Rng rng, const void* generator_state, const void* noise, const void* seeds) {
+  const void* source = rng == pygen::Rng::kTorch ? generator_state : rng == pygen::Rng::kGiven ? noise : seeds;
+  if (source == nullptr) throw std::invalid_argument("the noise's pointer is null");
+}
+
 class SamplePlan {
  public:
   explicit SamplePlan(const py::kwargs& kwargs) {
@@ -153,11 +160,7 @@ class SamplePlan {
     set_call(params_.shaping, logits, logits_stride, length);
     params_.step.value = step;
     params_.generator_state = pointer<uint8_t>(generator_state);
-    const bool drawn = params_.shaping.rows > 0;
-    if (drawn && ((params_.rng == pygen::Rng::kTorch && params_.generator_state == nullptr) ||
-                  (params_.rng == pygen::Rng::kGiven && params_.noise == nullptr) ||
-                  (params_.rng == pygen::Rng::kPhilox && params_.seeds == nullptr)))
-      throw std::invalid_argument("the noise's pointer is null");
+    if (params_.shaping.rows > 0) check_noise(params_.rng, params_.generator_state, params_.noise, params_.seeds);
     launch(pygen::cpu::implementation().sample, params_);
   }
 
@@ -183,6 +186,83 @@ class ProcessPlan {
 
  private:
   ProcessParams params_;
+};
+
+class BeamPlan {
+ public:
+  explicit BeamPlan(const py::kwargs& kwargs) {
+    Arguments arguments(kwargs);
+    BeamParams& p = params_;
+    p.shaping = take_shaping(arguments);
+    p.normalized = arguments.take<bool>("normalized");
+    p.do_sample = arguments.take<bool>("do_sample");
+    p.rng = static_cast<pygen::Rng>(arguments.take<int>("rng"));
+    p.seeds = arguments.take_pointer<int64_t>("seeds_ptr");
+    p.noise = arguments.take_pointer<float>("noise_ptr");
+    p.noise_stride = arguments.take<int64_t>("noise_stride");
+    arguments.take_pointer<int64_t>("steps_ptr");
+    p.max_new_tokens = arguments.take<int64_t>("max_new_tokens");
+    p.num_beams = arguments.take<int64_t>("num_beams");
+    p.num_candidates = arguments.take<int64_t>("num_candidates");
+    p.length_penalty = arguments.take<double>("length_penalty");
+    p.early_stopping = static_cast<pygen::EarlyStopping>(arguments.take<int>("early_stopping"));
+    p.eos_token_ids = arguments.take_pointer<int64_t>("eos_ptr");
+    p.eos_count = arguments.take<int64_t>("eos_count");
+    p.pad_token_id = arguments.take<int64_t>("pad_token_id");
+    p.append = arguments.take_pointer<int64_t>("append_ptr");
+    p.append_stride = arguments.take<int64_t>("append_stride");
+    p.history = arguments.take_pointer<int64_t>("history_ptr");
+    p.history_stride = arguments.take<int64_t>("history_stride");
+    p.prompt_length = arguments.take<int64_t>("prompt_length");
+    p.slots = required<int64_t>(arguments, "slots_ptr");
+    p.shared = required<int32_t>(arguments, "shared_ptr");
+    p.running_scores = required<float>(arguments, "running_scores_ptr");
+    p.step_tokens = required<int64_t>(arguments, "step_tokens_ptr");
+    p.step_parents = required<int32_t>(arguments, "step_parents_ptr");
+    p.finished_scores = required<float>(arguments, "finished_scores_ptr");
+    p.finished = required<uint8_t>(arguments, "finished_ptr");
+    p.finished_steps = required<int64_t>(arguments, "finished_steps_ptr");
+    p.finished_tokens = required<int64_t>(arguments, "finished_tokens_ptr");
+    p.finished_parents = required<int32_t>(arguments, "finished_parents_ptr");
+    p.open = required<uint8_t>(arguments, "open_ptr");
+    p.unfinished = required<int64_t>(arguments, "unfinished_ptr");
+    p.candidate_ids = required<int64_t>(arguments, "candidate_ids_ptr");
+    p.candidate_parents = required<int64_t>(arguments, "candidate_parents_ptr");
+    p.candidate_scores = required<float>(arguments, "candidate_scores_ptr");
+    p.ends = required<uint8_t>(arguments, "ends_ptr");
+    p.best_of_row = required<char>(arguments, "best_of_row_ptr");
+    p.count_of_row = required<int64_t>(arguments, "count_of_row_ptr");
+    p.token_ids = required<int64_t>(arguments, "token_ids_ptr");
+    p.source_rows = required<int64_t>(arguments, "source_rows_ptr");
+    p.shared_out = required<int64_t>(arguments, "shared_out_ptr");
+    p.status = required<int32_t>(arguments, "status_ptr");
+    arguments.finish();
+    if (p.num_beams < 1 || p.shaping.rows % p.num_beams != 0 || p.num_candidates < 2 * p.num_beams)
+      throw std::invalid_argument("num_beams or num_candidates does not fit the rows");
+  }
+
+  void run(uintptr_t logits, int64_t logits_stride, int64_t step, int64_t length, uintptr_t generator_state,
+           int halves) {
+    set_call(params_.shaping, logits, logits_stride, length);
+    params_.step = step;
+    params_.generator_state = pointer<uint8_t>(generator_state);
+    params_.select = (halves & 1) != 0;
+    params_.advance = (halves & 2) != 0;
+    if (step < 0 || step >= params_.max_new_tokens) throw std::invalid_argument("step is out of range");
+    if (params_.do_sample && params_.select && params_.shaping.rows > 0)
+      check_noise(params_.rng, params_.generator_state, params_.noise, params_.seeds);
+    launch(pygen::cpu::implementation().beam_step, params_);
+  }
+
+ private:
+  template <typename T>
+  T* required(Arguments& arguments, const char* name) {
+    T* result = arguments.take_pointer<T>(name);
+    if (result == nullptr && params_.shaping.rows > 0) throw std::invalid_argument(std::string(name) + " is null");
+    return result;
+  }
+
+  BeamParams params_;
 };
 
 // Of a tensor: pointer, heads, head_dim, element size, and the strides of rows, heads and positions.
@@ -260,6 +340,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isa", [] { return std::string(pygen::cpu::implementation().name); });
   m.def("set_cpu_isa", &pygen::cpu::set_implementation, py::arg("name"));
   py::class_<SamplePlan>(m, "SamplePlan").def(py::init<const py::kwargs&>()).def("run", &SamplePlan::run);
+  py::class_<BeamPlan>(m, "BeamPlan").def(py::init<const py::kwargs&>()).def("run", &BeamPlan::run);
   py::class_<ProcessPlan>(m, "ProcessPlan").def(py::init<const py::kwargs&>()).def("run", &ProcessPlan::run);
   m.def("reorder_cache", &reorder_cache);
   m.def("beam_finalize", &beam_finalize);

@@ -11,6 +11,19 @@ class SamplePlan:
     def __init__(self, **kwargs: float) -> None: ...
     def run(self, logits_ptr: int, logits_stride: int, step: int, length: int, generator_state_ptr: int, /) -> None: ...
 
+class BeamPlan:
+    def __init__(self, **kwargs: float) -> None: ...
+    def run(
+        self,
+        logits_ptr: int,
+        logits_stride: int,
+        step: int,
+        length: int,
+        generator_state_ptr: int,
+        halves: int,
+        /,
+    ) -> None: ...
+
 class ProcessPlan:
     def __init__(self, **kwargs: float) -> None: ...
     def run(

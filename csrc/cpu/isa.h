@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "common/beam_params.h"
 #include "common/finalize_params.h"
 #include "common/reorder_params.h"
 #include "common/sample_params.h"
@@ -13,6 +14,7 @@
   void process_logits(const ProcessParams& params); \
   void reorder_cache(const ReorderParams& params);  \
   void beam_finalize(const FinalizeParams& params); \
+  void beam_step(const BeamParams& params);         \
   }
 PYGEN_DECLARE_OPS(generic)
 PYGEN_DECLARE_OPS(avx2)
@@ -28,6 +30,7 @@ struct Implementation {
   void (*process_logits)(const ProcessParams&);
   void (*reorder_cache)(const ReorderParams&);
   void (*beam_finalize)(const FinalizeParams&);
+  void (*beam_step)(const BeamParams&);
 };
 
 // The best that runs here, unless PYGEN_CPU_ISA or set_implementation says otherwise. std::invalid_argument when that

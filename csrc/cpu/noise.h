@@ -174,4 +174,37 @@ struct GivenNoise {
   }
 };
 
+// Calls race(noise) with the noise of a row: of SampleParams or BeamParams. `twister` stands at the row's first word; it
+// is null unless the noise is torch's.
+template <typename Params, typename Race>
+auto with_noise(const Params& params, int64_t row, int64_t step, MersenneTwister* twister, const Race& race) {
+  switch (params.rng) {
+    case Rng::kTorch: return race(TorchNoise(*twister));
+    case Rng::kGiven: return race(GivenNoise{params.noise + row * params.noise_stride, params.shaping.vocab_size});
+    default: break;
+  }
+  return race(PhiloxNoise(static_cast<uint64_t>(params.seeds[row]), static_cast<uint32_t>(step)));
+}
+
+// body(row, twister) for every row. Rows draw from one generator in turn: each gets a copy of it that stands at the row's
+// first word. Advances the state behind `generator_state`.
+template <typename Body>
+void rows_with_torch_noise(uint8_t* generator_state, const ShapingParams& shaping, int threads, const Body& body) {
+  // Enough rows to share, but no more copies (2.5 KB each) than that takes.
+  const int64_t rows_at_once = std::min<int64_t>(2048, 64 + kScoresPerThread * 64 / shaping.vocab_size);
+  MersenneTwister twister;
+  twister.read_torch_state(generator_state);
+  Buffer<MersenneTwister> of_row;
+  of_row.reserve(std::min(rows_at_once, shaping.rows));
+  for (int64_t first = 0; first < shaping.rows; first += rows_at_once) {
+    const int64_t count = std::min(rows_at_once, shaping.rows - first);
+    for (int64_t i = 0; i < count; ++i) {
+      of_row[i] = twister;
+      twister.skip(2 * shaping.vocab_size);
+    }
+    parallel_rows(count, threads, [&](int64_t i) { body(first + i, &of_row[i]); });
+  }
+  twister.write_torch_state(generator_state);
+}
+
 }  // namespace pygen::cpu::PYGEN_ISA

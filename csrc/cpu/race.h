@@ -13,6 +13,9 @@
 
 namespace pygen::cpu::PYGEN_ISA {
 
+// How far below a value that is to be beaten a bound may lie: float32 rounding of scores and bounds.
+PYGEN_INLINE double bar_below(double value) { return value - 1e-4 - 4e-6 * (std::fabs(value) + 32.0); }
+
 struct Winner {
   double value = -std::numeric_limits<double>::infinity();
   int64_t token_id = -1;
@@ -25,19 +28,18 @@ struct Winner {
     score = candidate_score;
   }
 
-  // Below this bound nothing wins. The slack covers float32 rounding of scores and bounds.
+  // Below this bound nothing wins.
   PYGEN_INLINE float bar() const {
-    if (token_id < 0 || value < -1e30) return -kInf;
-    return static_cast<float>(value - 1e-4 - 4e-6 * (std::fabs(value) + 32.0));
+    return token_id < 0 || value < -1e30 ? -kInf : static_cast<float>(bar_below(value));
   }
 };
 
 // Among blocks [begin, end) of a whole row. max_of(block) -> at least its largest score; get(block, room) -> its 64
 // scores; survivors lie in [low, high]. `scale` turns a score into one over the temperature, up to rounding;
 // finish(score) exactly.
-template <typename Noise, typename MaxOf, typename Get, typename Finish>
+template <typename Noise, typename MaxOf, typename Get, typename Finish, typename W>
 void race_blocks(int64_t begin, int64_t end, Noise& noise, const MaxOf& max_of, const Get& get, float scale,
-                 const Finish& finish, float low, float high, Winner& winner) {
+                 const Finish& finish, float low, float high, W& winner) {
   low = std::max(low, -std::numeric_limits<float>::max());
   const F32 low_v = broadcast(low), high_v = broadcast(high), scale_v = broadcast(scale);
   float room[kBlock];
@@ -68,14 +70,15 @@ void race_blocks(int64_t begin, int64_t end, Noise& noise, const MaxOf& max_of, 
 }
 
 // Among few, whose ids ascend.
-template <typename Noise>
-void race_list(const Survivors& survivors, Noise& noise, Winner& winner) {
+template <typename Noise, typename Finish, typename W>
+void race_list(const Survivors& survivors, Noise& noise, const Finish& finish, W& winner) {
   const float* scores = survivors.scores();
   const int32_t* ids = survivors.token_ids();
   for (int64_t i = 0; i < survivors.size(); ++i) {
     if (!survivors.keeps(scores[i])) continue;
     if (!noise.may_reach(ids[i], scores[i] - winner.bar())) continue;
-    winner.offer(static_cast<double>(scores[i]) - std::log(noise.exponential(ids[i])), ids[i], scores[i]);
+    const float score = finish(scores[i]);
+    winner.offer(static_cast<double>(score) - std::log(noise.exponential(ids[i])), ids[i], score);
   }
 }
 

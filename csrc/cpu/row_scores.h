@@ -3,7 +3,7 @@
 //
 // Penalties and bans touch few tokens, so they are a list of exceptions hung on their blocks: a block without one is
 // read where it lies, and no row is copied. The maxima of the blocks, made in the one pass over memory, serve every
-// later step.
+// later step. For beams the scores start as log-softmax(logits), which the same pass prepares.
 #pragma once
 
 #include <cmath>
@@ -60,14 +60,12 @@ class RowScores {
 
   // All scores as an array, if they are the logits themselves; else null.
   const float* in_place() const {
-    const bool plain = params_.dtype == DType::kFloat32 && bias_ == nullptr && bitmask_ == nullptr && !has_exceptions();
-    return plain ? reinterpret_cast<const float*>(logits_) : nullptr;
+    return logits_are_scores() && !has_exceptions() ? reinterpret_cast<const float*>(logits_) : nullptr;
   }
 
   // The 64 scores of a block, past the vocabulary -inf; `room` is used where they cannot be read in place.
   PYGEN_INLINE const float* block(int64_t block, float* room) const {
-    const bool plain = params_.dtype == DType::kFloat32 && bias_ == nullptr && bitmask_ == nullptr;
-    if (plain && scratch_.block_head[block] < 0 && block_length(block) == kBlock)
+    if (logits_are_scores() && scratch_.block_head[block] < 0 && block_length(block) == kBlock)
       return reinterpret_cast<const float*>(logits_) + block * kBlock;
     return compose_block(block, room, true);
   }
@@ -77,21 +75,37 @@ class RowScores {
     // The exceptions lie scattered: in a plain row they wait until the pass has brought the row into the cache.
     const bool plain = bias_ == nullptr && bitmask_ == nullptr;
     if (!plain) score_exceptions();
-    Bits nan_of_part[kMaxParts] = {};
-    const int parts = threads < kMaxParts ? threads : kMaxParts;
-    parallel_parts(blocks_, parts, [&](int64_t begin, int64_t end, int part) {
-      Bits nan = 0;
-      const int64_t stretch = (end - begin) / kStreams;
-      for (int64_t i = 0; i < stretch; ++i)
-        for (int64_t stream = 0; stream < kStreams; ++stream) scan_block(begin + stream * stretch + i, nan);
-      for (int64_t b = begin + kStreams * stretch; b < end; ++b) scan_block(b, nan);
-      nan_of_part[part] = nan;
-    });
-    Bits nan = 0;
-    for (int part = 0; part < parts; ++part) nan |= nan_of_part[part];
+    const Bits nan = pass(threads, [&](int64_t b, Bits& seen) { scan_block(b, seen); });
     if (plain) {
       score_exceptions();
       if (nan == 0) correct_maxima();
+    }
+    conclude(nan);
+  }
+
+  // Instead of `scan`: from here on the scores are log-softmax(logits) before bias, penalties and bans. One pass over
+  // memory gives the maximum of every block and the sum of e^(logit - that maximum), so that no sum depends on how the
+  // row was split.
+  void scan_log_softmax(int threads) {
+    scratch_.block_sum.reserve(blocks_ + kLanes);
+    Bits nan = pass(threads, [&](int64_t b, Bits& seen) { sum_block(b, seen); });
+    if (nan != 0) {
+      status_ = kNan;
+      return;
+    }
+    conclude(0);
+    if (status_ != kOk) return;
+
+    max_logit_ = max_score_;
+    log_sum_ = log_of_sum();
+    log_softmax_ = true;
+    score_exceptions();
+    if (bias_ == nullptr && bitmask_ == nullptr) {
+      float* maxima = scratch_.block_max.data();
+      for (int64_t b = 0; b < blocks_; ++b) maxima[b] = log_probability(maxima[b]);
+      correct_maxima();
+    } else {
+      for (int64_t b = 0; b < blocks_; ++b) scan_block(b, nan);
     }
     conclude(nan);
   }
@@ -105,18 +119,7 @@ class RowScores {
     float room[kBlock];
     const bool plain = bias_ == nullptr && bitmask_ == nullptr;
     if (plain && block_length(b) == kBlock) {
-      const int64_t at = b * kBlock;
-      switch (params_.dtype) {
-        case DType::kFloat32:
-          for (int i = 0; i < 4; ++i) v[i] = load_logits<DType::kFloat32>(logits_, at + i * kLanes);
-          break;
-        case DType::kFloat16:
-          for (int i = 0; i < 4; ++i) v[i] = load_logits<DType::kFloat16>(logits_, at + i * kLanes);
-          break;
-        case DType::kBFloat16:
-          for (int i = 0; i < 4; ++i) v[i] = load_logits<DType::kBFloat16>(logits_, at + i * kLanes);
-          break;
-      }
+      load_block(b, v);
     } else {
       compose_block(b, room, !plain);
       for (int i = 0; i < 4; ++i) v[i] = load(room + i * kLanes);
@@ -149,7 +152,84 @@ class RowScores {
   }
 
  private:
-  float base_score(int64_t token_id) const {
+  // Whether a block without exceptions can be read where it lies.
+  bool logits_are_scores() const {
+    return params_.dtype == DType::kFloat32 && bias_ == nullptr && bitmask_ == nullptr && !log_softmax_;
+  }
+
+  // per_block(block, nan) on all blocks, at several places at once.
+  template <typename PerBlock>
+  Bits pass(int threads, const PerBlock& per_block) {
+    Bits nan_of_part[kMaxParts] = {};
+    const int parts = threads < kMaxParts ? threads : kMaxParts;
+    parallel_parts(blocks_, parts, [&](int64_t begin, int64_t end, int part) {
+      Bits nan = 0;
+      const int64_t stretch = (end - begin) / kStreams;
+      for (int64_t i = 0; i < stretch; ++i)
+        for (int64_t stream = 0; stream < kStreams; ++stream) per_block(begin + stream * stretch + i, nan);
+      for (int64_t b = begin + kStreams * stretch; b < end; ++b) per_block(b, nan);
+      nan_of_part[part] = nan;
+    });
+    Bits nan = 0;
+    for (int part = 0; part < parts; ++part) nan |= nan_of_part[part];
+    return nan;
+  }
+
+  PYGEN_INLINE float log_probability(float logit) const { return (logit - max_logit_) - log_sum_; }
+
+  // The 64 logits of a whole block.
+  PYGEN_INLINE void load_block(int64_t b, F32 v[4]) const {
+    const int64_t at = b * kBlock;
+    switch (params_.dtype) {
+      case DType::kFloat32:
+        for (int i = 0; i < 4; ++i) v[i] = load_logits<DType::kFloat32>(logits_, at + i * kLanes);
+        break;
+      case DType::kFloat16:
+        for (int i = 0; i < 4; ++i) v[i] = load_logits<DType::kFloat16>(logits_, at + i * kLanes);
+        break;
+      case DType::kBFloat16:
+        for (int i = 0; i < 4; ++i) v[i] = load_logits<DType::kBFloat16>(logits_, at + i * kLanes);
+        break;
+    }
+  }
+
+  PYGEN_INLINE void sum_block(int64_t b, Bits& nan) {
+    F32 v[4];
+    if (block_length(b) == kBlock) {
+      load_block(b, v);
+    } else {
+      float room[kBlock];
+      for (int64_t i = 0; i < kBlock; ++i) room[i] = i < block_length(b) ? logit(b * kBlock + i) : -kInf;
+      for (int i = 0; i < 4; ++i) v[i] = load(room + i * kLanes);
+    }
+    nan |= unordered(v[0], v[1]) | unordered(v[2], v[3]);
+    const float largest = reduce_max(max(max(v[0], v[1]), max(v[2], v[3])));
+    scratch_.block_max[b] = largest;
+    // Of a block of -inf alone the differences would be NaN.
+    const F32 from = broadcast(largest == -kInf ? 0.0f : largest);
+    F32 sum = exp_nonpositive(v[0] - from);
+    for (int i = 1; i < 4; ++i) sum = sum + exp_nonpositive(v[i] - from);
+    scratch_.block_sum[b] = reduce_add(sum);
+  }
+
+  // ln of the sum of e^(logit - max_logit).
+  float log_of_sum() const {
+    const float* maxima = scratch_.block_max.data();
+    const float* sums = scratch_.block_sum.data();
+    const F32 largest = broadcast(max_logit_);
+    Sum total;
+    int64_t b = 0;
+    for (; b + kLanes <= blocks_; b += kLanes) total.add(load(sums + b) * exp_nonpositive(load(maxima + b) - largest));
+    float last_sums[kLanes] = {}, last_maxima[kLanes] = {};
+    for (int64_t i = 0; b + i < blocks_; ++i) {
+      last_sums[i] = sums[b + i];
+      last_maxima[i] = maxima[b + i] - max_logit_;
+    }
+    total.add(load(last_sums) * exp_nonpositive(load(last_maxima)));
+    return static_cast<float>(std::log(total.total()));
+  }
+
+  float logit(int64_t token_id) const {
     float logit;
     const char* at = logits_ + token_id * element_size_;
     if (params_.dtype == DType::kFloat32) {
@@ -164,7 +244,14 @@ class RowScores {
         std::memcpy(&logit, &bits, 4);
       }
     }
-    return bias_ != nullptr ? logit + bias_[token_id] : logit;
+    return logit;
+  }
+
+  // Before penalties and bans.
+  float base_score(int64_t token_id) const {
+    float score = logit(token_id);
+    if (log_softmax_) score = log_probability(score);
+    return bias_ != nullptr ? score + bias_[token_id] : score;
   }
 
   bool in_vocabulary(int64_t token_id) const { return token_id >= 0 && token_id < vocab_size_; }
@@ -238,15 +325,12 @@ class RowScores {
     const int64_t begin = block * kBlock;
     const int64_t length = block_length(block);
     if (length == kBlock) {
-      for (int64_t i = 0; i < kBlock; i += kLanes) {
-        F32 v;
-        switch (params_.dtype) {
-          case DType::kFloat32: v = load_logits<DType::kFloat32>(logits_, begin + i); break;
-          case DType::kFloat16: v = load_logits<DType::kFloat16>(logits_, begin + i); break;
-          default: v = load_logits<DType::kBFloat16>(logits_, begin + i); break;
-        }
-        if (bias_ != nullptr) v = v + load(bias_ + begin + i);
-        store(room + i, v);
+      F32 v[4];
+      load_block(block, v);
+      for (int i = 0; i < 4; ++i) {
+        if (log_softmax_) v[i] = (v[i] - broadcast(max_logit_)) - broadcast(log_sum_);
+        if (bias_ != nullptr) v[i] = v[i] + load(bias_ + begin + i * kLanes);
+        store(room + i * kLanes, v[i]);
       }
     } else {
       for (int64_t i = 0; i < kBlock; ++i) room[i] = i < length ? base_score(begin + i) : -kInf;
@@ -314,6 +398,9 @@ class RowScores {
   Scratch& scratch_;
   float max_score_ = -kInf;
   RowStatus status_ = kOk;
+  bool log_softmax_ = false;
+  float max_logit_ = 0;
+  float log_sum_ = 0;
 };
 
 }  // namespace pygen::cpu::PYGEN_ISA

@@ -67,35 +67,18 @@ Winner race_unfiltered(RowScores& row, float temperature, const Noise& noise, in
 
 template <typename Noise>
 Winner race_survivors(const RowScores& row, const Survivors& survivors, Noise noise, int threads) {
-  Winner winner;
+  const auto finish = [](float score) { return score; };
   if (survivors.token_ids() != nullptr) {
-    race_list(survivors, noise, winner);
+    Winner winner;
+    race_list(survivors, noise, finish, winner);
     return winner;
   }
   const float temperature = survivors.temperature();
-  const auto get = [&](int64_t b, float* room) {
-    const float* scores = survivors.scores() + b * kBlock;
-    const int64_t length = row.block_length(b);
-    if (length == kBlock) return scores;
-    for (int64_t i = 0; i < kBlock; ++i) room[i] = i < length ? scores[i] : -kInf;
-    return static_cast<const float*>(room);
-  };
-  const auto finish = [](float score) { return score; };
+  const auto get = [&](int64_t b, float* room) { return survivors.block(b, room); };
   const auto max_of = [&](int64_t b) { return row.block_max()[b] / temperature; };
   return race_in_parts(row.blocks(), noise, threads, [&](int64_t begin, int64_t end, Noise& own, Winner& best, int) {
     race_blocks(begin, end, own, max_of, get, 1.0f, finish, survivors.low(), survivors.high(), best);
   });
-}
-
-// Calls race(noise) with the noise of the row.
-template <typename Race>
-Winner with_noise(const SampleParams& params, int64_t row, MersenneTwister* twister, const Race& race) {
-  switch (params.rng) {
-    case Rng::kTorch: return race(TorchNoise(*twister));
-    case Rng::kGiven: return race(GivenNoise{params.noise + row * params.noise_stride, params.shaping.vocab_size});
-    default: break;
-  }
-  return race(PhiloxNoise(static_cast<uint64_t>(params.seeds[row]), static_cast<uint32_t>(knob_at(params.step, row))));
 }
 
 Winner largest_survivor(const Survivors& survivors) {
@@ -144,7 +127,7 @@ void sample_row(const SampleParams& params, int64_t row, int threads, MersenneTw
       !filters.greedy() && !filters.any() && params.logprobs == nullptr && filters.temperature >= kSmallestReciprocal;
   Winner winner;
   if (unfiltered) {
-    winner = with_noise(params, row, twister, [&](const auto& noise) {
+    winner = with_noise(params, row, knob_at(params.step, row), twister, [&](const auto& noise) {
       return race_unfiltered(scores, filters.temperature, noise, threads);
     });
   } else {
@@ -169,30 +152,11 @@ void sample_row(const SampleParams& params, int64_t row, int threads, MersenneTw
 
   Survivors survivors(scores, filters, scratch);
   survivors.apply_filters();
-  winner = with_noise(params, row, twister,
+  winner = with_noise(params, row, knob_at(params.step, row), twister,
                       [&](const auto& noise) { return race_survivors(scores, survivors, noise, threads); });
   if (winner.token_id < 0) winner = largest_survivor(survivors);
   params.token_ids[row] = winner.token_id;
   if (params.logprobs != nullptr) write_logprobs(params, row, survivors, winner.score, scratch);
-}
-
-// Rows draw from one generator in turn: each gets a copy of it that stands at the row's first word.
-void sample_rows_with_torch_noise(const SampleParams& params, const Split& split) {
-  // Enough rows to share, but no more copies (2.5 KB each) than that takes.
-  const int64_t rows_at_once = std::min<int64_t>(2048, 64 + kScoresPerThread * 64 / params.shaping.vocab_size);
-  MersenneTwister twister;
-  twister.read_torch_state(params.generator_state);
-  Buffer<MersenneTwister> of_row;
-  of_row.reserve(std::min(rows_at_once, params.shaping.rows));
-  for (int64_t first = 0; first < params.shaping.rows; first += rows_at_once) {
-    const int64_t count = std::min(rows_at_once, params.shaping.rows - first);
-    for (int64_t i = 0; i < count; ++i) {
-      of_row[i] = twister;
-      twister.skip(2 * params.shaping.vocab_size);
-    }
-    parallel_rows(count, split.over_rows, [&](int64_t i) { sample_row(params, first + i, split.in_row, &of_row[i]); });
-  }
-  twister.write_torch_state(params.generator_state);
 }
 
 // Appends the tokens; a finished row gets the pad token instead of its draw.
@@ -221,7 +185,9 @@ void extend_sequences(const SampleParams& params) {
 void sample(const SampleParams& params) {
   const Split split = split_threads(params.shaping.rows, params.shaping.vocab_size, params.shaping.threads);
   if (params.rng == Rng::kTorch) {
-    sample_rows_with_torch_noise(params, split);
+    rows_with_torch_noise(
+        params.generator_state, params.shaping, split.over_rows,
+        [&](int64_t row, MersenneTwister* twister) { sample_row(params, row, split.in_row, twister); });
   } else {
     parallel_rows(params.shaping.rows, split.over_rows,
                   [&](int64_t row) { sample_row(params, row, split.in_row, nullptr); });

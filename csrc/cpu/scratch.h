@@ -33,6 +33,7 @@ class Buffer {
     reserve(size_ + 1);
     data_[size_++] = value;
   }
+  void truncate(int64_t size) { size_ = size; }
   void clear() { size_ = 0; }
   int64_t size() const { return size_; }
   T* data() { return data_; }
@@ -76,6 +77,7 @@ struct KeyedWeight {
 
 struct Scratch {
   Buffer<float> block_max;      // (blocks,)
+  Buffer<float> block_sum;      // (blocks,) of e^(logit - block_max)
   Buffer<int32_t> block_head;   // (blocks,) first exception of a block, -1 without
   int64_t block_head_size = 0;  // how many of them are initialised
   Buffer<Exception> exceptions;

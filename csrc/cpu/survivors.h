@@ -11,6 +11,7 @@
 #include <cmath>
 
 #include "cpu/filters.h"
+#include "cpu/largest.h"
 #include "cpu/row_scores.h"
 #include "cpu/select.h"
 
@@ -39,6 +40,14 @@ class Survivors {
   const float* scores() const { return scores_; }
   // Null: the token at position i is i.
   const int32_t* token_ids() const { return gathered_ ? scratch_.token_ids.data() : nullptr; }
+  // Where the whole row is held: the 64 scores of a block, past the vocabulary -inf.
+  PYGEN_INLINE const float* block(int64_t b, float* room) const {
+    const float* scores = scores_ + b * kBlock;
+    const int64_t length = std::min(kBlock, size_ - b * kBlock);
+    if (length == kBlock) return scores;
+    for (int64_t i = 0; i < kBlock; ++i) room[i] = i < length ? scores[i] : -kInf;
+    return room;
+  }
   float temperature() const { return filters_.temperature; }
   float low() const { return low_; }
   float high() const { return high_; }
@@ -54,32 +63,6 @@ class Survivors {
     double mass;     // sum of e^(score - max_score)
     double entropy;  // of the normalised probabilities, in nats
   };
-
-  static int64_t blocks_at_least(const RowScores& row, float threshold) {
-    const float* maxima = row.block_max();
-    const F32 t = broadcast(threshold);
-    int64_t count = 0, b = 0;
-    for (; b + kLanes <= row.blocks(); b += kLanes) count += __builtin_popcount(ge(load(maxima + b), t));
-    for (; b < row.blocks(); ++b) count += maxima[b] >= threshold;
-    return count;
-  }
-
-  // A score at or above which at least `bound` scores lie, and seldom many more: bisection over the maxima of the
-  // blocks.
-  static float lower_bound_of_largest(const RowScores& row, int64_t bound) {
-    const float* maxima = row.block_max();
-    float low = -kInf, high = row.max_score();
-    if (blocks_at_least(row, high) >= bound) return high;
-    for (int64_t b = 0; b < row.blocks(); ++b) low = b == 0 || maxima[b] < low ? maxima[b] : low;
-    for (int iteration = 0; iteration < 24 && low > -kInf; ++iteration) {
-      const float middle = low + (high - low) * 0.5f;
-      if (!(middle > low && middle < high)) break;
-      const int64_t count = blocks_at_least(row, middle);
-      (count >= bound ? low : high) = middle;
-      if (count >= bound && count <= bound + bound / 4) break;
-    }
-    return low;
-  }
 
   // Takes the scores that reach `threshold`, a score before temperature, and those that division could make equal to
   // it.

@@ -243,6 +243,19 @@ PYGEN_INLINE float reduce_max(const F32& v) {
 #endif
 }
 
+// Halves added to halves, the same order on every instruction set.
+PYGEN_INLINE float reduce_add(const F32& v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(v.part[0]);
+#else
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+#endif
+}
+
 // Adds up floats in double, lane by lane, so that the result does not depend on the instruction set.
 class Sum {
  public:

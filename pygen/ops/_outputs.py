@@ -41,6 +41,20 @@ class SampleOutput(NamedTuple):
     status: Tensor  # (rows,) int32, values of `RowStatus`
 
 
+class BeamStepOutput(NamedTuple):
+    """What a beam search's loop needs to go on: the next forward of every row, and what the rows of a cache become."""
+
+    token_ids: Tensor  # (rows,) int64, the token that each row feeds to the model next
+    source_rows: Tensor  # (rows,) int64, the row whose generated positions each row takes over; its own: none
+    shared: Tensor  # (rows,) int64, how many of those positions the two have in common already
+    status: Tensor  # (rows,) int32, values of `RowStatus`
+
+
+def empty_beam_output(like: Like) -> BeamStepOutput:
+    tokens, source_rows, shared = torch.zeros((3, like.rows), dtype=torch.int64, device=like.device)
+    return BeamStepOutput(tokens, source_rows, shared, torch.zeros(like.rows, dtype=torch.int32, device=like.device))
+
+
 def empty_output(like: Like, n: int) -> SampleOutput:
     """Room for the result of a call with logprobs=n."""
     rows, device = like.rows, like.device

@@ -13,6 +13,7 @@ from pygen.ops._noise import Noise
 from pygen.ops._shaping import Shaping
 
 if TYPE_CHECKING:
+    from pygen.loops.beam_state import BeamState
     from pygen.loops.state import DecodeState
 
 # What a backend makes of checked arguments: (logits, step, length) -> None, writing into outputs it was given before.
@@ -53,7 +54,7 @@ class Prepared(Generic[Output]):
         out: Output,
         backend: str,
         shaping: Shaping,
-        state: DecodeState | None,
+        state: DecodeState | BeamState | None,
         noise: Noise | None = None,
     ) -> None:
         self.out = out

@@ -1,0 +1,132 @@
+"""What happens around the steps of a beam search: records, stopping, streaming, progress, and rows that went wrong."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pygen.loops.beam_state import BeamState
+from pygen.loops.monitor import StoppingCriterion, describe_invalid
+from pygen.ops import BeamStepOutput, beam_finalize
+
+
+class BeamMonitor:
+    """Decides after every step whether the search goes on, with one scalar read.
+
+    criteria: user callables (input_ids, scores) -> bool per row, asked about every candidate: one that they stop is a
+        finished hypothesis. Time limit and `cancel` stop every candidate.
+    on_invalid: "raise" RuntimeError naming row and step; otherwise a row with NaN or +inf loses its beam.
+    scores, logits: whether to keep those of every step, rows in the order of the beams.
+    """
+
+    def __init__(
+        self,
+        state: BeamState,
+        *,
+        criteria: Sequence[StoppingCriterion] = (),
+        on_invalid: str = "raise",
+        max_time: float | None = None,
+        cancel: threading.Event | None = None,
+        streamer: Any = None,
+        progress: Any = None,
+        scores: bool = False,
+        logits: bool = False,
+        keep_order: bool = False,
+    ) -> None:
+        self.scores: tuple[Tensor, ...] | None = () if scores else None
+        self.logits: tuple[Tensor, ...] | None = () if logits else None
+        # For every forward, the row that held each beam; None unless `keep_order`.
+        self.orders: list[Tensor] | None = [] if keep_order else None
+        self._state = state
+        self._criteria = criteria
+        self._on_invalid = on_invalid
+        self._deadline = None if max_time is None else time.monotonic() + max_time
+        self._cancel = cancel
+        self._stream = None if streamer is None else SharedTokens(state, streamer)
+        self._progress = progress
+
+    def cancelled(self) -> bool:
+        return self._cancel is not None and self._cancel.is_set()
+
+    @property
+    def criteria(self) -> Callable[[Tensor], Tensor | bool] | None:
+        """What `beam_step` asks about its candidates, None where nothing but tokens and length can end one."""
+        asked = self._criteria or self._deadline is not None or self._cancel is not None
+        return self._ends if asked else None
+
+    def record(self, logits: Tensor, kept: Tensor | None) -> None:
+        """Takes the logits of a forward by row and its processed scores by beam, before the beams move."""
+        rows = self._state.slots.reshape(-1)
+        if self.orders is not None:
+            self.orders.append(rows.clone())
+        if self.logits is not None:
+            self.logits += (logits.float()[rows],)
+        if self.scores is not None:
+            assert kept is not None
+            self.scores += (kept,)
+
+    def must_stop(self, step: int, logits: Tensor, output: BeamStepOutput) -> bool:
+        """Reads the step's scalar, raises for an invalid row, and passes on the tokens that are certain."""
+        state = self._state
+        signal = state.unfinished
+        if self._on_invalid == "raise":
+            signal = torch.add(signal, torch.count_nonzero(output.status), alpha=state.batch_size + 1)
+        invalid, unfinished = divmod(int(signal), state.batch_size + 1)
+        if invalid:
+            row = int(output.status.nonzero()[0])
+            raise RuntimeError(describe_invalid(row, step, logits, int(output.status[row]), invalid))
+        if self._stream is not None:
+            self._stream.advance(step + 1)
+        if self._progress is not None:
+            self._progress.update(1)
+        return unfinished == 0
+
+    def finish(self, sequences: Tensor, lengths: Tensor) -> None:
+        """Streams what is left of the best hypothesis; sequences (rows, length), lengths (rows,) generated tokens."""
+        if self._stream is not None:
+            self._stream.finish(sequences, lengths)
+
+    def _ends(self, input_ids: Tensor) -> Tensor | bool:
+        late = self._deadline is not None and time.monotonic() > self._deadline
+        if late or self.cancelled():
+            return True
+        hit = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        for place, criterion in enumerate(self._criteria):
+            hit |= checked_answer(place, criterion(input_ids, self.scores), hit)
+        return hit
+
+
+class SharedTokens:
+    """Sends the tokens that every live beam and every finished hypothesis of a prompt agree on: they are final."""
+
+    def __init__(self, state: BeamState, streamer: Any) -> None:
+        self._state = state
+        self._streamer = streamer
+        self._sent = 0
+
+    def advance(self, generated: int) -> None:
+        state = self._state
+        live = state.running_scores[0] > -math.inf
+        common = [state.sequences(generated)[live][:, state.prompt_length :]]
+        ended = state.finished_steps[0] >= 0
+        if bool(ended.any()):
+            common.append(beam_finalize(state, state.num_beams).sequences[ended, state.prompt_length :])
+        width = min([generated, *(state.finished_steps[0, ended] + 1).tolist()])
+        table = torch.cat([part[:, :width] for part in common])
+        differs = (table != table[0]).any(0).nonzero()
+        self._send(table[0, : int(differs[0]) if len(differs) else width])
+
+    def finish(self, sequences: Tensor, lengths: Tensor) -> None:
+        first = self._state.prompt_length
+        self._send(sequences[0, first : first + int(lengths[0])])
+
+    def _send(self, tokens: Tensor) -> None:
+        if len(tokens) > self._sent:
+            self._streamer.put(tokens[self._sent :].to("cpu", copy=True))
+            self._sent = len(tokens)

@@ -1,0 +1,344 @@
+"""One step of beam search or beam sampling: from the model's logits to the next tokens and their rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pygen.backends import Dispatcher
+from pygen.ops import _checks as checks
+from pygen.ops._beam_state import beam_state_arguments, check_beam_state
+from pygen.ops._noise import Noise, check_noise
+from pygen.ops._outputs import BeamStepOutput, empty_beam_output
+from pygen.ops._prepared import Prepared, Run, detached
+from pygen.ops._shaping import FloatKnob, IntKnob, Shaping, TokenIds, check_shaping
+
+if TYPE_CHECKING:
+    from pygen.loops.beam_state import BeamState
+
+# (B * K, prompt_length + step + 1) int64 candidates -> which of them cannot go on, (B * K,) bool or one bool for all.
+StoppingCriteria = Callable[[Tensor], "Tensor | bool"]
+
+_EARLY_STOPPING_CODES: dict[bool | str, int] = {False: 0, True: 1, "never": 2}
+
+
+class PreparedBeamStep(Prepared[BeamStepOutput]):
+    """`beam_step` with everything but the logits fixed; see `Prepared`."""
+
+    __slots__ = ()
+
+
+def beam_step(
+    logits: Tensor,
+    state: BeamState,
+    *,
+    step: int = 0,
+    do_sample: bool = False,
+    temperature: FloatKnob = 1.0,
+    top_k: IntKnob = 0,
+    top_p: FloatKnob = 1.0,
+    min_p: FloatKnob = 0.0,
+    typical_p: FloatKnob = 1.0,
+    epsilon_cutoff: FloatKnob = 0.0,
+    eta_cutoff: FloatKnob = 0.0,
+    top_h: FloatKnob | None = None,
+    repetition_penalty: FloatKnob = 1.0,
+    presence_penalty: FloatKnob = 0.0,
+    frequency_penalty: FloatKnob = 0.0,
+    no_repeat_ngram_size: IntKnob = 0,
+    bias: Tensor | None = None,
+    suppress: TokenIds | None = None,
+    token_bitmask: Tensor | None = None,
+    min_tokens_to_keep: IntKnob = 1,
+    normalized: bool = False,
+    length_penalty: float = 1.0,
+    early_stopping: bool | str = False,
+    stopping_criteria: StoppingCriteria | None = None,
+    seed: int | Sequence[int] | Tensor | None = None,
+    noise: Tensor | None = None,
+    rng: str = "philox",
+    generator: torch.Generator | None = None,
+    backend: str = "auto",
+) -> BeamStepOutput:
+    """Advances every beam of `state` by one token, in place, as Hugging Face's beam search does.
+
+    Per prompt, with n beams and K = max(2, 1 + number of EOS ids) * n::
+
+        s = process_logits(log_softmax(logits)) + running score of the beam            n * vocab_size continuations
+        candidates: the K largest s; with do_sample the K largest s - ln E, in that order (a draw without replacement)
+        ends: EOS token, no room for another token, or stopping_criteria
+        finished: of those that end, the ones among the first n join, scored by s / generated length ** length_penalty
+                  with their last token counted and the prompt not; the best n of old and new stay
+        running: the best n that do not end
+        open: the best running beam, normalised by its length, beats one of the finished hypotheses
+
+    Ties go to the better parent, then to the lower token id. `early_stopping` True: nothing joins n finished
+    hypotheses, and the search is over once every prompt has n. "never": `open` supposes the longest possible
+    continuation where length_penalty > 0. A continuation of score -inf is none: with fewer than n left, a beam dies
+    and feeds `pad_token_id`.
+
+    What becomes of the rows: the first child of a beam stays in its row, every other one moves into a row whose beam
+    left no child, the one with the longest common history. The caller applies the same to the model's cache::
+
+        reorder_cache(cache, out.source_rows, prompt_positions + out.shared, prompt_positions + step)
+
+    Arguments:
+        logits: (rows, vocab_size) float32, float16 or bfloat16 by row, last dimension contiguous; rows may be strided.
+        state: a `BeamState`; its histories stand for `input_ids` of the penalties.
+        step: tokens generated before this call, in [0, state.max_new_tokens).
+        temperature ... min_tokens_to_keep: the shaping knobs of `process_logits`; from `temperature` to `top_h` they
+            act with `do_sample` only, and then the temperature must be > 0.
+        normalized: `logits` hold log-probabilities; no log-softmax is taken.
+        length_penalty: finite; above 0 favours long hypotheses.
+        early_stopping: False, True or "never".
+        stopping_criteria: called once with the candidates (B * K, prompt_length + step + 1) int64; True ends one.
+        seed, noise, rng, generator: as in `sample`, for row b * n + j the noise of beam j of prompt b.
+        backend: "auto", "cpu" or "torch".
+
+    Returns the rows' next tokens and moves. `status` tells of a prompt that was open: rows with NaN or +inf, which lose
+    their continuations, and rows without an allowed token where the prompt has nothing else left.
+
+    Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError where the backend cannot run;
+    a refused call changes nothing.
+    """
+    prepared = prepare_beam_step(
+        logits,
+        state,
+        do_sample=do_sample,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        typical_p=typical_p,
+        epsilon_cutoff=epsilon_cutoff,
+        eta_cutoff=eta_cutoff,
+        top_h=top_h,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        bias=bias,
+        suppress=suppress,
+        token_bitmask=token_bitmask,
+        min_tokens_to_keep=min_tokens_to_keep,
+        normalized=normalized,
+        length_penalty=length_penalty,
+        early_stopping=early_stopping,
+        stopping_criteria=stopping_criteria,
+        seed=seed,
+        noise=noise,
+        rng=rng,
+        generator=generator,
+        backend=backend,
+    )
+    return prepared(logits, step=step)
+
+
+def prepare_beam_step(
+    logits: Tensor,
+    state: BeamState,
+    *,
+    do_sample: bool = False,
+    temperature: FloatKnob = 1.0,
+    top_k: IntKnob = 0,
+    top_p: FloatKnob = 1.0,
+    min_p: FloatKnob = 0.0,
+    typical_p: FloatKnob = 1.0,
+    epsilon_cutoff: FloatKnob = 0.0,
+    eta_cutoff: FloatKnob = 0.0,
+    top_h: FloatKnob | None = None,
+    repetition_penalty: FloatKnob = 1.0,
+    presence_penalty: FloatKnob = 0.0,
+    frequency_penalty: FloatKnob = 0.0,
+    no_repeat_ngram_size: IntKnob = 0,
+    bias: Tensor | None = None,
+    suppress: TokenIds | None = None,
+    token_bitmask: Tensor | None = None,
+    min_tokens_to_keep: IntKnob = 1,
+    normalized: bool = False,
+    length_penalty: float = 1.0,
+    early_stopping: bool | str = False,
+    stopping_criteria: StoppingCriteria | None = None,
+    seed: int | Sequence[int] | Tensor | None = None,
+    noise: Tensor | None = None,
+    rng: str = "philox",
+    generator: torch.Generator | None = None,
+    backend: str = "auto",
+) -> PreparedBeamStep:
+    """Checks the arguments of `beam_step` once; `logits` is an example of what the calls will bring. A missing seed is
+    drawn here, once."""
+    for name, flag in (("do_sample", do_sample), ("normalized", normalized)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"`{name}` must be a bool, got {type(flag).__name__}")
+    shaping = check_shaping(
+        logits,
+        do_sample=do_sample,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        typical_p=typical_p,
+        epsilon_cutoff=epsilon_cutoff,
+        eta_cutoff=eta_cutoff,
+        top_h=top_h,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        input_ids=state.history,
+        prompt_lengths=state.prompt_length,
+        bias=bias,
+        suppress=suppress,
+        token_bitmask=token_bitmask,
+        min_tokens_to_keep=min_tokens_to_keep,
+    )
+    check_beam_state(state, shaping.like)
+    if do_sample:
+        checks.float_knob("temperature", temperature, checks.FINITE_POSITIVE, shaping.like)
+    _check_search(length_penalty, early_stopping, stopping_criteria)
+    name, entry = _dispatch.resolve(logits.device, backend)
+    source = check_noise(shaping.like, draws=do_sample, seed=seed, step=None, noise=noise, rng=rng, generator=generator)
+    call = _Call(
+        shaping, state, source, normalized, float(length_penalty), early_stopping, stopping_criteria,
+        empty_beam_output(shaping.like),
+    )  # fmt: skip
+    return PreparedBeamStep(logits, entry(call), call.out, name, shaping, state, source)
+
+
+def _check_search(length_penalty: object, early_stopping: object, stopping_criteria: object) -> None:
+    if isinstance(length_penalty, bool) or not isinstance(length_penalty, Real):
+        raise TypeError(f"`length_penalty` must be a number, got {type(length_penalty).__name__}")
+    if not math.isfinite(length_penalty):
+        raise ValueError(f"`length_penalty` must be finite, got {length_penalty}")
+    if not (isinstance(early_stopping, bool) or early_stopping == "never"):
+        raise ValueError(f"`early_stopping` must be False, True or 'never', got {early_stopping!r}")
+    if stopping_criteria is not None and not callable(stopping_criteria):
+        raise TypeError(f"`stopping_criteria` must be callable, got {type(stopping_criteria).__name__}")
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Everything checked, as backends take it; `out` and the tensors behind the pointers live in the Prepared."""
+
+    shaping: Shaping
+    state: BeamState
+    noise: Noise
+    normalized: bool
+    length_penalty: float
+    early_stopping: bool | str
+    stopping_criteria: StoppingCriteria | None
+    out: BeamStepOutput
+
+    def ends(self, token_ids: Tensor, parents: Tensor, step: int) -> Tensor:
+        """(B, K) bool: what `stopping_criteria` says about candidates (B, K); a missing one is -1."""
+        state, criterion = self.state, self.stopping_criteria
+        assert criterion is not None
+        rows = state.slots.gather(1, parents.clamp(min=0)).flatten()
+        last = token_ids.masked_fill(token_ids < 0, state.pad_token_id)
+        sequences = torch.cat([state.tokens(step)[rows], last.view(-1, 1)], dim=1)
+        answer = torch.as_tensor(criterion(sequences), device=sequences.device)
+        checks.check_dtype("the answer of `stopping_criteria`", answer, torch.bool)
+        if answer.dim():
+            checks.check_shape("the answer of `stopping_criteria`", answer, "(B * K,)", (token_ids.numel(),))
+        return answer.expand(token_ids.numel()).view(token_ids.shape)
+
+
+_SELECT, _ADVANCE = 1, 2
+
+
+def _cpu(call: _Call) -> Run:
+    from pygen import _C
+
+    work = _Workspace.create(call.state)
+    arguments: dict[str, Any] = {
+        **call.shaping.kernel_arguments(torch.get_num_threads()),
+        **call.noise.kernel_arguments(),
+        **beam_state_arguments(call.state),
+        **work.kernel_arguments(),
+        "normalized": call.normalized,
+        "do_sample": call.noise.draws,
+        "length_penalty": call.length_penalty,
+        "early_stopping": _EARLY_STOPPING_CODES[call.early_stopping],
+        "token_ids_ptr": call.out.token_ids.data_ptr(),
+        "source_rows_ptr": call.out.source_rows.data_ptr(),
+        "shared_out_ptr": call.out.shared.data_ptr(),
+        "status_ptr": call.out.status.data_ptr(),
+    }
+    run_plan = _C.BeamPlan(**arguments).run
+    generator = call.noise.generator
+
+    def run(logits: Tensor, step: int, length: int) -> None:
+        generator_state = generator.get_state() if call.noise.advances_generator else None
+        address = 0 if generator_state is None else generator_state.data_ptr()
+        place = (logits.data_ptr(), logits.stride(0), step, length, address)
+        if call.stopping_criteria is None:
+            run_plan(*place, _SELECT | _ADVANCE)
+        else:
+            run_plan(*place, _SELECT)
+            work.ends.copy_(call.ends(work.candidate_ids, work.candidate_parents, step))
+            run_plan(*place, _ADVANCE)
+        if generator_state is not None:
+            generator.set_state(generator_state)
+
+    # The plan points into it.
+    run.workspace = work  # type: ignore[attr-defined]
+    return run
+
+
+@dataclass(frozen=True)
+class _Workspace:
+    """What the kernels hand from the selection of candidates to the update of the beams."""
+
+    candidate_ids: Tensor  # (B, K) int64
+    candidate_parents: Tensor  # (B, K) int64
+    candidate_scores: Tensor  # (B, K) float32
+    ends: Tensor  # (B, K) bool, of the caller's criteria
+    best_of_row: Tensor  # (rows, K) of 24 bytes each
+    count_of_row: Tensor  # (rows,) int64
+
+    @classmethod
+    def create(cls, state: BeamState) -> _Workspace:
+        shape, count = (state.batch_size, state.num_candidates), state.num_candidates
+        return cls(
+            candidate_ids=torch.empty(shape, dtype=torch.int64),
+            candidate_parents=torch.empty(shape, dtype=torch.int64),
+            candidate_scores=torch.empty(shape, dtype=torch.float32),
+            ends=torch.zeros(shape, dtype=torch.bool),
+            best_of_row=torch.empty((state.rows, count, 3), dtype=torch.int64),
+            count_of_row=torch.empty(state.rows, dtype=torch.int64),
+        )
+
+    def kernel_arguments(self) -> dict[str, int]:
+        return {f"{name}_ptr": tensor.data_ptr() for name, tensor in vars(self).items()}
+
+
+def _torch(call: _Call) -> Run:
+    from pygen.reference import beam_step as reference
+
+    @detached
+    def run(logits: Tensor, step: int, length: int) -> None:
+        noise = call.noise.reference_arguments(step)
+        shaping = call.shaping.reference_arguments(length)
+        del shaping["input_ids"], shaping["prompt_lengths"]
+        result = reference.beam_step(
+            logits,
+            call.state,
+            **{**shaping, **noise},
+            normalized=call.normalized,
+            length_penalty=call.length_penalty,
+            early_stopping=call.early_stopping,
+            stopping_criteria=call.stopping_criteria,
+        )
+        for target, source in zip(call.out, result, strict=True):
+            target.copy_(source)
+
+    return run
+
+
+_dispatch: Dispatcher[Callable[[_Call], Run]] = Dispatcher("beam_step", cpu=_cpu, torch=_torch)

@@ -1,0 +1,279 @@
+"""`beam_step` in plain torch: scores, candidates, the finished pool, the running beams and the rows that hold them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pygen.loops.beam_state import NEVER_WINS, BeamState
+from pygen.ops._outputs import BeamStepOutput
+from pygen.reference.process_logits import ALL_MASKED, OK, IntKnob, Knob, row_status, shape_rows
+from pygen.reference.sample import exponential_noise
+
+NONE = -1
+
+
+class Candidates(NamedTuple):
+    """The K best continuations of every prompt, best first; NONE with score -inf where there are fewer."""
+
+    token_ids: Tensor  # (B, K) int64
+    parents: Tensor  # (B, K) int64, a rank in 0 ... n - 1
+    scores: Tensor  # (B, K) float32, sums that include the parent's
+
+    @property
+    def exist(self) -> Tensor:
+        return self.token_ids != NONE
+
+
+def beam_step(
+    logits: Tensor,
+    state: BeamState,
+    *,
+    step: int = 0,
+    do_sample: bool = False,
+    temperature: Knob = 1.0,
+    top_k: IntKnob = 0,
+    top_p: Knob = 1.0,
+    min_p: Knob = 0.0,
+    typical_p: Knob = 1.0,
+    epsilon_cutoff: Knob = 0.0,
+    eta_cutoff: Knob = 0.0,
+    top_h: Knob | None = None,
+    repetition_penalty: Knob = 1.0,
+    presence_penalty: Knob = 0.0,
+    frequency_penalty: Knob = 0.0,
+    no_repeat_ngram_size: IntKnob = 0,
+    bias: Tensor | None = None,
+    suppress: Sequence[int] | Tensor | None = None,
+    token_bitmask: Tensor | None = None,
+    min_tokens_to_keep: IntKnob = 1,
+    normalized: bool = False,
+    length_penalty: float = 1.0,
+    early_stopping: bool | str = False,
+    stopping_criteria: Callable[[Tensor], Tensor | bool] | None = None,
+    seed: int | Sequence[int] | Tensor | None = None,
+    noise: Tensor | None = None,
+    rng: str = "philox",
+    generator: torch.Generator | None = None,
+) -> BeamStepOutput:
+    """Scores every continuation, lets the best end, go on or die, and writes all of that into `state`."""
+    log_probs, status = log_probabilities(logits, normalized)
+    scores, shaped_status, _ = shape_rows(
+        log_probs,
+        do_sample=do_sample,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        typical_p=typical_p,
+        epsilon_cutoff=epsilon_cutoff,
+        eta_cutoff=eta_cutoff,
+        top_h=top_h,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        input_ids=state.history[:, : state.prompt_length + step],
+        prompt_lengths=state.prompt_length,
+        bias=bias,
+        suppress=suppress,
+        token_bitmask=token_bitmask,
+        min_tokens_to_keep=min_tokens_to_keep,
+    )
+    status = torch.where(status == OK, shaped_status, status)
+    scores[status != OK] = -math.inf
+    exponential = None
+    if do_sample:
+        exponential = exponential_noise(scores, seed=seed, step=step, noise=noise, rng=rng, generator=generator)
+    candidates = select_candidates(scores, state, exponential)
+    ends = hits(candidates, state, step, stopping_criteria)
+    return advance(state, candidates, ends, status, step, length_penalty, early_stopping)
+
+
+def log_probabilities(logits: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:
+    """(rows, vocab_size) float32 log-softmax, or the logits if they are that already, and the status of the rows.
+
+    A row that is not OK has no continuation: -inf throughout.
+    """
+    x = logits.float()
+    status = torch.tensor([row_status(row) for row in x], dtype=torch.int32, device=x.device)
+    log_probs = x.clone() if normalized else torch.log_softmax(x.double(), dim=-1).float()
+    log_probs[status != OK] = -math.inf
+    return log_probs, status
+
+
+def select_candidates(scores: Tensor, state: BeamState, exponential: Tensor | None) -> Candidates:
+    """The K continuations with the largest score, or, with noise E (row = beam), the K winners of score - ln E: a draw
+    without replacement. Ties go to the better parent, then to the lower token id."""
+    count, vocab_size = state.num_candidates, scores.shape[1]
+    shape, device = (state.batch_size, count), scores.device
+    token_ids = torch.full(shape, NONE, dtype=torch.int64, device=device)
+    parents = torch.full(shape, NONE, dtype=torch.int64, device=device)
+    best = torch.full(shape, -math.inf, dtype=torch.float32, device=device)
+    for b in range(state.batch_size):
+        sums = (scores[state.slots[b]] + state.running_scores[b, :, None]).flatten()
+        values = sums.double()
+        if exponential is not None:
+            beams = slice(b * state.num_beams, (b + 1) * state.num_beams)
+            values = values - exponential[beams].flatten().double().log()
+            values = values.clamp(min=torch.finfo(torch.float64).min).masked_fill(sums == -math.inf, -math.inf)
+        order = torch.sort(values, descending=True, stable=True).indices[:count]
+        order = order[sums[order] > -math.inf]
+        token_ids[b, : len(order)] = order % vocab_size
+        parents[b, : len(order)] = order // vocab_size
+        best[b, : len(order)] = sums[order]
+    return Candidates(token_ids, parents, best)
+
+
+def hits(
+    candidates: Candidates,
+    state: BeamState,
+    step: int,
+    stopping_criteria: Callable[[Tensor], Tensor | bool] | None,
+) -> Tensor:
+    """(B, K) bool: candidates that cannot go on, by their token, the length or the caller's criteria."""
+    ends = ~candidates.exist
+    if step + 1 == state.max_new_tokens:
+        ends = torch.ones_like(ends)
+    if state.eos_token_ids is not None:
+        ends = ends | torch.isin(candidates.token_ids, state.eos_token_ids)
+    if stopping_criteria is not None:
+        answer = torch.as_tensor(stopping_criteria(candidate_sequences(candidates, state, step)), device=ends.device)
+        ends = ends | (answer if answer.dim() == 0 else answer.view(ends.shape))
+    return ends
+
+
+def candidate_sequences(candidates: Candidates, state: BeamState, step: int) -> Tensor:
+    """(B * K, prompt_length + step + 1) int64."""
+    rows = state.slots.gather(1, candidates.parents.clamp(min=0)).flatten()
+    last = candidates.token_ids.masked_fill(~candidates.exist, state.pad_token_id)
+    return torch.cat([state.tokens(step)[rows], last.view(-1, 1)], dim=1)
+
+
+def advance(
+    state: BeamState,
+    candidates: Candidates,
+    ends: Tensor,
+    status: Tensor,
+    step: int,
+    length_penalty: float,
+    early_stopping: bool | str,
+) -> BeamStepOutput:
+    """Writes the step into `state`; status (rows,) int32 is what was wrong with the rows of logits."""
+    rows, device = state.rows, state.token_ids.device
+    output = BeamStepOutput(
+        token_ids=torch.empty(rows, dtype=torch.int64, device=device),
+        source_rows=torch.arange(rows, device=device),
+        shared=torch.full((rows,), step, dtype=torch.int64, device=device),
+        status=torch.zeros(rows, dtype=torch.int32, device=device),
+    )
+    for b in range(state.batch_size):
+        beams = slice(b * state.num_beams, (b + 1) * state.num_beams)
+        was_open = bool(state.open[b])
+        update_finished(state, b, candidates, ends[b], step, length_penalty, early_stopping)
+        survivors = update_running(state, b, candidates, ends[b], step)
+        update_open(state, b, step, length_penalty, early_stopping)
+        move_rows(state, b, survivors, step, output)
+        if was_open:
+            stuck = not bool(candidates.exist[b].any()) and not bool(state.finished[b].any())
+            output.status[beams] = torch.where((status[beams] == ALL_MASKED) & (not stuck), OK, status[beams])
+    over = bool(ends.all()) or (early_stopping is True and bool(state.finished.all()))
+    state.unfinished.fill_(0 if over else int(state.open.sum()))
+    return output
+
+
+def update_finished(
+    state: BeamState,
+    b: int,
+    candidates: Candidates,
+    ends: Tensor,
+    step: int,
+    length_penalty: float,
+    early_stopping: bool | str,
+) -> None:
+    """A candidate that ends joins the finished hypotheses if it ranks among the first n, by
+    sum / generated length ** length_penalty, its last token counted and the prompt not."""
+    n, count = state.num_beams, candidates.scores.shape[1]
+    joins = ends & candidates.exist[b] & (torch.arange(count, device=ends.device) < n)
+    scores = candidates.scores[b] / normaliser(step + 1, length_penalty)
+    is_full = early_stopping is True and bool(state.finished[b].all())
+    for barred in (is_full, not bool(state.open[b]), ~joins):
+        scores = scores + NEVER_WINS * torch.as_tensor(barred, device=scores.device)
+
+    def merged(pool: Tensor, new: Tensor) -> Tensor:
+        return torch.cat([pool[b], new.to(pool.dtype)])[order]
+
+    order = torch.sort(torch.cat([state.finished_scores[b], scores]), descending=True, stable=True).indices[:n]
+    state.finished_scores[b] = merged(state.finished_scores, scores)
+    state.finished[b] = merged(state.finished, joins)
+    state.finished_steps[b] = merged(state.finished_steps, torch.full_like(ends, step, dtype=torch.int64))
+    state.finished_tokens[b] = merged(state.finished_tokens, candidates.token_ids[b])
+    state.finished_parents[b] = merged(state.finished_parents, candidates.parents[b] + b * n)
+
+
+def normaliser(length: int, length_penalty: float) -> Tensor:
+    return torch.tensor(float(length) ** length_penalty, dtype=torch.float32)
+
+
+def update_running(state: BeamState, b: int, candidates: Candidates, ends: Tensor, step: int) -> Tensor:
+    """The best n candidates that do not end go on; returns their parents (n,). Where there are fewer, ended ones fill
+    the places with a score that never wins, and dead ones, which feed the pad token, with -inf."""
+    n = state.num_beams
+    scores = candidates.scores[b] + ends * NEVER_WINS
+    order = torch.sort(scores, descending=True, stable=True).indices[:n]
+    state.running_scores[b] = scores[order]
+    exist, beams = candidates.exist[b][order], slice(b * n, (b + 1) * n)
+    parents = torch.where(exist, candidates.parents[b][order], torch.arange(n, device=exist.device))
+    state.step_tokens[step, beams] = torch.where(exist, candidates.token_ids[b][order], state.pad_token_id)
+    state.step_parents[step, beams] = (parents + b * n).to(torch.int32)
+    return parents
+
+
+def update_open(state: BeamState, b: int, step: int, length_penalty: float, early_stopping: bool | str) -> None:
+    """Whether the best running beam, at its length or at the most favourable one, beats a finished hypothesis."""
+    favourable = early_stopping == "never" and length_penalty > 0.0
+    length = state.max_new_tokens if favourable else step + 1
+    attainable = state.running_scores[b, 0] / normaliser(length, length_penalty)
+    worst = torch.where(state.finished[b], state.finished_scores[b].min(), NEVER_WINS)
+    state.open[b] &= bool((attainable > worst).any())
+
+
+def move_rows(state: BeamState, b: int, parents: Tensor, step: int, output: BeamStepOutput) -> None:
+    """Finds a row for every new beam and appends its token.
+
+    The first child of a beam stays in its row. Every other one takes, of the rows whose beam left no child, the one
+    that has most in common with its parent's row, and only what differs is copied.
+    """
+    n = state.num_beams
+    first_row = b * n
+    slots, shared = (state.slots[b] - first_row).tolist(), state.shared[b]
+    rows: list[int] = []
+    for parent in parents.tolist():
+        row = slots[parent]
+        rows.append(row if row not in rows else NONE)
+    free = [row for row in range(n) if row not in rows]
+    for beam, parent in enumerate(parents.tolist()):
+        if rows[beam] != NONE:
+            continue
+        source = slots[parent]
+        target = max(free, key=lambda row: (int(shared[source, row]), -row))
+        free.remove(target)
+        rows[beam] = target
+        common = int(shared[source, target])
+        output.source_rows[first_row + target] = first_row + source
+        output.shared[first_row + target] = common
+        copied = slice(state.prompt_length + common, state.prompt_length + step)
+        for table in (state.token_ids, state.history):
+            table[first_row + target, copied] = table[first_row + source, copied]
+        shared[target] = shared[source]
+        shared[:, target] = shared[target]
+        shared[target, target] = 0
+        shared[source, target] = shared[target, source] = step
+    state.slots[b] = torch.tensor(rows, device=state.slots.device) + first_row
+    for table in (state.token_ids, state.history):
+        table[state.slots[b], state.prompt_length + step] = state.step_tokens[step, first_row : first_row + n]
+    output.token_ids[state.slots[b]] = state.step_tokens[step, first_row : first_row + n]
