@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pygen.loops.beam_state import BeamState
-from pygen.loops.monitor import StoppingCriterion, describe_invalid
+from pygen.loops.monitor import StoppingCriterion, checked_answer, describe_invalid
 from pygen.ops import BeamStepOutput, beam_finalize
 
 
