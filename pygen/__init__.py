@@ -8,6 +8,7 @@ import torch as _torch  # noqa: F401
 from pygen import ops
 from pygen._build import build_info
 from pygen.backends import BackendError, available_backends, use_backend
+from pygen.bayesian_detector import BayesianDetectorConfig, BayesianDetectorModel
 from pygen.config import (
     CompileConfig,
     GenerationConfig,
@@ -18,19 +19,25 @@ from pygen.config import (
 from pygen.generate import generate
 from pygen.outputs import GenerateDecoderOnlyOutput, TopLogprobs
 from pygen.streamers import BaseStreamer, TextStreamer
+from pygen.watermark_detectors import SynthIDTextWatermarkDetector, WatermarkDetector, WatermarkDetectorOutput
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
     "BaseStreamer",
+    "BayesianDetectorConfig",
+    "BayesianDetectorModel",
     "CompileConfig",
     "GenerateDecoderOnlyOutput",
     "GenerationConfig",
     "GenerationMode",
+    "SynthIDTextWatermarkDetector",
     "SynthIDTextWatermarkingConfig",
     "TextStreamer",
     "TopLogprobs",
+    "WatermarkDetector",
+    "WatermarkDetectorOutput",
     "WatermarkingConfig",
     "__version__",
     "available_backends",

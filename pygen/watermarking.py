@@ -8,9 +8,14 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
 
 from pygen.config_rules import Rule, check_fields, integer, number, one_of, shown
+
+if TYPE_CHECKING:
+    from pygen.processors.watermark import SynthIDTextWatermarkLogitsProcessor, WatermarkLogitsProcessor
 
 _KEYS = Rule(
     "a non-empty list of 64-bit integers",
@@ -36,6 +41,10 @@ class BaseWatermarkingConfig(ABC):
     @abstractmethod
     def validate(self) -> None:
         """Raise `ValueError` for the first field of a wrong type or out of range."""
+
+    @abstractmethod
+    def construct_processor(self, vocab_size: int, device: str | torch.device) -> Any:
+        """A new logits processor that writes this watermark into one generation."""
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> BaseWatermarkingConfig:
@@ -102,6 +111,12 @@ class WatermarkingConfig(BaseWatermarkingConfig):
     def validate(self) -> None:
         check_fields("watermarking_config", vars(self), self._rules)
 
+    def construct_processor(self, vocab_size: int, device: str | torch.device) -> WatermarkLogitsProcessor:
+        # Here and below: the processors take their rules from this module.
+        from pygen.processors.watermark import WatermarkLogitsProcessor
+
+        return WatermarkLogitsProcessor(vocab_size=vocab_size, device=device, **self.to_dict())
+
 
 @dataclass
 class SynthIDTextWatermarkingConfig(BaseWatermarkingConfig):
@@ -141,6 +156,11 @@ class SynthIDTextWatermarkingConfig(BaseWatermarkingConfig):
 
     def validate(self) -> None:
         check_fields("watermarking_config", vars(self), self._rules)
+
+    def construct_processor(self, vocab_size: int, device: str | torch.device) -> SynthIDTextWatermarkLogitsProcessor:
+        from pygen.processors.watermark import SynthIDTextWatermarkLogitsProcessor
+
+        return SynthIDTextWatermarkLogitsProcessor(device=device, **self.to_dict())
 
 
 def watermarking_config_from(value: Any) -> Any:

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pygen.config_rules import Rule, integer, number, plain, shown
+from pygen.config_rules import Rule, integer, number
+from pygen.processors._checks import checked
+from pygen.processors.base import LogitsProcessor
 from pygen.watermarking import SynthIDTextWatermarkingConfig, WatermarkingConfig
 
 logger = logging.getLogger("pygen.processors")
@@ -24,14 +26,12 @@ logger = logging.getLogger("pygen.processors")
 _CANDIDATES = 40
 _SEEDS = 2**64 - 1
 _GREENLIST_BYTES = 2**26
-_GREENLIST_RULES = {"vocab_size": integer(1), **WatermarkingConfig._rules, "greenlist_ratio": number("(0, 1)")}
+_GREENLIST_RULES = {**WatermarkingConfig._rules, "vocab_size": integer(1), "greenlist_ratio": number("(0, 1)")}
 
 
 def _check_arguments(arguments: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
     for name, rule in rules.items():
-        value = arguments[name]
-        if value is None or not rule.accepts(plain(value)):
-            raise ValueError(f"`{name}` must be {rule.allowed}, got {shown(value)}")
+        checked(name, arguments[name], rule)
 
 
 def _check_shapes(input_ids: Tensor, scores: Tensor) -> None:
@@ -48,7 +48,7 @@ def _trim(cache: dict[Any, Any], size: int) -> None:
         del cache[key]
 
 
-class WatermarkLogitsProcessor:
+class WatermarkLogitsProcessor(LogitsProcessor):
     """Adds `bias` to the scores of green tokens (Kirchenbauer et al., 2023, arXiv:2306.04634).
 
     ```
@@ -80,10 +80,10 @@ class WatermarkLogitsProcessor:
         self.vocab_size = vocab_size
         self.greenlist_size = int(vocab_size * greenlist_ratio)
         self.bias = bias
-        self.seeding_scheme = seeding_scheme
-        self.rng = torch.Generator(device=device)
         self.hash_key = int(hashing_key)
+        self.seeding_scheme = seeding_scheme
         self.context_width = context_width
+        self.rng = torch.Generator(device=device)
         self.table_size = 1_000_003
         self.cache_size = 2**14
         self._greenlists: dict[int, Tensor] = {}
@@ -194,7 +194,7 @@ class SynthIDTextWatermarkState:
         self.num_calls = 0
 
 
-class SynthIDTextWatermarkLogitsProcessor:
+class SynthIDTextWatermarkLogitsProcessor(LogitsProcessor):
     """Tournament sampling with one layer per key (SynthID-Text; Dathathri et al., Nature 634, 2024).
 
     ```
@@ -224,7 +224,7 @@ class SynthIDTextWatermarkLogitsProcessor:
     ) -> None:
         _check_arguments(locals(), SynthIDTextWatermarkingConfig._rules)
         self.ngram_len = ngram_len
-        self.keys = torch.tensor(plain(keys), device=device)
+        self.keys = torch.tensor([int(key) for key in keys], device=device)
         generator = torch.Generator(device=device).manual_seed(sampling_table_seed)
         self.sampling_table = torch.randint(0, 2, (sampling_table_size,), generator=generator, device=device)
         self.context_history_size = context_history_size
