@@ -17,7 +17,13 @@ from pygen.config import (
     WatermarkingConfig,
 )
 from pygen.generate import generate
-from pygen.outputs import GenerateDecoderOnlyOutput, TopLogprobs
+from pygen.outputs import (
+    GenerateBeamDecoderOnlyOutput,
+    GenerateBeamEncoderDecoderOutput,
+    GenerateDecoderOnlyOutput,
+    GenerateEncoderDecoderOutput,
+    TopLogprobs,
+)
 from pygen.streamers import BaseStreamer, TextStreamer
 from pygen.watermark_detectors import SynthIDTextWatermarkDetector, WatermarkDetector, WatermarkDetectorOutput
 
@@ -29,7 +35,10 @@ __all__ = [
     "BayesianDetectorConfig",
     "BayesianDetectorModel",
     "CompileConfig",
+    "GenerateBeamDecoderOnlyOutput",
+    "GenerateBeamEncoderDecoderOutput",
     "GenerateDecoderOnlyOutput",
+    "GenerateEncoderDecoderOutput",
     "GenerationConfig",
     "GenerationMode",
     "SynthIDTextWatermarkDetector",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,24 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pygen.config import GenerationConfig
-from pygen.integrations import ModelAdapter, adapt
-from pygen.integrations.inputs import mask_from_padding
+from pygen.call import Call
+from pygen.config import GenerationConfig, GenerationMode
+from pygen.integrations import adapt
 from pygen.loops.monitor import Monitor, Recorder
 from pygen.loops.sample import sample
 from pygen.loops.state import DecodeState
-from pygen.outputs import GenerateDecoderOnlyOutput
+from pygen.outputs import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput, GenerateOutput
 from pygen.plan import PENALTIES, WARPERS, Plan, active_knobs, ban_schedule, check_processors
-from pygen.request import (
-    Settings,
-    SpecialTokens,
-    refuse_unavailable,
-    resolve_lengths,
-    resolve_settings,
-    resolve_special_tokens,
-)
-
-logger = logging.getLogger(__name__)
+from pygen.request import refuse_unavailable, resolve_lengths, resolve_settings, resolve_special_tokens
 
 _INTEGER_KNOBS = ("top_k", "no_repeat_ngram_size")
 # Criteria that Hugging Face builds from a setting; one given by hand takes the place of the built one.
@@ -58,14 +48,16 @@ def generate(
     cancel: threading.Event | None = None,
     progress: bool = False,
     **kwargs: Any,
-) -> Tensor | GenerateDecoderOnlyOutput:
-    """Continues prompts with a causal language model: greedy search, or sampling with `do_sample=True`.
+) -> Tensor | GenerateOutput:
+    """Generates text: greedy search, or sampling with `do_sample=True`.
 
     Arguments:
-        model: a decoder-only model of transformers, or any `nn.Module` whose forward takes `input_ids` and returns
-            logits (see `pygen.integrations.module`).
-        inputs: prompts (batch_size, prompt_length), integer ids, padded on the left; also as `input_ids=`. Without
-            prompts every row starts from `bos_token_id`.
+        model: a generation model of transformers, decoder-only or encoder-decoder, or any `nn.Module` whose forward
+            takes `input_ids` and returns logits (see `pygen.integrations.module`).
+        inputs: what the model reads: prompts (batch_size, prompt_length), integer ids, padded on the left; also as
+            `input_ids=`, or as `inputs_embeds=` (batch_size, length, width). Without any, every row starts from
+            `bos_token_id`. For an encoder-decoder model what the encoder reads, under its own name; the decoder starts
+            from `decoder_input_ids=` or `decoder_start_token_id`.
         generation_config: a `GenerationConfig` of pygen or of transformers. Settings are taken from the arguments, then
             from here, then from `model.generation_config`, then from `pygen.config.DEFAULTS`.
         logits_processor: callables (input_ids (rows, length), scores (rows, vocab_size) float32) -> scores, run after
@@ -90,7 +82,8 @@ def generate(
 
     Returns:
         (rows, prompt_length + steps) int64 with rows = batch_size * num_return_sequences, the copies of a prompt side
-        by side, finished rows filled with `pad_token_id`; with `return_dict_in_generate` a `GenerateDecoderOnlyOutput`.
+        by side, finished rows filled with `pad_token_id`; with `return_dict_in_generate` a `GenerateDecoderOnlyOutput`
+        or `GenerateEncoderDecoderOutput`. The prompt is the decoder's.
 
     Raises ValueError and TypeError for arguments, NotImplementedError for what this version does not offer, both before
     the model runs. Nothing that is passed in is modified, but a cache given as `past_key_values` is extended.
@@ -104,133 +97,113 @@ def generate(
         negative_prompt_attention_mask=negative_prompt_attention_mask,
         custom_generate=custom_generate,
         assistant_tokenizer=kwargs.pop("assistant_tokenizer", None),
-        inputs_embeds=kwargs.get("inputs_embeds"),
     )
-    # Only strings and healing need a tokenizer, and repositories of code the permission; both are refused by name.
-    kwargs.pop("tokenizer", None)
+    tokenizer = kwargs.pop("tokenizer", None)
+    # Repositories of code need the permission; they are refused by name.
     kwargs.pop("trust_remote_code", None)
 
     adapter = adapt(model)
     settings = resolve_settings(adapter.generation_config, generation_config, kwargs)
-    config, model_kwargs = settings.config, settings.model_kwargs
+    config = settings.config
     refuse_unavailable(config)
+    mode = config.get_generation_mode(assistant_model)
     tokens = resolve_special_tokens(config)
-    prompts = _prompts(adapter, inputs, model_kwargs, tokens)
-    adapter.check(model_kwargs, generation_config)
-    _fill_attention_mask(adapter, prompts, model_kwargs, tokens)
-    lengths = resolve_lengths(settings, prompts.shape[1], adapter.max_position_embeddings)
-    num_copies = config.num_return_sequences or 1
 
-    criteria = _check_criteria(stopping_criteria, config)
-    pads = tokens.eos is not None or any(hasattr(criterion, "eos_token_id") for criterion in criteria)
+    adapter.check(settings.model_kwargs, generation_config)
+    prompt = adapter.prompt(inputs, settings.model_kwargs, config, tokens)
+    lengths = resolve_lengths(
+        settings,
+        prompt.input_ids.shape[1],
+        adapter.max_position_embeddings,
+        embeds_length=prompt.embeds_length,
+        ids_name="decoder_input_ids" if adapter.is_encoder_decoder else "input_ids",
+    )
+    call = Call(
+        adapter=adapter,
+        settings=settings,
+        mode=mode,
+        tokens=tokens,
+        prompt=prompt,
+        lengths=lengths,
+        num_copies=max(config.num_beams or 1, config.num_return_sequences or 1),
+        logits_processor=logits_processor,
+        criteria=_check_criteria(stopping_criteria, config),
+        streamer=streamer,
+        tokenizer=tokenizer,
+        generator=generator,
+        cancel=cancel,
+        progress=progress,
+    )
+    return _LOOPS[mode](call)
+
+
+def _generate_by_sampling(call: Call) -> Tensor | GenerateOutput:
+    """Greedy search and sampling."""
+    config, adapter, max_new_tokens = call.config, call.adapter, call.lengths.max_new_tokens
     on_invalid = vars(config)["on_invalid"]
-    _check_padding(prompts.shape[0] * num_copies, tokens, pads, on_invalid)
-    plan = _plan(settings, prompts, num_copies, tokens, lengths.min_new_tokens, logits_processor, generator)
+    _check_padding(call, on_invalid)
+    plan = _plan(call)
     state = DecodeState.create(
-        prompts.repeat_interleave(num_copies, dim=0),
-        lengths.max_new_tokens,
-        eos_token_ids=tokens.eos,
-        pad_token_id=tokens.pad or 0,
-        visible=_visible(plan, prompts, model_kwargs, num_copies),
+        call.prompt.input_ids.repeat_interleave(call.num_copies, dim=0),
+        max_new_tokens,
+        eos_token_ids=call.tokens.eos,
+        pad_token_id=call.tokens.pad or 0,
+        visible=_visible(plan, call),
     )
     # Every knob is checked before the model runs, against a vocabulary of one token.
-    plan.bind(torch.zeros((state.rows, 1), device=prompts.device), state)
-    adapter.start(prompts, model_kwargs, config, num_copies=num_copies, max_new_tokens=lengths.max_new_tokens)
+    plan.bind(torch.zeros((state.rows, 1), device=state.token_ids.device), state)
+    call.start()
 
-    wants_dict = bool(config.return_dict_in_generate)
     recorder = Recorder(
         state,
-        lengths.max_new_tokens,
-        scores=wants_dict and bool(config.output_scores),
-        logits=wants_dict and bool(config.output_logits),
+        max_new_tokens,
+        scores=call.wants_dict and bool(config.output_scores),
+        logits=call.wants_dict and bool(config.output_logits),
         top_logprobs=_num_top_logprobs(config),
     )
-    with _stream(streamer, state), _progress_bar(progress, lengths.max_new_tokens) as bar:
+    with _stream(call.streamer, state), _progress_bar(call.progress, max_new_tokens) as bar:
         monitor = Monitor(
             state,
             recorder,
-            criteria=criteria,
-            pads=pads,
+            criteria=call.criteria,
+            pads=call.pads,
             on_invalid=on_invalid,
             max_time=config.max_time,
-            cancel=cancel,
-            streamer=streamer,
+            cancel=call.cancel,
+            streamer=call.streamer,
             progress=bar,
         )
-        ahead = prompts.device.type != "cpu" and adapter.can_rewind
-        steps = sample(adapter, state, plan, monitor, max_new_tokens=lengths.max_new_tokens, ahead=ahead)
+        ahead = state.token_ids.device.type != "cpu" and adapter.can_rewind
+        steps = sample(adapter, state, plan, monitor, max_new_tokens=max_new_tokens, ahead=ahead)
 
     sequences = state.tokens(steps)
-    sequences = sequences if steps == lengths.max_new_tokens else sequences.clone()
-    if not wants_dict:
+    sequences = sequences if steps == max_new_tokens else sequences.clone()
+    if not call.wants_dict:
         return sequences
     logprobs, top_logprobs = recorder.logprobs(steps)
-    return GenerateDecoderOnlyOutput(
+    output = GenerateEncoderDecoderOutput if adapter.is_encoder_decoder else GenerateDecoderOnlyOutput
+    return output(
         sequences=sequences,
         scores=recorder.scores,
         logits=recorder.logits,
-        attentions=None if adapter.attentions is None else tuple(adapter.attentions),
-        hidden_states=None if adapter.hidden_states is None else tuple(adapter.hidden_states),
-        past_key_values=adapter.cache,
         finish_reason=monitor.finish_reasons(),
         logprobs=logprobs,
         top_logprobs=top_logprobs,
+        **adapter.recorded(),
     )
+
+
+# The one place where a loop is chosen.
+_LOOPS: dict[GenerationMode, Callable[[Call], Tensor | GenerateOutput]] = {
+    GenerationMode.GREEDY_SEARCH: _generate_by_sampling,
+    GenerationMode.SAMPLE: _generate_by_sampling,
+}
 
 
 def _refuse_arguments(**arguments: Any) -> None:
     for name, value in arguments.items():
         if value is not None:
             raise NotImplementedError(f"`{name}` is not available in this version")
-
-
-def _prompts(adapter: ModelAdapter, inputs: Any, model_kwargs: dict[str, Any], tokens: SpecialTokens) -> Tensor:
-    """(batch_size, prompt_length) int64; takes `input_ids` out of `model_kwargs`."""
-    input_ids = model_kwargs.pop("input_ids", None)
-    if inputs is not None and input_ids is not None:
-        raise ValueError("`inputs` and `input_ids` are the same argument; pass one of them")
-    prompts = inputs if inputs is not None else input_ids
-    if prompts is None:
-        if tokens.bos is None:
-            raise ValueError("`bos_token_id` must be set where no `input_ids` are given")
-        tensors = [value for value in model_kwargs.values() if isinstance(value, Tensor) and value.ndim]
-        batch_size = tensors[0].shape[0] if tensors else 1
-        return torch.full((batch_size, 1), tokens.bos, dtype=torch.int64, device=adapter.device)
-    if not isinstance(prompts, Tensor):
-        raise TypeError(f"`input_ids` must be a tensor, got {type(prompts).__name__}")
-    if prompts.is_floating_point() or prompts.is_complex() or prompts.dtype == torch.bool:
-        raise TypeError(f"`input_ids` must hold integers, got {prompts.dtype}")
-    if prompts.ndim != 2 or prompts.shape[0] == 0 or prompts.shape[1] == 0:
-        raise ValueError(
-            f"`input_ids` must have shape (batch_size, prompt_length), both at least 1, got {tuple(prompts.shape)}"
-        )
-    if adapter.device is not None and prompts.device.type != adapter.device.type:
-        raise ValueError(f"`input_ids` must be on the model's device {adapter.device}, got {prompts.device}")
-    return prompts.long()
-
-
-def _fill_attention_mask(
-    adapter: ModelAdapter, prompts: Tensor, model_kwargs: dict[str, Any], tokens: SpecialTokens
-) -> None:
-    """Checks the mask given, or infers one from padding; warns where prompts look padded on the right."""
-    mask = model_kwargs.get("attention_mask")
-    if mask is not None:
-        if not isinstance(mask, Tensor):
-            raise TypeError(f"`attention_mask` must be a tensor, got {type(mask).__name__}")
-        longer = model_kwargs.get("past_key_values") is not None and mask.ndim == 2 and mask.shape[1] > prompts.shape[1]
-        if mask.shape != prompts.shape and not (longer and mask.shape[0] == prompts.shape[0]):
-            raise ValueError(
-                f"`attention_mask` must have the shape of `input_ids` {tuple(prompts.shape)}, got {tuple(mask.shape)}"
-            )
-    elif adapter.accepts("attention_mask"):
-        mask = model_kwargs["attention_mask"] = mask_from_padding(prompts, tokens.pad, tokens.eos)
-    if prompts.shape[0] > 1 and tokens.pad is not None:
-        last = mask[:, -1] == 0 if mask is not None else prompts[:, -1] == tokens.pad
-        if bool(last.any()):
-            logger.warning(
-                "Prompts seem to be padded on the right; a decoder-only model continues correctly only prompts that "
-                "are padded on the left (`padding_side='left'`)."
-            )
 
 
 def _check_criteria(criteria: Any, config: GenerationConfig) -> tuple[Callable[..., Any], ...]:
@@ -248,36 +221,31 @@ def _check_criteria(criteria: Any, config: GenerationConfig) -> tuple[Callable[.
     return tuple(criteria)
 
 
-def _check_padding(rows: int, tokens: SpecialTokens, pads: bool, on_invalid: str) -> None:
-    if pads and tokens.pad is None:
+def _check_padding(call: Call, on_invalid: str) -> None:
+    pad = call.tokens.pad
+    if call.pads and pad is None:
         raise ValueError("`pad_token_id` must be set where rows can finish before others")
-    if pads and rows > 1 and tokens.pad is not None and tokens.pad < 0:
-        raise ValueError(f"`pad_token_id` must be >= 0 where rows can finish before others, got {tokens.pad}")
-    if on_invalid == "eos" and tokens.eos is None:
+    if call.pads and call.rows > 1 and pad is not None and pad < 0:
+        raise ValueError(f"`pad_token_id` must be >= 0 where rows can finish before others, got {pad}")
+    if on_invalid == "eos" and call.tokens.eos is None:
         raise ValueError("`on_invalid`='eos' needs `eos_token_id`")
 
 
-def _plan(
-    settings: Settings,
-    prompts: Tensor,
-    num_copies: int,
-    tokens: SpecialTokens,
-    min_new_tokens: int,
-    logits_processor: Any,
-    generator: torch.Generator | None,
-) -> Plan:
-    config = settings.config
-    batch_size, device = prompts.shape[0], prompts.device
+def _plan(call: Call) -> Plan:
+    config = call.config
+    device = call.prompt.input_ids.device
 
     def per_row(name: str, value: Any) -> Any:
-        return _per_row(name, value, batch_size, num_copies, device)
+        return _per_row(name, value, call.batch_size, call.num_copies, device)
 
-    do_sample = per_row("do_sample", settings.do_sample)
+    do_sample = per_row("do_sample", call.settings.do_sample)
     samples = config.do_sample is True
     values = {name: per_row(name, getattr(config, name, None)) for name in (*PENALTIES, *WARPERS)}
     penalties = active_knobs(PENALTIES, values)
     warpers = active_knobs(WARPERS, values) if samples else {}
-    bans = ban_schedule(config.suppress_tokens, config.begin_suppress_tokens, tokens.eos, min_new_tokens)
+    bans = ban_schedule(
+        config.suppress_tokens, config.begin_suppress_tokens, call.tokens.eos, call.lengths.min_new_tokens
+    )
     built = {*penalties, *warpers} | {
         name
         for name in ("min_length", "min_new_tokens", "suppress_tokens", "begin_suppress_tokens", "renormalize_logits")
@@ -288,9 +256,9 @@ def _plan(
         do_sample=do_sample if samples and isinstance(do_sample, Tensor) else samples,
         penalties=penalties,
         warpers=warpers,
-        noise=_noise(config, samples, batch_size * num_copies, generator),
+        noise=_noise(config, samples, call.rows, call.generator),
         bans=bans,
-        processors=check_processors(logits_processor, built),
+        processors=check_processors(call.logits_processor, built),
         num_logprobs=0 if top is None else max(top, 1),
         keep_scores=bool(config.return_dict_in_generate and config.output_scores),
         renormalize=config.renormalize_logits is True,
@@ -337,12 +305,10 @@ def _num_top_logprobs(config: GenerationConfig) -> int | None:
     return top or 0
 
 
-def _visible(plan: Plan, prompts: Tensor, model_kwargs: dict[str, Any], num_copies: int) -> Tensor | None:
-    """The prompt's mask for the penalties, or None where they act on nothing or nothing is masked."""
-    mask = model_kwargs.get("attention_mask")
-    if not isinstance(mask, Tensor) or not plan.penalties or bool((mask != 0).all()):
-        return None
-    return mask[:, -prompts.shape[1] :].repeat_interleave(num_copies, dim=0)
+def _visible(plan: Plan, call: Call) -> Tensor | None:
+    """The rows' mask for the penalties, or None where they act on nothing or nothing is masked."""
+    visible = call.prompt.visible() if plan.penalties else None
+    return None if visible is None else visible.repeat_interleave(call.num_copies, dim=0)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from pygen.ops import TopLogprobs
 
-__all__ = ["GenerateDecoderOnlyOutput", "GenerateOutput", "TopLogprobs"]
+__all__ = [
+    "GenerateBeamDecoderOnlyOutput",
+    "GenerateBeamEncoderDecoderOutput",
+    "GenerateDecoderOnlyOutput",
+    "GenerateEncoderDecoderOutput",
+    "GenerateOutput",
+    "TopLogprobs",
+]
 
 
 @dataclass
@@ -85,3 +92,79 @@ class GenerateDecoderOnlyOutput(GenerateOutput):
     finish_reason: list[str] | None = None
     logprobs: Tensor | None = None
     top_logprobs: TopLogprobs | None = None
+
+
+@dataclass
+class GenerateEncoderDecoderOutput(GenerateOutput):
+    """Result of greedy search and sampling with an encoder-decoder model.
+
+    Fields as in `GenerateDecoderOnlyOutput`, with P the length of the decoder's prompts, and, with S positions read by
+    the encoder:
+
+    encoder_attentions: layers of (batch_size, heads, S, S), for the batch as it was given (`output_attentions`).
+    encoder_hidden_states: layers + 1 of (batch_size, S, width) (`output_hidden_states`).
+    decoder_attentions, decoder_hidden_states: what `attentions` and `hidden_states` are there.
+    cross_attentions: T tuples over layers of (N, heads, queries, S) (`output_attentions`).
+    """
+
+    sequences: Tensor
+    scores: tuple[Tensor, ...] | None = None
+    logits: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Any, ...] | None = None
+    cross_attentions: tuple[Any, ...] | None = None
+    decoder_hidden_states: tuple[Any, ...] | None = None
+    past_key_values: Any = None
+    finish_reason: list[str] | None = None
+    logprobs: Tensor | None = None
+    top_logprobs: TopLogprobs | None = None
+
+
+@dataclass
+class GenerateBeamDecoderOnlyOutput(GenerateOutput):
+    """Result of beam search and beam sampling with a decoder-only model.
+
+    With N = batch_size * num_return_sequences rows returned, R = batch_size * num_beams rows run, prompts of P tokens,
+    T steps, L tokens in the longest row returned, a vocabulary of V:
+
+    sequences: (N, P + L) int64, the best first.
+    sequences_scores: (N,) float32, sum of the tokens' scores over length ** length_penalty (`output_scores`).
+    scores: T tensors (R, V) float32, processed log-probabilities (`output_scores`).
+    logits: T tensors (R, V) float32, as the model gave them (`output_logits`).
+    beam_indices: (N, L) int32, the row of `scores` that each token was taken from; -1 after the end.
+    attentions, hidden_states: as in `GenerateDecoderOnlyOutput`, with R rows.
+    past_key_values: the cache after the last forward.
+    finish_reason: per row "eos", "length" or "stop".
+    """
+
+    sequences: Tensor
+    sequences_scores: Tensor | None = None
+    scores: tuple[Tensor, ...] | None = None
+    logits: tuple[Tensor, ...] | None = None
+    beam_indices: Tensor | None = None
+    attentions: tuple[Any, ...] | None = None
+    hidden_states: tuple[Any, ...] | None = None
+    past_key_values: Any = None
+    finish_reason: list[str] | None = None
+
+
+@dataclass
+class GenerateBeamEncoderDecoderOutput(GenerateOutput):
+    """Result of beam search and beam sampling with an encoder-decoder model.
+
+    Fields as in `GenerateBeamDecoderOnlyOutput` and, for the states, `GenerateEncoderDecoderOutput` with R rows.
+    """
+
+    sequences: Tensor
+    sequences_scores: Tensor | None = None
+    scores: tuple[Tensor, ...] | None = None
+    logits: tuple[Tensor, ...] | None = None
+    beam_indices: Tensor | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Any, ...] | None = None
+    cross_attentions: tuple[Any, ...] | None = None
+    decoder_hidden_states: tuple[Any, ...] | None = None
+    past_key_values: Any = None
+    finish_reason: list[str] | None = None

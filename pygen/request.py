@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pygen.config import DEFAULTS, GenerationConfig
-from pygen.config_rules import EXTENSION_RULES
+from pygen.config_rules import CACHE_IMPLEMENTATIONS, EXTENSION_RULES
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +44,8 @@ _UNAVAILABLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "watermarking_config": ((None,), "watermarking"),
     "stop_strings": ((None, [], ()), "stopping at strings"),
     "token_healing": ((None, False), "token healing"),
-    "prefill_chunk_size": ((None,), "chunked prefill"),
-    "cache_implementation": ((None, "dynamic"), "this cache"),
-    "cache_config": ((None,), "a configured cache"),
     "compile_config": ((None,), "compilation of the forward"),
+    "cache_implementation": ((None, *(set(CACHE_IMPLEMENTATIONS) - {"paged"})), "continuous batching"),
 }
 
 _EXTENSION_DEFAULTS = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "on_invalid": "raise"}
@@ -135,8 +133,18 @@ class Lengths:
     min_new_tokens: int
 
 
-def resolve_lengths(settings: Settings, prompt_length: int, max_position_embeddings: int | None) -> Lengths:
+def resolve_lengths(
+    settings: Settings,
+    prompt_length: int,
+    max_position_embeddings: int | None,
+    *,
+    embeds_length: int = 0,
+    ids_name: str = "input_ids",
+) -> Lengths:
     """`max_new_tokens` wins over `max_length` (prompt included); without either, 20 new tokens, within the positions.
+
+    embeds_length: positions of embeddings that the ids do not show; `max_length` and `min_length` count them.
+    ids_name: what the prompt is called in messages.
 
     ValueError when the prompt leaves no room. UserWarning when the default length is used or the minimum is out of
     reach.
@@ -161,9 +169,12 @@ def resolve_lengths(settings: Settings, prompt_length: int, max_position_embeddi
             UserWarning,
             stacklevel=4,
         )
+    else:
+        max_length -= embeds_length
     if prompt_length >= max_length:
         raise ValueError(
-            f"`max_length` must be larger than the length of `input_ids` ({prompt_length}), got {max_length}"
+            f"`max_length` must be larger than the length of `{ids_name}` ({prompt_length + embeds_length}), "
+            f"got {max_length + embeds_length}"
         )
 
     min_length = config.min_length or 0
@@ -176,6 +187,8 @@ def resolve_lengths(settings: Settings, prompt_length: int, max_position_embeddi
                 min_length,
             )
         name, min_length = "min_new_tokens", prompt_length + config.min_new_tokens
+    else:
+        min_length = max(min_length - embeds_length, 0)
     if min_length > max_length:
         warnings.warn(
             f"`{name}` asks for {min_length} tokens with the prompt, but generation stops at {max_length}.",
@@ -187,21 +200,33 @@ def resolve_lengths(settings: Settings, prompt_length: int, max_position_embeddi
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """eos: ids that end a row, or None. pad: what finished rows emit; None where it is neither given nor needed."""
+    """The ids of a call, None where there is none.
+
+    eos: ids that end a row.
+    pad: what finished rows emit.
+    decoder_start: what a decoder starts from, an id or one per prompt.
+    """
 
     eos: list[int] | None
     pad: int | None
     bos: int | None
+    decoder_start: int | list[int] | None
 
 
 def resolve_special_tokens(config: GenerationConfig) -> SpecialTokens:
-    """`pad_token_id` falls to the first end-of-sequence id."""
+    """`pad_token_id` falls to the first end-of-sequence id, `decoder_start_token_id` to `bos_token_id`."""
     eos = _ids(config.eos_token_id)
     pad = _ids(config.pad_token_id)
     bos = _ids(config.bos_token_id)
     if eos and min(eos) < 0:
         logger.warning("`eos_token_id` should hold ids >= 0, got %s; a negative id never ends a row.", eos)
-    return SpecialTokens(eos, pad[0] if pad else eos[0] if eos else None, bos[0] if bos else None)
+    start = config.decoder_start_token_id
+    return SpecialTokens(
+        eos=eos,
+        pad=pad[0] if pad else eos[0] if eos else None,
+        bos=bos[0] if bos else None,
+        decoder_start=bos[0] if start is None and bos else start,
+    )
 
 
 def _ids(value: Any) -> list[int] | None:

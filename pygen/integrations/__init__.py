@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
+
+from pygen.config import GenerationConfig, GenerationMode
+from pygen.prompt import Prompt
+from pygen.request import SpecialTokens
 
 
 class ModelAdapter(Protocol):
@@ -16,12 +20,9 @@ class ModelAdapter(Protocol):
     """
 
     generation_config: Any
-    device: torch.device | None  # where the prompts have to be; None where the model takes them from anywhere
+    is_encoder_decoder: bool
     max_position_embeddings: int | None
-
-    def accepts(self, name: str) -> bool:
-        """Whether the model's forward has a parameter `name`."""
-        ...
+    before_forward: Callable[[], None]  # called before each forward of a loop; `generate` may replace it
 
     def check(self, model_kwargs: dict[str, Any], generation_config: Any) -> None:
         """ValueError naming the arguments that the model does not use, NotImplementedError for models out of reach.
@@ -30,10 +31,21 @@ class ModelAdapter(Protocol):
         """
         ...
 
-    def start(
-        self, input_ids: Tensor, model_kwargs: dict[str, Any], config: Any, *, num_copies: int, max_new_tokens: int
-    ) -> None:
-        """Prepares positions, cache and buffers for prompts (batch_size, prompt_length), `num_copies` rows each."""
+    def prompt(
+        self, inputs: Any, model_kwargs: dict[str, Any], config: GenerationConfig, tokens: SpecialTokens
+    ) -> Prompt:
+        """The checked inputs of the call, with masks, positions and decoder prompts filled in; runs nothing."""
+        ...
+
+    def start(self, prompt: Prompt, *, mode: GenerationMode, num_copies: int, max_new_tokens: int) -> None:
+        """Prepares cache and buffers for `num_copies` rows per prompt, and runs the encoder, once per prompt.
+
+        num_copies: max(num_beams, num_return_sequences).
+        """
+        ...
+
+    def idle(self) -> None:
+        """A forward whose result nobody reads, beside the cache: other processes need it to go on with theirs."""
         ...
 
     def prefill(self, prompt_ids: Tensor) -> Tensor:
@@ -47,10 +59,37 @@ class ModelAdapter(Protocol):
         """(rows, length), a column more than the model has seen -> logits (rows, vocab_size) after the last one."""
         ...
 
+    def decode_tail(self, token_ids: Tensor, count: int) -> Tensor:
+        """(rows, length), `count` columns more than the model has seen -> logits (rows, count, vocab_size) after each.
+
+        Counts above 1 need `can_crop`.
+        """
+        ...
+
     can_rewind: bool
 
     def rewind(self) -> None:
-        """Takes the last `decode` back, as far as the caller could see it."""
+        """Takes the last `decode` back, records too, as far as the caller could see it. Ends the call."""
+        ...
+
+    can_crop: bool
+
+    def crop(self, num_tokens: int) -> None:
+        """Makes the model forget the last `num_tokens` columns, so that others may be decoded in their place.
+
+        Needs `can_crop`. Masks and positions follow the length of what is decoded next. `records` stay as they are.
+        """
+        ...
+
+    def reorder(self, source_rows: Tensor, shared: Tensor, generated: int) -> None:
+        """After a step of beam search: row r goes on from what the model has seen of row `source_rows[r]`.
+
+        Rows of one prompt stay among themselves, so only what was generated differs, and of that all but the first
+        `shared[r]` columns.
+
+        source_rows, shared: (rows,) int64.
+        generated: how many generated columns the model has seen.
+        """
         ...
 
     @property
@@ -58,8 +97,16 @@ class ModelAdapter(Protocol):
         """The cache as it is now, or None."""
         ...
 
-    attentions: list[Any] | None
-    hidden_states: list[Any] | None
+    records: dict[str, list[Any]]
+    """What the caller asked to keep, one entry per forward, by the name of the output's field: attentions, ...
+
+    `decode_tail` adds one entry for all its columns, as the model returned it (the queries' dimension is the second to
+    last, `count` long); a loop that accepts only some of them cuts it up itself.
+    """
+
+    def recorded(self) -> dict[str, Any]:
+        """Fields of the output class that come from the model: `records` as tuples, encoder states, the cache."""
+        ...
 
 
 def adapt(model: Any) -> ModelAdapter:

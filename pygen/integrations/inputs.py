@@ -29,34 +29,34 @@ class GrowingInputs:
     """Inputs whose last dimension grows by one a token, written once for the whole call and then only sliced.
 
     What generated positions hold: attention_mask 1, position_ids one more than the place before, token_type_ids the
-    prompt's last value, mm_token_type_ids 0 (text).
+    prompt's last value, mm_token_type_ids 0 (text). Of an encoder-decoder model the decoder's grow.
     """
 
-    NAMES = ("attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
-
-    def __init__(self, model_kwargs: dict[str, Any], max_new_tokens: int) -> None:
+    def __init__(self, model_kwargs: dict[str, Any], max_new_tokens: int, is_encoder_decoder: bool = False) -> None:
         """Takes the growing inputs out of `model_kwargs`."""
+        decoder = "decoder_" if is_encoder_decoder else ""
         self._buffers: list[tuple[str, Tensor, int]] = []
-        for name in self.NAMES:
+        for kind in ("attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids"):
+            name = kind if kind.endswith("type_ids") else decoder + kind
             value = model_kwargs.get(name)
             if isinstance(value, Tensor):
                 del model_kwargs[name]
-                buffer = torch.cat([value, self._tail(name, value, max_new_tokens)], dim=-1)
+                buffer = torch.cat([value, self._tail(kind, value, max_new_tokens)], dim=-1)
                 self._buffers.append((name, buffer, value.shape[-1]))
 
     @staticmethod
-    def _tail(name: str, value: Tensor, count: int) -> Tensor:
+    def _tail(kind: str, value: Tensor, count: int) -> Tensor:
         shape = (*value.shape[:-1], count)
-        if name == "attention_mask":
+        if kind == "attention_mask":
             return value.new_ones(shape)
-        if name == "mm_token_type_ids":
+        if kind == "mm_token_type_ids":
             return value.new_zeros(shape)
-        if name == "position_ids":
+        if kind == "position_ids":
             return value[..., -1:] + torch.arange(1, count + 1, dtype=value.dtype, device=value.device)
         return value[..., -1:].expand(shape)
 
     def after(self, generated: int) -> dict[str, Tensor]:
-        """Views that cover the prompt and the first `generated` tokens."""
+        """Views that cover the prompt and the first `generated` tokens, or, below 0, all but the prompt's last ones."""
         return {name: buffer[..., : length + generated] for name, buffer, length in self._buffers}
 
     def expand(self, num_copies: int, batch_size: int) -> None:
@@ -75,17 +75,21 @@ def repeat_rows(value: Any, num_copies: int, batch_size: int) -> Any:
     return value
 
 
-def last_logits(value: Any, rows: int, device: torch.device) -> Tensor:
-    """(rows, length, vocab_size) or (rows, vocab_size) -> (rows, vocab_size) in a dtype the ops read, on `device`."""
+def tail_logits(value: Any, rows: int, count: int, device: torch.device) -> Tensor:
+    """The last `count` positions of a model's logits, in a dtype the ops read, on `device`.
+
+    (rows, length, vocab_size), or (rows, vocab_size) where `count` is 1 -> (rows, count, vocab_size)
+    """
     if not isinstance(value, Tensor) or not value.is_floating_point():
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"the model's logits must be a floating-point tensor, got {kind}")
-    logits = value[:, -1] if value.ndim == 3 and value.shape[1] > 0 else value
-    if logits.ndim != 2 or logits.shape[0] != rows:
+    logits = value[:, None] if value.ndim == 2 and count == 1 else value
+    if logits.ndim != 3 or logits.shape[0] != rows or logits.shape[1] < count:
         raise ValueError(
             f"the model's logits must have shape ({rows}, length, vocab_size) or ({rows}, vocab_size), "
-            f"got {tuple(logits.shape)}"
+            f"got {tuple(value.shape)}"
         )
+    logits = logits[:, -count:]
     if logits.dtype not in _LOGITS_DTYPES:
         logits = logits.float()
     if logits.device != device:

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pygen.integrations.inputs import GrowingInputs, last_logits, position_ids_from_mask, repeat_rows
+from pygen.config import GenerationConfig, GenerationMode
+from pygen.integrations.inputs import (
+    GrowingInputs,
+    mask_from_padding,
+    position_ids_from_mask,
+    repeat_rows,
+    tail_logits,
+)
+from pygen.prompt import Prompt, check_ids, check_mask, given_input, start_ids, warn_of_right_padding
+from pygen.request import SpecialTokens
+
+_ONE_BY_ONE = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+_BEAMS = (GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
+# Settings and inputs that need to know what the model does with them.
+_TRANSFORMERS_ONLY = ("output_attentions", "output_hidden_states", "cache_config", "prefill_chunk_size")
 
 
 class ModuleAdapter:
@@ -20,8 +34,12 @@ class ModuleAdapter:
     `attention_mask` (rows, everything seen so far), `position_ids` (rows, length) and `use_cache`. It returns logits
     (rows, length, vocab_size) or (rows, vocab_size); or a tuple that begins with them; or an object or mapping with
     `logits`. The cache it returns, as the tuple's second item or as `past_key_values`, is passed back unread; without
-    one every step forwards the whole sequence.
+    one every step forwards the whole sequence. What is in a cache is not known, so assisted decoding goes without, and
+    beam search too, unless the module has a method `_reorder_cache(past_key_values, source_rows)` that returns the
+    cache with its rows gathered.
     """
+
+    is_encoder_decoder = False
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -34,76 +52,115 @@ class ModuleAdapter:
             getattr(model, "config", None), "max_position_embeddings", None
         )
         held = next(itertools.chain(model.parameters(), model.buffers()), None)
-        self.device: torch.device | None = held.device if held is not None else torch.device("cpu")
-        self.can_rewind = True
-        self.attentions: list[Any] | None = None
-        self.hidden_states: list[Any] | None = None
+        self._device = held.device if held is not None else torch.device("cpu")
+        self.before_forward: Callable[[], None] = lambda: None
+        self.can_rewind = self.can_crop = True
+        self.records: dict[str, list[Any]] = {}
         self.cache: Any = None
         self._kwargs: dict[str, Any] = {}
         self._growing = GrowingInputs({}, 0)
 
-    def accepts(self, name: str) -> bool:
-        return name in self._names
-
     def check(self, model_kwargs: dict[str, Any], generation_config: Any) -> None:
-        if not self.accepts("input_ids"):
+        if "input_ids" not in self._names:
             raise TypeError(f"`model`={type(self._model).__name__}: its forward must take `input_ids`")
-        unused = [name for name, value in model_kwargs.items() if value is not None and not self.accepts(name)]
+        unused = [name for name, value in model_kwargs.items() if value is not None and name not in self._names]
         if unused:
             raise ValueError(f"`model` does not use these arguments: {', '.join(f'`{name}`' for name in unused)}")
-
-    def start(
-        self, input_ids: Tensor, model_kwargs: dict[str, Any], config: Any, *, num_copies: int, max_new_tokens: int
-    ) -> None:
-        kwargs = dict(model_kwargs)
-        self._batch_size, self._prompt_length = input_ids.shape
-        self._num_copies = num_copies
-        for name in ("output_attentions", "output_hidden_states"):
-            if getattr(config, name):
-                raise NotImplementedError(f"`{name}`=True: only models of transformers return them")
-        if kwargs.pop("past_key_values", None) is not None:
+        if model_kwargs.get("past_key_values") is not None:
             raise NotImplementedError("`past_key_values`: a plain module cannot be continued from a given cache")
-        self._use_cache = self.accepts("past_key_values") and config.use_cache is not False
-        if self.accepts("position_ids") and kwargs.get("position_ids") is None:
-            mask = kwargs.get("attention_mask")
-            kwargs["position_ids"] = position_ids_from_mask(torch.ones_like(input_ids) if mask is None else mask)
-        if self.accepts("use_cache"):
+        if model_kwargs.get("inputs_embeds") is not None:
+            raise NotImplementedError("`inputs_embeds`: a plain module starts from `input_ids`")
+
+    def prompt(
+        self, inputs: Any, model_kwargs: dict[str, Any], config: GenerationConfig, tokens: SpecialTokens
+    ) -> Prompt:
+        kwargs = dict(model_kwargs)
+        for name in _TRANSFORMERS_ONLY:
+            if getattr(config, name):
+                raise NotImplementedError(f"`{name}`={getattr(config, name)!r} needs a model of transformers")
+        if config.cache_implementation not in (None, "dynamic"):
+            raise NotImplementedError(
+                f"`cache_implementation`={config.cache_implementation!r} needs a model of transformers"
+            )
+        ids = given_input("input_ids", inputs, kwargs)
+        if ids is None:
+            ids = start_ids(tokens.bos, kwargs, self._device)
+        ids = check_ids("input_ids", ids, self._device)
+        mask = kwargs.get("attention_mask")
+        if mask is not None:
+            check_mask("attention_mask", mask, ids, read_name="input_ids", continues=False)
+        elif "attention_mask" in self._names:
+            mask = kwargs["attention_mask"] = mask_from_padding(ids, tokens.pad, tokens.eos)
+        if "position_ids" in self._names and kwargs.get("position_ids") is None:
+            kwargs["position_ids"] = position_ids_from_mask(torch.ones_like(ids) if mask is None else mask)
+        warn_of_right_padding(ids, mask, tokens.pad)
+        self._wants_cache = "past_key_values" in self._names and config.use_cache is not False
+        self._returns_cache = bool(config.return_dict_in_generate)
+        return Prompt(ids, mask, ids, "input_ids", kwargs)
+
+    def start(self, prompt: Prompt, *, mode: GenerationMode, num_copies: int, max_new_tokens: int) -> None:
+        kwargs = dict(prompt.model_kwargs)
+        self._batch_size, self._prompt_length = prompt.input_ids.shape
+        self._num_copies = num_copies
+        serves = mode in _ONE_BY_ONE or (mode in _BEAMS and hasattr(self._model, "_reorder_cache"))
+        self._use_cache = self._wants_cache and serves
+        if "use_cache" in self._names:
             kwargs["use_cache"] = self._use_cache
         # Which dimension of an unknown cache is the batch cannot be told, so with a cache every copy is prefilled.
         self._expands_late = num_copies > 1 and not self._use_cache
-        self.can_rewind = not (self._use_cache and config.return_dict_in_generate)
+        self.can_crop = not self._use_cache
+        self.can_rewind = self.can_crop or not self._returns_cache
         if num_copies > 1 and not self._expands_late:
             kwargs = {name: repeat_rows(value, num_copies, self._batch_size) for name, value in kwargs.items()}
         self._growing = GrowingInputs(kwargs, max_new_tokens)
         self._kwargs = kwargs
 
+    def idle(self) -> None:
+        ids = torch.zeros((1, 1), dtype=torch.int64, device=self._device)
+        shapes = {"attention_mask": torch.ones_like(ids), "position_ids": ids}
+        self._model(input_ids=ids, **{name: value for name, value in shapes.items() if name in self._names})
+
     def prefill(self, prompt_ids: Tensor) -> Tensor:
         if not self._expands_late:
-            return self._forward(prompt_ids, 0, prompt_ids.shape[1])
+            return self._forward(prompt_ids, 0, prompt_ids.shape[1])[:, 0]
         copies, batch_size = self._num_copies, self._batch_size
-        logits = self._forward(prompt_ids[::copies], 0, prompt_ids.shape[1])
+        logits = self._forward(prompt_ids[::copies], 0, prompt_ids.shape[1])[:, 0]
         self._kwargs = {name: repeat_rows(value, copies, batch_size) for name, value in self._kwargs.items()}
         self._growing.expand(copies, batch_size)
         return logits.repeat_interleave(copies, dim=0)
 
     def decode(self, token_ids: Tensor) -> Tensor:
+        return self.decode_tail(token_ids, 1)[:, 0]
+
+    def decode_tail(self, token_ids: Tensor, count: int) -> Tensor:
         length = token_ids.shape[1]
-        unseen = 1 if self.cache is not None else length
-        return self._forward(token_ids[:, -unseen:], length - self._prompt_length, unseen)
+        unseen = count if self.cache is not None else length
+        return self._forward(token_ids[:, -unseen:], length - self._prompt_length, unseen, count)
 
     def rewind(self) -> None:
         """Nothing to do: a cache that the caller gets to see is never decoded ahead (`can_rewind`)."""
 
-    def _forward(self, input_ids: Tensor, generated: int, unseen: int) -> Tensor:
+    def crop(self, num_tokens: int) -> None:
+        """Nothing to do: without a cache nothing is remembered (`can_crop`)."""
+
+    def reorder(self, source_rows: Tensor, shared: Tensor, generated: int) -> None:
+        if self.cache is not None:
+            self.cache = self._model._reorder_cache(self.cache, source_rows)  # type: ignore[operator]
+
+    def recorded(self) -> dict[str, Any]:
+        return {"past_key_values": self.cache}
+
+    def _forward(self, input_ids: Tensor, generated: int, unseen: int, count: int = 1) -> Tensor:
         inputs = self._kwargs | self._growing.after(generated)
         if "position_ids" in inputs:
             inputs["position_ids"] = inputs["position_ids"][..., -unseen:]
         if self._use_cache:
             inputs["past_key_values"] = self.cache
+        self.before_forward()
         logits, cache = _unpack(self._model(input_ids=input_ids, **inputs))
         if self._use_cache:
             self.cache = cache
-        return last_logits(logits, input_ids.shape[0], input_ids.device)
+        return tail_logits(logits, input_ids.shape[0], count, input_ids.device)
 
 
 def _unpack(outputs: Any) -> tuple[Any, Any]:

@@ -1,71 +1,82 @@
-"""Adapter for decoder-only models of transformers, driven through their own hooks."""
+"""Adapter for the generation models of transformers, driven through their own hooks."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin
-from transformers.generation.configuration_utils import GenerationMode
 
 from pygen import cache as cache_verbs
-from pygen.integrations.inputs import GrowingInputs, last_logits, position_ids_from_mask, repeat_rows
+from pygen.config import GenerationConfig, GenerationMode
+from pygen.integrations.inputs import GrowingInputs, repeat_rows, tail_logits
+from pygen.integrations.transformers_inputs import (
+    CACHE_NAMES,
+    add_cache,
+    encode,
+    is_default,
+    read_prompt,
+    unseen_length,
+)
+from pygen.prompt import Prompt
+from pygen.request import SpecialTokens
 
-# Where a model's output may carry its cache, and the argument that takes it back.
-_CACHE_NAMES = {
-    "past_key_values": "past_key_values",
-    "cache_params": "cache_params",
-    "state": "state",
-    "mems": "past_key_values",
-    "past_buckets_states": "past_key_values",
-}
 # A model class that replaces one of these decodes in a way the loops here would silently drop.
 _REQUIRED_DEFAULTS = (
     "generate",
     "_sample",
+    "_beam_search",
+    "_assisted_decoding",
     "_prefill",
     "_get_logits_processor",
     "_get_stopping_criteria",
-    "_prepare_model_inputs",
+    "_prepare_generation_config",
     "_prepare_generated_length",
-    "_prepare_attention_mask_for_generation",
+    "_has_unfinished_sequences",
 )
+# What a forward returns for the flag of a setting, by the names that the model's output and ours share.
+_RECORDS = {
+    "output_attentions": ("attentions",),
+    "output_hidden_states": ("hidden_states",),
+}
+_ENCODER_DECODER_RECORDS = {
+    "output_attentions": ("decoder_attentions", "cross_attentions"),
+    "output_hidden_states": ("decoder_hidden_states",),
+}
 
 
 class TransformersAdapter:
-    """A transformers decoder-only model during one call; see `ModelAdapter`."""
+    """A transformers model during one call; see `ModelAdapter`.
+
+    Whisper's own `generate` cuts long audio into pieces and hands each of them to transformers' `generate`. The adapter
+    stands for the latter: it takes one piece, and language and task as `decoder_input_ids`.
+    """
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self._hooks = getattr(model, "_orig_mod", model)
-        self._forward_names = frozenset(inspect.signature(self._hooks.forward).parameters)
-        self._grows_by_default = self._is_default("_update_model_kwargs_for_generation")
+        self._grows_by_default = is_default(self._hooks, "_update_model_kwargs_for_generation")
+        self.is_encoder_decoder = bool(self._hooks.config.is_encoder_decoder)
         self.generation_config = getattr(self._hooks, "generation_config", None)
         # Weights spread over devices move their inputs themselves.
         spread = getattr(self._hooks, "hf_device_map", None)
         self.device: torch.device | None = None if spread else self._hooks.device
         self.max_position_embeddings: int | None = getattr(self._hooks.config, "max_position_embeddings", None)
+        self.before_forward: Callable[[], None] = lambda: None
         self.can_rewind = True
-        self.attentions: list[Any] | None = None
-        self.hidden_states: list[Any] | None = None
+        self.can_crop = False
+        self.records: dict[str, list[Any]] = {}
+        self._encoder_records: dict[str, Any] = {}
         self._kwargs: dict[str, Any] = {}
         self._growing: GrowingInputs | None = None
 
-    def accepts(self, name: str) -> bool:
-        return name in self._forward_names
-
     def check(self, model_kwargs: dict[str, Any], generation_config: Any) -> None:
         name = type(self._hooks).__name__
-        if self._hooks.config.is_encoder_decoder:
-            raise NotImplementedError(f"`model`={name}: encoder-decoder models are not available in this version")
-        if self._hooks.main_input_name != "input_ids":
-            raise NotImplementedError(
-                f"`model`={name}: models over `{self._hooks.main_input_name}` are not available in this version"
-            )
+        is_whisper = self._hooks.config.model_type == "whisper"
         for hook in _REQUIRED_DEFAULTS:
-            if not self._is_default(hook):
+            if not is_default(self._hooks, hook) and not (hook == "generate" and is_whisper):
                 raise NotImplementedError(
                     f"`model`={name}: its own `{hook}` replaces transformers', which is not available in this version"
                 )
@@ -75,47 +86,57 @@ class TransformersAdapter:
                 f"`model.config` must not hold settings of generation, got {legacy}; "
                 f"set them in `model.generation_config`"
             )
-        self._hooks._validate_model_kwargs(dict(model_kwargs))
-        if isinstance(model_kwargs.get("past_key_values"), tuple):
-            raise TypeError("`past_key_values` must be a cache object, got tuple")
+        if not self._uses(model_kwargs):
+            unused = [f"`{name}`" for name, value in model_kwargs.items() if not self._uses({name: value})]
+            raise ValueError(f"`model` does not use these arguments: {', '.join(unused)}")
 
-    def start(
-        self, input_ids: Tensor, model_kwargs: dict[str, Any], config: Any, *, num_copies: int, max_new_tokens: int
-    ) -> None:
-        kwargs = dict(model_kwargs)
-        self._batch_size, prompt_length = input_ids.shape
-        self._prompt_length = prompt_length
+    def prompt(
+        self, inputs: Any, model_kwargs: dict[str, Any], config: GenerationConfig, tokens: SpecialTokens
+    ) -> Prompt:
+        prompt, self._config = read_prompt(self._hooks, inputs, model_kwargs, config, tokens, self.device)
+        self._unseen = unseen_length(self._hooks, prompt)
+        return prompt
+
+    def start(self, prompt: Prompt, *, mode: GenerationMode, num_copies: int, max_new_tokens: int) -> None:
+        config, kwargs = self._config, dict(prompt.model_kwargs)
+        self._batch_size, self._prompt_length = prompt.input_ids.shape
+        self._token_device = prompt.input_ids.device
         self._num_copies = num_copies
         self._max_new_tokens = max_new_tokens
-        if kwargs.get("position_ids") is None and self.accepts("position_ids"):
-            kwargs["position_ids"] = self._position_ids(input_ids, kwargs)
-        if "logits_to_keep" not in kwargs and self.accepts("logits_to_keep"):
-            kwargs["logits_to_keep"] = 1
-        callers_cache = any(kwargs.get(name) is not None for name in _CACHE_NAMES)
-        self._hooks._prepare_cache_for_generation(
-            config,
-            kwargs,
-            GenerationMode.SAMPLE if config.do_sample else GenerationMode.GREEDY_SEARCH,
-            self._batch_size,
-            prompt_length + max_new_tokens - 1,
-        )
         self._use_cache = config.use_cache is not False
+        callers_cache = any(kwargs.get(name) is not None for name in CACHE_NAMES)
+        kwargs |= {flag: True for flag in _RECORDS if getattr(config, flag)}
+        if self.is_encoder_decoder:
+            kwargs["encoder_outputs"] = encode(self._hooks, prompt, kwargs, config)
+        if config.return_dict_in_generate:
+            self._start_records(kwargs)
+        if "logits_to_keep" not in kwargs and "logits_to_keep" in inspect.signature(self._hooks.forward).parameters:
+            kwargs["logits_to_keep"] = 1
+        longest = prompt.embeds_length + self._prompt_length + max_new_tokens - 1
+        add_cache(self._hooks, kwargs, config, mode=mode, batch_size=self._batch_size, max_cache_length=longest)
         kwargs["use_cache"] = self._use_cache
-        for flag, kept in (("output_attentions", "attentions"), ("output_hidden_states", "hidden_states")):
-            if getattr(config, flag):
-                kwargs[flag] = True
-                setattr(self, kept, [])
         self._kwargs = kwargs
         cache = self.cache
         # The caller's cache already has a row per output row, or none yet: transformers' rule.
         self._expands_late = (
             num_copies > 1
             and not callers_cache
-            and self._is_default("_expand_inputs_for_generation")
+            and is_default(self._hooks, "_expand_inputs_for_generation")
             and (cache_verbs.can_expand(cache) if self._use_cache else True)
         )
         self._cache_is_visible = callers_cache or bool(config.return_dict_in_generate)
-        self.can_rewind = not self._cache_is_visible or not self._use_cache or cache_verbs.can_crop(cache)
+        can_drop = not self._use_cache or cache_verbs.can_crop(cache)
+        self.can_crop = can_drop and self._grows_by_default
+        self.can_rewind = can_drop or not self._cache_is_visible
+
+    def idle(self) -> None:
+        kwargs: dict[str, Any] = {"use_cache": False}
+        rows = 1
+        if self.is_encoder_decoder:
+            kwargs |= {name: self._kwargs.get(name) for name in ("encoder_outputs", "attention_mask")}
+            rows = kwargs["encoder_outputs"][0].shape[0]
+        ids = torch.zeros((rows, 1), dtype=torch.int64, device=self._token_device)
+        self._model(**self._hooks.prepare_inputs_for_generation(ids, **kwargs), return_dict=True)
 
     def prefill(self, prompt_ids: Tensor) -> Tensor:
         if self._expands_late:
@@ -123,90 +144,134 @@ class TransformersAdapter:
         elif self._num_copies > 1:
             _, self._kwargs = self._hooks._expand_inputs_for_generation(
                 expand_size=self._num_copies,
-                is_encoder_decoder=False,
+                is_encoder_decoder=self.is_encoder_decoder,
                 input_ids=prompt_ids[:: self._num_copies],
                 **self._kwargs,
             )
-        inputs = self._hooks.prepare_inputs_for_generation(
-            prompt_ids,
-            next_sequence_length=self._unseen_length(prompt_ids),
-            is_first_iteration=True,
-            **self._kwargs,
-        )
-        outputs = self._model(**inputs, return_dict=True)
-        logits = last_logits(outputs.logits, prompt_ids.shape[0], prompt_ids.device)
-        self._keep(outputs)
+        outputs = self._read_prompt(prompt_ids)
+        logits = tail_logits(outputs.logits, prompt_ids.shape[0], 1, prompt_ids.device)[:, 0]
+        self._keep(outputs, 1)
         if self._expands_late:
             logits = self._expand(logits)
         if self._grows_by_default:
-            self._growing = GrowingInputs(self._kwargs, self._max_new_tokens)
+            self._growing = GrowingInputs(self._kwargs, self._max_new_tokens, self.is_encoder_decoder)
         return logits
 
     def decode(self, token_ids: Tensor) -> Tensor:
+        return self.decode_tail(token_ids, 1)[:, 0]
+
+    def decode_tail(self, token_ids: Tensor, count: int) -> Tensor:
         kwargs = self._kwargs
         if self._growing is not None:
             kwargs = kwargs | self._growing.after(token_ids.shape[1] - self._prompt_length)
-        inputs = self._hooks.prepare_inputs_for_generation(
-            token_ids, next_sequence_length=1 if self._use_cache else None, **kwargs
-        )
+        elif count != 1:
+            raise NotImplementedError(
+                f"`model`={type(self._hooks).__name__}: its own `_update_model_kwargs_for_generation` adds one token "
+                f"at a time"
+            )
+        if count > 1 and "logits_to_keep" in kwargs:
+            kwargs = kwargs | {"logits_to_keep": count}
         with self._hooks._optimize_model_for_decode():
-            outputs = self._model(**inputs, return_dict=True)
-        self._keep(outputs)
-        return last_logits(outputs.logits, token_ids.shape[0], token_ids.device)
+            outputs = self._forward(token_ids, count if self._use_cache else None, kwargs)
+        self._keep(outputs, count)
+        return tail_logits(outputs.logits, token_ids.shape[0], count, token_ids.device)
 
     def rewind(self) -> None:
-        for kept in (self.attentions, self.hidden_states):
-            if kept is not None:
-                kept.pop()
-        if self._cache_is_visible and self.cache is not None:
-            cache_verbs.crop(self.cache, 1)
+        for kept in self.records.values():
+            kept.pop()
+        if self._cache_is_visible:
+            self.crop(1)
+
+    def crop(self, num_tokens: int) -> None:
+        if self.cache is not None:
+            cache_verbs.crop(self.cache, num_tokens)
+
+    def reorder(self, source_rows: Tensor, shared: Tensor, generated: int) -> None:
+        name = next((name for name in CACHE_NAMES.values() if self._kwargs.get(name) is not None), None)
+        if name is None:
+            return
+        hook = getattr(self._hooks, "_reorder_cache", None)
+        if hook is not None:
+            self._kwargs[name] = hook(self._kwargs[name], source_rows)
+        else:
+            vars(cache_verbs)["reorder"](self._kwargs[name], source_rows, shared, generated)
 
     @property
     def cache(self) -> Any:
-        return next((self._kwargs[name] for name in _CACHE_NAMES if self._kwargs.get(name) is not None), None)
+        return next((self._kwargs[name] for name in CACHE_NAMES if self._kwargs.get(name) is not None), None)
 
-    def _is_default(self, hook: str) -> bool:
-        default = getattr(GenerationMixin, hook, None)
-        return default is None or inspect.getattr_static(type(self._hooks), hook, default) is inspect.getattr_static(
-            GenerationMixin, hook
-        )
+    def recorded(self) -> dict[str, Any]:
+        kept = {name: tuple(entries) for name, entries in self.records.items()}
+        return {**self._encoder_records, **kept, "past_key_values": self.cache}
 
-    def _position_ids(self, input_ids: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        hook = getattr(self._hooks, "_prepare_position_ids_for_generation", None)
-        if hook is not None:
-            position_ids: Tensor = hook(input_ids, kwargs)
-            return position_ids
-        return position_ids_from_mask(kwargs.get("attention_mask", torch.ones_like(input_ids)))
+    def _uses(self, model_kwargs: dict[str, Any]) -> bool:
+        try:
+            self._hooks._validate_model_kwargs(dict(model_kwargs))
+        except ValueError:
+            return False
+        return True
 
-    def _unseen_length(self, prompt_ids: Tensor) -> int | None:
-        """How many of the prompt's last tokens a cache has not seen; None where all were passed on purpose."""
-        cache = self._kwargs.get("past_key_values")
-        mask = self._kwargs.get("attention_mask")
-        if cache is None or mask is None or mask.shape[1] != prompt_ids.shape[1]:
-            return None
-        return prompt_ids.shape[1] - int(cache.get_seq_length())
+    def _start_records(self, kwargs: dict[str, Any]) -> None:
+        for flag, names in (_ENCODER_DECODER_RECORDS if self.is_encoder_decoder else _RECORDS).items():
+            if flag not in kwargs:
+                continue
+            self.records |= {name: [] for name in names}
+            if self.is_encoder_decoder:
+                states = flag.removeprefix("output_")
+                self._encoder_records[f"encoder_{states}"] = kwargs["encoder_outputs"].get(states)
 
-    def _keep(self, outputs: Any) -> None:
+    def _read_prompt(self, prompt_ids: Tensor) -> Any:
+        """The outputs of one forward over the prompt, or of the last of several over pieces of `prefill_chunk_size`."""
+        size = self._config.prefill_chunk_size
+        if size is None:
+            return self._forward(prompt_ids, self._unseen, self._kwargs, is_first_iteration=True)
+        embeds = None if self.is_encoder_decoder else self._kwargs.get("inputs_embeds")
+        unread = self._unseen or (prompt_ids if embeds is None else embeds).shape[1]
+        grown = GrowingInputs(dict(self._kwargs), 0, self.is_encoder_decoder)
+        while True:
+            length = min(size, unread)
+            unread -= length
+            kwargs = self._kwargs | grown.after(-unread)
+            if embeds is not None:
+                kwargs["inputs_embeds"] = embeds[:, : embeds.shape[1] - unread]
+            ids = prompt_ids[:, : max(prompt_ids.shape[1] - unread, 0)]
+            outputs = self._forward(ids, length, kwargs, is_first_iteration=True)
+            if unread == 0:
+                return outputs
+            self._keep_cache(outputs)
+
+    def _forward(self, token_ids: Tensor, length: int | None, kwargs: dict[str, Any], **first: bool) -> Any:
+        inputs = self._hooks.prepare_inputs_for_generation(token_ids, next_sequence_length=length, **first, **kwargs)
+        self.before_forward()
+        return self._model(**inputs, return_dict=True)
+
+    def _keep(self, outputs: Any, num_tokens: int) -> None:
         if self._grows_by_default:
-            for name, argument in _CACHE_NAMES.items():
-                if name in outputs:
-                    self._kwargs[argument] = outputs[name]
-                    break
+            self._keep_cache(outputs)
         else:
             self._kwargs = self._hooks._update_model_kwargs_for_generation(
-                outputs, self._kwargs, is_encoder_decoder=False
+                outputs, self._kwargs, is_encoder_decoder=self.is_encoder_decoder, num_new_tokens=num_tokens
             )
-        if self.attentions is not None:
-            self.attentions.append(outputs.attentions)
-        if self.hidden_states is not None:
-            self.hidden_states.append(outputs.hidden_states)
+        for name, kept in self.records.items():
+            kept.append(getattr(outputs, name))
+
+    def _keep_cache(self, outputs: Any) -> None:
+        for name, argument in CACHE_NAMES.items():
+            if name in outputs:
+                self._kwargs[argument] = outputs[name]
+                break
 
     def _expand(self, logits: Tensor) -> Tensor:
         copies, batch_size = self._num_copies, self._batch_size
         if self.cache is not None:
             cache_verbs.expand(self.cache, copies)
-        for kept in (self.attentions, self.hidden_states):
-            if kept is not None:
-                kept[-1] = repeat_rows(kept[-1], copies, batch_size)
+        for kept in self.records.values():
+            kept[-1] = repeat_rows(kept[-1], copies, batch_size)
         self._kwargs = {name: repeat_rows(value, copies, batch_size) for name, value in self._kwargs.items()}
+        if self.is_encoder_decoder:
+            # Its states of all layers are for the caller only and stay as they are: transformers' rule.
+            encoded = self._kwargs["encoder_outputs"]
+            tensors = {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
+            expanded = {name: repeat_rows(value, copies, batch_size) for name, value in tensors.items()}
+            self._kwargs["encoder_outputs"] = type(encoded)(**{**encoded, **expanded})
         return logits.repeat_interleave(copies, dim=0)

@@ -7,10 +7,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
 
 VOCAB_SIZE = 101
 FAMILIES = ("llama", "gpt2", "qwen2")
+ENCODER_DECODERS = ("t5", "bart", "whisper")
 
 # Wide enough that the scores of a random model are spread like those of a trained one.
 _SPREAD = 0.35
@@ -36,6 +51,37 @@ def hf_model(family: str) -> Any:
         model = Qwen2ForCausalLM(Qwen2Config(**decoder, **sizes))
     else:
         model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, **sizes))
+    return model.eval()
+
+
+@functools.cache
+def encoder_decoder(family: str) -> Any:
+    """A random encoder-decoder model of two layers each, without special tokens; "whisper" reads 8 x 40 features."""
+    tokens: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    tokens["decoder_start_token_id"] = 1
+    layers: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE,
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+        "init_std": _SPREAD,
+        **tokens,
+    }
+    torch.manual_seed(10 + ENCODER_DECODERS.index(family))
+    if family == "bart":
+        model: Any = BartForConditionalGeneration(BartConfig(**layers, forced_eos_token_id=None))
+    elif family == "whisper":
+        sources = {"num_mel_bins": 8, "max_source_positions": 20, "max_target_positions": 64}
+        model = WhisperForConditionalGeneration(WhisperConfig(**layers, **sources))
+    else:
+        sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+        # Its queries are not scaled down, so that it takes less spread for the same scores.
+        model = T5ForConditionalGeneration(T5Config(vocab_size=VOCAB_SIZE, initializer_factor=4.0, **sizes, **tokens))
+    model.generation_config = GenerationConfig()
     return model.eval()
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pygen.generate import generate
-from tests.generate.models import CachedModel, TableModel, cached_model, counting_table
+from tests.generate.models import CachedModel, SumCache, TableModel, cached_model, counting_table
 
 PROMPTS = torch.tensor([[1, 2, 3], [7, 7, 4]])
 
@@ -146,3 +146,23 @@ class Returns(nn.Module):
 def test_refused_models(model: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         generate(model, torch.tensor([[1, 2, 3]]), max_new_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"output_attentions": True}, "`output_attentions`=True needs a model of transformers"),
+        ({"prefill_chunk_size": 2}, "`prefill_chunk_size`=2 needs a model of transformers"),
+        ({"cache_implementation": "static"}, "`cache_implementation`='static' needs a model of transformers"),
+        ({"cache_config": {"nbits": 4}}, "`cache_config`={'nbits': 4} needs a model of transformers"),
+        ({"past_key_values": SumCache(torch.zeros(2, 12), 3)}, "`past_key_values`: a plain module cannot be continued"),
+        ({"inputs_embeds": torch.zeros(2, 3, 12)}, "`inputs_embeds`: a plain module starts from `input_ids`"),
+    ],
+)
+def test_what_only_models_of_transformers_can(setting: dict[str, Any], message: str) -> None:
+    class Takes(CachedModel):
+        def forward(self, input_ids: Tensor, inputs_embeds: Any = None, past_key_values: Any = None) -> Any:
+            raise AssertionError("must not run")
+
+    with pytest.raises(NotImplementedError, match=message):
+        generate(Takes(), PROMPTS, max_new_tokens=2, **setting)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
+import transformers
 
+from pygen import outputs
 from pygen.generate import generate
 from pygen.outputs import GenerateDecoderOnlyOutput
 from tests.generate.models import TableModel, cached_model, counting_table, hf_model
@@ -35,6 +38,15 @@ def test_every_field_and_its_shape() -> None:
     assert output.logprobs.shape == (4, 5)
     assert output.top_logprobs.token_ids.shape == output.top_logprobs.logprobs.shape == (4, 5, 4)
     assert output.attentions is None
+
+
+@pytest.mark.parametrize("kind", ["DecoderOnly", "EncoderDecoder", "BeamDecoderOnly", "BeamEncoderDecoder"])
+def test_fields_are_those_of_transformers_and_then_more(kind: str) -> None:
+    ours, theirs = (getattr(module, f"Generate{kind}Output") for module in (outputs, transformers.generation))
+    names = [f.name for f in dataclasses.fields(theirs)]
+    more = ["finish_reason"] if kind.startswith("Beam") else ["finish_reason", "logprobs", "top_logprobs"]
+    assert [f.name for f in dataclasses.fields(ours)] == names + more
+    assert ours(sequences=IDS).to_tuple() == (IDS,)
 
 
 def test_kept_tensors_are_independent() -> None:

@@ -181,9 +181,7 @@ UNAVAILABLE: list[tuple[str, Any]] = [
     ("prompt_lookup_num_tokens", 3),
     ("assistant_early_exit", 1),
     ("use_mtp", True),
-    ("prefill_chunk_size", 2),
-    ("cache_implementation", "static"),
-    ("cache_config", {"nbits": 4}),
+    ("cache_implementation", "paged"),
     ("low_memory", True),
     ("prefix_allowed_tokens_fn", lambda batch, ids: [1]),
     ("synced_gpus", True),
@@ -192,7 +190,6 @@ UNAVAILABLE: list[tuple[str, Any]] = [
     ("negative_prompt_attention_mask", IDS),
     ("custom_generate", "folder"),
     ("assistant_tokenizer", object()),
-    ("inputs_embeds", torch.zeros(2, 3, 32)),
 ]
 
 
@@ -216,13 +213,6 @@ def test_a_refused_setting_may_come_from_the_model() -> None:
     model.generation_config = GenerationConfig(num_beams=2)
     with pytest.raises(NotImplementedError, match="`num_beams`=2: beam search is not available in this version"):
         generate(model, IDS)
-
-
-def test_encoder_decoder_models_are_refused() -> None:
-    config = transformers.T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=20)
-    model = transformers.T5ForConditionalGeneration(config)
-    with pytest.raises(NotImplementedError, match="`model`=T5ForConditionalGeneration: encoder-decoder models are not"):
-        generate(model, IDS, max_new_tokens=2)
 
 
 def test_models_with_a_loop_of_their_own_are_refused() -> None:

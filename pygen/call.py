@@ -1,0 +1,66 @@
+"""One call of `generate`, resolved: what every loop is started from."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pygen.config import GenerationConfig, GenerationMode
+from pygen.integrations import ModelAdapter
+from pygen.prompt import Prompt
+from pygen.request import Lengths, Settings, SpecialTokens
+
+
+@dataclass(frozen=True)
+class Call:
+    """Settings, inputs and lengths of a call, all checked; nothing has run yet, and `adapter.start` is the first to.
+
+    num_copies: rows per prompt, the copies side by side.
+    streamer, generator, cancel, progress, tokenizer: as they were passed to `generate`.
+    """
+
+    adapter: ModelAdapter
+    settings: Settings
+    mode: GenerationMode
+    tokens: SpecialTokens
+    prompt: Prompt
+    lengths: Lengths
+    num_copies: int
+    logits_processor: Any
+    criteria: tuple[Callable[..., Any], ...]
+    streamer: Any
+    tokenizer: Any
+    generator: torch.Generator | None
+    cancel: threading.Event | None
+    progress: bool
+
+    @property
+    def config(self) -> GenerationConfig:
+        return self.settings.config
+
+    @property
+    def batch_size(self) -> int:
+        return self.prompt.input_ids.shape[0]
+
+    @property
+    def rows(self) -> int:
+        return self.batch_size * self.num_copies
+
+    @property
+    def wants_dict(self) -> bool:
+        return bool(self.config.return_dict_in_generate)
+
+    @property
+    def pads(self) -> bool:
+        """Whether rows may finish before others, and emit the pad token then: transformers' rule."""
+        return self.tokens.eos is not None or any(hasattr(criterion, "eos_token_id") for criterion in self.criteria)
+
+    def start(self) -> None:
+        """Makes the model ready: cache, buffers, and the encoder's forward."""
+        self.adapter.start(
+            self.prompt, mode=self.mode, num_copies=self.num_copies, max_new_tokens=self.lengths.max_new_tokens
+        )

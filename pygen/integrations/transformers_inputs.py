@@ -1,0 +1,263 @@
+"""What a transformers model is given: prompts, masks, positions, encoder and cache, checked and then left to its hooks.
+
+Hooks are methods of transformers' `GenerationMixin` that a model class may replace; they are called rather than written
+again, so that a class with other inputs gets its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import inspect
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationMixin
+from transformers.generation.configuration_utils import GenerationMode as TransformersMode
+
+from pygen.config import GenerationConfig, GenerationMode
+from pygen.prompt import Prompt, check_device, check_ids, check_mask, given_input, start_ids, warn_of_right_padding
+from pygen.request import SpecialTokens
+
+logger = logging.getLogger(__name__)
+
+# Where a model's output may carry its cache, and the argument that takes it back.
+CACHE_NAMES = {
+    "past_key_values": "past_key_values",
+    "cache_params": "cache_params",
+    "state": "state",
+    "mems": "past_key_values",
+    "past_buckets_states": "past_key_values",
+}
+# Older names of the static caches: the kind of each layer follows from the model now.
+_STATIC_ALIASES = {
+    "sliding_window": "static",
+    "hybrid_chunked": "static",
+    "offloaded_hybrid": "offloaded_static",
+    "offloaded_hybrid_chunked": "offloaded_static",
+}
+_QUANTIZERS = {"quanto": ("optimum.quanto", "optimum-quanto"), "hqq": ("hqq", "hqq")}
+
+
+def is_default(model: Any, hook: str) -> bool:
+    """Whether `model` has transformers' own `hook`, or none of that name exists."""
+    default = getattr(GenerationMixin, hook, None)
+    return default is None or inspect.getattr_static(type(model), hook, default) is inspect.getattr_static(
+        GenerationMixin, hook
+    )
+
+
+def _hook_config(config: GenerationConfig, tokens: SpecialTokens, device: torch.device) -> GenerationConfig:
+    """A copy of `config` as hooks expect it: special tokens as tensors, numbers where None means one."""
+    result = copy.copy(config)
+    result.num_beams = config.num_beams or 1
+    result.num_return_sequences = config.num_return_sequences or 1
+    result.cache_config = dict(config.cache_config) if config.cache_config is not None else None
+    if result.cache_implementation in _STATIC_ALIASES:
+        result.cache_implementation = _STATIC_ALIASES[result.cache_implementation]
+    special = {"bos": tokens.bos, "eos": tokens.eos, "pad": tokens.pad, "decoder_start": tokens.decoder_start}
+    for name, value in special.items():
+        tensor = None if value is None else torch.as_tensor(value, dtype=torch.int64, device=device)
+        setattr(result, f"_{name}_token_tensor", tensor)
+    return result
+
+
+def read_prompt(
+    model: Any,
+    inputs: Any,
+    model_kwargs: Mapping[str, Any],
+    config: GenerationConfig,
+    tokens: SpecialTokens,
+    device: torch.device | None,
+) -> tuple[Prompt, GenerationConfig]:
+    """The prompt of a call, and `config` as hooks expect it.
+
+    Every argument is checked, then `model`'s hooks are called in transformers' order; nothing is forwarded.
+
+    device: the model's, or None where it takes inputs from anywhere.
+    """
+    kwargs = {name: value for name, value in model_kwargs.items() if name != "encoder_outputs" or value is not None}
+    is_encoder_decoder = bool(model.config.is_encoder_decoder)
+    inputs = _checked_inputs(model, inputs, kwargs, tokens, device)
+    main_input, main_name, kwargs = model._prepare_model_inputs(inputs, tokens.bos, kwargs)
+    hooks = _hook_config(config, tokens, main_input.device)
+    if main_name == "inputs_embeds" and not is_encoder_decoder:
+        hooks.use_cache = True  # embeddings stand for the first forward only
+    _check_cache(model, hooks, kwargs)
+
+    mask = kwargs.get("attention_mask")
+    continues = kwargs.get("past_key_values") is not None
+    if mask is not None and main_name in ("input_ids", "inputs_embeds"):
+        check_mask("attention_mask", mask, main_input, read_name=main_name, continues=continues)
+    if is_encoder_decoder:
+        _check_decoder_inputs(kwargs, main_name, main_input.shape[0], tokens, device, continues=continues)
+        input_ids, kwargs = model._prepare_decoder_input_ids_for_generation(
+            batch_size=main_input.shape[0],
+            model_input_name=main_name,
+            model_kwargs=kwargs,
+            decoder_start_token_id=hooks._decoder_start_token_tensor,  # type: ignore[attr-defined]
+            device=main_input.device,
+        )
+        mask = kwargs.get("decoder_attention_mask")
+    else:
+        parameters = inspect.signature(model.forward).parameters
+        if mask is None and "attention_mask" in parameters:
+            mask = kwargs["attention_mask"] = model._prepare_attention_mask_for_generation(main_input, hooks, kwargs)
+        if kwargs.get("position_ids") is None and "position_ids" in parameters:
+            kwargs["position_ids"] = model._prepare_position_ids_for_generation(main_input, kwargs)
+        input_ids = main_input if main_name == "input_ids" else kwargs.pop("input_ids")
+        if main_name == "input_ids":
+            warn_of_right_padding(input_ids, mask, tokens.pad)
+    return Prompt(input_ids, mask, main_input, main_name, kwargs), hooks
+
+
+def _checked_inputs(
+    model: Any, inputs: Any, kwargs: dict[str, Any], tokens: SpecialTokens, device: torch.device | None
+) -> Any:
+    """The main input, taken out of `kwargs`; None where embeddings or encoder outputs stand for it."""
+    is_encoder_decoder = bool(model.config.is_encoder_decoder)
+    encoder = getattr(model, "encoder", None) if is_encoder_decoder else None
+    name = getattr(encoder, "main_input_name", model.main_input_name)
+    inputs = given_input(name, inputs, kwargs)
+    embeds = kwargs.get("inputs_embeds")
+    if embeds is not None and name == "input_ids":
+        _check_embeds(model, embeds, inputs, device)
+    if inputs is None:
+        encoded = kwargs.get("encoder_outputs")
+        if encoded is not None and getattr(encoded, "last_hidden_state", None) is None:
+            raise TypeError(
+                f"`encoder_outputs` must be an output of the encoder with `last_hidden_state`, "
+                f"got {type(encoded).__name__}"
+            )
+        if embeds is None and encoded is None:
+            if name != "input_ids":
+                raise ValueError(f"`{name}` must be given: it is what {type(model).__name__} reads")
+            return start_ids(tokens.bos, kwargs, model.device)
+        return None
+    if name == "input_ids":
+        return check_ids(name, inputs, device, least=1 if embeds is None else 0)
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f"`{name}` must be a tensor, got {type(inputs).__name__}")
+    if inputs.ndim < 2 or inputs.shape[0] == 0:
+        raise ValueError(f"`{name}` must have shape (batch_size, ...), got {tuple(inputs.shape)}")
+    check_device(name, inputs, device)
+    return inputs
+
+
+def _check_embeds(model: Any, embeds: Any, inputs: Any, device: torch.device | None) -> None:
+    if not isinstance(embeds, Tensor):
+        raise TypeError(f"`inputs_embeds` must be a tensor, got {type(embeds).__name__}")
+    if not embeds.is_floating_point():
+        raise TypeError(f"`inputs_embeds` must hold floating-point numbers, got {embeds.dtype}")
+    if embeds.ndim != 3 or 0 in embeds.shape[:2]:
+        raise ValueError(
+            f"`inputs_embeds` must have shape (batch_size, length, width), all at least 1, got {tuple(embeds.shape)}"
+        )
+    check_device("inputs_embeds", embeds, device)
+    if model.config.is_encoder_decoder:
+        if inputs is not None:
+            raise ValueError("`input_ids` and `inputs_embeds` exclude each other for an encoder-decoder model")
+    elif "inputs_embeds" not in inspect.signature(model.prepare_inputs_for_generation).parameters:
+        raise ValueError(f"`inputs_embeds`: {type(model).__name__} cannot start from embeddings")
+    elif isinstance(inputs, Tensor) and inputs.shape[0] != embeds.shape[0]:
+        raise ValueError(f"`inputs_embeds` must hold one row per prompt ({inputs.shape[0]}), got {embeds.shape[0]}")
+
+
+def _check_decoder_inputs(
+    kwargs: dict[str, Any],
+    main_name: str,
+    batch_size: int,
+    tokens: SpecialTokens,
+    device: torch.device | None,
+    *,
+    continues: bool,
+) -> None:
+    start = tokens.decoder_start
+    if start is None:
+        raise ValueError("`decoder_start_token_id` or `bos_token_id` must be set for an encoder-decoder model")
+    if isinstance(start, list) and len(start) != batch_size:
+        raise ValueError(f"`decoder_start_token_id` must be one id or one per prompt ({batch_size}), got {len(start)}")
+    # Where the encoder reads something else, `input_ids` are what the decoder starts from.
+    name = "decoder_input_ids" if "decoder_input_ids" in kwargs or main_name == "input_ids" else "input_ids"
+    ids = kwargs.get(name)
+    mask = kwargs.get("decoder_attention_mask")
+    if ids is not None:
+        ids = kwargs[name] = check_ids(name, ids, device, rows=batch_size)
+    if mask is not None:
+        read = ids if ids is not None else torch.empty((batch_size, 1), device="meta")
+        check_mask("decoder_attention_mask", mask, read, read_name="decoder_input_ids", continues=continues)
+
+
+def _check_cache(model: Any, config: GenerationConfig, kwargs: dict[str, Any]) -> None:
+    """Everything that keeps a cache from being made or continued, said before anything runs."""
+    given = {name: kwargs[name] for name in ("past_key_values", "cache_params") if kwargs.get(name) is not None}
+    kind = config.cache_implementation
+    for name, cache in given.items():
+        if isinstance(cache, tuple):
+            raise TypeError(f"`{name}` must be a cache object, got tuple")
+        if kind is not None:
+            raise ValueError(f"`cache_implementation`={kind!r} and `{name}` exclude each other")
+    if kind == "quantized" and not given and config.use_cache is not False:
+        if model.config.is_encoder_decoder or not model._supports_default_dynamic_cache():
+            raise ValueError(f"`cache_implementation`='quantized' is not supported by {type(model).__name__}")
+        backend = (config.cache_config or {}).get("backend", "quanto")
+        if backend not in _QUANTIZERS:
+            raise ValueError(f"`cache_config`: `backend` must be one of {list(_QUANTIZERS)}, got {backend!r}")
+        module, package = _QUANTIZERS[backend]
+        if importlib.util.find_spec(module.partition(".")[0]) is None or importlib.util.find_spec(module) is None:
+            raise ImportError(f"`cache_implementation`='quantized' with `backend`={backend!r} needs {package}")
+    if config.prefill_chunk_size is not None and config.use_cache is False:
+        raise ValueError(f"`prefill_chunk_size`={config.prefill_chunk_size} needs a cache, got `use_cache`=False")
+
+
+def unseen_length(model: Any, prompt: Prompt) -> int | None:
+    """How many of the prompt's last positions the caller's cache has not seen; None where all of them are to be read.
+
+    A mask as long as the ids says that the ids are the whole text; a longer one, that they are its end.
+    """
+    cache = prompt.model_kwargs.get("past_key_values")
+    if cache is None or not hasattr(cache, "get_seq_length"):
+        return None
+    embeds = None if model.config.is_encoder_decoder else prompt.model_kwargs.get("inputs_embeds")
+    length = prompt.input_ids.shape[1] if embeds is None else embeds.shape[1]
+    if embeds is None and (prompt.mask is None or prompt.mask.shape[1] != length):
+        return None
+    seen = int(cache.get_seq_length())
+    if seen >= length:
+        raise ValueError(
+            f"`past_key_values` has seen {seen} positions, so the text must be longer, got {length}; "
+            f"to pass only its end, give the `attention_mask` of all of it"
+        )
+    return length - seen
+
+
+def encode(model: Any, prompt: Prompt, kwargs: dict[str, Any], config: GenerationConfig) -> Any:
+    """The outputs of the encoder for the batch as it is, or a copy of those given."""
+    given = kwargs.get("encoder_outputs")
+    if given is not None:
+        return type(given)(**given)
+    kwargs = model._prepare_encoder_decoder_kwargs_for_generation(
+        prompt.main_input, kwargs, prompt.main_input_name, config
+    )
+    return kwargs["encoder_outputs"]
+
+
+def add_cache(
+    model: Any,
+    kwargs: dict[str, Any],
+    config: GenerationConfig,
+    *,
+    mode: GenerationMode,
+    batch_size: int,
+    max_cache_length: int,
+) -> None:
+    """Puts a cache into `kwargs`, where one is to be used and none is given.
+
+    transformers keeps static caches on the model; here a shallow copy of the model takes them and is dropped.
+    """
+    holder = copy.copy(model)
+    vars(holder).pop("_cache", None)
+    holder._prepare_cache_for_generation(config, kwargs, TransformersMode(mode.value), batch_size, max_cache_length)

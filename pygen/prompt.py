@@ -1,0 +1,104 @@
+"""What a call starts from: the prompts, their mask, and what else the model reads; checked, before copies are made."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The inputs of a call.
+
+    input_ids: (batch_size, prompt_length) int64, what every sequence begins with: the prompts, or the decoder's prompts
+        of an encoder-decoder model. Has no column where `inputs_embeds` come without ids.
+    mask: (batch_size, at least prompt_length), 0 where `input_ids` (its last columns) hold padding; or None.
+    main_input: what the model reads first, by its name: ids, `inputs_embeds`, `input_features`, ...
+    model_kwargs: the other inputs of the model, in a dict of the call's own.
+    """
+
+    input_ids: Tensor
+    mask: Tensor | None
+    main_input: Tensor
+    main_input_name: str
+    model_kwargs: dict[str, Any]
+
+    @property
+    def embeds_length(self) -> int:
+        """How many positions embeddings fill that the ids do not show; 0 where the ids are what the model reads."""
+        if self.main_input_name != "inputs_embeds" or self.main_input.shape[1] == self.input_ids.shape[1]:
+            return 0
+        return self.main_input.shape[1]
+
+    def visible(self) -> Tensor | None:
+        """(batch_size, prompt_length), the mask of `input_ids`; None where nothing is masked or it cannot be told."""
+        length = self.input_ids.shape[1]
+        if self.mask is None or self.embeds_length or length == 0 or bool((self.mask != 0).all()):
+            return None
+        return self.mask[:, -length:]
+
+
+def given_input(name: str, inputs: Any, model_kwargs: dict[str, Any]) -> Any:
+    """The main input, given as `inputs` or by its name, which is taken out of `model_kwargs`; None where neither is."""
+    by_name = model_kwargs.pop(name, None)
+    if inputs is not None and by_name is not None:
+        raise ValueError(f"`inputs` and `{name}` are the same argument; pass one of them")
+    return inputs if inputs is not None else by_name
+
+
+def check_ids(name: str, ids: Any, device: torch.device | None, *, least: int = 1, rows: int | None = None) -> Tensor:
+    """`ids` as (batch_size, length) int64, at least `least` columns long and `rows` rows high where these are given."""
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"`{name}` must be a tensor, got {type(ids).__name__}")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise TypeError(f"`{name}` must hold integers, got {ids.dtype}")
+    if ids.ndim != 2 or ids.shape[0] == 0 or ids.shape[1] < least:
+        raise ValueError(
+            f"`{name}` must have shape (batch_size, prompt_length), both at least 1, got {tuple(ids.shape)}"
+        )
+    if rows is not None and ids.shape[0] != rows:
+        raise ValueError(f"`{name}` must hold one row per input ({rows}), got shape {tuple(ids.shape)}")
+    check_device(name, ids, device)
+    return ids.long()
+
+
+def check_device(name: str, value: Tensor, device: torch.device | None) -> None:
+    if device is not None and value.device.type != device.type:
+        raise ValueError(f"`{name}` must be on the model's device {device}, got {value.device}")
+
+
+def check_mask(name: str, mask: Any, read: Tensor, *, read_name: str, continues: bool) -> None:
+    """`mask` must cover `read` (batch_size, length, ...), and may be longer where a cache holds what was before."""
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"`{name}` must be a tensor, got {type(mask).__name__}")
+    longer = continues and mask.ndim == 2 and mask.shape[0] == read.shape[0] and mask.shape[1] > read.shape[1]
+    if mask.shape != read.shape[:2] and not longer:
+        raise ValueError(
+            f"`{name}` must have the shape of `{read_name}` {tuple(read.shape[:2])}, got {tuple(mask.shape)}"
+        )
+
+
+def start_ids(bos_token_id: int | None, model_kwargs: dict[str, Any], device: torch.device | None) -> Tensor:
+    """(batch_size, 1): the prompts where none are given, as many as the first other input has rows."""
+    if bos_token_id is None:
+        raise ValueError("`bos_token_id` must be set where no `input_ids` are given")
+    tensors = [value for value in model_kwargs.values() if isinstance(value, Tensor) and value.ndim]
+    batch_size = tensors[0].shape[0] if tensors else 1
+    return torch.full((batch_size, 1), bos_token_id, dtype=torch.int64, device=device)
+
+
+def warn_of_right_padding(input_ids: Tensor, mask: Tensor | None, pad_token_id: int | None) -> None:
+    if input_ids.shape[0] == 1 or pad_token_id is None:
+        return
+    last = mask[:, -1] == 0 if mask is not None else input_ids[:, -1] == pad_token_id
+    if bool(last.any()):
+        logger.warning(
+            "Prompts seem to be padded on the right; a decoder-only model continues correctly only prompts that "
+            "are padded on the left (`padding_side='left'`)."
+        )
