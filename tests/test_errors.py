@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from pygen.backends import BackendError
+from pygen.loops.beam_state import BeamState
 from pygen.loops.state import DecodeState
 from pygen.ops import (
     SampleOutput,
     TopLogprobs,
+    beam_finalize,
     prepare_process_logits,
     prepare_sample,
     process_logits,
@@ -378,6 +380,42 @@ REORDER: list[Wrong] = [
 ]
 
 
+def beams_with(**changes: Any) -> BeamState:
+    state = BeamState.create(IDS[:1], 3, num_beams=2)
+    for name, value in changes.items():
+        setattr(state, name, value)
+    return state
+
+
+FINALIZE: list[Wrong] = [
+    ({"state": IDS}, TypeError, "`state` must be a BeamState, got Tensor"),
+    ({"num_return_sequences": 1.0}, TypeError, "`num_return_sequences` must be an int, got float"),
+    ({"num_return_sequences": 0}, ValueError, "`num_return_sequences` must be in [1, 2], got 0"),
+    ({"num_return_sequences": 3}, ValueError, "`num_return_sequences` must be in [1, 2], got 3"),
+    (
+        {"state": beams_with(step_tokens=torch.zeros(3, 2))},
+        TypeError,
+        "`state.step_tokens` must be int64, got float32",
+    ),
+    (
+        {"state": beams_with(finished_parents=torch.zeros(1, 3, dtype=torch.int32))},
+        ValueError,
+        "`state.finished_parents` must have shape (batch_size, num_beams) = (1, 2), got (1, 3)",
+    ),
+    (
+        {"state": beams_with(finished_steps=tensor([3, -1]))},
+        ValueError,
+        "`state.finished_steps` must be in [-1, 2], got 3",
+    ),
+    (
+        {"state": beams_with(finished_steps=tensor([-2, -1]))},
+        ValueError,
+        "`state.finished_steps` must be in [-1, 2], got -2",
+    ),
+    ({"backend": "gpu"}, ValueError, "`backend` must be one of 'auto', 'cpu', 'cuda', 'triton', 'torch', got 'gpu'"),
+]
+
+
 def names(rows: list[Wrong]) -> list[str]:
     return [f"{i}-{next(iter(keywords))}" for i, (keywords, _, _) in enumerate(rows)]
 
@@ -430,6 +468,14 @@ def test_reorder_cache(keywords: dict[str, Any], error: type[Exception], message
     assert type(raised.value) is error
     assert str(raised.value) == message
     assert cache.equal(before)
+
+
+@pytest.mark.parametrize(("keywords", "error", "message"), FINALIZE, ids=names(FINALIZE))
+def test_beam_finalize(keywords: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as raised:
+        beam_finalize(**{"state": beams_with(), **keywords})
+    assert type(raised.value) is error
+    assert str(raised.value) == message
 
 
 @pytest.mark.parametrize("backend", ["cuda", "triton"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pygen.ops._outputs import BeamStepOutput, RowStatus, SampleOutput, TopLogprobs
+from pygen.ops.beam_finalize import BeamOutput, beam_finalize
 from pygen.ops.beam_step import PreparedBeamStep, beam_step, prepare_beam_step
 from pygen.ops.process_logits import PreparedProcessLogits, prepare_process_logits, process_logits
 from pygen.ops.reorder_cache import reorder_cache
 from pygen.ops.sample import PreparedSample, prepare_sample, sample
 
 __all__ = [
+    "BeamOutput",
     "BeamStepOutput",
     "PreparedBeamStep",
     "PreparedProcessLogits",
@@ -16,6 +18,7 @@ __all__ = [
     "RowStatus",
     "SampleOutput",
     "TopLogprobs",
+    "beam_finalize",
     "beam_step",
     "prepare_beam_step",
     "prepare_process_logits",

@@ -1,0 +1,117 @@
+"""The result of a beam search: its best hypotheses, walked from the last token back to the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pygen.backends import Dispatcher
+from pygen.loops.beam_state import BeamState
+from pygen.ops import _checks as checks
+from pygen.ops._beam_state import check_beam_state
+
+
+class BeamOutput(NamedTuple):
+    """The best hypotheses of every prompt, best first, those of a prompt side by side."""
+
+    sequences: Tensor  # (batch_size * num_return_sequences, prompt_length + longest) int64, prompt first
+    sequences_scores: Tensor  # (batch_size * num_return_sequences,) float32, normalised by length
+    beam_indices: Tensor  # (batch_size * num_return_sequences, longest) int32, the flat beam that each token grew from
+
+
+def beam_finalize(state: BeamState, num_return_sequences: int = 1, *, backend: str = "auto") -> BeamOutput:
+    """The first `num_return_sequences` finished hypotheses of every prompt. `state` is not modified.
+
+    For rank i of prompt b::
+
+        token, beam = finished_tokens[b, i], finished_parents[b, i]
+        for step in range(finished_steps[b, i], -1, -1):
+            sequence[prompt_length + step], beam_indices[step] = token, beam
+            token, beam = step_tokens[step - 1, beam], step_parents[step - 1, beam]
+
+    Shorter hypotheses end in `pad_token_id`, and in -1 in `beam_indices`; both results are as wide as the longest
+    returned one needs. A place that holds no hypothesis (`finished_steps` -1) returns the prompt.
+
+    Arguments:
+        state: a `BeamState`.
+        num_return_sequences: in [1, state.num_beams].
+        backend: "auto", "cpu" or "torch".
+
+    Raises TypeError for types and dtypes, ValueError for values and shapes, also where a walk leaves the beams of its
+    prompt, and BackendError where the backend cannot run.
+    """
+    if not isinstance(state, BeamState):
+        raise TypeError(f"`state` must be a BeamState, got {type(state).__name__}")
+    device = state.token_ids.device
+    check_beam_state(state, checks.Like(state.token_ids.shape[0], 0, device))
+    if not 1 <= checks.count("num_return_sequences", num_return_sequences) <= state.num_beams:
+        raise ValueError(f"`num_return_sequences` must be in [1, {state.num_beams}], got {num_return_sequences}")
+    longest = _longest(state, num_return_sequences)
+    _, entry = _dispatch.resolve(device, backend)
+    sequences, beam_indices = entry(state, num_return_sequences, longest)
+    _check_walks(state, num_return_sequences, beam_indices)
+    return BeamOutput(sequences, state.finished_scores[:, :num_return_sequences].clone().flatten(), beam_indices)
+
+
+def _longest(state: BeamState, num_return_sequences: int) -> int:
+    steps = state.finished_steps[:, :num_return_sequences]
+    last_step = state.max_new_tokens - 1
+    low, high = [bound.item() for bound in steps.aminmax()] if steps.numel() > 0 else (-1, -1)
+    if low < -1 or high > last_step:
+        raise ValueError(f"`state.finished_steps` must be in [-1, {last_step}], got {low if low < -1 else high}")
+    return int(high) + 1
+
+
+def _check_walks(state: BeamState, num_return_sequences: int, beam_indices: Tensor) -> None:
+    steps = state.finished_steps[:, :num_return_sequences].reshape(-1, 1)
+    walked = torch.arange(beam_indices.shape[1], device=steps.device) <= steps
+    prompts = torch.arange(len(steps), device=steps.device)[:, None] // num_return_sequences
+    astray = walked & (beam_indices // state.num_beams != prompts)
+    # Walks go from the last step to the first, so this is where one left its prompt.
+    for row, step in astray.nonzero()[-1:].tolist():
+        beam, prompt = int(beam_indices[row, step]), row // num_return_sequences
+        raise ValueError(
+            f"`state` must lead from beam to beam of a prompt, got beam {beam} in step {step} of prompt {prompt}"
+        )
+
+
+def _cpu(state: BeamState, num_return_sequences: int, longest: int) -> tuple[Tensor, Tensor]:
+    from pygen import _C
+
+    rows = state.batch_size * num_return_sequences
+    sequences = torch.empty((rows, state.prompt_length + longest), dtype=torch.int64)
+    beam_indices = torch.empty((rows, longest), dtype=torch.int32)
+    _C.beam_finalize(
+        batch_size=state.batch_size,
+        num_beams=state.num_beams,
+        num_return_sequences=num_return_sequences,
+        prompt_length=state.prompt_length,
+        width=longest,
+        pad_token_id=state.pad_token_id,
+        threads=torch.get_num_threads(),
+        token_ids_ptr=state.token_ids.data_ptr(),
+        token_ids_stride=state.token_ids.stride(0),
+        step_tokens_ptr=state.step_tokens.data_ptr(),
+        step_parents_ptr=state.step_parents.data_ptr(),
+        finished_steps_ptr=state.finished_steps.data_ptr(),
+        finished_tokens_ptr=state.finished_tokens.data_ptr(),
+        finished_parents_ptr=state.finished_parents.data_ptr(),
+        sequences_ptr=sequences.data_ptr(),
+        beam_indices_ptr=beam_indices.data_ptr(),
+    )
+    return sequences, beam_indices
+
+
+def _torch(state: BeamState, num_return_sequences: int, longest: int) -> tuple[Tensor, Tensor]:
+    from pygen.reference.beam_finalize import beam_finalize as reference
+
+    output = reference(state, num_return_sequences)
+    return output.sequences, output.beam_indices
+
+
+_dispatch: Dispatcher[Callable[[BeamState, int, int], tuple[Tensor, Tensor]]] = Dispatcher(
+    "beam_finalize", cpu=_cpu, torch=_torch
+)
