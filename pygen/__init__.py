@@ -25,6 +25,7 @@ from pygen.outputs import (
     TopLogprobs,
 )
 from pygen.streamers import BaseStreamer, TextStreamer
+from pygen.transition_scores import compute_transition_scores
 from pygen.watermark_detectors import SynthIDTextWatermarkDetector, WatermarkDetector, WatermarkDetectorOutput
 
 __version__ = "0.1.0"
@@ -51,6 +52,7 @@ __all__ = [
     "__version__",
     "available_backends",
     "build_info",
+    "compute_transition_scores",
     "generate",
     "ops",
     "use_backend",
