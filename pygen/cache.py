@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from pygen.ops import reorder_cache
+
+# Layers of transformers that hold keys and values only, position after position, the newest last.
+_PLAIN_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer", "StaticLayer", "StaticSlidingWindowLayer")
+# Methods of transformers that know of layers, or of keys and values, and of nothing that a subclass adds.
+_PLAIN_METHODS = ("Cache.reorder_cache", "CacheLayerMixin.reorder_cache")
+
 
 def can_expand(cache: Any) -> bool:
     """Whether `expand` repeats everything the cache holds.
@@ -45,3 +55,95 @@ def crop(cache: Any, num_tokens: int) -> None:
     """
     if num_tokens:
         cache.crop(-num_tokens)
+
+
+def check_reorder(cache: Any) -> None:
+    """Raises what `reorder` would raise, so that a loop can refuse a cache before the model runs.
+
+    A cache that gets a part that nobody can reorder only while the model runs is refused by `reorder`.
+    """
+    _split(cache)
+
+
+def reorder(cache: Any, source_rows: Tensor, shared: Tensor, generated: int) -> Any:
+    """Makes every row r of `cache` a copy of row `source_rows[r]`, and returns the cache to go on with.
+
+    Row r and its source descend from one prompt, so they differ at most in the last `generated` positions, and of these
+    not in the first `shared[r]`. Only the rest is copied, in place, counted from the newest position that a layer
+    stores: a sliding window may have dropped older ones. Cross-attention is the prompt's and stays. Layers that hold
+    more than keys and values, recurrent states for example, gather all they have with their own `reorder_cache`.
+
+    Arguments:
+        cache: a cache of transformers, anything else with a method `reorder_cache(source_rows)`, or a tuple or list
+            with a pair of key and value (rows, heads, positions, head_dim) per layer.
+        source_rows, shared: (rows,) int64.
+
+    Raises TypeError for anything else, and NotImplementedError naming the class whose `reorder_cache` leaves out a part
+    of what it holds, as that of quantized layers does.
+    """
+    pairs, others = _split(cache)
+    if generated == 0:
+        return cache
+    alike: dict[tuple[int, torch.device], list[Tensor]] = {}
+    for keys, values, stored in pairs:
+        alike.setdefault((stored, keys.device), []).extend((keys, values))
+    for (stored, device), tensors in alike.items():
+        start = (stored - generated + shared.to(device)).clamp(min=0)
+        reorder_cache(tensors, source_rows.to(device), start, stored)
+    for other in others:
+        other.reorder_cache(source_rows)
+    return cache
+
+
+def _split(cache: Any) -> tuple[list[tuple[Tensor, Tensor, int]], list[Any]]:
+    """(keys, values, positions stored) that suffixes can be copied in, and what reorders itself."""
+    if isinstance(cache, (tuple, list)):
+        return [_pair(f"cache[{i}]", layer) for i, layer in enumerate(cache)], []
+    if hasattr(cache, "self_attention_cache"):
+        return _split(cache.self_attention_cache)
+    if not _has_plain_method(cache):
+        return [], [cache]
+    pairs, others = [], []
+    for layer in cache.layers:
+        kind = type(layer)
+        if kind.__name__ not in _PLAIN_LAYERS or not kind.__module__.startswith("transformers."):
+            _has_plain_method(layer)
+            others.append(layer)
+        elif layer.is_initialized and layer.keys.numel() > 0:
+            pairs.append((layer.keys, layer.values, min(int(layer.get_seq_length()), layer.keys.shape[2])))
+    return pairs, others
+
+
+def _pair(name: str, layer: Any) -> tuple[Tensor, Tensor, int]:
+    if not isinstance(layer, (tuple, list)) or len(layer) != 2:
+        raise TypeError(f"`{name}` must be a pair of key and value, got {type(layer).__name__}")
+    for tensor in layer:
+        if not isinstance(tensor, Tensor) or tensor.dim() != 4:
+            shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"`{name}` must hold tensors (rows, heads, positions, head_dim), got {shape}")
+    return (*layer, layer[0].shape[2])
+
+
+def _has_plain_method(holder: Any) -> bool:
+    """Whether a cache or layer inherits its `reorder_cache`; an error if it has none, or holds more than that knows."""
+    name, method = type(holder).__name__, getattr(holder, "reorder_cache", None)
+    if method is None:
+        raise TypeError(f"`cache` must have a method `reorder_cache`, got {name}")
+    if getattr(method, "__qualname__", "") not in _PLAIN_METHODS:
+        return False
+    missed = [part for part, value in vars(holder).items() if part not in ("keys", "values") and _has_rows(value)]
+    if hasattr(holder, "_dequantize"):
+        missed = ["what is quantized"]
+    if missed:
+        raise NotImplementedError(f"`cache` cannot be reordered: `{name}.reorder_cache` misses {', '.join(missed)}")
+    return True
+
+
+def _has_rows(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.dim() > 1
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (tuple, list)):
+        return False
+    return any(_has_rows(item) for item in value)
