@@ -1,0 +1,269 @@
+"""Stopping criteria: what ends a row, called after every token."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pygen.config import GenerationConfig
+from pygen.stop_tables import stop_tables
+from pygen.token_bytes import token_bytes
+
+logger = logging.getLogger(__name__)
+
+# Steps of a search that are composed at once: more of them take more memory, fewer take more launches.
+_COMPOSED = 32
+
+
+class StoppingCriteria:
+    """Base class: `criterion(input_ids, scores)` tells after every token which rows end with it.
+
+    input_ids: (rows, length) int64, the prompt and everything generated so far.
+    scores: one (rows, vocab_size) tensor of processed scores a step, or None unless `generate` is asked for
+        `output_scores` and `return_dict_in_generate`.
+    Returns (rows,) bool, or one bool for all rows.
+    """
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+
+class StoppingCriteriaList(list[Any]):
+    """Criteria of which any one ends a row."""
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        done = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        for criterion in self:
+            done = done | criterion(input_ids, scores, **kwargs)
+        return done
+
+    @property
+    def max_length(self) -> int | None:
+        """The limit of the first `MaxLengthCriteria`."""
+        return next((criterion.max_length for criterion in self if isinstance(criterion, MaxLengthCriteria)), None)
+
+
+class MaxLengthCriteria(StoppingCriteria):
+    """Ends all rows once length >= max_length, prompt included.
+
+    max_position_embeddings: beyond this length a warning says once that the model was not made for it.
+    """
+
+    def __init__(self, max_length: int, max_position_embeddings: int | None = None) -> None:
+        self.max_length = max_length
+        self.max_position_embeddings = max_position_embeddings
+        self._warned = False
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        rows, length = input_ids.shape
+        done = length >= self.max_length
+        limit = self.max_position_embeddings
+        if limit is not None and length > limit and not done and not self._warned:
+            self._warned = True
+            logger.warning("The model has %d positions; longer texts may fail or be of poor quality.", limit)
+        return torch.full((rows,), done, dtype=torch.bool, device=input_ids.device)
+
+
+class MaxTimeCriteria(StoppingCriteria):
+    """Ends all rows once more than `max_time` seconds have passed since `initial_timestamp`.
+
+    initial_timestamp: as `time.time()` gives it; None is the time of construction.
+    """
+
+    def __init__(self, max_time: float, initial_timestamp: float | None = None) -> None:
+        self.max_time = max_time
+        self.initial_timestamp = time.time() if initial_timestamp is None else initial_timestamp
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        done = time.time() - self.initial_timestamp > self.max_time
+        return torch.full((input_ids.shape[0],), done, dtype=torch.bool, device=input_ids.device)
+
+
+class EosTokenCriteria(StoppingCriteria):
+    """Ends rows whose last token is one of `eos_token_id`: an id, a list, or a tensor."""
+
+    def __init__(self, eos_token_id: int | list[int] | Tensor) -> None:
+        if not isinstance(eos_token_id, Tensor):
+            eos_token_id = torch.tensor([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id)
+        self.eos_token_id = eos_token_id
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        self.eos_token_id = self.eos_token_id.to(input_ids.device)
+        return torch.isin(input_ids[:, -1], self.eos_token_id)
+
+
+class ConfidenceCriteria(StoppingCriteria):
+    """Ends rows whose last token had a probability below the threshold: softmax(scores[-1])[row, token] < threshold."""
+
+    def __init__(self, assistant_confidence_threshold: float) -> None:
+        self.assistant_confidence_threshold = assistant_confidence_threshold
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        if scores is None:
+            raise ValueError("`ConfidenceCriteria` needs `output_scores=True` and `return_dict_in_generate=True`")
+        probability: Tensor = scores[-1].softmax(-1).gather(1, input_ids[:, -1:])[:, 0]
+        return probability < self.assistant_confidence_threshold
+
+
+class StopStringCriteria(StoppingCriteria):
+    """Ends rows in which a stop string ends inside the last token; whatever follows it in that token is kept.
+
+        text = the bytes of the tokens, one after another
+        row ends  <=>  some stop string ends in text after the start of its last token and not after its end
+
+    tokenizer: see `pygen.token_bytes.token_bytes`. Its vocabulary is read once, each set of strings worked out once for
+        it; the last few are kept.
+    stop_strings: a string or several, none empty. Their UTF-8 is searched for, so characters may be spread over tokens.
+    Rows are read as many tokens back as the longest string has bytes, prompt included; unknown ids match nothing.
+    Errors: ValueError where no token can end any of the strings.
+
+    A token is a function from states to states (`pygen.stop_tables`); those of the last tokens are composed pairwise,
+    so a call launches O(log(bytes of the longest string)) operations and reads nothing back from a GPU.
+    """
+
+    def __init__(self, tokenizer: Any, stop_strings: str | list[str]) -> None:
+        strings = [stop_strings] if isinstance(stop_strings, str) else stop_strings
+        if not isinstance(strings, (list, tuple)) or not all(isinstance(string, str) for string in strings):
+            raise TypeError(f"`stop_strings` must be a string or a list of strings, got {stop_strings!r:.80}")
+        if not strings or not all(strings):
+            raise ValueError(f"`stop_strings` must hold at least one string and no empty one, got {stop_strings!r:.80}")
+        self.stop_strings: tuple[str, ...] = tuple(strings)
+        self.num_stop_strings = len(strings)
+        self._tables = stop_tables(token_bytes(tokenizer), self.stop_strings)
+        self._longest = max(len(string.encode()) for string in strings)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        tables = self._tables = self._tables.to(input_ids.device)
+        last_ids = input_ids[:, -self._longest :].clamp(-1, len(tables.classes) - 2) + 1
+        classes = tables.classes[last_ids]
+        ends = tables.ends[classes[:, -1]]
+        # Most tokens end nothing, whatever stood before them. On a GPU asking would cost more than it saves.
+        if ends.device.type == "cpu" and not ends.any():
+            return ends[:, 0]
+        states = self._states_before(classes[:, :-1])
+        return ends.gather(1, states)[:, 0]
+
+    def _states_before(self, classes: Tensor) -> Tensor:
+        """(rows, length) classes of tokens -> (rows, 1) int64, the state after reading them in state 0."""
+        length = classes.shape[1]
+        composed = min(_COMPOSED, 1 << (length - 1).bit_length()) if length else 1
+        state = torch.zeros((len(classes), 1), dtype=torch.int64, device=classes.device)
+        # Class 0 leads to state 0, where the search begins.
+        for some in functional.pad(classes, (-length % composed, 0)).split(composed, dim=1):
+            functions = self._tables.states[some].long()
+            while functions.shape[1] > 1:
+                functions = functions[:, 1::2].gather(2, functions[:, 0::2])
+            if functions.shape[1]:
+                state = functions[:, 0].gather(1, state)
+        return state
+
+
+def validate_stopping_criteria(stopping_criteria: StoppingCriteriaList, max_length: int) -> StoppingCriteriaList:
+    """A deep copy with a `MaxLengthCriteria`, added where there is none; UserWarning where it has another limit."""
+    criteria = copy.deepcopy(stopping_criteria)
+    if criteria.max_length is None:
+        criteria.append(MaxLengthCriteria(max_length=max_length))
+    elif criteria.max_length != max_length:
+        warnings.warn(
+            f"`stopping_criteria` end at {criteria.max_length} tokens, `max_length` is {max_length}",
+            UserWarning,
+            stacklevel=2,
+        )
+    return criteria
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """What ends the rows of one call, by the place where it is decided.
+
+    max_new_tokens: the number of steps of the loop.
+    eos_token_ids: the op that draws compares with these; None where no token ends a row.
+    max_time: seconds that the monitor allows, or None.
+    criteria: called after every step, in this order.
+    pads: whether rows that ended emit `pad_token_id`; without, they go on until all rows have ended.
+    """
+
+    max_new_tokens: int
+    eos_token_ids: list[int] | None
+    max_time: float | None
+    criteria: tuple[Callable[..., Any], ...]
+    pads: bool
+
+
+def build_criteria(
+    given: Any,
+    config: GenerationConfig,
+    *,
+    prompt_length: int,
+    max_new_tokens: int,
+    eos_token_ids: list[int] | None,
+    tokenizer: Any = None,
+) -> Stopping:
+    """Joins what the settings ask for with the caller's criteria, in Hugging Face's order.
+
+    Length, time, stop strings, end-of-sequence tokens, confidence, then the caller's. One of exactly these classes,
+    pygen's or transformers', takes the place of what the setting asks for, with a warning. Length and end-of-sequence
+    tokens cost nothing a step, wherever they come from.
+
+    Errors: TypeError for anything but callables, ValueError for stop strings without a tokenizer.
+    """
+    if given is None:
+        given = ()
+    if not isinstance(given, Sequence) or not all(callable(criterion) for criterion in given):
+        raise TypeError(f"`stopping_criteria` must be a list of callables, got {given!r:.80}")
+    threshold = config.assistant_confidence_threshold or 0.0
+    strings = config.stop_strings or None
+    asked: dict[type[StoppingCriteria], bool] = {
+        MaxLengthCriteria: True,
+        MaxTimeCriteria: config.max_time is not None,
+        StopStringCriteria: strings is not None,
+        EosTokenCriteria: eos_token_ids is not None,
+        ConfidenceCriteria: bool(config.is_assistant) and threshold > 0,
+    }
+    by_hand = {kind: [criterion for criterion in given if _is_exactly(criterion, kind)] for kind in asked}
+    for kind, from_setting in asked.items():
+        if from_setting and by_hand[kind]:
+            logger.warning("`stopping_criteria`: the %s given takes the place of the setting.", kind.__name__)
+
+    if by_hand[MaxLengthCriteria]:
+        limit = min(int(criterion.max_length) for criterion in by_hand[MaxLengthCriteria])
+        max_new_tokens = max(1, limit - prompt_length)
+    pads = eos_token_ids is not None or any(hasattr(criterion, "eos_token_id") for criterion in given)
+    if by_hand[EosTokenCriteria]:
+        ids = [torch.as_tensor(criterion.eos_token_id).reshape(-1) for criterion in by_hand[EosTokenCriteria]]
+        eos_token_ids = [int(token_id) for token_id in torch.cat(ids)] or None
+
+    criteria: list[Callable[..., Any]] = []
+    for kind in (MaxTimeCriteria, StopStringCriteria, ConfidenceCriteria):
+        if asked[kind] and by_hand[kind]:
+            criteria.append(by_hand[kind][0])
+        elif asked[kind] and kind is StopStringCriteria:
+            if tokenizer is None:
+                raise ValueError("`stop_strings` need the model's tokenizer: pass it as `tokenizer=`")
+            criteria.append(StopStringCriteria(tokenizer, config.stop_strings or []))
+        elif asked[kind] and kind is ConfidenceCriteria:
+            criteria.append(ConfidenceCriteria(threshold))
+    elsewhere = {id(criterion) for criterion in (*criteria, *by_hand[MaxLengthCriteria], *by_hand[EosTokenCriteria])}
+    return Stopping(
+        max_new_tokens=max_new_tokens,
+        eos_token_ids=eos_token_ids,
+        max_time=None if by_hand[MaxTimeCriteria] else config.max_time,
+        criteria=(*criteria, *(criterion for criterion in given if id(criterion) not in elsewhere)),
+        pads=pads,
+    )
+
+
+def _is_exactly(criterion: Any, kind: type[StoppingCriteria]) -> bool:
+    """Whether it is of class `kind` and of no subclass, pygen's or transformers' own."""
+    cls = type(criterion)
+    is_theirs = cls.__name__ == kind.__name__ and cls.__module__.startswith("transformers.generation.")
+    return cls is kind or is_theirs

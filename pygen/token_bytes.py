@@ -1,0 +1,202 @@
+"""What every token of a vocabulary adds to a text, in bytes."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from array import array
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_GAP = b"\xff"  # stands before every token where all are handled at once: UTF-8 has no such byte
+# What WordPiece's clean-up changes in a token that got its space.
+_CLEAN_UP = {
+    " .": ".",
+    " ?": "?",
+    " !": "!",
+    " ,": ",",
+    " ' ": "'",
+    " n't": "n't",
+    " 'm": "'m",
+    " do not": " don't",
+    " 's": "'s",
+    " 've": "'ve",
+    " 're": "'re",
+}
+
+Steps = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBytes:
+    """Token `ids[i]` adds the bytes `data[starts[i] : starts[i] + lengths[i]]`.
+
+    ids, starts, lengths: (n,) int64, the longest token first. data: (total,) uint8. A token may be a part of a
+    character.
+    """
+
+    ids: Tensor
+    starts: Tensor
+    lengths: Tensor
+    data: Tensor
+
+    @property
+    def size(self) -> int:
+        """One more than the largest id."""
+        return int(self.ids.max()) + 1
+
+
+_kept: weakref.WeakKeyDictionary[Any, tuple[Any, TokenBytes]] = weakref.WeakKeyDictionary()
+
+
+def token_bytes(tokenizer: Any) -> TokenBytes:
+    """The bytes of every token of `tokenizer` in the middle of a text, kept as long as a transformers tokenizer lives.
+
+    tokenizer: one of transformers, a `tokenizers.Tokenizer`, or anything with `get_vocab()`,
+        `convert_tokens_to_string(list[str])`, `convert_ids_to_tokens(list[int])` and a call that encodes.
+
+    Byte-level BPE, SentencePiece with and without byte tokens, WordPiece, and BPE with an end-of-word mark are read off
+    the decoder, byte for byte. Any other tokenizer is asked for the text of every token, which takes longer and cannot
+    tell parts of characters from one another. Special tokens stand for their names.
+    """
+    if not hasattr(tokenizer, "get_vocab"):
+        raise TypeError(f"`tokenizer` must have `get_vocab`, got {type(tokenizer).__name__}")
+    steps = _decoder_steps(tokenizer)
+    try:
+        # `len(tokenizer)` would build the vocabulary.
+        version = (str(steps), tokenizer.vocab_size, len(tokenizer.added_tokens_decoder))
+        kept = _kept.get(tokenizer)
+    except (AttributeError, TypeError):  # not known when it changes, or neither hashed nor weakly referenced
+        return _read(tokenizer, steps)
+    if kept is None or kept[0] != version:
+        kept = _kept[tokenizer] = (version, _read(tokenizer, steps))
+    return kept[1]
+
+
+def _decoder_steps(tokenizer: Any) -> Steps | None:
+    """The decoder as `tokenizers` writes it into files; None where the tokenizer has to be asked."""
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if type(backend).__module__.split(".")[0] == "tokenizers":
+        if backend.decoder is None:
+            return [{"type": "WordPiece", "prefix": "", "cleanup": False}]
+        try:
+            decoder = json.loads(backend.decoder.__getstate__())
+        except Exception:  # one written in Python
+            return None
+        steps: Steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+        return steps if _acts_on_tokens(steps) else None
+    if hasattr(tokenizer, "byte_decoder"):
+        return [{"type": "ByteLevel"}]
+    if hasattr(tokenizer, "sp_model"):
+        return [{"type": "Metaspace", "replacement": "▁"}, {"type": "ByteFallback"}]
+    return None
+
+
+def _acts_on_tokens(steps: Steps) -> bool:
+    """Whether all steps are known and change every token by itself, but at the start and the end of a text."""
+    kinds = [step["type"] for step in steps]
+    if "Fuse" in kinds:
+        at = kinds.index("Fuse")
+        if set(kinds[at:]) != {"Fuse", "Strip"} and kinds[at:] != ["Fuse"]:
+            return False
+        kinds = kinds[:at]
+    if "ByteLevel" in kinds:
+        return kinds == ["ByteLevel"]
+    plain = all(step["pattern"].get("String") for step in steps if step["type"] == "Replace")
+    return plain and set(kinds) <= {"Replace", "Metaspace", "ByteFallback", "WordPiece", "BPEDecoder"}
+
+
+def _read(tokenizer: Any, steps: Steps | None) -> TokenBytes:
+    vocabulary: dict[str, int] = dict(tokenizer.get_vocab())
+    if steps is None:
+        return _from_text(_ask(tokenizer, list(vocabulary)), list(vocabulary.values()), [])
+    if steps[0]["type"] == "ByteLevel":
+        return _from_byte_level(list(vocabulary), list(vocabulary.values()))
+    single = {}
+    if any(step["type"] == "ByteFallback" for step in steps):
+        names = {f"<0x{value:02X}>": value for value in range(256)}
+        single = {vocabulary.pop(name): value for name, value in names.items() if name in vocabulary}
+    return _from_text(list(vocabulary), list(vocabulary.values()), steps, single)
+
+
+def _ask(tokenizer: Any, tokens: list[str]) -> list[str]:
+    """The text of every token behind others, since the first of a text may lose or gain a space."""
+    before = tokenizer.convert_ids_to_tokens(tokenizer("abcdef", add_special_tokens=False)["input_ids"])
+    start = len(tokenizer.convert_tokens_to_string(before))
+    return [tokenizer.convert_tokens_to_string([*before, token])[start:] for token in tokens]
+
+
+def _from_text(tokens: list[str], ids: list[int], steps: Steps, single: dict[int, int] | None = None) -> TokenBytes:
+    """single: tokens that are one byte, id to value; they are not among `tokens`."""
+    text, gap = _joined(tokens)
+    blob = text.encode().replace(gap.encode(), _GAP)
+    for step in steps:
+        for old, new in _replacements(step):
+            blob = blob.replace(old, new)
+    blob_values = torch.frombuffer(bytearray(blob), dtype=torch.uint8)
+    values, is_gap = blob_values, blob_values == _GAP[0]
+    if single:
+        values = torch.cat([values, torch.tensor([[0, value] for value in single.values()]).view(-1)])
+        is_gap = torch.cat([is_gap, torch.tensor([True, False]).repeat(len(single))])
+    return _split([*ids, *(single or ())], values, is_gap)
+
+
+def _joined(tokens: list[str]) -> tuple[str, str]:
+    """All tokens in one string, each behind a character that is in none of them, and that character."""
+    text = "".join(tokens)
+    gap = next(letter for letter in map(chr, range(0x110000)) if letter not in text)
+    return gap + gap.join(tokens), gap
+
+
+def _replacements(step: dict[str, Any]) -> list[tuple[bytes, bytes]]:
+    """What a decoder step changes in tokens that each stand behind a gap."""
+    if step["type"] == "Replace":
+        return [(step["pattern"]["String"].encode(), step["content"].encode())]
+    if step["type"] == "Metaspace":
+        return [(step["replacement"].encode(), b" ")]
+    if step["type"] == "BPEDecoder":
+        return [(step["suffix"].encode(), b" ")]
+    if step["type"] == "WordPiece":
+        joined = [(_GAP + b" " + step["prefix"].encode(), _GAP)] if step["prefix"] else []
+        cleaned = [(old.encode(), new.encode()) for old, new in _CLEAN_UP.items()] if step["cleanup"] else []
+        return [(_GAP, _GAP + b" "), *joined, *cleaned]
+    return []
+
+
+def _from_byte_level(tokens: list[str], ids: list[int]) -> TokenBytes:
+    """Every byte is written as a letter; a token with any other character stands for itself."""
+    letters = _byte_letters()
+    table = torch.full((ord(max(letters)) + 2,), -1, dtype=torch.int16)
+    table[[ord(letter) for letter in letters]] = torch.arange(256, dtype=torch.int16)
+
+    def look_up() -> tuple[Tensor, Tensor]:
+        text, gap = _joined(tokens)
+        codes = torch.frombuffer(bytearray(text.encode("utf-32-le")), dtype=torch.int32)
+        return table[codes.clamp(max=len(table) - 1)], codes == ord(gap)
+
+    values, is_gap = look_up()
+    other = (values < 0) & ~is_gap
+    if other.any():
+        for place in (is_gap.cumsum(0)[other].unique() - 1).tolist():
+            tokens[place] = "".join(letters[value] for value in tokens[place].encode())
+        values, is_gap = look_up()
+    return _split(ids, values, is_gap)
+
+
+def _byte_letters() -> list[str]:
+    """The letter of every byte: its Latin-1 character where that is visible, else the next one from U+0100 on."""
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(value if value in visible else next(others)) for value in range(256)]
+
+
+def _split(ids: list[int], values: Tensor, is_gap: Tensor) -> TokenBytes:
+    """values: the bytes of all tokens, each token behind a place where `is_gap`."""
+    gaps = is_gap.nonzero()[:, 0]
+    starts = gaps - torch.arange(len(gaps))
+    data = values[~is_gap].to(torch.uint8)
+    lengths, order = torch.diff(starts, append=torch.tensor([len(data)])).sort(descending=True)
+    return TokenBytes(torch.frombuffer(array("q", ids), dtype=torch.int64)[order], starts[order], lengths, data)
