@@ -47,6 +47,10 @@ class Recorder:
             self._top_ids[:, step] = choice.output.top_logprobs.token_ids[:, : self._num_top]
             self._top_logprobs[:, step] = choice.output.top_logprobs.logprobs[:, : self._num_top]
 
+    def step_logprobs(self, step: int) -> Tensor | None:
+        """(rows,) float32 on the CPU, of the tokens of `step`; None where they are not kept."""
+        return None if self._num_top is None else self._logprobs[:, step].cpu()
+
     def logprobs(self, steps: int) -> tuple[Tensor | None, TopLogprobs | None]:
         if self._num_top is None:
             return None, None
@@ -63,9 +67,11 @@ class Monitor:
 
     `observe` only queues tensor work, so a loop may launch the next forward before `must_stop` waits for the answer.
 
-    criteria: user callables (input_ids, scores) -> bool per row. Rows that they stop emit pad afterwards if `pads`.
+    criteria: callables (input_ids, scores) -> bool per row. Rows that they stop emit pad afterwards if `pads`.
     on_invalid: "raise" RuntimeError naming row and step, "greedy" keep the best token that the op fell back to,
         "eos" end the row there.
+    streamer: one with a method `put_step` gets the tokens of a step with their log-probabilities, or None, and why each
+        row has ended, or None while it goes on; any other gets the tokens.
     """
 
     def __init__(
@@ -116,19 +122,34 @@ class Monitor:
         invalid, running = divmod(int(signal), self._state.rows + 1)
         if invalid:
             self._raise_invalid(step, logits, choice.output.status)
+        if running > 0:
+            self._cut_short |= self._deadline is not None and time.monotonic() > self._deadline
+        over = running == 0 or self.cancelled()
         if self._streamer is not None:
-            self._streamer.put(self._state.column(step).to("cpu", copy=True))
+            self._send(step, over)
         if self._progress is not None:
             self._progress.update(1)
-        if running == 0:
-            return True
-        self._cut_short |= self._deadline is not None and time.monotonic() > self._deadline
-        return self.cancelled()
+        # A streamer may have cancelled.
+        return over or self.cancelled()
 
     def finish_reasons(self) -> list[str]:
-        otherwise = "stop" if self._cut_short else "length"
-        rows = zip(self._stopped.tolist(), self._state.finished.tolist(), strict=True)
-        return ["stop" if stopped else "eos" if finished else otherwise for stopped, finished in rows]
+        """Why every row ended: "eos", "stop" or "length"."""
+        return [reason or ("stop" if self._cut_short else "length") for reason in self._reasons()]
+
+    def _reasons(self) -> list[str | None]:
+        """Why rows have ended so far; None for those that go on."""
+        stopped, finished = torch.stack([self._stopped, self._state.finished]).tolist()
+        ended = zip(stopped, finished, strict=True)
+        return ["stop" if by_criterion else "eos" if by_token else None for by_criterion, by_token in ended]
+
+    def _send(self, step: int, over: bool) -> None:
+        tokens = self._state.column(step).to("cpu", copy=True)
+        if not hasattr(self._streamer, "put_step"):
+            self._streamer.put(tokens)
+            return
+        over |= self._state.token_ids.shape[1] == self._state.prompt_length + step + 1
+        reasons = self.finish_reasons() if over else self._reasons()
+        self._streamer.put_step(tokens, self._recorder.step_logprobs(step), reasons)
 
     def _end_invalid_rows(self, step: int, status: Tensor) -> None:
         state = self._state
@@ -146,8 +167,8 @@ class Monitor:
         state = self._state
         input_ids = state.tokens(step + 1)
         hit = torch.zeros_like(state.finished)
-        for place, criterion in enumerate(self._criteria):
-            hit |= checked_answer(place, criterion(input_ids, self._recorder.scores), hit)
+        for criterion in self._criteria:
+            hit |= checked_answer(criterion, criterion(input_ids, self._recorder.scores), hit)
         self._stopped |= hit & ~state.finished
         if self._pads:
             state.finished |= hit
@@ -161,14 +182,15 @@ class Monitor:
         raise RuntimeError(describe_invalid(rows[0], step, logits, int(status[rows[0]]), len(rows)))
 
 
-def checked_answer(place: int, answer: Any, hit: Tensor) -> Tensor:
-    """What the criterion at `place` said, as a bool tensor that broadcasts with `hit` (rows,)."""
+def checked_answer(criterion: StoppingCriterion, answer: Any, hit: Tensor) -> Tensor:
+    """What `criterion` said, as a bool tensor that broadcasts with `hit` (rows,)."""
     answer = torch.as_tensor(answer, device=hit.device)
+    name = getattr(criterion, "__name__", type(criterion).__name__)
     if answer.dtype != torch.bool:
-        raise TypeError(f"`stopping_criteria[{place}]` must return bools, got {answer.dtype}")
+        raise TypeError(f"`stopping_criteria`: {name} must return bools, got {answer.dtype}")
     if answer.shape not in ((), hit.shape):
         raise ValueError(
-            f"`stopping_criteria[{place}]` must return a bool or shape {tuple(hit.shape)}, "
+            f"`stopping_criteria`: {name} must return a bool or shape {tuple(hit.shape)}, "
             f"got shape {tuple(answer.shape)}"
         )
     checked: Tensor = answer

@@ -142,12 +142,12 @@ def test_criteria_of_transformers() -> None:
         (
             lambda ids, scores: torch.zeros(2, dtype=torch.bool),
             ValueError,
-            r"`stopping_criteria\[0\]` must return a bool",
+            "`stopping_criteria`: <lambda> must return a bool",
         ),
         (
             lambda ids, scores: torch.zeros(3),
             TypeError,
-            r"`stopping_criteria\[0\]` must return bools, got torch.float32",
+            "`stopping_criteria`: <lambda> must return bools, got torch.float32",
         ),
     ],
 )
