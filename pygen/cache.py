@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pygen.ops import reorder_cache
+from pygen.ops.reorder_cache import reorder_cache
 
 # Layers of transformers that hold keys and values only, position after position, the newest last.
 _PLAIN_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer", "StaticLayer", "StaticSlidingWindowLayer")
