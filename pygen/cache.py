@@ -20,6 +20,8 @@ def can_expand(cache: Any) -> bool:
 
     Layers with recurrent state inherit a `batch_repeat_interleave` that knows keys and values only: they do not count.
     """
+    if hasattr(cache, "cross_attention_cache"):
+        return can_expand(cache.self_attention_cache) and can_expand(cache.cross_attention_cache)
     layers = getattr(cache, "layers", None)
     if layers is None or not hasattr(cache, "batch_repeat_interleave"):
         return False
@@ -38,6 +40,8 @@ def expand(cache: Any, num_copies: int) -> None:
 
 def can_crop(cache: Any) -> bool:
     """Whether `crop` gives back the very state before the dropped tokens: full attention over keys and values only."""
+    if hasattr(cache, "cross_attention_cache"):
+        return can_crop(cache.self_attention_cache)
     layers = getattr(cache, "layers", None) or ()
     return (
         len(layers) > 0

@@ -116,7 +116,7 @@ def generate(
         prompt.input_ids.shape[1],
         adapter.max_position_embeddings,
         embeds_length=prompt.embeds_length,
-        ids_name="decoder_input_ids" if adapter.is_encoder_decoder else "input_ids",
+        prompt_name=prompt.name,
     )
     call = Call(
         adapter=adapter,

@@ -139,12 +139,12 @@ def resolve_lengths(
     max_position_embeddings: int | None,
     *,
     embeds_length: int = 0,
-    ids_name: str = "input_ids",
+    prompt_name: str = "input_ids",
 ) -> Lengths:
     """`max_new_tokens` wins over `max_length` (prompt included); without either, 20 new tokens, within the positions.
 
     embeds_length: positions of embeddings that the ids do not show; `max_length` and `min_length` count them.
-    ids_name: what the prompt is called in messages.
+    prompt_name: what the prompt is called in messages.
 
     ValueError when the prompt leaves no room. UserWarning when the default length is used or the minimum is out of
     reach.
@@ -173,7 +173,7 @@ def resolve_lengths(
         max_length -= embeds_length
     if prompt_length >= max_length:
         raise ValueError(
-            f"`max_length` must be larger than the length of `{ids_name}` ({prompt_length + embeds_length}), "
+            f"`max_length` must be larger than the length of `{prompt_name}` ({prompt_length + embeds_length}), "
             f"got {max_length + embeds_length}"
         )
 

@@ -72,7 +72,10 @@ class ModelAdapter(Protocol):
         """Takes the last `decode` back, records too, as far as the caller could see it. Ends the call."""
         ...
 
-    can_crop: bool
+    @property
+    def can_crop(self) -> bool:
+        """Whether `crop` works; known after `prefill`, since some caches learn then what they hold."""
+        ...
 
     def crop(self, num_tokens: int) -> None:
         """Makes the model forget the last `num_tokens` columns, so that others may be decoded in their place.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pygen import cache as cache_verbs
 from pygen.config import GenerationConfig, GenerationMode
 from pygen.integrations.inputs import (
     GrowingInputs,
@@ -35,8 +36,8 @@ class ModuleAdapter:
     (rows, length, vocab_size) or (rows, vocab_size); or a tuple that begins with them; or an object or mapping with
     `logits`. The cache it returns, as the tuple's second item or as `past_key_values`, is passed back unread; without
     one every step forwards the whole sequence. What is in a cache is not known, so assisted decoding goes without, and
-    beam search too, unless the module has a method `_reorder_cache(past_key_values, source_rows)` that returns the
-    cache with its rows gathered.
+    beam search too, unless the cache has a method `reorder_cache(source_rows)` that gathers its rows, or the module a
+    method `_reorder_cache(past_key_values, source_rows)` that returns the cache with its rows gathered.
     """
 
     is_encoder_decoder = False
@@ -102,8 +103,8 @@ class ModuleAdapter:
         kwargs = dict(prompt.model_kwargs)
         self._batch_size, self._prompt_length = prompt.input_ids.shape
         self._num_copies = num_copies
-        serves = mode in _ONE_BY_ONE or (mode in _BEAMS and hasattr(self._model, "_reorder_cache"))
-        self._use_cache = self._wants_cache and serves
+        self._reorders = mode in _BEAMS
+        self._use_cache = self._wants_cache and mode in (*_ONE_BY_ONE, *_BEAMS)
         if "use_cache" in self._names:
             kwargs["use_cache"] = self._use_cache
         # Which dimension of an unknown cache is the batch cannot be told, so with a cache every copy is prefilled.
@@ -122,7 +123,10 @@ class ModuleAdapter:
 
     def prefill(self, prompt_ids: Tensor) -> Tensor:
         if not self._expands_late:
-            return self._forward(prompt_ids, 0, prompt_ids.shape[1])[:, 0]
+            logits = self._forward(prompt_ids, 0, prompt_ids.shape[1])[:, 0]
+            if self._reorders and not (hasattr(self._model, "_reorder_cache") or hasattr(self.cache, "reorder_cache")):
+                self._do_without_cache()
+            return logits
         copies, batch_size = self._num_copies, self._batch_size
         logits = self._forward(prompt_ids[::copies], 0, prompt_ids.shape[1])[:, 0]
         self._kwargs = {name: repeat_rows(value, copies, batch_size) for name, value in self._kwargs.items()}
@@ -144,11 +148,21 @@ class ModuleAdapter:
         """Nothing to do: without a cache nothing is remembered (`can_crop`)."""
 
     def reorder(self, source_rows: Tensor, shared: Tensor, generated: int) -> None:
-        if self.cache is not None:
-            self.cache = self._model._reorder_cache(self.cache, source_rows)  # type: ignore[operator]
+        if self.cache is None:
+            return
+        hook: Any = getattr(self._model, "_reorder_cache", None)
+        if hook is not None:
+            self.cache = hook(self.cache, source_rows)
+        else:
+            self.cache = cache_verbs.reorder(self.cache, source_rows, shared, generated)
 
     def recorded(self) -> dict[str, Any]:
         return {"past_key_values": self.cache}
+
+    def _do_without_cache(self) -> None:
+        self._use_cache, self.cache = False, None
+        if "use_cache" in self._names:
+            self._kwargs["use_cache"] = False
 
     def _forward(self, input_ids: Tensor, generated: int, unseen: int, count: int = 1) -> Tensor:
         inputs = self._kwargs | self._growing.after(generated)

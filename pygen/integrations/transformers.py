@@ -66,7 +66,6 @@ class TransformersAdapter:
         self.max_position_embeddings: int | None = getattr(self._hooks.config, "max_position_embeddings", None)
         self.before_forward: Callable[[], None] = lambda: None
         self.can_rewind = True
-        self.can_crop = False
         self.records: dict[str, list[Any]] = {}
         self._encoder_records: dict[str, Any] = {}
         self._kwargs: dict[str, Any] = {}
@@ -125,9 +124,7 @@ class TransformersAdapter:
             and (cache_verbs.can_expand(cache) if self._use_cache else True)
         )
         self._cache_is_visible = callers_cache or bool(config.return_dict_in_generate)
-        can_drop = not self._use_cache or cache_verbs.can_crop(cache)
-        self.can_crop = can_drop and self._grows_by_default
-        self.can_rewind = can_drop or not self._cache_is_visible
+        self.can_rewind = not self._cache_is_visible or not self._use_cache or cache_verbs.can_crop(cache)
 
     def idle(self) -> None:
         kwargs: dict[str, Any] = {"use_cache": False}
@@ -190,11 +187,15 @@ class TransformersAdapter:
         name = next((name for name in CACHE_NAMES.values() if self._kwargs.get(name) is not None), None)
         if name is None:
             return
-        hook = getattr(self._hooks, "_reorder_cache", None)
+        cache, hook = self._kwargs[name], getattr(self._hooks, "_reorder_cache", None)
         if hook is not None:
-            self._kwargs[name] = hook(self._kwargs[name], source_rows)
+            self._kwargs[name] = hook(cache, source_rows)
         else:
-            vars(cache_verbs)["reorder"](self._kwargs[name], source_rows, shared, generated)
+            self._kwargs[name] = cache_verbs.reorder(cache, source_rows, shared, generated)
+
+    @property
+    def can_crop(self) -> bool:
+        return self._grows_by_default and (not self._use_cache or cache_verbs.can_crop(self.cache))
 
     @property
     def cache(self) -> Any:

@@ -105,13 +105,21 @@ def read_prompt(
     else:
         parameters = inspect.signature(model.forward).parameters
         if mask is None and "attention_mask" in parameters:
-            mask = kwargs["attention_mask"] = model._prepare_attention_mask_for_generation(main_input, hooks, kwargs)
+            # Ids beside longer or shorter embeddings say nothing about padding among these.
+            beside = main_name == "inputs_embeds" and kwargs["input_ids"].shape[1] != main_input.shape[1]
+            mask = (
+                torch.ones(main_input.shape[:2], dtype=torch.int64, device=main_input.device)
+                if beside
+                else model._prepare_attention_mask_for_generation(main_input, hooks, kwargs)
+            )
+            kwargs["attention_mask"] = mask
         if kwargs.get("position_ids") is None and "position_ids" in parameters:
             kwargs["position_ids"] = model._prepare_position_ids_for_generation(main_input, kwargs)
         input_ids = main_input if main_name == "input_ids" else kwargs.pop("input_ids")
         if main_name == "input_ids":
             warn_of_right_padding(input_ids, mask, tokens.pad)
-    return Prompt(input_ids, mask, main_input, main_name, kwargs), hooks
+    name = "decoder_input_ids" if is_encoder_decoder else main_name
+    return Prompt(input_ids, mask, main_input, main_name, kwargs, name), hooks
 
 
 def _checked_inputs(
