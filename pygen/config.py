@@ -385,10 +385,14 @@ class GenerationConfig(ConfigFiles):
             return config
         if not any(base.__name__ == "GenerationConfig" for base in type(config).__mro__):
             raise TypeError(f"`generation_config` must be a GenerationConfig, got {type(config).__name__}")
+        # A later release may declare settings that are unknown here; unset they would only differ in equality.
+        declared = vars(type(config)())
         settings = {
             name: value
             for name, value in config.to_dict().items()
-            if name not in METADATA_FIELDS and not name.endswith("_token_tensor")
+            if name not in METADATA_FIELDS
+            and not name.endswith("_token_tensor")
+            and not (value is None and name in declared)
         }
         result = cls(**settings)
         for name in ("_commit_hash", "_from_model_config"):
