@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
-
-from torch import Tensor
-
+from pygen.beam_pipeline import BeamBinding
 from pygen.integrations import ModelAdapter
 from pygen.loops.beam_monitor import BeamMonitor
 from pygen.loops.beam_state import BeamState
-from pygen.ops import BeamStepOutput
+from pygen.pipeline import Pipeline
+from pygen.plan import Plan
 
 
-class Shaped(NamedTuple):
-    """What `beam_step` is given, by row, and the scores (rows, vocab_size) as the caller gets them, by beam."""
-
-    scores: Tensor
-    kept: Tensor | None
-
-
-class BeamChooser(Protocol):
-    def shape(self, logits: Tensor, step: int) -> Shaped:
-        """Runs the processors that no op expresses."""
-        ...
-
-    def advance(self, scores: Tensor, step: int) -> BeamStepOutput:
-        """Advances the state it is bound to."""
-        ...
-
-
-class BeamPlan(Protocol):
-    def bind_beams(self, logits: Tensor, state: BeamState, *, criteria: Any) -> BeamChooser: ...
-
-
-def beam(model: ModelAdapter, state: BeamState, plan: BeamPlan, monitor: BeamMonitor, *, max_new_tokens: int) -> int:
+def beam(
+    model: ModelAdapter,
+    state: BeamState,
+    plan: Plan,
+    binding: BeamBinding,
+    monitor: BeamMonitor,
+    *,
+    max_new_tokens: int,
+) -> int:
     """Searches until no prompt can improve, and returns the number of steps.
 
     The beams go into `state`. Each step reads one scalar from the device, and copies in the cache only what a row that
@@ -42,13 +27,16 @@ def beam(model: ModelAdapter, state: BeamState, plan: BeamPlan, monitor: BeamMon
     if monitor.cancelled():
         return 0
     logits = model.prefill(state.tokens(0))
-    choose = plan.bind_beams(logits, state, criteria=monitor.criteria)
+    pipeline = Pipeline(plan, logits, binding)
     for step in range(max_new_tokens):
-        shaped = choose.shape(logits, step)
-        monitor.record(logits, shaped.kept)
-        output = choose.advance(shaped.scores, step)
-        if monitor.must_stop(step, logits, output) or step + 1 == max_new_tokens:
-            return step + 1
+        scores = pipeline.shape(logits, step)
+        # Before the beams move.
+        monitor.record(logits, pipeline.kept(scores, step))
+        output = pipeline.choose(scores, step=step)
+        stop = monitor.must_stop(step, logits, output)
         model.reorder(output.source_rows, output.shared, step)
+        if stop or step + 1 == max_new_tokens:
+            return step + 1
+        pipeline.reorder(output.source_rows)
         logits = model.decode(state.tokens(step + 1))
     return max_new_tokens

@@ -61,7 +61,7 @@ class BeamMonitor:
         return self._ends if asked else None
 
     def record(self, logits: Tensor, kept: Tensor | None) -> None:
-        """Takes the logits of a forward by row and its processed scores by beam, before the beams move."""
+        """Takes the logits of a forward and its processed scores, both by row, before the beams move."""
         rows = self._state.slots.reshape(-1)
         if self.orders is not None:
             self.orders.append(rows.clone())
@@ -69,7 +69,7 @@ class BeamMonitor:
             self.logits += (logits.float()[rows],)
         if self.scores is not None:
             assert kept is not None
-            self.scores += (kept,)
+            self.scores += (kept[rows],)
 
     def must_stop(self, step: int, logits: Tensor, output: BeamStepOutput) -> bool:
         """Reads the step's scalar, raises for an invalid row, and passes on the tokens that are certain."""
@@ -97,8 +97,8 @@ class BeamMonitor:
         if late or self.cancelled():
             return True
         hit = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-        for place, criterion in enumerate(self._criteria):
-            hit |= checked_answer(place, criterion(input_ids, self.scores), hit)
+        for criterion in self._criteria:
+            hit |= checked_answer(criterion, criterion(input_ids, self.scores), hit)
         return hit
 
 

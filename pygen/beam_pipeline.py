@@ -1,0 +1,50 @@
+"""A plan bound to beams: the same stages, on log-probabilities, with `beam_step` at the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pygen.loops.beam_state import BeamState
+from pygen.ops import prepare_beam_step, prepare_process_logits
+from pygen.pipeline import Op
+
+if TYPE_CHECKING:
+    from pygen.plan import Plan
+
+
+class BeamBinding:
+    """The rows of a beam search; see `Binding`. Processors see the sequences by row, which stays within its prompt.
+
+    search: arguments of `beam_step` about the search: length_penalty, early_stopping, stopping_criteria.
+    """
+
+    def __init__(self, plan: Plan, state: BeamState, search: dict[str, Any]) -> None:
+        self._state = state
+        self._step = {**search, **plan.noise}
+        self.tokens = state.tokens
+
+    def start(self, logits: Tensor) -> Tensor:
+        return torch.log_softmax(logits.float(), dim=-1)
+
+    def shape(self, example: Tensor, first: bool, **knobs: Any) -> Op:
+        state = self._state
+        prepared = prepare_process_logits(
+            _like(example), input_ids=state.history, prompt_lengths=state.prompt_length, **knobs
+        )
+
+        def run(scores: Tensor, *, step: int) -> Tensor:
+            if first:
+                scores = self.start(scores)
+            return prepared(scores, step=step, length=state.prompt_length + step)
+
+        return run
+
+    def choose(self, example: Tensor, first: bool, **knobs: Any) -> Op:
+        return prepare_beam_step(example, self._state, normalized=not first, **knobs, **self._step)
+
+
+def _like(example: Tensor) -> Tensor:
+    return torch.empty_like(example, dtype=torch.float32, memory_format=torch.contiguous_format)

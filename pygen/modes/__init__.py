@@ -1,0 +1,1 @@
+"""The modes of generation: each file takes a resolved call through its loop to its output."""
