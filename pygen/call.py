@@ -20,7 +20,8 @@ class Call:
     """Settings, inputs and lengths of a call, all checked; nothing has run yet, and `adapter.start` is the first to.
 
     num_copies: rows per prompt, the copies side by side.
-    streamer, generator, cancel, progress, tokenizer: as they were passed to `generate`.
+    model, logits_processor, prefix_allowed_tokens_fn, negative_prompt_ids, negative_prompt_attention_mask, streamer,
+    generator, cancel, progress, tokenizer: as they were passed to `generate`.
     """
 
     adapter: ModelAdapter
@@ -30,7 +31,11 @@ class Call:
     prompt: Prompt
     lengths: Lengths
     num_copies: int
+    model: Any
     logits_processor: Any
+    prefix_allowed_tokens_fn: Any
+    negative_prompt_ids: Any
+    negative_prompt_attention_mask: Any
     criteria: tuple[Callable[..., Any], ...]
     streamer: Any
     tokenizer: Any

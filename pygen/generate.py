@@ -16,11 +16,11 @@ from pygen.integrations import adapt
 from pygen.loops.monitor import Monitor, Recorder
 from pygen.loops.sample import sample
 from pygen.loops.state import DecodeState
+from pygen.modes.beams import generate_with_beams
 from pygen.outputs import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput, GenerateOutput
-from pygen.plan import PENALTIES, WARPERS, Plan, active_knobs, ban_schedule, check_processors
+from pygen.plan import Plan, make_plan, num_top_logprobs
 from pygen.request import refuse_unavailable, resolve_lengths, resolve_settings, resolve_special_tokens
 
-_INTEGER_KNOBS = ("top_k", "no_repeat_ngram_size")
 # Criteria that Hugging Face builds from a setting; one given by hand takes the place of the built one.
 _CRITERIA_OF_SETTINGS = {
     "MaxLengthCriteria": "max_length",
@@ -90,11 +90,8 @@ def generate(
     Penalties and n-gram bans do not see prompt positions that `attention_mask` hides.
     """
     _refuse_arguments(
-        prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
         synced_gpus=synced_gpus or None,
         assistant_model=assistant_model,
-        negative_prompt_ids=negative_prompt_ids,
-        negative_prompt_attention_mask=negative_prompt_attention_mask,
         custom_generate=custom_generate,
         assistant_tokenizer=kwargs.pop("assistant_tokenizer", None),
     )
@@ -126,7 +123,11 @@ def generate(
         prompt=prompt,
         lengths=lengths,
         num_copies=max(config.num_beams or 1, config.num_return_sequences or 1),
+        model=model,
         logits_processor=logits_processor,
+        prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+        negative_prompt_ids=negative_prompt_ids,
+        negative_prompt_attention_mask=negative_prompt_attention_mask,
         criteria=_check_criteria(stopping_criteria, config),
         streamer=streamer,
         tokenizer=tokenizer,
@@ -142,7 +143,7 @@ def _generate_by_sampling(call: Call) -> Tensor | GenerateOutput:
     config, adapter, max_new_tokens = call.config, call.adapter, call.lengths.max_new_tokens
     on_invalid = vars(config)["on_invalid"]
     _check_padding(call, on_invalid)
-    plan = _plan(call)
+    plan = make_plan(call)
     state = DecodeState.create(
         call.prompt.input_ids.repeat_interleave(call.num_copies, dim=0),
         max_new_tokens,
@@ -150,8 +151,7 @@ def _generate_by_sampling(call: Call) -> Tensor | GenerateOutput:
         pad_token_id=call.tokens.pad or 0,
         visible=_visible(plan, call),
     )
-    # Every knob is checked before the model runs, against a vocabulary of one token.
-    plan.bind(torch.zeros((state.rows, 1), device=state.token_ids.device), state)
+    plan.check(state)
     call.start()
 
     recorder = Recorder(
@@ -159,7 +159,7 @@ def _generate_by_sampling(call: Call) -> Tensor | GenerateOutput:
         max_new_tokens,
         scores=call.wants_dict and bool(config.output_scores),
         logits=call.wants_dict and bool(config.output_logits),
-        top_logprobs=_num_top_logprobs(config),
+        top_logprobs=num_top_logprobs(config),
     )
     with _stream(call.streamer, state), _progress_bar(call.progress, max_new_tokens) as bar:
         monitor = Monitor(
@@ -197,6 +197,8 @@ def _generate_by_sampling(call: Call) -> Tensor | GenerateOutput:
 _LOOPS: dict[GenerationMode, Callable[[Call], Tensor | GenerateOutput]] = {
     GenerationMode.GREEDY_SEARCH: _generate_by_sampling,
     GenerationMode.SAMPLE: _generate_by_sampling,
+    GenerationMode.BEAM_SEARCH: generate_with_beams,
+    GenerationMode.BEAM_SAMPLE: generate_with_beams,
 }
 
 
@@ -231,83 +233,9 @@ def _check_padding(call: Call, on_invalid: str) -> None:
         raise ValueError("`on_invalid`='eos' needs `eos_token_id`")
 
 
-def _plan(call: Call) -> Plan:
-    config = call.config
-    device = call.prompt.input_ids.device
-
-    def per_row(name: str, value: Any) -> Any:
-        return _per_row(name, value, call.batch_size, call.num_copies, device)
-
-    do_sample = per_row("do_sample", call.settings.do_sample)
-    samples = config.do_sample is True
-    values = {name: per_row(name, getattr(config, name, None)) for name in (*PENALTIES, *WARPERS)}
-    penalties = active_knobs(PENALTIES, values)
-    warpers = active_knobs(WARPERS, values) if samples else {}
-    bans = ban_schedule(
-        config.suppress_tokens, config.begin_suppress_tokens, call.tokens.eos, call.lengths.min_new_tokens
-    )
-    built = {*penalties, *warpers} | {
-        name
-        for name in ("min_length", "min_new_tokens", "suppress_tokens", "begin_suppress_tokens", "renormalize_logits")
-        if getattr(config, name)
-    }
-    top = _num_top_logprobs(config)
-    return Plan(
-        do_sample=do_sample if samples and isinstance(do_sample, Tensor) else samples,
-        penalties=penalties,
-        warpers=warpers,
-        noise=_noise(config, samples, call.rows, call.generator),
-        bans=bans,
-        processors=check_processors(call.logits_processor, built),
-        num_logprobs=0 if top is None else max(top, 1),
-        keep_scores=bool(config.return_dict_in_generate and config.output_scores),
-        renormalize=config.renormalize_logits is True,
-    )
-
-
-def _per_row(name: str, value: Any, batch_size: int, num_copies: int, device: torch.device) -> Any:
-    """A scalar as it is; a sequence as a tensor (rows,), each entry repeated where there is one per prompt."""
-    if not isinstance(value, (list, tuple, Tensor)) or (isinstance(value, Tensor) and value.ndim == 0):
-        return value
-    dtype = torch.bool if name == "do_sample" else torch.int64 if name in _INTEGER_KNOBS else torch.float32
-    values = torch.as_tensor(value)
-    if name == "do_sample" and values.dtype != torch.bool:
-        raise TypeError(f"`do_sample` must hold bools, got {values.dtype}")
-    rows = batch_size * num_copies
-    if values.shape == (batch_size,):
-        values = values.repeat_interleave(num_copies)
-    elif values.shape != (rows,):
-        per_prompt = f"one value per prompt ({batch_size}) or " if num_copies > 1 else ""
-        raise ValueError(f"`{name}` must hold {per_prompt}one value per row ({rows}), got shape {tuple(values.shape)}")
-    return values.to(dtype=dtype, device=device)
-
-
-def _noise(config: GenerationConfig, samples: bool, rows: int, generator: torch.Generator | None) -> dict[str, Any]:
-    seed = getattr(config, "seed", None)
-    if seed is not None and generator is not None:
-        raise ValueError("`seed` and `generator` exclude each other")
-    if isinstance(seed, (list, tuple)) and len(seed) != rows:
-        raise ValueError(f"`seed` must be an int or one per returned row ({rows}), got {len(seed)}")
-    if not samples:
-        return {}
-    return {"rng": "torch", "generator": generator} if seed is None else {"rng": "philox", "seed": seed}
-
-
-def _num_top_logprobs(config: GenerationConfig) -> int | None:
-    """None without log-probabilities, else how many of the best are asked for."""
-    top = getattr(config, "top_logprobs", None)
-    if not getattr(config, "output_logprobs", None):
-        if top:
-            raise ValueError(f"`top_logprobs`={top} needs `output_logprobs=True`")
-        return None
-    if not config.return_dict_in_generate:
-        raise ValueError("`output_logprobs=True` needs `return_dict_in_generate=True`")
-    return top or 0
-
-
 def _visible(plan: Plan, call: Call) -> Tensor | None:
     """The rows' mask for the penalties, or None where they act on nothing or nothing is masked."""
-    visible = call.prompt.visible() if plan.penalties else None
+    visible = call.prompt.visible() if plan.reads_history else None
     return None if visible is None else visible.repeat_interleave(call.num_copies, dim=0)
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pygen.ops import process_logits
+from pygen.ops.process_logits import process_logits
 
 
 class LogitsProcessor:

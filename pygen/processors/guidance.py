@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -34,10 +35,10 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
     """u + (c - u) * guidance_scale, with c = log_softmax(scores) and u the same of the unconditional prompt.
 
     The model is called once more per step, with a cache of its own: an instance serves one generation. A scale of 1 is
-    log_softmax(scores) without a call. The cache knows nothing of rows that change places, as beams do.
+    log_softmax(scores) without a call. Beams, whose rows change places, have to call `reorder_cache`.
 
-    model: called with input_ids, attention_mask, use_cache and past_key_values; returns an object with `logits` and,
-        for the cache, `past_key_values`.
+    model: called with input_ids, and with attention_mask, use_cache and past_key_values where its forward takes them;
+        returns logits (rows, length, vocab_size), or an object with `logits` and, for the cache, `past_key_values`.
     unconditional_ids: (batch_size, length), each standing for as many rows side by side as there are; None is the last
         token of every prompt.
     unconditional_attention_mask: of the same shape; None is all ones.
@@ -72,15 +73,25 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
             context["attention_mask"] = torch.cat([context["attention_mask"], torch.ones_like(newest)], dim=1)
             unseen = newest if context["use_cache"] else torch.cat([context["input_ids"], newest], dim=1)
             context["input_ids"] = unseen
-        output = self.model(
-            unseen,
-            attention_mask=context["attention_mask"],
-            use_cache=context["use_cache"],
-            past_key_values=context["past_key_values"],
-        )
+        inputs = {name: context[name] for name in ("attention_mask", "use_cache", "past_key_values")}
+        output = self.model(unseen, **_accepted(self.model, inputs))
         context["past_key_values"] = getattr(output, "past_key_values", None)
-        logits: Tensor = output.logits
+        if context["past_key_values"] is None:
+            context["use_cache"] = False
+        logits: Tensor = output if isinstance(output, Tensor) else output.logits
         return logits
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Row i goes on from what was row beam_idx[i]."""
+        context = self.unconditional_context
+        if context["first_pass"]:
+            return
+        context["input_ids"], context["attention_mask"] = (
+            context["input_ids"][beam_idx],
+            context["attention_mask"][beam_idx],
+        )
+        if context["past_key_values"] is not None:
+            context["past_key_values"].reorder_cache(beam_idx)
 
     def _begin(self, newest: Tensor) -> None:
         context = self.unconditional_context
@@ -99,3 +110,11 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
             return conditional
         unconditional = self.get_unconditional_logits(input_ids)[:, -1].log_softmax(dim=-1)
         return self.guidance_scale * (conditional - unconditional) + unconditional
+
+
+def _accepted(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Those inputs that the model's forward takes."""
+    parameters = inspect.signature(getattr(model, "forward", model)).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return inputs
+    return {name: value for name, value in inputs.items() if name in parameters}

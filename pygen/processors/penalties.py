@@ -63,8 +63,8 @@ class ExponentialDecayLengthPenalty(LogitsProcessor):
     eos_token_id: an id, a list or a tensor of them, >= 0.
     input_ids_seq_length: the length of the prompt.
 
-    A result beyond the dtype stops at a 64th of its largest number, which leaves room for a temperature. Scores that
-    are infinite or NaN stay as they are.
+    A result above all numbers of the dtype becomes a 64th of the largest, which leaves room for a temperature. Scores
+    that are infinite or NaN stay as they are.
     """
 
     def __init__(
@@ -86,8 +86,7 @@ class ExponentialDecayLengthPenalty(LogitsProcessor):
         eos_scores = scores[:, self.eos_token_id]
         computed = torch.promote_types(scores.dtype, torch.float32)
         moved = eos_scores + eos_scores.abs() * _growth(self.regulation_factor, beyond, torch.finfo(computed).max)
-        limit = torch.finfo(scores.dtype).max / 64
-        moved = torch.where(moved.isfinite(), moved, moved.clamp(-limit, limit))
+        moved = moved.masked_fill(moved == math.inf, torch.finfo(scores.dtype).max / 64)
         return scores.index_copy(1, self.eos_token_id, torch.where(eos_scores.isfinite(), moved, eos_scores))
 
 

@@ -1,7 +1,8 @@
-"""The plan: what fuses, when bans act, and that one stage and three give the same tokens and scores."""
+"""The plan: what fuses and what does not, places of the caller's processors, and that both ways give the same."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -9,44 +10,282 @@ import torch
 import transformers
 from torch import Tensor
 
+from pygen import processors as built
+from pygen.config import WatermarkingConfig
 from pygen.generate import generate
-from pygen.plan import WARPERS, Plan, active_knobs, ban_schedule
+from pygen.plan import make_plan
 from tests.generate.models import FAMILIES, cached_model, counting_table, hf_model
+from tests.generate.plans import make_call, make_state
 
 IDS = torch.tensor([[5, 6, 7, 5, 6], [8, 9, 10, 8, 9]])
+SAMPLE: dict[str, Any] = {"do_sample": True, "temperature": 0.7, "top_k": 5}
 
 
 def untouched(input_ids: Tensor, scores: Tensor) -> Tensor:
     return scores
 
 
+def nothing_forbidden(batch_id: int, ids: Tensor) -> list[int]:
+    return list(range(10))
+
+
+BIAS_OF_TWO = {"sequence_bias": {(1,): 2.0, (3, 4): 1.0}}
+# settings, step, stages
+STAGES: list[tuple[dict[str, Any], int, tuple[str, ...]]] = [
+    ({}, 0, ("argmax",)),
+    ({"top_k": 3, "temperature": 2.0}, 0, ("argmax",)),
+    (SAMPLE, 0, ("temperature + top_k + draw",)),
+    ({**SAMPLE, "temperature": 1, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}, 0, ("top_k + draw",)),
+    ({"repetition_penalty": 1.2, "suppress_tokens": [3]}, 0, ("repetition_penalty + bans + argmax",)),
+    ({"presence_penalty": 1.0, "frequency_penalty": 0.5}, 0, ("presence_penalty + frequency_penalty + argmax",)),
+    ({"suppress_tokens": [], "bad_words_ids": [[1]], "eos_token_id": 1}, 0, ("argmax",)),
+    # what acts on some steps only
+    ({"begin_suppress_tokens": [3]}, 0, ("bans + argmax",)),
+    ({"begin_suppress_tokens": [3]}, 1, ("argmax",)),
+    ({"min_new_tokens": 3, "eos_token_id": 1}, 2, ("bans + argmax",)),
+    ({"min_new_tokens": 3, "eos_token_id": 1}, 3, ("argmax",)),
+    ({"min_length": 7, "eos_token_id": 1}, 1, ("bans + argmax",)),
+    ({"min_length": 7, "eos_token_id": 1}, 2, ("argmax",)),
+    ({"min_length": 7}, 0, ("argmax",)),
+    ({"forced_bos_token_id": 3}, 0, ("argmax",)),
+    ({"forced_eos_token_id": 3}, 6, ("argmax",)),
+    ({"forced_eos_token_id": 3}, 7, ("ForcedEOSTokenLogitsProcessor", "argmax")),
+    ({"exponential_decay_length_penalty": (2, 1.5), "eos_token_id": 1}, 2, ("argmax",)),
+    (
+        {"exponential_decay_length_penalty": (2, 1.5), "eos_token_id": 1},
+        3,
+        ("ExponentialDecayLengthPenalty", "argmax"),
+    ),
+    # one-token sequences fuse, longer ones do not
+    ({"sequence_bias": {(1,): 2.0}, **SAMPLE}, 0, ("bias + temperature + top_k + draw",)),
+    ({**BIAS_OF_TWO, **SAMPLE}, 0, ("SequenceBiasLogitsProcessor", "temperature + top_k + draw")),
+    ({"bad_words_ids": [[1], [2]], **SAMPLE}, 0, ("bans + temperature + top_k + draw",)),
+    # processors that only ban stand before the op
+    (
+        {
+            "repetition_penalty": 1.2,
+            "bad_words_ids": [[1], [2, 3]],
+            "encoder_no_repeat_ngram_size": 2,
+            "prefix_allowed_tokens_fn": nothing_forbidden,
+            "suppress_tokens": [4],
+            **SAMPLE,
+        },
+        0,
+        (
+            "EncoderNoRepeatNGramLogitsProcessor, NoBadWordsLogitsProcessor, PrefixConstrainedLogitsProcessor",
+            "repetition_penalty + bans + temperature + top_k + draw",
+        ),
+    ),
+    # others stand in their place
+    (
+        {"sequence_bias": {(1,): 2.0}, "encoder_repetition_penalty": 1.5, "repetition_penalty": 1.2},
+        0,
+        ("bias", "EncoderRepetitionPenaltyLogitsProcessor", "repetition_penalty + argmax"),
+    ),
+    (
+        {"suppress_tokens": [4], "bad_words_ids": [[3]], "remove_invalid_values": True, **SAMPLE},
+        0,
+        ("bans", "InfNanRemoveLogitsProcessor", "bans + temperature + top_k + draw"),
+    ),
+    (
+        {"guidance_scale": 2.0, "bad_words_ids": [[3]]},
+        0,
+        ("UnbatchedClassifierFreeGuidanceLogitsProcessor", "bans + argmax"),
+    ),
+    (
+        {"repetition_penalty": 1.2, "watermarking_config": WatermarkingConfig(), **SAMPLE},
+        0,
+        ("repetition_penalty + temperature + top_k", "Watermarking", "draw"),
+    ),
+    ({"renormalize_logits": True, **SAMPLE}, 0, ("temperature + top_k + draw",)),
+    ({"renormalize_logits": True, "num_beams": 2, **SAMPLE}, 0, ("temperature + top_k", "LogitNormalization", "draw")),
+    # the caller's
+    (
+        {"repetition_penalty": 1.2, "logits_processor": [untouched, untouched], **SAMPLE},
+        0,
+        ("repetition_penalty", "untouched", "temperature + top_k + draw"),
+    ),
+    (
+        {"logits_processor": [built.TemperatureLogitsWarper(0.5), transformers.TopPLogitsWarper(0.5)], **SAMPLE},
+        0,
+        ("temperature + top_p", "temperature + top_k + draw"),
+    ),
+    ({"logits_processor": [built.TopPLogitsWarper(0.5)], "do_sample": True, "top_k": 0}, 0, ("top_p + draw",)),
+    (
+        {
+            "logits_processor": [built.TopKLogitsWarper(5, min_tokens_to_keep=2)],
+            "do_sample": True,
+            "top_k": 0,
+            "top_p": 0.5,
+        },
+        0,
+        ("top_k", "top_p + draw"),
+    ),
+    ({"logits_processor": [built.TopPLogitsWarper(0.5)]}, 0, ("TopPLogitsWarper", "argmax")),
+    (
+        {"logits_processor": [built.TopPLogitsWarper(0.5)], **SAMPLE, "temperature": [0.0, 1.0]},
+        0,
+        ("TopPLogitsWarper", "temperature + top_k + draw"),
+    ),
+    (
+        {"logits_processor": [built.TopPLogitsWarper(0.5, filter_value=-9.0)], **SAMPLE},
+        0,
+        ("TopPLogitsWarper", "temperature + top_k + draw"),
+    ),
+    (
+        {"logits_processor": [built.SuppressTokensLogitsProcessor([3])], "repetition_penalty": 1.5},
+        0,
+        ("repetition_penalty + bans + argmax",),
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "step", "stages"), STAGES)
+def test_stages(settings: dict[str, Any], step: int, stages: tuple[str, ...]) -> None:
+    call = make_call(IDS, **settings)
+    plan = make_plan(call)
+    assert plan.stages(step) == stages
+    assert len(plan.reasons()) == sum(not item.knobs for item in plan.items)
+
+
 @pytest.mark.parametrize(
-    ("arguments", "schedule"),
+    ("length", "step", "forced"), [(1, 0, True), (1, 1, False), (2, 0, False), (0, 0, False), (0, 1, True)]
+)
+def test_the_first_token_is_forced_after_one_token(length: int, step: int, forced: bool) -> None:
+    plan = make_plan(make_call(torch.ones(2, length, dtype=torch.int64), forced_bos_token_id=3))
+    assert ("ForcedBOSTokenLogitsProcessor" in plan.stages(step)) == forced
+
+
+@pytest.mark.parametrize(("length", "forced", "step"), [(1, None, 0), (1, 3, 1), (2, 3, 0)])
+def test_begin_suppress_tokens_waits_for_a_forced_token(length: int, forced: int | None, step: int) -> None:
+    ids = torch.ones(2, length, dtype=torch.int64)
+    plan = make_plan(make_call(ids, begin_suppress_tokens=[4], forced_bos_token_id=forced))
+    assert [plan.stages(s)[-1] == "bans + argmax" for s in range(3)] == [s == step for s in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("eos", "beams", "keep"), [(None, 1, 1), ([4, 5], 1, 1), (None, 2, 2), (4, 2, 2), ([4, 5], 3, 3)]
+)
+def test_tokens_that_filters_have_to_keep(eos: Any, beams: int, keep: int) -> None:
+    plan = make_plan(make_call(IDS, num_beams=beams, eos_token_id=eos, **SAMPLE, top_p=0.5))
+    assert plan.segment(0).last.knobs == {"temperature": 0.7, "top_k": 5, "top_p": 0.5, "min_tokens_to_keep": keep}
+
+
+# settings; the caller's processor that takes a place; another one that stands at the caller's place
+PLACES: list[tuple[dict[str, Any], str, Any]] = [
+    ({"sequence_bias": {(1,): 2.0}}, "sequence_bias", built.SequenceBiasLogitsProcessor({(2,): 1.0})),
+    ({"repetition_penalty": 1.2}, "repetition_penalty", transformers.RepetitionPenaltyLogitsProcessor(1.7)),
+    ({"no_repeat_ngram_size": 2}, "no_repeat_ngram_size", built.NoRepeatNGramLogitsProcessor(3)),
+    ({"bad_words_ids": [[1], [2, 3]]}, "bad_words_ids", transformers.NoBadWordsLogitsProcessor([[4]])),
+    ({"min_length": 9, "eos_token_id": 1}, "min_length", built.MinLengthLogitsProcessor(3, 1)),
+    ({"min_new_tokens": 2, "eos_token_id": 1}, "min_new_tokens", built.MinNewTokensLengthLogitsProcessor(5, 3, 1)),
+    ({"forced_bos_token_id": 3}, "forced_bos_token_id", built.ForcedBOSTokenLogitsProcessor(4)),
+    ({"remove_invalid_values": True}, "remove_invalid_values", transformers.InfNanRemoveLogitsProcessor()),
+    ({"suppress_tokens": [3]}, "suppress_tokens", built.SuppressTokensLogitsProcessor([4])),
+]
+
+
+@pytest.mark.parametrize(("settings", "name", "processor"), PLACES, ids=[place[1] for place in PLACES])
+def test_a_processor_of_a_built_class_takes_its_place(
+    settings: dict[str, Any], name: str, processor: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"repetition_penalty": 1.1, "begin_suppress_tokens": [5], **settings}
+    given = {"logits_processor": [untouched, processor, untouched]}
+    with caplog.at_level(logging.WARNING):
+        items = make_plan(make_call(IDS, **settings, **given)).items
+    expected = [item.name for item in make_plan(make_call(IDS, **settings)).items]
+    expected[expected.index(name)] = "logits_processor[1]"
+    if name == "bad_words_ids":
+        expected.remove(name)
+    assert [item.name for item in items] == [*expected, "logits_processor[0]"]
+    what = f"`logits_processor[1]` ({type(processor).__name__}) takes the place of the one that `{name}` asks for."
+    assert what in [record.getMessage() for record in caplog.records]
+
+
+def test_a_processor_of_another_class_of_that_name_takes_no_place() -> None:
+    class RepetitionPenaltyLogitsProcessor(built.RepetitionPenaltyLogitsProcessor):
+        pass
+
+    given = [RepetitionPenaltyLogitsProcessor(1.5)]
+    plan = make_plan(make_call(IDS, repetition_penalty=1.2, logits_processor=given))
+    assert plan.stages() == ("repetition_penalty", "RepetitionPenaltyLogitsProcessor", "argmax")
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_return_sequences": 3, "do_sample": True}, {"num_beams": 2}])
+def test_the_prefix_function_gets_the_number_of_the_prompt(settings: dict[str, Any]) -> None:
+    seen: list[tuple[int, list[int]]] = []
+
+    def record(batch_id: int, ids: Tensor) -> list[int]:
+        seen.append((batch_id, ids.tolist()))
+        return [0]
+
+    call = make_call(IDS, prefix_allowed_tokens_fn=record, **settings)
+    processor = make_plan(call).items[0].processor
+    rows = IDS.repeat_interleave(call.num_copies, dim=0)
+    processor(rows, torch.zeros(len(rows), 5))
+    assert seen == [(row // call.num_copies, ids) for row, ids in enumerate(rows.tolist())]
+
+
+def test_hidden_positions_of_the_input_are_not_seen() -> None:
+    encoder_ids, mask = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[0, 0, 1], [1, 1, 0]])
+    settings = {"encoder_repetition_penalty": 2.0, "encoder_no_repeat_ngram_size": 1}
+    plan = make_plan(make_call(IDS, encoder_ids=encoder_ids, mask=mask, **settings))
+    raised = plan.items[0].processor(IDS, torch.ones(2, 8))
+    banned = plan.items[1].processor(IDS, torch.ones(2, 8))
+    assert raised.tolist() == [[1, 1, 1, 2, 1, 1, 1, 1], [1, 1, 1, 1, 2, 2, 1, 1]]
+    assert torch.equal(banned == -torch.inf, raised == 2)
+
+
+def test_settings_of_the_input_need_ids() -> None:
+    settings = {"encoder_repetition_penalty": 2.0, "encoder_no_repeat_ngram_size": 1}
+    for name, value in settings.items():
+        with pytest.warns(UserWarning, match=f"`{name}` needs `input_ids` and is ignored"):
+            plan = make_plan(make_call(IDS, encoder_ids=torch.ones(2, 5, 3), **{name: value}))
+        assert plan.items == ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
     [
-        ((None, None, None, 0), ((0, ()),)),
-        (([4, 3], None, [9], 0), ((0, (3, 4)),)),
-        ((None, [2], [9], 3), ((0, (2, 9)), (1, (9,)), (3, ()))),
-        (([4], [2], [9], 1), ((0, (2, 4, 9)), (1, (4,)))),
-        (([4], None, [4], 2), ((0, (4,)), (2, (4,)))),
-        ((None, None, None, 5), ((0, ()),)),
+        ({"sequence_bias": {(500, 1): 1.0}}, "`sequence_bias` must hold ids below the vocabulary size 10, got 500"),
+        ({"sequence_bias": {(10,): 1.0}}, "`sequence_bias` must hold ids below the vocabulary size 10, got 10"),
+        ({"bad_words_ids": [[1, 12]]}, "`bad_words_ids` must hold ids below the vocabulary size 10, got 12"),
+        ({"forced_bos_token_id": 10}, "`forced_bos_token_id` must hold ids below the vocabulary size 10, got 10"),
+        ({"forced_eos_token_id": [1, 10]}, "`forced_eos_token_id` must hold ids below the vocabulary size 10, got 10"),
     ],
 )
-def test_ban_schedule(arguments: Any, schedule: Any) -> None:
-    assert ban_schedule(*arguments) == schedule
+def test_ids_outside_the_vocabulary(settings: dict[str, Any], message: str) -> None:
+    call = make_call(IDS, **settings)
+    plan = make_plan(call)
+    state = make_state(call, plan)
+    plan.check(state)
+    with pytest.raises(ValueError) as refused:
+        plan.bind(torch.zeros(2, 10), state)
+    assert str(refused.value) == message
 
 
-def test_neutral_knobs_are_left_out() -> None:
-    values = {"temperature": 1, "top_k": 0, "top_p": 1.0, "min_p": None, "top_h": 0.5, "typical_p": 0.9, "other": 3}
-    assert active_knobs(WARPERS, values) == {"top_h": 0.5, "typical_p": 0.9}
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"exponential_decay_length_penalty": (1, 1.5)}, "`exponential_decay_length_penalty` needs `eos_token_id`"),
+        ({"forced_eos_token_id": -1}, "`forced_eos_token_id` must hold ids >= 0, got -1"),
+    ],
+)
+def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        make_plan(make_call(IDS, **settings))
+    assert str(refused.value) == message
 
 
-def test_stages() -> None:
-    knobs: dict[str, Any] = {"penalties": {"repetition_penalty": 1.2}, "warpers": {"top_k": 5}, "noise": {}}
-    fused = Plan(do_sample=True, bans=((0, (3,)),), **knobs)
-    assert fused.stages() == ("repetition_penalty + bans + top_k + draw",)
-    staged = Plan(do_sample=True, processors=(untouched,), **knobs)
-    assert staged.stages() == ("repetition_penalty", "untouched", "top_k + draw")
-    assert Plan(do_sample=False, penalties={}, warpers={}, noise={}).stages() == ("argmax",)
+@pytest.mark.parametrize("temperature", [0.0, [0.0, 0.9]])
+def test_a_greedy_row_is_greedy_behind_a_watermark(temperature: Any) -> None:
+    watermark = WatermarkingConfig(bias=3.0)
+    settings: dict[str, Any] = {"watermarking_config": watermark, "pad_token_id": 0, "max_new_tokens": 6}
+    greedy = generate(cached_model(), IDS, **settings)
+    sampled = generate(cached_model(), IDS, **settings, do_sample=True, top_k=0, temperature=temperature)
+    rows = 2 if temperature == 0 else 1
+    assert torch.equal(sampled[:rows], greedy[:rows])
+    assert not torch.equal(greedy, generate(cached_model(), IDS, pad_token_id=0, max_new_tokens=6))
 
 
 SETTINGS: list[dict[str, Any]] = [

@@ -49,7 +49,7 @@ def test_the_decay_neither_overflows_nor_makes_nan(factor: float, dtype: torch.d
     scores = torch.tensor([[-inf, 0.0, 3.0, -3.0, inf]], dtype=dtype)
     processor = processors.ExponentialDecayLengthPenalty((0, factor), [0, 1, 2, 3, 4], 0)
     result = processor(torch.zeros(1, 5001, dtype=torch.int64), scores)
-    limit = torch.finfo(dtype).max / 64 * (1 if factor > 0 else -1)
+    limit = torch.finfo(dtype).max / 64 if factor > 0 else -inf
     expected = torch.tensor([[-inf, 0, limit, limit, inf]], dtype=dtype)
     torch.testing.assert_close(result, expected)
     with pytest.raises(OverflowError):

@@ -1,0 +1,193 @@
+"""The stages of a plan bound to ops: what runs in every step between the model's logits and the op that chooses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from pygen.ops import SampleOutput, prepare_process_logits, prepare_sample
+from pygen.processors.base import call_processor
+from pygen.stages import Called, Fused, Segment
+
+if TYPE_CHECKING:
+    from pygen.loops.state import DecodeState
+    from pygen.plan import Plan
+
+# (scores, *, step) -> scores, or what the last op returns.
+Op = Callable[..., Any]
+
+
+class Choice(NamedTuple):
+    """What one step chose, and the processed scores (rows, vocab_size) float32 when the plan keeps them."""
+
+    output: SampleOutput
+    scores: Tensor | None
+
+
+class Chooser(Protocol):
+    def __call__(self, logits: Tensor, step: int) -> Choice:
+        """Chooses a token per row from `logits` (rows, vocab_size) and appends it to the state it is bound to."""
+        ...
+
+
+class Binding(Protocol):
+    """How a loop lets stages act on its sequences. Prepared ops are called (scores, step=step).
+
+    first: whether what the op will be given are the model's logits, and not the result of another stage.
+    """
+
+    def tokens(self, generated: int) -> Tensor:
+        """(rows, length): the sequences as processors see them."""
+        ...
+
+    def start(self, logits: Tensor) -> Tensor:
+        """Scores of the logits (rows, vocab_size) float32 in memory of their own, for processors that come first."""
+        ...
+
+    def shape(self, example: Tensor, first: bool, **knobs: Any) -> Op:
+        """A prepared `process_logits`."""
+        ...
+
+    def choose(self, example: Tensor, first: bool, **knobs: Any) -> Op:
+        """The prepared op of the last stage."""
+        ...
+
+
+class Pipeline:
+    """Runs a plan's stages. In every step: `shape`, then `kept`, then `choose`, which moves the sequences on.
+
+    choose: the op of the last stage on the current step, as `Binding.choose` made it.
+    """
+
+    def __init__(self, plan: Plan, logits: Tensor, binding: Binding) -> None:
+        """Checks every knob against `logits` (an example). ValueError for ids outside its vocabulary."""
+        _check_ids(plan, logits.shape[1])
+        self._plan = plan
+        self._binding = binding
+        self._enter(0, logits)
+
+    def _enter(self, step: int, logits: Tensor) -> None:
+        segment = self._plan.segment(step)
+        self._first, self._end = segment.first, math.inf if segment.end is None else segment.end
+        self._early, self._keeps, self.choose = _bind(self._plan, segment, logits, self._binding)
+
+    def shape(self, logits: Tensor, step: int) -> Tensor:
+        """(rows, vocab_size) that the last op gets: the logits themselves where it does everything."""
+        if not self._first <= step < self._end:
+            self._enter(step, logits)
+        scores = logits
+        for run in self._early:
+            scores = run(scores, step=step)
+        return scores
+
+    def kept(self, scores: Tensor, step: int) -> Tensor | None:
+        """Of what `shape` returned, the processed scores as the caller gets them; None where the plan keeps none."""
+        return None if self._keeps is None else self._plan.finish(self._keeps(scores, step=step))
+
+    def reorder(self, source_rows: Tensor) -> None:
+        """Tells processors with a memory of their own that row i goes on from what was row source_rows[i]."""
+        for item in self._plan.items:
+            if hasattr(item.processor, "reorder_cache"):
+                item.processor.reorder_cache(source_rows)
+
+
+class SamplePipeline(Pipeline):
+    """A plan bound to a DecodeState: a `Chooser`."""
+
+    def __init__(self, plan: Plan, logits: Tensor, state: DecodeState) -> None:
+        super().__init__(plan, logits, SampleBinding(plan, state))
+
+    def __call__(self, logits: Tensor, step: int) -> Choice:
+        scores = self.shape(logits, step)
+        # Before the draw, which appends to the history that penalties read.
+        kept = self.kept(scores, step)
+        return Choice(self.choose(scores, step=step), kept)
+
+
+def check_knobs(plan: Plan, binding: Binding, rows: int, device: torch.device) -> None:
+    """Checks all but the vocabulary before there are logits: ValueError and TypeError of the ops."""
+    example = torch.zeros((rows, 1), device=device)
+    for segment in plan.segments:
+        _bind(plan, segment, example, binding)
+
+
+def _bind(plan: Plan, segment: Segment, logits: Tensor, binding: Binding) -> tuple[list[Op], Op | None, Op]:
+    """The stages before the last, the op that computes the scores to keep, and the last op."""
+    example = torch.empty_like(logits, dtype=torch.float32, memory_format=torch.contiguous_format)
+    early: list[Op] = []
+    for stage in segment.early:
+        if isinstance(stage, Called):
+            early.append(_calls(stage, binding, first=not early))
+        else:
+            knobs = _op_knobs(stage, plan, example)
+            early.append(binding.shape(example if early else logits, not early, **knobs))
+    example, first = (example, False) if early else (logits, True)
+    knobs = {**_op_knobs(segment.last, plan, example), "do_sample": plan.do_sample}
+    if plan.greedy_rows is not None:
+        knobs.setdefault("temperature", plan.greedy_rows)
+    keeps = binding.shape(example, first, **knobs) if plan.keep_scores else None
+    return early, keeps, binding.choose(example, first, **knobs)
+
+
+def _calls(stage: Called, binding: Binding, *, first: bool) -> Op:
+    def run(scores: Tensor, *, step: int) -> Tensor:
+        # Memory of their own: processors may keep what they are given.
+        scores = binding.start(scores) if first else scores.clone()
+        input_ids = binding.tokens(step)
+        shape = scores.shape
+        for item in stage.items:
+            scores = _checked(item.name, call_processor(item.processor, input_ids, scores, {}), shape)
+        return scores.float().contiguous()
+
+    return run
+
+
+def _op_knobs(stage: Fused, plan: Plan, example: Tensor) -> dict[str, Any]:
+    """Arguments of `process_logits` for scores like `example`."""
+    knobs = {**stage.knobs, "do_sample": plan.do_sample if stage.warps else False}
+    if "bias" in knobs:
+        table = torch.zeros(example.shape[1])
+        inside = {token_id: bias for token_id, bias in knobs["bias"].items() if token_id < len(table)}
+        table[list(inside)] = torch.tensor(list(inside.values()))
+        knobs["bias"] = table.to(example.device)
+    return knobs
+
+
+def _check_ids(plan: Plan, vocab_size: int) -> None:
+    for item in plan.items:
+        if item.largest_id >= vocab_size:
+            raise ValueError(
+                f"`{item.name}` must hold ids below the vocabulary size {vocab_size}, got {item.largest_id}"
+            )
+
+
+def _checked(name: str, scores: Any, shape: torch.Size) -> Tensor:
+    """What a processor returned, if it is scores of the right shape."""
+    if not isinstance(scores, Tensor) or not scores.is_floating_point():
+        kind = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+        raise TypeError(f"`{name}` must return a floating-point tensor, got {kind}")
+    if scores.shape != shape:
+        raise ValueError(f"`{name}` must return scores of shape {tuple(shape)}, got {tuple(scores.shape)}")
+    return scores
+
+
+class SampleBinding:
+    """Rows that are drawn independently of each other; see `Binding`."""
+
+    def __init__(self, plan: Plan, state: DecodeState) -> None:
+        self._draw = {"state": state, "logprobs": plan.num_logprobs, **plan.noise}
+        self._state = state
+        self.tokens = state.tokens
+
+    def start(self, logits: Tensor) -> Tensor:
+        return logits.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+    def shape(self, example: Tensor, first: bool, **knobs: Any) -> Op:
+        return prepare_process_logits(example, state=self._state, **knobs)
+
+    def choose(self, example: Tensor, first: bool, **knobs: Any) -> Op:
+        return prepare_sample(example, **knobs, **self._draw)

@@ -1,0 +1,164 @@
+"""What happens to the scores of a step: the entries in their order, and how neighbours are grouped into stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Knobs = dict[str, Any]
+
+# Arguments of the ops in the order in which an op applies them; the last one only accompanies filters.
+_RANK = {
+    "bias": 0,
+    "repetition_penalty": 1,
+    "presence_penalty": 2,
+    "frequency_penalty": 2,
+    "no_repeat_ngram_size": 3,
+    "suppress": 4,
+    "temperature": 5,
+    "top_h": 6,
+    "top_k": 7,
+    "top_p": 8,
+    "min_p": 9,
+    "typical_p": 10,
+    "epsilon_cutoff": 11,
+    "eta_cutoff": 12,
+    "min_tokens_to_keep": -1,
+}
+WARPERS = tuple(name for name, rank in _RANK.items() if rank > _RANK["suppress"])
+READS_HISTORY = ("repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One entry of the order: knobs of an op, or a processor where no op says the same.
+
+    name: the setting it comes from, or its place in `logits_processor`.
+    knobs: `bias` as {id: bias}, `suppress` as a tuple of ids, the rest as the ops take them; empty: `processor`.
+    why: why an op does not do it.
+    only_bans: all it does is to make some scores -inf, which ones not depending on scores.
+    first, end: it acts on the steps in [first, end), of which some may be negative; None is for ever.
+    largest_id: must be in the vocabulary; -1 asks for nothing.
+    """
+
+    name: str
+    knobs: Knobs = field(default_factory=dict)
+    processor: Any = None
+    why: str = ""
+    only_bans: bool = False
+    first: int = 0
+    end: int | None = None
+    largest_id: int = -1
+
+    def acts_on(self, step: int) -> bool:
+        return self.first <= step and (self.end is None or step < self.end)
+
+    @property
+    def rank(self) -> int:
+        """Where in an op it stands."""
+        return max(_RANK[name] for name in self.knobs)
+
+    @property
+    def label(self) -> str:
+        """The processor in words."""
+        return str(getattr(self.processor, "__name__", type(self.processor).__name__))
+
+
+@dataclass(frozen=True)
+class Fused:
+    """One op; it does nothing, or only the draw, where there are no knobs."""
+
+    knobs: Knobs
+
+    @property
+    def words(self) -> list[str]:
+        active = [name for name in _RANK if name in self.knobs and self.knobs[name] != ()]
+        return ["bans" if name == "suppress" else name for name in active if name != "min_tokens_to_keep"]
+
+    @property
+    def warps(self) -> bool:
+        return any(name in self.knobs for name in WARPERS)
+
+    def joined(self, item: Item) -> Fused | None:
+        """The op that does `item` as well, after the rest; None where there is none."""
+        if max((_RANK[name] for name in self.knobs), default=-1) > item.rank:
+            return None
+        knobs = dict(self.knobs)
+        for name, value in item.knobs.items():
+            if name == "suppress":
+                value = tuple(sorted({*knobs.get(name, ()), *value}))
+            elif name in knobs and not (name == "min_tokens_to_keep" and knobs[name] == value):
+                return None
+            knobs[name] = value
+        return Fused(knobs)
+
+
+@dataclass(frozen=True)
+class Called:
+    """Processors that are called one after the other."""
+
+    items: tuple[Item, ...]
+
+
+Stage = Fused | Called
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The stages of the steps in [first, end); the last one is an op, and draws."""
+
+    first: int
+    end: int | None
+    early: tuple[Stage, ...]
+    last: Fused
+
+
+def segments_of(items: Sequence[Item]) -> tuple[Segment, ...]:
+    """Segments one after the other, from step 0 on for ever."""
+    bounds = {bound for item in items for bound in (item.first, item.end) if bound is not None and bound > 0}
+    starts = [0, *sorted(bounds)]
+    ends = [*starts[1:], None]
+    return tuple(_segment(first, end, items) for first, end in zip(starts, ends, strict=True))
+
+
+def _segment(first: int, end: int | None, items: Sequence[Item]) -> Segment:
+    stages = list(_grouped(_bans_first(item for item in items if item.acts_on(first))))
+    last = stages.pop() if stages and isinstance(stages[-1], Fused) else Fused({})
+    assert isinstance(last, Fused)
+    return Segment(first, end, tuple(stages), last)
+
+
+def _bans_first(items: Iterable[Item]) -> list[Item]:
+    """Processors that only ban stand before the penalties and bans next to them, which leave -inf as it is.
+
+    So they do not come between what one op can do.
+    """
+    ordered: list[Item] = []
+    start = 0
+    for item in items:
+        if item.only_bans:
+            ordered.insert(start, item)
+            start += 1
+            continue
+        ordered.append(item)
+        if not item.knobs or item.rank > _RANK["suppress"]:
+            start = len(ordered)
+    return ordered
+
+
+def _grouped(items: Iterable[Item]) -> Iterator[Stage]:
+    stage: Stage | None = None
+    for item in items:
+        longer: Stage | None
+        if item.knobs:
+            longer = stage.joined(item) if isinstance(stage, Fused) else None
+        else:
+            longer = Called((*stage.items, item)) if isinstance(stage, Called) else None
+        if longer is None:
+            if stage is not None:
+                yield stage
+            longer = Fused(dict(item.knobs)) if item.knobs else Called((item,))
+        stage = longer
+    if stage is not None:
+        yield stage
