@@ -44,6 +44,8 @@ pytest: build
 bench: build
 	$(BIN)/python -m benchmarks.bench_sample --table $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.bench_process_logits --table $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.bench_reorder_cache --table $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.bench_beam_finalize --table $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.bench_generate --table $(BENCH_ARGS)
 
 lint: build

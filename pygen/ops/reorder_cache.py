@@ -51,8 +51,10 @@ def reorder_cache(
         _check_rows("start", start, rows, device)
         _check_range("start", start, f"in [0, {limit}]", 0, limit)
         start = start.contiguous()
-    elif checks.count("start", start) > limit:
-        raise ValueError(f"`start` must be in [0, {limit}], got {start}")
+    else:
+        start = checks.count("start", start)
+        if start > limit:
+            raise ValueError(f"`start` must be in [0, {limit}], got {start}")
     _, entry = _dispatch.resolve(device, backend)
     if rows > 0:
         entry(tensors, beam_idx.contiguous(), start, limit)
@@ -60,31 +62,34 @@ def reorder_cache(
 
 def _check_tensors(cache_tensors: object) -> list[Tensor]:
     if isinstance(cache_tensors, Tensor):
-        named = [("cache_tensors", cache_tensors)]
+        tensors, name = [cache_tensors], "cache_tensors"
     elif isinstance(cache_tensors, Sequence) and not isinstance(cache_tensors, (str, bytes)):
-        named = [(f"cache_tensors[{i}]", tensor) for i, tensor in enumerate(cache_tensors)]
+        tensors, name = list(cache_tensors), "cache_tensors[{}]"
     else:
-        raise TypeError(
-            f"`cache_tensors` must be a tensor or a sequence of tensors, got {type(cache_tensors).__name__}"
-        )
-    if not named:
+        kind = type(cache_tensors).__name__
+        raise TypeError(f"`cache_tensors` must be a tensor or a sequence of tensors, got {kind}")
+    if not tensors:
         raise ValueError("`cache_tensors` must hold at least one tensor, got none")
-    # A model's layers are mostly alike, so most tensors only have to be recognised.
-    seen: set[object] = set()
-    for name, tensor in named:
-        checks.check_tensor(name, tensor)
-        kind = (tensor.shape, tensor.stride(), tensor.device)
-        if kind not in seen:
-            _check_tensor(name, tensor, named[0][1])
-            seen.add(kind)
-    tensors = [tensor for _, tensor in named]
-    addresses = [tensor.data_ptr() for tensor in tensors if tensor.numel() > 0 and not tensor.is_meta]
-    if len(set(addresses)) < len(addresses):
-        raise ValueError("`cache_tensors` must not hold a tensor twice, got equal pointers")
+    # The layers of a model are mostly alike: a layout is checked where it differs from the one before.
+    checked: object = None
+    for i, tensor in enumerate(tensors):
+        if not isinstance(tensor, Tensor) or (tensor.shape, tensor.stride(), tensor.device) != checked:
+            _check_tensor(name.format(i), tensor, tensors[0])
+            checked = (tensor.shape, tensor.stride(), tensor.device)
+    addresses = {tensor.data_ptr() for tensor in tensors}
+    if len(addresses) < len(tensors):
+        _check_none_twice(tensors)
     return tensors
 
 
+def _check_none_twice(tensors: list[Tensor]) -> None:
+    addresses = [tensor.data_ptr() for tensor in tensors if tensor.numel() > 0 and not tensor.is_meta]
+    if len(set(addresses)) < len(addresses):
+        raise ValueError("`cache_tensors` must not hold a tensor twice, got equal pointers")
+
+
 def _check_tensor(name: str, tensor: Tensor, first: Tensor) -> None:
+    checks.check_tensor(name, tensor)
     if tensor.dim() != 4:
         raise ValueError(f"`{name}` must have shape (rows, heads, positions, head_dim), got {tuple(tensor.shape)}")
     if tensor.shape[0] != first.shape[0]:
@@ -103,10 +108,10 @@ def _check_tensor(name: str, tensor: Tensor, first: Tensor) -> None:
 def _check_length(length: object, tensors: list[Tensor]) -> int:
     positions = sorted({tensor.shape[2] for tensor in tensors})
     if length is not None:
-        if checks.count("length", length) > positions[0]:
-            raise ValueError(f"`length` must be in [0, {positions[0]}], got {length}")
-        assert isinstance(length, int)
-        return length
+        limit = checks.count("length", length)
+        if limit > positions[0]:
+            raise ValueError(f"`length` must be in [0, {positions[0]}], got {limit}")
+        return limit
     if len(positions) > 1:
         raise ValueError(f"`length` must be given where `cache_tensors` differ in positions, got {positions}")
     return positions[0]
