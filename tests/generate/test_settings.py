@@ -159,7 +159,6 @@ def test_pads_that_may_be_eos_are_not_hidden() -> None:
 
 
 UNAVAILABLE: list[tuple[str, Any]] = [
-    ("num_beams", 4),
     ("num_beam_groups", 2),
     ("diversity_penalty", 0.5),
     ("penalty_alpha", 0.6),
@@ -197,8 +196,8 @@ def test_none_turns_beams_off() -> None:
 
 def test_a_refused_setting_may_come_from_the_model() -> None:
     model = counting_table()
-    model.generation_config = GenerationConfig(num_beams=2)
-    with pytest.raises(NotImplementedError, match="`num_beams`=2: beam search is not available in this version"):
+    model.generation_config = GenerationConfig(stop_strings="end")
+    with pytest.raises(NotImplementedError, match="`stop_strings`='end': stopping at strings is not available"):
         generate(model, IDS)
 
 
