@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_sample, cli, harness, inputs, plots, report
+from benchmarks import bench_beam_finalize, bench_reorder_cache, bench_sample, cli, harness, inputs, plots, report
 from benchmarks.baseline import Settings, TransformersStep
 from benchmarks.harness import BASELINE, Call, Case, Options, Row, Target, Variant
 from pygen import ops
@@ -231,3 +231,20 @@ def test_check_is_red_for_a_wrong_sampler(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(bench_sample, "prepare_sample", wrong)
     case = bench_sample.make_case(spec, OPTIONS, torch.device("cpu"), "torch")
     assert set(case.check()) == {"pygen philox", "pygen torch"}
+
+
+def test_cases_of_the_beam_ops() -> None:
+    cpu = torch.device("cpu")
+    moving = bench_reorder_cache.Spec(1, 4, prompt=3, generated=4, layers=1, heads=2, head_dim=5)
+    case = bench_reorder_cache.make_case(moving, OPTIONS, cpu, "auto")
+    # Rows 1 and 3, two positions of two tensors, half floats read and written.
+    assert case.bytes_moved == 2 * 2 * 2 * (2 * 5) * 2 * 2
+    assert case.check() == {}
+    case = bench_beam_finalize.make_case(bench_beam_finalize.Spec(3, 2, prompt=4, generated=5), cpu, "auto")
+    assert case.check() == {}
+
+
+def test_check_is_red_for_a_wrong_reordering(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_reorder_cache, "reorder_cache", lambda *arguments, **keywords: None)
+    spec = bench_reorder_cache.SPECS["quick"][0]
+    assert set(bench_reorder_cache.make_case(spec, OPTIONS, torch.device("cpu"), "auto").check()) == {"pygen"}
