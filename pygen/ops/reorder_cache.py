@@ -27,9 +27,9 @@ def reorder_cache(
         for r in range(rows):
             t[r, :, start_r:length] = before[beam_idx[r], :, start_r:length]
 
-    Nothing else is written, and rows with beam_idx[r] == r are not even read. Rows whose beam died and that receive
-    copies of living ones, the usual step of a beam search, cost one read and one write of the positions that move;
-    a cycle of rows costs those of one more row.
+    Nothing else is written, and nothing of rows with beam_idx[r] == r. Rows whose beam died and that receive copies of
+    living ones, the usual step of a beam search, cost one read and one write of the positions that move; a cycle of
+    rows costs those of one more row.
 
     Arguments:
         cache_tensors: a tensor, or several: (rows, heads, positions, head_dim) of any dtype, last dimension contiguous,
