@@ -17,6 +17,7 @@ from pygen.config import (
     WatermarkingConfig,
 )
 from pygen.generate import generate
+from pygen.mixin import GenerationMixin
 from pygen.outputs import (
     GenerateBeamDecoderOnlyOutput,
     GenerateBeamEncoderDecoderOutput,
@@ -24,6 +25,7 @@ from pygen.outputs import (
     GenerateEncoderDecoderOutput,
     TopLogprobs,
 )
+from pygen.patching import Patch, patch
 from pygen.streamers import BaseStreamer, TextStreamer
 from pygen.transition_scores import compute_transition_scores
 from pygen.watermark_detectors import SynthIDTextWatermarkDetector, WatermarkDetector, WatermarkDetectorOutput
@@ -41,7 +43,9 @@ __all__ = [
     "GenerateDecoderOnlyOutput",
     "GenerateEncoderDecoderOutput",
     "GenerationConfig",
+    "GenerationMixin",
     "GenerationMode",
+    "Patch",
     "SynthIDTextWatermarkDetector",
     "SynthIDTextWatermarkingConfig",
     "TextStreamer",
@@ -55,5 +59,6 @@ __all__ = [
     "compute_transition_scores",
     "generate",
     "ops",
+    "patch",
     "use_backend",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor
 from pygen import cache as cache_verbs
 from pygen.config import GenerationConfig, GenerationMode
 from pygen.integrations.inputs import GrowingInputs, repeat_rows, tail_logits
+from pygen.integrations.own_generate import own_generate_runs
 from pygen.integrations.transformers_inputs import (
     CACHE_NAMES,
     add_cache,
@@ -75,7 +76,8 @@ class TransformersAdapter:
         name = type(self._hooks).__name__
         is_whisper = self._hooks.config.model_type == "whisper"
         for hook in _REQUIRED_DEFAULTS:
-            if not is_default(self._hooks, hook) and not (hook == "generate" and is_whisper):
+            runs = hook == "generate" and (is_whisper or own_generate_runs())
+            if not runs and not is_default(self._hooks, hook):
                 raise NotImplementedError(
                     f"`model`={name}: its own `{hook}` replaces transformers', which is not available in this version"
                 )

@@ -19,6 +19,7 @@ from transformers import GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode as TransformersMode
 
 from pygen.config import GenerationConfig, GenerationMode
+from pygen.integrations.own_generate import unpatched
 from pygen.prompt import Prompt, check_device, check_ids, check_mask, given_input, start_ids, warn_of_right_padding
 from pygen.request import SpecialTokens
 
@@ -44,10 +45,8 @@ _QUANTIZERS = {"quanto": ("optimum.quanto", "optimum-quanto"), "hqq": ("hqq", "h
 
 def is_default(model: Any, hook: str) -> bool:
     """Whether `model` has transformers' own `hook`, or none of that name exists."""
-    default = getattr(GenerationMixin, hook, None)
-    return default is None or inspect.getattr_static(type(model), hook, default) is inspect.getattr_static(
-        GenerationMixin, hook
-    )
+    default = unpatched(GenerationMixin, hook)
+    return default is None or unpatched(type(model), hook, default) is default
 
 
 def _hook_config(config: GenerationConfig, tokens: SpecialTokens, device: torch.device) -> GenerationConfig:

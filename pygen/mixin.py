@@ -1,0 +1,157 @@
+"""`GenerationMixin`: gives a model class of one's own `generate` and the hooks that steer it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from pygen.config import GenerationConfig
+from pygen.generate import generate
+from pygen.integrations.inputs import GrowingInputs, repeat_rows
+from pygen.transition_scores import compute_transition_scores
+
+if TYPE_CHECKING:
+    from pygen.outputs import GenerateOutput
+
+
+@functools.lru_cache(maxsize=1024)
+def parameter_names(function: Callable[..., Any]) -> frozenset[str]:
+    """The names that `function` takes by keyword; `**kwargs` names nothing."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return frozenset(name for name, p in inspect.signature(function).parameters.items() if p.kind in kinds)
+
+
+class GenerationMixin:
+    """Base of model classes that generate; transformers is not needed.
+
+    ```
+    class Model(torch.nn.Module, pygen.GenerationMixin):
+        def forward(self, input_ids, past_key_values=None, attention_mask=None): ...
+            return logits, cache
+
+    Model().generate(input_ids, do_sample=True, max_new_tokens=20)
+    ```
+
+    What a class needs is a `forward` over `input_ids`, as `pygen.integrations.module.ModuleAdapter` describes it: which
+    parameters it names decides what it is given. What a class may have, under transformers' names:
+
+    generation_config: its settings; made from `config` on first use where none was set.
+    config.max_position_embeddings: bounds the default length.
+    prepare_inputs_for_generation, _update_model_kwargs_for_generation, _expand_inputs_for_generation: below.
+    _prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, batch_size, max_cache_length): puts
+        the cache of the call into `model_kwargs["past_key_values"]`; without it, `forward` makes it when given None.
+        batch_size and max_cache_length count the rows and the positions that it has to hold.
+    _reorder_cache(past_key_values, beam_idx) -> past_key_values: gathers the rows of a cache after a step of beam
+        search, where the cache has no method `reorder_cache(beam_idx)`. With neither, beams go without a cache.
+
+    A class that replaces a decoding loop of transformers (`_sample`, `_beam_search`, `_get_logits_processor`, ...) is
+    refused when it generates, since its method would not be called.
+    """
+
+    @functools.cached_property
+    def generation_config(self) -> GenerationConfig:
+        config = getattr(self, "config", None)
+        return GenerationConfig.from_model_config(config) if hasattr(config, "to_dict") else GenerationConfig()
+
+    def can_generate(self) -> bool:
+        return True
+
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: Any = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        prefix_allowed_tokens_fn: Any = None,
+        synced_gpus: bool | None = None,
+        assistant_model: Any = None,
+        streamer: Any = None,
+        negative_prompt_ids: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        custom_generate: Any = None,
+        **kwargs: Any,
+    ) -> Tensor | GenerateOutput:
+        """`pygen.generate` on this model, with the parameters in transformers' order."""
+        return generate(
+            self,
+            inputs,
+            generation_config,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            synced_gpus=synced_gpus,
+            assistant_model=assistant_model,
+            streamer=streamer,
+            negative_prompt_ids=negative_prompt_ids,
+            negative_prompt_attention_mask=negative_prompt_attention_mask,
+            custom_generate=custom_generate,
+            **kwargs,
+        )
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Any = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The arguments of the next `forward`: of what is given, everything that it has a parameter for.
+
+        input_ids: (rows, length), the whole text; `forward` gets its last `next_sequence_length` columns, which are
+            those that the cache has not seen, or all where None.
+        attention_mask: (rows, length). kwargs: `position_ids` (rows, length), cut as the ids are, and the rest.
+        """
+        if next_sequence_length is not None:
+            input_ids = input_ids[:, -next_sequence_length:]
+            if kwargs.get("position_ids") is not None:
+                kwargs["position_ids"] = kwargs["position_ids"][..., -next_sequence_length:]
+        given = {
+            "input_ids": input_ids,
+            "past_key_values": past_key_values,
+            "attention_mask": attention_mask,
+            "inputs_embeds": inputs_embeds,
+            **kwargs,
+        }
+        names = parameter_names(type(self).forward)  # type: ignore[attr-defined]
+        return {name: value for name, value in given.items() if value is not None and name in names}
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], is_encoder_decoder: bool = False, num_new_tokens: int = 1
+    ) -> dict[str, Any]:
+        """What the next step is given: mask and positions grown by `num_new_tokens` columns, and the new cache."""
+        kwargs = dict(model_kwargs)
+        grown = GrowingInputs(kwargs, num_new_tokens, is_encoder_decoder).after(num_new_tokens)
+        cache = getattr(outputs, "past_key_values", None)
+        return {**kwargs, **grown, **({} if cache is None else {"past_key_values": cache})}
+
+    @staticmethod
+    def _expand_inputs_for_generation(
+        expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **model_kwargs: Any
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Every row of the ids and of the tensors among `model_kwargs` `expand_size` times, copies side by side."""
+        first = (
+            input_ids
+            if input_ids is not None
+            else next((value for value in model_kwargs.values() if isinstance(value, Tensor) and value.ndim), None)
+        )
+        if first is None:
+            return input_ids, model_kwargs
+        expanded = {name: repeat_rows(value, expand_size, first.shape[0]) for name, value in model_kwargs.items()}
+        return repeat_rows(input_ids, expand_size, first.shape[0]), expanded
+
+    def compute_transition_scores(
+        self,
+        sequences: Tensor,
+        scores: tuple[Tensor, ...],
+        beam_indices: Tensor | None = None,
+        normalize_logits: bool = False,
+    ) -> Tensor:
+        """`pygen.compute_transition_scores`."""
+        return compute_transition_scores(sequences, scores, beam_indices, normalize_logits)
