@@ -26,18 +26,32 @@ from pygen.outputs import (
     TopLogprobs,
 )
 from pygen.patching import Patch, patch
-from pygen.streamers import BaseStreamer, TextStreamer
+from pygen.stopping import (
+    ConfidenceCriteria,
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+    validate_stopping_criteria,
+)
+from pygen.streamers import AsyncTextIteratorStreamer, BaseStreamer, TextIteratorStreamer, TextStreamer
+from pygen.streaming import StreamEvent, stream
 from pygen.transition_scores import compute_transition_scores
 from pygen.watermark_detectors import SynthIDTextWatermarkDetector, WatermarkDetector, WatermarkDetectorOutput
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncTextIteratorStreamer",
     "BackendError",
     "BaseStreamer",
     "BayesianDetectorConfig",
     "BayesianDetectorModel",
     "CompileConfig",
+    "ConfidenceCriteria",
+    "EosTokenCriteria",
     "GenerateBeamDecoderOnlyOutput",
     "GenerateBeamEncoderDecoderOutput",
     "GenerateDecoderOnlyOutput",
@@ -45,9 +59,16 @@ __all__ = [
     "GenerationConfig",
     "GenerationMixin",
     "GenerationMode",
+    "MaxLengthCriteria",
+    "MaxTimeCriteria",
     "Patch",
+    "StopStringCriteria",
+    "StoppingCriteria",
+    "StoppingCriteriaList",
+    "StreamEvent",
     "SynthIDTextWatermarkDetector",
     "SynthIDTextWatermarkingConfig",
+    "TextIteratorStreamer",
     "TextStreamer",
     "TopLogprobs",
     "WatermarkDetector",
@@ -60,5 +81,7 @@ __all__ = [
     "generate",
     "ops",
     "patch",
+    "stream",
     "use_backend",
+    "validate_stopping_criteria",
 ]

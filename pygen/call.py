@@ -13,6 +13,7 @@ from pygen.config import GenerationConfig, GenerationMode
 from pygen.integrations import ModelAdapter
 from pygen.prompt import Prompt
 from pygen.request import Lengths, Settings, SpecialTokens
+from pygen.stopping import Stopping
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Call:
     prefix_allowed_tokens_fn: Any
     negative_prompt_ids: Any
     negative_prompt_attention_mask: Any
-    criteria: tuple[Callable[..., Any], ...]
+    stopping: Stopping
     streamer: Any
     tokenizer: Any
     generator: torch.Generator | None
@@ -60,9 +61,14 @@ class Call:
         return bool(self.config.return_dict_in_generate)
 
     @property
+    def criteria(self) -> tuple[Callable[..., Any], ...]:
+        """What is asked after every step."""
+        return self.stopping.criteria
+
+    @property
     def pads(self) -> bool:
         """Whether rows may finish before others, and emit the pad token then: transformers' rule."""
-        return self.tokens.eos is not None or any(hasattr(criterion, "eos_token_id") for criterion in self.criteria)
+        return self.stopping.pads
 
     def start(self) -> None:
         """Makes the model ready: cache, buffers, and the encoder's forward."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from pygen.call import Call
-from pygen.config import GenerationConfig, GenerationMode
+from pygen.config import GenerationMode
 from pygen.integrations import adapt
 from pygen.loops.monitor import Monitor, Recorder
 from pygen.loops.sample import sample
@@ -20,16 +22,32 @@ from pygen.modes.beams import generate_with_beams
 from pygen.outputs import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput, GenerateOutput
 from pygen.plan import Plan, make_plan, num_top_logprobs
 from pygen.request import refuse_unavailable, resolve_lengths, resolve_settings, resolve_special_tokens
+from pygen.stopping import build_criteria
+from pygen.streamers import end_stream
 
-# Criteria that Hugging Face builds from a setting; one given by hand takes the place of the built one.
-_CRITERIA_OF_SETTINGS = {
-    "MaxLengthCriteria": "max_length",
-    "MaxTimeCriteria": "max_time",
-    "EosTokenCriteria": "eos_token_id",
-}
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-@torch.no_grad()
+def _ends_stream(function: Function) -> Function:
+    """Decorates `generate`: no gradients, and a streamer learns once that the call is over, however early it fails."""
+
+    @functools.wraps(function)
+    def ending(*args: Any, streamer: Any = None, **kwargs: Any) -> Any:
+        try:
+            with torch.no_grad():
+                result = function(*args, streamer=streamer, **kwargs)
+        except BaseException as error:
+            # It tells more than an error that the streamer may have now.
+            with contextlib.suppress(Exception):
+                end_stream(streamer, error)
+            raise
+        end_stream(streamer)
+        return result
+
+    return cast(Function, ending)
+
+
+@_ends_stream
 def generate(
     model: Any,
     inputs: Tensor | None = None,
@@ -63,8 +81,10 @@ def generate(
         logits_processor: callables (input_ids (rows, length), scores (rows, vocab_size) float32) -> scores, run after
             penalties and bans and before temperature and filters.
         stopping_criteria: callables (input_ids, scores so far or None) -> bool or (rows,) bool, called after every
-            token.
-        streamer: receives the prompts, then the tokens of every step, then `end()`.
+            token. One of `pygen.stopping` that a setting asks for too takes the place of that setting's.
+        streamer: receives the prompts, then the tokens of every step, then `end()`, or `fail(error)` where it has that
+            and the call fails, however early.
+        tokenizer: the model's, for `stop_strings`.
         generator: where noise is taken from without `seed`; None is torch's default generator.
         cancel: once set, generation ends after the step in progress.
         progress: shows a progress bar.
@@ -115,20 +135,28 @@ def generate(
         embeds_length=prompt.embeds_length,
         prompt_name=prompt.name,
     )
+    stopping = build_criteria(
+        stopping_criteria,
+        config,
+        prompt_length=prompt.input_ids.shape[1],
+        max_new_tokens=lengths.max_new_tokens,
+        eos_token_ids=tokens.eos,
+        tokenizer=tokenizer,
+    )
     call = Call(
         adapter=adapter,
         settings=settings,
         mode=mode,
         tokens=tokens,
         prompt=prompt,
-        lengths=lengths,
+        lengths=dataclasses.replace(lengths, max_new_tokens=stopping.max_new_tokens),
         num_copies=max(config.num_beams or 1, config.num_return_sequences or 1),
         model=model,
         logits_processor=logits_processor,
         prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
         negative_prompt_ids=negative_prompt_ids,
         negative_prompt_attention_mask=negative_prompt_attention_mask,
-        criteria=_check_criteria(stopping_criteria, config),
+        stopping=stopping,
         streamer=streamer,
         tokenizer=tokenizer,
         generator=generator,
@@ -147,7 +175,7 @@ def _generate_by_sampling(call: Call) -> Tensor | GenerateOutput:
     state = DecodeState.create(
         call.prompt.input_ids.repeat_interleave(call.num_copies, dim=0),
         max_new_tokens,
-        eos_token_ids=call.tokens.eos,
+        eos_token_ids=call.stopping.eos_token_ids,
         pad_token_id=call.tokens.pad or 0,
         visible=_visible(plan, call),
     )
@@ -161,14 +189,16 @@ def _generate_by_sampling(call: Call) -> Tensor | GenerateOutput:
         logits=call.wants_dict and bool(config.output_logits),
         top_logprobs=num_top_logprobs(config),
     )
-    with _stream(call.streamer, state), _progress_bar(call.progress, max_new_tokens) as bar:
+    if call.streamer is not None:
+        call.streamer.put(state.tokens(0).to("cpu", copy=True))
+    with _progress_bar(call.progress, max_new_tokens) as bar:
         monitor = Monitor(
             state,
             recorder,
             criteria=call.criteria,
             pads=call.pads,
             on_invalid=on_invalid,
-            max_time=config.max_time,
+            max_time=call.stopping.max_time,
             cancel=call.cancel,
             streamer=call.streamer,
             progress=bar,
@@ -208,28 +238,13 @@ def _refuse_arguments(**arguments: Any) -> None:
             raise NotImplementedError(f"`{name}` is not available in this version")
 
 
-def _check_criteria(criteria: Any, config: GenerationConfig) -> tuple[Callable[..., Any], ...]:
-    if criteria is None:
-        return ()
-    if not isinstance(criteria, Sequence) or not all(callable(criterion) for criterion in criteria):
-        raise TypeError(f"`stopping_criteria` must be a list of callables, got {criteria!r:.80}")
-    for criterion in criteria:
-        name = type(criterion).__name__
-        if getattr(config, _CRITERIA_OF_SETTINGS.get(name, ""), None) is not None or name == "MaxLengthCriteria":
-            raise NotImplementedError(
-                f"`stopping_criteria`: a {name} in place of the setting `{_CRITERIA_OF_SETTINGS[name]}` is not "
-                f"available in this version; use the setting"
-            )
-    return tuple(criteria)
-
-
 def _check_padding(call: Call, on_invalid: str) -> None:
     pad = call.tokens.pad
     if call.pads and pad is None:
         raise ValueError("`pad_token_id` must be set where rows can finish before others")
     if call.pads and call.rows > 1 and pad is not None and pad < 0:
         raise ValueError(f"`pad_token_id` must be >= 0 where rows can finish before others, got {pad}")
-    if on_invalid == "eos" and call.tokens.eos is None:
+    if on_invalid == "eos" and call.stopping.eos_token_ids is None:
         raise ValueError("`on_invalid`='eos' needs `eos_token_id`")
 
 
@@ -237,22 +252,6 @@ def _visible(plan: Plan, call: Call) -> Tensor | None:
     """The rows' mask for the penalties, or None where they act on nothing or nothing is masked."""
     visible = call.prompt.visible() if plan.reads_history else None
     return None if visible is None else visible.repeat_interleave(call.num_copies, dim=0)
-
-
-@contextlib.contextmanager
-def _stream(streamer: Any, state: DecodeState) -> Iterator[None]:
-    """Sends the prompts first and `end()` last, also when generation fails, so that no consumer waits for ever."""
-    if streamer is None:
-        yield
-        return
-    try:
-        streamer.put(state.tokens(0).to("cpu", copy=True))
-        yield
-    except BaseException:
-        with contextlib.suppress(Exception):
-            streamer.end()
-        raise
-    streamer.end()
 
 
 def _progress_bar(progress: bool, total: int) -> Any:

@@ -31,7 +31,6 @@ _UNAVAILABLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "assistant_early_exit": ((None,), "assisted decoding"),
     "use_mtp": ((None, False), "multi-token prediction"),
     "speculation_type": ((None,), "speculative decoding"),
-    "stop_strings": ((None, [], ()), "stopping at strings"),
     "token_healing": ((None, False), "token healing"),
     "compile_config": ((None,), "compilation of the forward"),
     "cache_implementation": ((None, *(set(CACHE_IMPLEMENTATIONS) - {"paged"})), "continuous batching"),

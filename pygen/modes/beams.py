@@ -32,7 +32,7 @@ def generate_with_beams(call: Call) -> Tensor | GenerateOutput:
         prompts,
         max_new_tokens,
         call.num_copies,
-        eos_token_ids=call.tokens.eos,
+        eos_token_ids=call.stopping.eos_token_ids,
         pad_token_id=call.tokens.pad if call.tokens.pad is not None else -1,
         visible=visible,
     )
@@ -44,7 +44,7 @@ def generate_with_beams(call: Call) -> Tensor | GenerateOutput:
             state,
             criteria=call.criteria,
             on_invalid=vars(config)["on_invalid"],
-            max_time=config.max_time,
+            max_time=call.stopping.max_time,
             cancel=call.cancel,
             streamer=call.streamer,
             progress=bar,
@@ -137,7 +137,7 @@ def _finish_reasons(call: Call, state: BeamState, best: BeamOutput) -> list[str]
     reasons = []
     for sequence, length in zip(best.sequences.tolist(), _lengths(best).tolist(), strict=True):
         last = sequence[state.prompt_length + length - 1]
-        ended = length > 0 and last in (call.tokens.eos or ())
+        ended = length > 0 and last in (call.stopping.eos_token_ids or ())
         full = length == call.lengths.max_new_tokens
         reasons.append("eos" if ended else "length" if full else "stop")
     return reasons

@@ -36,7 +36,7 @@ def make_call(
         prompt=Prompt(input_ids, mask, main, "input_ids", inputs),
         lengths=resolve_lengths(settings, input_ids.shape[1], None),
         num_copies=max(settings.config.num_beams or 1, settings.config.num_return_sequences or 1),
-        criteria=(),
+        stopping=nothing,
         negative_prompt_attention_mask=None,
         streamer=None,
         tokenizer=None,

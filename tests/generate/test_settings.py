@@ -11,7 +11,6 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers.generation.stopping_criteria import EosTokenCriteria
 
 from pygen.config import GenerationConfig
 from pygen.generate import generate
@@ -165,7 +164,6 @@ UNAVAILABLE: list[tuple[str, Any]] = [
     ("dola_layers", "low"),
     ("constraints", [1]),
     ("force_words_ids", [[1]]),
-    ("stop_strings", "end"),
     ("token_healing", True),
     ("prompt_lookup_num_tokens", 3),
     ("assistant_early_exit", 1),
@@ -196,8 +194,8 @@ def test_none_turns_beams_off() -> None:
 
 def test_a_refused_setting_may_come_from_the_model() -> None:
     model = counting_table()
-    model.generation_config = GenerationConfig(stop_strings="end")
-    with pytest.raises(NotImplementedError, match="`stop_strings`='end': stopping at strings is not available"):
+    model.generation_config = GenerationConfig(token_healing=True)
+    with pytest.raises(NotImplementedError, match="`token_healing`=True: token healing is not available"):
         generate(model, IDS)
 
 
@@ -282,12 +280,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"on_invalid": "eos"}, ValueError, "`on_invalid`='eos' needs `eos_token_id`"),
     ({"eos_token_id": 4, "pad_token_id": -1}, ValueError, "`pad_token_id` must be >= 0 .* got -1"),
     ({"past_key_values": ((IDS, IDS),)}, TypeError, "`past_key_values` must be a cache object, got tuple"),
-    ({"stopping_criteria": [transformers.MaxLengthCriteria(5)]}, NotImplementedError, "the setting `max_length`"),
-    (
-        {"stopping_criteria": [EosTokenCriteria(5)], "eos_token_id": 4},
-        NotImplementedError,
-        "a EosTokenCriteria in place of the setting `eos_token_id`",
-    ),
+    ({"stop_strings": "x"}, ValueError, "`stop_strings` need the model's tokenizer"),
 ]
 
 

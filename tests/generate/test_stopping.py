@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import Any
 
@@ -11,8 +12,11 @@ import transformers
 from torch import Tensor
 from transformers.generation.stopping_criteria import EosTokenCriteria
 
+from pygen import stopping
 from pygen.generate import generate
+from pygen.request import resolve_settings
 from tests.generate.models import TableModel, counting_table, hf_model
+from tests.test_stopping_criteria import byte_level
 
 PROMPTS = torch.tensor([[1], [4], [7]])
 
@@ -134,6 +138,123 @@ def test_criteria_of_transformers() -> None:
     )
     settings: dict[str, Any] = {"max_new_tokens": 12, "pad_token_id": 0, "stopping_criteria": criteria}
     assert torch.equal(generate(model, ids, **settings), model.generate(ids, **settings))
+
+
+REPLACING: list[tuple[str, tuple[Any, ...], dict[str, Any], int, str | None]] = [
+    # criterion, its arguments, settings, tokens generated, setting whose place it takes
+    ("MaxLengthCriteria", (4,), {"max_new_tokens": 2}, 3, "MaxLengthCriteria"),
+    ("MaxLengthCriteria", (3,), {"max_new_tokens": 9}, 2, "MaxLengthCriteria"),
+    ("MaxLengthCriteria", (1,), {"max_new_tokens": 9}, 1, "MaxLengthCriteria"),
+    ("EosTokenCriteria", (3,), {"max_new_tokens": 9, "eos_token_id": 2}, 2, "EosTokenCriteria"),
+    ("EosTokenCriteria", ([4, 3],), {"max_new_tokens": 9, "pad_token_id": 0}, 2, None),
+    ("MaxTimeCriteria", (60.0,), {"max_new_tokens": 3, "max_time": 0.0}, 3, "MaxTimeCriteria"),
+    ("MaxTimeCriteria", (0.0, 0.0), {"max_new_tokens": 3, "max_time": 60.0}, 1, "MaxTimeCriteria"),
+    ("MaxTimeCriteria", (0.0, 0.0), {"max_new_tokens": 3}, 1, None),
+]
+
+
+@pytest.mark.parametrize("module", [stopping, transformers.generation.stopping_criteria])
+@pytest.mark.parametrize(("name", "arguments", "settings", "count", "replaced"), REPLACING)
+def test_criteria_in_place_of_settings(
+    module: Any,
+    name: str,
+    arguments: tuple[Any, ...],
+    settings: dict[str, Any],
+    count: int,
+    replaced: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    criterion = getattr(module, name)(*arguments)
+    sequences, why = reasons(counting_table(), PROMPTS[:1], stopping_criteria=[criterion], **settings)
+    assert sequences == [list(range(1, 2 + count))]
+    assert why == [
+        {"MaxLengthCriteria": "length", "EosTokenCriteria": "eos"}.get(name, "length" if count > 1 else "stop")
+    ]
+    warned = [record.getMessage() for record in caplog.records if record.name == "pygen.stopping"]
+    assert warned == [
+        f"`stopping_criteria`: the {kind} given takes the place of the setting."
+        for kind in sorted({"MaxLengthCriteria"} & {name} | {replaced} - {None})  # type: ignore[type-var]
+    ]
+
+
+@pytest.mark.parametrize("settings", [{"max_new_tokens": 5}, {"max_new_tokens": 5, "eos_token_id": 9}])
+def test_replacing_criteria_as_transformers(settings: dict[str, Any]) -> None:
+    model, ids = hf_model("llama"), torch.randint(4, 100, (4, 3), generator=torch.Generator().manual_seed(8))
+    for given in ([("MaxLengthCriteria", 11)], [("EosTokenCriteria", list(range(30)))], [("EosTokenCriteria", 3)] * 2):
+        outputs = []
+        for module, run in ((stopping, generate), (transformers.generation.stopping_criteria, None)):
+            criteria = [getattr(module, name)(argument) for name, argument in given]
+            call = run or type(model).generate
+            outputs.append(call(model, ids, pad_token_id=0, stopping_criteria=criteria, **settings))
+        assert torch.equal(*outputs)
+
+
+def test_a_subclass_stands_beside_the_setting() -> None:
+    class Mine(stopping.EosTokenCriteria):
+        pass
+
+    sequences, why = reasons(
+        counting_table(), PROMPTS[:2], stopping_criteria=[Mine(3)], eos_token_id=6, pad_token_id=0, max_new_tokens=9
+    )
+    assert (sequences, why) == ([[1, 2, 3], [4, 5, 6]], ["stop", "eos"])
+
+
+def test_order_of_criteria() -> None:
+    tokenizer, user = byte_level(), [lambda ids, scores: False, stopping.MaxTimeCriteria(9.0)]
+    config = generation_config(max_time=1.0, stop_strings=["a"], is_assistant=True, assistant_confidence_threshold=0.4)
+    built = stopping.build_criteria(
+        user, config, prompt_length=3, max_new_tokens=5, eos_token_ids=[1], tokenizer=tokenizer
+    )
+    assert [type(c).__name__ for c in built.criteria] == [
+        "MaxTimeCriteria",
+        "StopStringCriteria",
+        "ConfidenceCriteria",
+        "function",
+    ]
+    assert (built.max_new_tokens, built.eos_token_ids, built.max_time, built.pads) == (5, [1], None, True)
+
+
+def generation_config(**settings: Any) -> Any:
+    return resolve_settings(None, None, settings).config
+
+
+def test_nothing_is_asked_for_nothing() -> None:
+    built = stopping.build_criteria(
+        None, generation_config(max_time=1.0), prompt_length=3, max_new_tokens=5, eos_token_ids=[1]
+    )
+    assert (built.criteria, built.max_time, built.eos_token_ids) == ((), 1.0, [1])
+
+
+@pytest.mark.parametrize("eos", [None, 9])
+def test_stop_strings_as_transformers(eos: int | None) -> None:
+    """Rows that stop, rows that never do; padding where a token could end a row."""
+    tokenizer = byte_level()
+    model, ids = hf_model("llama"), torch.randint(4, 100, (6, 3), generator=torch.Generator().manual_seed(8))
+    text = [tokenizer.decode(row) for row in generate(model, ids, max_new_tokens=20)[:, 3:]]
+    # Parts of characters are where pygen matches bytes and transformers what they look like when shown alone.
+    strings = [re.findall("[!-~]{2}", row)[3] for row in text[:3]]
+    settings: dict[str, Any] = {"max_new_tokens": 20, "eos_token_id": eos, "pad_token_id": 0, "tokenizer": tokenizer}
+    expected = model.generate(ids, stop_strings=strings, **settings)
+    assert torch.equal(generate(model, ids, stop_strings=strings, **settings), expected)
+    # By hand, and in place of the setting.
+    criterion = stopping.StopStringCriteria(tokenizer, strings)
+    assert torch.equal(generate(model, ids, stopping_criteria=[criterion], **settings), expected)
+    assert torch.equal(generate(model, ids, stopping_criteria=[criterion], stop_strings="x", **settings), expected)
+    if eos is not None:
+        assert (expected == 0).any()
+
+
+def test_stop_strings_in_a_config() -> None:
+    tokenizer = byte_level()
+    model = counting_table(len(tokenizer))
+    string = tokenizer.decode([7, 8])
+    output = generate(
+        model,
+        PROMPTS[:1],
+        generation_config(stop_strings=string, max_new_tokens=20, return_dict_in_generate=True),
+        tokenizer=tokenizer,
+    )
+    assert (output.sequences.tolist(), output.finish_reason) == ([[1, 2, 3, 4, 5, 6, 7, 8]], ["stop"])
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import inspect
+import queue
 import random
+import threading
 from typing import Any
 
 import pytest
@@ -10,8 +15,9 @@ import torch
 import transformers
 from torch import Tensor
 
+from pygen import streamers
 from pygen.generate import generate
-from pygen.streamers import BaseStreamer, TextStreamer
+from pygen.streamers import AsyncTextIteratorStreamer, BaseStreamer, TextIteratorStreamer, TextStreamer
 from tests.generate.models import counting_table, hf_model
 
 WORDS = ["one ", "two", " three ", "\n", "four\n", "世", "界 ", "five", ".", "  ", ""]
@@ -54,6 +60,17 @@ class TheirPieces(transformers.TextStreamer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.pieces: list[tuple[str, bool]] = []
+
+
+@pytest.mark.parametrize("name", ["BaseStreamer", "TextStreamer", "TextIteratorStreamer", "AsyncTextIteratorStreamer"])
+def test_signatures_of_transformers(name: str) -> None:
+    ours, theirs = getattr(streamers, name), getattr(transformers.generation.streamers, name)
+    for method in ("__init__", "put", "end", "on_finalized_text"):
+        if hasattr(theirs, method) and (name, method) != ("BaseStreamer", "__init__"):
+            parameters = [inspect.signature(getattr(cls, method)).parameters.values() for cls in (ours, theirs)]
+            assert [(p.name, p.kind, p.default) for p in parameters[0]] == [
+                (p.name, p.kind, p.default) for p in parameters[1]
+            ]
 
 
 def test_prompt_then_tokens_then_end() -> None:
@@ -132,6 +149,153 @@ def test_the_stream_ends_when_generation_fails() -> None:
     with pytest.raises(KeyError, match="from the user"):
         generate(counting_table(), torch.tensor([[1]]), logits_processor=[fail], max_new_tokens=4, streamer=streamer)
     assert (len(streamer.values), streamer.ends) == (1, 1)
+
+
+def fail_at(length: int) -> Any:
+    def fail(input_ids: Tensor, scores: Any) -> bool:
+        if input_ids.shape[1] == length:
+            raise KeyError("from the user")
+        return False
+
+    return fail
+
+
+@pytest.mark.parametrize("settings", [{"max_new_tokens": 0}, {"stopping_criteria": [fail_at(4)], "max_new_tokens": 5}])
+def test_streamers_are_told_of_the_error(settings: dict[str, Any]) -> None:
+    """One with `fail` gets the error, also of a refused call; any other gets `end`."""
+
+    class Told(Collect):
+        def fail(self, error: BaseException) -> None:
+            self.error = error
+
+    told, ended = Told(), Collect()
+    for streamer in (told, ended):
+        with pytest.raises((ValueError, KeyError)) as caught:
+            generate(counting_table(), torch.tensor([[1]]), streamer=streamer, **settings)
+        if streamer is told:
+            assert told.error is caught.value
+    assert (told.ends, ended.ends) == (0, 1)
+
+
+def in_a_thread(streamer: Any, **settings: Any) -> threading.Thread:
+    def run() -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            generate(counting_table(), torch.tensor([[0]]), streamer=streamer, **settings)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+FAILURES: list[tuple[dict[str, Any], str, type[Exception] | None]] = [
+    ({"max_new_tokens": 8}, "two three \n" + "four\n世界 five.", None),
+    ({"max_new_tokens": 8, "stopping_criteria": [fail_at(6)]}, "two three \n" + "four\n", KeyError),
+    ({"max_new_tokens": 8, "stopping_criteria": [fail_at(2)]}, "", KeyError),
+    ({"max_new_tokens": 0}, "", ValueError),
+]
+
+
+@pytest.mark.parametrize(("settings", "text", "error"), FAILURES)
+def test_iterator(settings: dict[str, Any], text: str, error: type[Exception] | None) -> None:
+    streamer = TextIteratorStreamer(WordTokenizer(), skip_prompt=True, timeout=20)
+    thread, pieces = in_a_thread(streamer, **settings), []
+
+    def read() -> None:
+        for piece in streamer:
+            pieces.append(piece)
+
+    if error is None:
+        read()
+    else:
+        with pytest.raises(error):
+            read()
+    thread.join()
+    assert "".join(pieces) == text
+
+
+@pytest.mark.parametrize(("settings", "text", "error"), FAILURES)
+def test_async_iterator(settings: dict[str, Any], text: str, error: type[Exception] | None) -> None:
+    pieces: list[str] = []
+
+    async def read() -> None:
+        streamer = AsyncTextIteratorStreamer(WordTokenizer(), skip_prompt=True, timeout=20)
+        thread = in_a_thread(streamer, **settings)
+        try:
+            async for piece in streamer:
+                pieces.append(piece)
+        finally:
+            thread.join()
+
+    if error is None:
+        asyncio.run(read())
+    else:
+        with pytest.raises(error):
+            asyncio.run(read())
+    assert "".join(pieces) == text
+
+
+def test_timeouts() -> None:
+    with pytest.raises(queue.Empty):
+        next(TextIteratorStreamer(WordTokenizer(), timeout=0.01))
+
+    async def read() -> None:
+        await anext(AsyncTextIteratorStreamer(WordTokenizer(), timeout=0.01))
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(read())
+
+
+def test_an_iterator_can_be_used_again() -> None:
+    streamer = TextIteratorStreamer(WordTokenizer(), timeout=20)
+    for _ in range(2):
+        generate(counting_table(), torch.tensor([[0]]), max_new_tokens=2, streamer=streamer)
+        assert "".join(streamer) == "one two three "
+
+
+def test_an_error_of_the_tokenizer_reaches_the_reader() -> None:
+    class Broken:
+        def decode(self, ids: list[int]) -> str:
+            raise KeyError("no such id")
+
+    streamer = TextIteratorStreamer(Broken(), timeout=20)
+    thread = in_a_thread(streamer, max_new_tokens=3)
+    with pytest.raises(KeyError, match="no such id"):
+        list(streamer)
+    thread.join()
+
+
+@pytest.mark.parametrize("place", ["criterion", "processor", "streamer"])
+@pytest.mark.parametrize("step", range(4))
+def test_errors_leave_the_model_usable(place: str, step: int) -> None:
+    """Whatever raises at whatever step: config and cache are as they were, and the next call gives the right tokens."""
+    model, ids = hf_model("llama"), torch.tensor([[5, 6, 7]])
+    settings: dict[str, Any] = {"max_new_tokens": 4, "do_sample": True, "seed": 3}
+    expected = generate(model, ids, **settings)
+    configs = model.config.to_dict(), model.generation_config.to_dict()
+    cache = transformers.DynamicCache(config=model.config)
+    model(ids[:, :-1], past_key_values=cache)
+
+    def fail(input_ids: Tensor, scores: Tensor) -> Any:
+        if input_ids.shape[1] == 3 + step + (place == "criterion"):
+            raise KeyError("from the user")
+        return False if place == "criterion" else scores
+
+    failing: dict[str, Any] = {
+        "criterion": {"stopping_criteria": [fail]},
+        "processor": {"logits_processor": [fail]},
+        "streamer": {"streamer": Collect(step + 1)},
+    }[place]
+    for extra in ({}, {"past_key_values": cache}):
+        with pytest.raises(KeyError, match="from the"):
+            generate(model, ids, **settings, **failing, **extra)
+        assert torch.equal(generate(model, ids, **settings), expected)
+        if "streamer" in failing:
+            failing["streamer"].values.clear()
+    assert (model.config.to_dict(), model.generation_config.to_dict()) == configs
+    # The cache holds exactly the tokens that the model has read; without those of the failed call it goes on.
+    assert cache.get_seq_length() == 3 + step
+    cache.crop(-(1 + step))
+    assert torch.equal(generate(model, ids, past_key_values=cache, **settings), expected)
 
 
 def test_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
