@@ -100,11 +100,13 @@ class SamplePipeline(Pipeline):
 
     def __init__(self, plan: Plan, logits: Tensor, state: DecodeState) -> None:
         super().__init__(plan, logits, SampleBinding(plan, state))
+        # The most frequent plan, for which every microsecond of Python counts: one op, the same on all steps.
+        self._is_one_op = len(plan.segments) == 1 and not self._early
 
     def __call__(self, logits: Tensor, step: int) -> Choice:
-        scores = self.shape(logits, step)
+        scores = logits if self._is_one_op else self.shape(logits, step)
         # Before the draw, which appends to the history that penalties read.
-        kept = self.kept(scores, step)
+        kept = None if self._keeps is None else self.kept(scores, step)
         return Choice(self.choose(scores, step=step), kept)
 
 

@@ -38,6 +38,7 @@ GIVEN: list[Any] = [
     transformers.TopKLogitsWarper(12),
     built.TopKLogitsWarper(9, min_tokens_to_keep=3),
     built.TopPLogitsWarper(0.9, filter_value=-50.0),
+    built.TopPLogitsWarper(0.1, min_tokens_to_keep=4),
     transformers.EtaLogitsWarper(0.01),
     built.MinPLogitsWarper(0.02),
     transformers.InfNanRemoveLogitsProcessor(),

@@ -97,3 +97,22 @@ def test_negative_prompts(family: str, use_cache: bool) -> None:
     assert not torch.equal(generate(model, ids, max_new_tokens=6, pad_token_id=0), expected)
     copies = generate(model, ids, do_sample=True, top_k=1, num_return_sequences=2, **settings)
     assert torch.equal(copies, expected.repeat_interleave(2, dim=0))
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_guidance_follows_the_beams(family: str, use_cache: bool) -> None:
+    """transformers keeps the unconditional cache as it is when beams change rows; here it is as if computed anew."""
+    model, scale = hf_model(family), 1.8
+    ids = torch.tensor([[21, 22, 23], [24, 25, 26]])
+
+    def guide_anew(input_ids: Tensor, scores: Tensor) -> Tensor:
+        unconditional = model(input_ids[:, ids.shape[1] - 1 :]).logits[:, -1].log_softmax(-1)
+        return unconditional + (scores.log_softmax(-1) - unconditional) * scale
+
+    settings: dict[str, Any] = {"num_beams": 4, "max_new_tokens": 9, "pad_token_id": 0, "use_cache": use_cache}
+    settings |= {"num_return_sequences": 3, "return_dict_in_generate": True, "output_scores": True}
+    expected = generate(model, ids, logits_processor=[guide_anew], **settings)
+    actual = generate(model, ids, guidance_scale=scale, **settings)
+    assert torch.equal(actual.sequences, expected.sequences)
+    torch.testing.assert_close(actual.sequences_scores, expected.sequences_scores, rtol=1e-4, atol=1e-4)
