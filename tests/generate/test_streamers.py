@@ -285,10 +285,11 @@ def test_errors_leave_the_model_usable(place: str, step: int) -> None:
         "processor": {"logits_processor": [fail]},
         "streamer": {"streamer": Collect(step + 1)},
     }[place]
-    for extra in ({}, {"past_key_values": cache}):
+    for extra in ({}, {"cache_implementation": "static"}, {"past_key_values": cache}):
         with pytest.raises(KeyError, match="from the"):
             generate(model, ids, **settings, **failing, **extra)
-        assert torch.equal(generate(model, ids, **settings), expected)
+        again = extra if "cache_implementation" in extra else {}
+        assert torch.equal(generate(model, ids, **settings, **again), expected)
         if "streamer" in failing:
             failing["streamer"].values.clear()
     assert (model.config.to_dict(), model.generation_config.to_dict()) == configs
