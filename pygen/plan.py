@@ -13,7 +13,7 @@ from pygen.config import GenerationConfig
 from pygen.pipeline import Choice as Choice
 from pygen.pipeline import Chooser, SampleBinding, SamplePipeline, check_knobs
 from pygen.plan_order import PENALTIES, WARPERS, ordered_items
-from pygen.stages import READS_HISTORY, Called, Item, Knobs, Segment, segments_of
+from pygen.stages import Called, Item, Knobs, Segment, segments_of
 
 if TYPE_CHECKING:
     from pygen.call import Call
@@ -54,7 +54,7 @@ class Plan:
     @property
     def reads_history(self) -> bool:
         """Whether an op looks at the tokens so far."""
-        return any(name in item.knobs for item in self.items for name in READS_HISTORY)
+        return any(name in item.knobs for item in self.items for name in PENALTIES)
 
     def stages(self, step: int = 0) -> tuple[str, ...]:
         """The stages of a step in words."""

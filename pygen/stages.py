@@ -26,8 +26,6 @@ _RANK = {
     "eta_cutoff": 12,
     "min_tokens_to_keep": -1,
 }
-WARPERS = tuple(name for name, rank in _RANK.items() if rank > _RANK["suppress"])
-READS_HISTORY = ("repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size")
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,8 @@ class Fused:
 
     @property
     def warps(self) -> bool:
-        return any(name in self.knobs for name in WARPERS)
+        """Whether it does something that greedy rows pass untouched."""
+        return any(_RANK[name] > _RANK["suppress"] for name in self.knobs)
 
     def joined(self, item: Item) -> Fused | None:
         """The op that does `item` as well, after the rest; None where there is none."""
