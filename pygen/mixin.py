@@ -12,6 +12,7 @@ from torch import Tensor
 from pygen.config import GenerationConfig
 from pygen.generate import generate
 from pygen.integrations.inputs import GrowingInputs, repeat_rows
+from pygen.integrations.module import unpack_outputs
 from pygen.transition_scores import compute_transition_scores
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class GenerationMixin:
     prepare_inputs_for_generation, _update_model_kwargs_for_generation, _expand_inputs_for_generation: below.
     _prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, batch_size, max_cache_length): puts
         the cache of the call into `model_kwargs["past_key_values"]`; without it, `forward` makes it when given None.
-        batch_size and max_cache_length count the rows and the positions that it has to hold.
+        It has to hold max_cache_length positions of batch_size prompts, max(num_beams, num_return_sequences) rows each.
     _reorder_cache(past_key_values, beam_idx) -> past_key_values: gathers the rows of a cache after a step of beam
         search, where the cache has no method `reorder_cache(beam_idx)`. With neither, beams go without a cache.
 
@@ -128,7 +129,7 @@ class GenerationMixin:
         """What the next step is given: mask and positions grown by `num_new_tokens` columns, and the new cache."""
         kwargs = dict(model_kwargs)
         grown = GrowingInputs(kwargs, num_new_tokens, is_encoder_decoder).after(num_new_tokens)
-        cache = getattr(outputs, "past_key_values", None)
+        _, cache = unpack_outputs(outputs)
         return {**kwargs, **grown, **({} if cache is None else {"past_key_values": cache})}
 
     @staticmethod

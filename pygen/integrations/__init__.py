@@ -113,13 +113,17 @@ class ModelAdapter(Protocol):
 
 
 def adapt(model: Any) -> ModelAdapter:
-    """The adapter for `model`: transformers' generation models, else any module over `input_ids`."""
+    """The adapter for `model`: by the mixin that it has, transformers' or pygen's, else any module over `input_ids`."""
     target = getattr(model, "_orig_mod", model)
     for base in type(target).__mro__:
         if base.__name__ == "GenerationMixin" and base.__module__.startswith("transformers."):
             from pygen.integrations.transformers import TransformersAdapter
 
             return TransformersAdapter(model)
+        if base.__name__ == "GenerationMixin" and base.__module__ == "pygen.mixin":
+            from pygen.integrations.mixin import MixinAdapter
+
+            return MixinAdapter(model)
     if isinstance(model, nn.Module):
         from pygen.integrations.module import ModuleAdapter
 

@@ -112,7 +112,7 @@ class ModuleAdapter:
         self.can_crop = not self._use_cache
         self.can_rewind = self.can_crop or not self._returns_cache
         if num_copies > 1 and not self._expands_late:
-            kwargs = {name: repeat_rows(value, num_copies, self._batch_size) for name, value in kwargs.items()}
+            kwargs = self._expanded(kwargs)
         self._growing = GrowingInputs(kwargs, max_new_tokens)
         self._kwargs = kwargs
 
@@ -123,13 +123,13 @@ class ModuleAdapter:
 
     def prefill(self, prompt_ids: Tensor) -> Tensor:
         if not self._expands_late:
-            logits = self._forward(prompt_ids, 0, prompt_ids.shape[1])[:, 0]
+            logits = self._forward(prompt_ids, prompt_ids.shape[1])[:, 0]
             if self._reorders and not (hasattr(self._model, "_reorder_cache") or hasattr(self.cache, "reorder_cache")):
                 self._do_without_cache()
             return logits
         copies, batch_size = self._num_copies, self._batch_size
-        logits = self._forward(prompt_ids[::copies], 0, prompt_ids.shape[1])[:, 0]
-        self._kwargs = {name: repeat_rows(value, copies, batch_size) for name, value in self._kwargs.items()}
+        logits = self._forward(prompt_ids[::copies], prompt_ids.shape[1])[:, 0]
+        self._kwargs = self._expanded(self._kwargs)
         self._growing.expand(copies, batch_size)
         return logits.repeat_interleave(copies, dim=0)
 
@@ -137,9 +137,7 @@ class ModuleAdapter:
         return self.decode_tail(token_ids, 1)[:, 0]
 
     def decode_tail(self, token_ids: Tensor, count: int) -> Tensor:
-        length = token_ids.shape[1]
-        unseen = count if self.cache is not None else length
-        return self._forward(token_ids[:, -unseen:], length - self._prompt_length, unseen, count)
+        return self._forward(token_ids, count if self.cache is not None else token_ids.shape[1], count)
 
     def rewind(self) -> None:
         """Nothing to do: a cache that the caller gets to see is never decoded ahead (`can_rewind`)."""
@@ -164,20 +162,25 @@ class ModuleAdapter:
         if "use_cache" in self._names:
             self._kwargs["use_cache"] = False
 
-    def _forward(self, input_ids: Tensor, generated: int, unseen: int, count: int = 1) -> Tensor:
-        inputs = self._kwargs | self._growing.after(generated)
+    def _expanded(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {name: repeat_rows(value, self._num_copies, self._batch_size) for name, value in kwargs.items()}
+
+    def _forward(self, token_ids: Tensor, unseen: int, count: int = 1) -> Tensor:
+        """The logits of the last `count` columns, of which the cache has not seen the last `unseen`."""
+        input_ids = token_ids[:, -unseen:]
+        inputs = self._kwargs | self._growing.after(token_ids.shape[1] - self._prompt_length)
         if "position_ids" in inputs:
             inputs["position_ids"] = inputs["position_ids"][..., -unseen:]
         if self._use_cache:
             inputs["past_key_values"] = self.cache
         self.before_forward()
-        logits, cache = _unpack(self._model(input_ids=input_ids, **inputs))
+        logits, cache = unpack_outputs(self._model(input_ids=input_ids, **inputs))
         if self._use_cache:
             self.cache = cache
         return tail_logits(logits, input_ids.shape[0], count, input_ids.device)
 
 
-def _unpack(outputs: Any) -> tuple[Any, Any]:
+def unpack_outputs(outputs: Any) -> tuple[Any, Any]:
     """(logits, cache or None) of whatever a forward returned."""
     if isinstance(outputs, Tensor):
         return outputs, None

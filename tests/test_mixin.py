@@ -1,0 +1,230 @@
+"""`pygen.GenerationMixin`: what a class of one's own needs, and every hook that it may replace."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel
+
+import pygen
+from tests.generate.models import CachedModel, SumCache, TableModel, hf_model
+
+PROMPTS = torch.tensor([[1, 2, 3], [7, 7, 4]])
+PADDED = torch.tensor([[0, 0, 5], [7, 7, 4]])
+SETTINGS: dict[str, dict[str, Any]] = {
+    "greedy": {"max_new_tokens": 6},
+    "copies": {"max_new_tokens": 4, "do_sample": True, "num_return_sequences": 3, "seed": 5},
+    "beams": {"max_new_tokens": 4, "num_beams": 3, "num_return_sequences": 2},
+    "penalty": {"max_new_tokens": 5, "repetition_penalty": 1.7, "pad_token_id": 0},
+}
+
+
+class Table(TableModel, pygen.GenerationMixin):
+    """The least: a forward over ids that returns logits."""
+
+
+class Model(CachedModel, pygen.GenerationMixin):
+    """With cache, mask and positions."""
+
+    def _reorder_cache(self, past_key_values: SumCache, beam_idx: Tensor) -> SumCache:
+        return SumCache(past_key_values.total[beam_idx], past_key_values.length)
+
+
+def seeded(cls: type[Any]) -> Any:
+    torch.manual_seed(7)
+    return cls().eval()
+
+
+def test_the_least_that_a_class_needs() -> None:
+    table = torch.eye(9).roll(1, 1)
+    assert Table(table).generate(torch.tensor([[3]]), max_new_tokens=3).tolist() == [[3, 4, 5, 6]]
+    assert Table(table).generate(torch.tensor([[3]]), num_beams=2, max_new_tokens=3).tolist() == [[3, 4, 5, 6]]
+    assert Table(table).can_generate()
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("prompts", [PROMPTS, PADDED])
+def test_same_as_without_the_mixin(settings: str, prompts: Tensor) -> None:
+    plain = seeded(CachedModel)
+    vars(plain)["_reorder_cache"] = lambda *arguments: Model._reorder_cache(plain, *arguments)
+    expected = pygen.generate(plain, prompts, **SETTINGS[settings])
+    assert torch.equal(seeded(Model).generate(prompts, **SETTINGS[settings]), expected)
+
+
+def test_generation_config() -> None:
+    model = seeded(Model)
+    assert model.generation_config == pygen.GenerationConfig()
+    model.generation_config.max_new_tokens = 2
+    assert model.generate(PROMPTS).shape == (2, 5)
+    model.generation_config = pygen.GenerationConfig(max_new_tokens=3)
+    assert model.generate(PROMPTS).shape == (2, 6)
+
+    class Configured(Model):
+        config = SimpleNamespace(to_dict=lambda: {"eos_token_id": 4, "hidden_size": 3}, max_position_embeddings=5)
+
+    assert seeded(Configured).generation_config.eos_token_id == 4
+    with pytest.warns(UserWarning, match="generating up to 2 tokens"):
+        assert seeded(Configured).generate(PROMPTS[:1]).shape[1] <= 5
+
+
+def test_prepare_inputs_for_generation() -> None:
+    """The default gives what forward names; a class may take other arguments and pass what it likes."""
+    seen: list[tuple[Any, ...]] = []
+
+    class Shifted(Model):
+        def prepare_inputs_for_generation(self, input_ids: Tensor, shift: int = 0, **kwargs: Any) -> dict[str, Any]:
+            seen.append((tuple(input_ids.shape), kwargs["next_sequence_length"], kwargs["is_first_iteration"]))
+            return super().prepare_inputs_for_generation((input_ids + shift) % 23, **kwargs)
+
+    expected = pygen.generate(seeded(Model), PROMPTS + 2, max_new_tokens=1)[:, -1]
+    assert torch.equal(seeded(Shifted).generate(PROMPTS, shift=2, max_new_tokens=1)[:, -1], expected)
+    seen.clear()
+    seeded(Shifted).generate(PROMPTS, max_new_tokens=3)
+    assert seen == [((2, 3), None, True), ((2, 4), 1, False), ((2, 5), 1, False)]
+    inputs = seeded(Model).prepare_inputs_for_generation(
+        PROMPTS, next_sequence_length=1, past_key_values="cache", position_ids=PROMPTS, unknown=3
+    )
+    assert inputs.keys() == {"input_ids", "past_key_values", "position_ids"}
+    assert inputs["input_ids"].tolist() == inputs["position_ids"].tolist() == [[3], [4]]
+    with pytest.raises(ValueError, match="does not use these arguments: `shift`"):
+        seeded(Model).generate(PROMPTS, shift=2)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_update_model_kwargs_for_generation(settings: str) -> None:
+    """State that a class carries from step to step by itself; the default written out gives what pygen slices."""
+
+    class Counting(Model):
+        steps = 0
+
+        def _update_model_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            type(self).steps += 1
+            return super()._update_model_kwargs_for_generation(*args, **kwargs)
+
+    expected = seeded(Model).generate(PADDED, **SETTINGS[settings])
+    assert torch.equal(seeded(Counting).generate(PADDED, **SETTINGS[settings]), expected)
+    assert Counting.steps == SETTINGS[settings]["max_new_tokens"]
+
+
+def test_expand_inputs_for_generation() -> None:
+    class Tagged(Table):
+        def forward(self, input_ids: Tensor, tags: list[str]) -> Tensor:
+            assert len(tags) == input_ids.shape[0]
+            return super().forward(input_ids)
+
+        @staticmethod
+        def _expand_inputs_for_generation(expand_size: int = 1, tags: Any = None, **kwargs: Any) -> Any:
+            ids, kwargs = pygen.GenerationMixin._expand_inputs_for_generation(expand_size, **kwargs)
+            return ids, {**kwargs, "tags": [tag for tag in tags for _ in range(expand_size)]}
+
+    model = Tagged(torch.zeros(9, 9))
+    assert (
+        model.generate(PROMPTS, tags=["a", "b"], do_sample=True, num_return_sequences=3, max_new_tokens=2).shape[0] == 6
+    )
+
+
+def test_expansion_by_default() -> None:
+    mask = torch.tensor([[1], [2]])
+    ids, kwargs = pygen.GenerationMixin._expand_inputs_for_generation(2, False, PROMPTS, mask=mask, names=["a"])
+    assert ids.tolist() == [[1, 2, 3], [1, 2, 3], [7, 7, 4], [7, 7, 4]]
+    assert (kwargs["mask"].tolist(), kwargs["names"]) == ([[1], [1], [2], [2]], ["a"])
+    assert pygen.GenerationMixin._expand_inputs_for_generation(2, flag=True) == (None, {"flag": True})
+
+
+def test_prepare_cache_for_generation() -> None:
+    class Prepared(Model):
+        def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: Any, *sizes: Any) -> None:
+            self.sizes = generation_config.max_new_tokens, *sizes
+            model_kwargs["past_key_values"] = SumCache(torch.zeros(1, 12), 0)
+
+        def forward(self, input_ids: Tensor, past_key_values: SumCache | None = None, **kwargs: Any) -> Any:
+            assert past_key_values is not None
+            kwargs.setdefault("position_ids", torch.zeros_like(input_ids))
+            ones = torch.ones(input_ids.shape[0], past_key_values.length + input_ids.shape[1])
+            return super().forward(input_ids, ones, kwargs["position_ids"], past_key_values, True)
+
+    model = seeded(Prepared)
+    model.generate(PROMPTS, max_new_tokens=4)
+    assert model.sizes == (4, "greedy_search", 2, 6)
+    with pytest.raises(AssertionError):  # no cache is wanted, so none is made
+        model.generate(PROMPTS, max_new_tokens=4, use_cache=False)
+
+
+def test_beams_gather_the_cache() -> None:
+    gathered: list[list[int]] = []
+
+    class Recorded(Model):
+        def _reorder_cache(self, past_key_values: SumCache, beam_idx: Tensor) -> SumCache:
+            gathered.append(beam_idx.tolist())
+            return super()._reorder_cache(past_key_values, beam_idx)
+
+    settings = SETTINGS["beams"]
+    expected = seeded(Model).generate(PROMPTS, use_cache=False, **settings)
+    assert torch.equal(seeded(Recorded).generate(PROMPTS, **settings), expected)
+    assert len(gathered) >= 3
+    assert all(len(rows) == 6 for rows in gathered)
+
+
+def test_transition_scores() -> None:
+    output = seeded(Model).generate(PROMPTS, max_new_tokens=3, return_dict_in_generate=True, output_scores=True)
+    chosen = seeded(Model).compute_transition_scores(output.sequences, output.scores)
+    assert torch.equal(chosen[:, 0], output.scores[0].max(-1).values)
+
+
+@pytest.mark.parametrize("method", ["_sample", "_beam_search", "_get_logits_processor", "_prepare_generation_config"])
+def test_methods_that_would_not_be_called_are_refused(method: str) -> None:
+    cls = type("Own", (Model,), {method: lambda self: None})
+    with pytest.raises(NotImplementedError, match=f"`model`=Own: its own `{method}` would not be called"):
+        seeded(cls).generate(PROMPTS)
+
+
+def test_models_of_transformers() -> None:
+    """On its model classes without a head of transformers the mixin works; two mixins are refused."""
+
+    class Head(LlamaPreTrainedModel, pygen.GenerationMixin):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.model = LlamaModel(config)
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.post_init()
+
+        def forward(self, input_ids: Tensor, attention_mask: Any = None, past_key_values: Any = None) -> Any:
+            outputs = self.model(input_ids, attention_mask=attention_mask, past_key_values=past_key_values)
+            return {"logits": self.lm_head(outputs.last_hidden_state), "past_key_values": outputs.past_key_values}
+
+    theirs = hf_model("llama")
+    model = Head(theirs.config).eval()
+    model.load_state_dict(theirs.state_dict())
+    ids = torch.tensor([[0, 0, 5, 6], [8, 9, 3, 7]])
+    for settings in ({}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}):
+        settings |= {"max_new_tokens": 6, "pad_token_id": 0}
+        torch.manual_seed(1)
+        expected = theirs.generate(ids, **settings)
+        torch.manual_seed(1)
+        assert torch.equal(model.generate(ids, **settings), expected)
+
+    class Both(pygen.GenerationMixin, LlamaForCausalLM):
+        pass
+
+    with pytest.raises(TypeError, match=r"`model`=Both must not have two mixins; .* pygen.patch\(\)"):
+        Both(theirs.config).generate(ids)
+
+
+def test_without_transformers() -> None:
+    code = """
+import sys
+sys.modules["transformers"] = None
+import torch, pygen
+class Table(torch.nn.Module, pygen.GenerationMixin):
+    def forward(self, input_ids):
+        return torch.eye(9).roll(1, 1)[input_ids]
+print(Table().generate(torch.tensor([[3]]), max_new_tokens=2).tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[[3, 4, 5]]\n"
