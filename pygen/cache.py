@@ -18,7 +18,8 @@ _PLAIN_METHODS = ("Cache.reorder_cache", "CacheLayerMixin.reorder_cache")
 def can_expand(cache: Any) -> bool:
     """Whether `expand` repeats everything the cache holds.
 
-    Layers with recurrent state inherit a `batch_repeat_interleave` that knows keys and values only: they do not count.
+    Layers that hold more than keys and values inherit a `batch_repeat_interleave` that knows these only: they do not
+    count.
     """
     if hasattr(cache, "cross_attention_cache"):
         return can_expand(cache.self_attention_cache) and can_expand(cache.cross_attention_cache)
@@ -28,9 +29,7 @@ def can_expand(cache: Any) -> bool:
     kinds = [type(layer) for layer in layers]
     if not kinds:
         kinds = [getattr(cache, "layer_class_to_replicate", None) or object]
-    return all(
-        hasattr(kind, "batch_repeat_interleave") and not hasattr(kind, "update_recurrent_state") for kind in kinds
-    )
+    return all(hasattr(kind, "batch_repeat_interleave") and not _holds_more(kind) for kind in kinds)
 
 
 def expand(cache: Any, num_copies: int) -> None:
@@ -47,7 +46,7 @@ def can_crop(cache: Any) -> bool:
         len(layers) > 0
         and hasattr(cache, "crop")
         and not any(getattr(layer, "is_sliding", False) for layer in layers)
-        and all(hasattr(layer, "crop") and not hasattr(layer, "update_recurrent_state") for layer in layers)
+        and all(hasattr(layer, "crop") and not _holds_more(layer) for layer in layers)
     )
 
 
@@ -126,6 +125,11 @@ def _pair(name: str, layer: Any) -> tuple[Tensor, Tensor, int]:
             shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TypeError(f"`{name}` must hold tensors (rows, heads, positions, head_dim), got {shape}")
     return (*layer, layer[0].shape[2])
+
+
+def _holds_more(layer: Any) -> bool:
+    """Whether a layer holds recurrent states, or keys and values in a quantized form too."""
+    return hasattr(layer, "update_recurrent_state") or hasattr(layer, "_dequantize")
 
 
 def _has_plain_method(holder: Any) -> bool:

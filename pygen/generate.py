@@ -133,7 +133,7 @@ def generate(
         prompt.input_ids.shape[1],
         adapter.max_position_embeddings,
         embeds_length=prompt.embeds_length,
-        prompt_name=prompt.name,
+        prompt_name="decoder_input_ids" if adapter.is_encoder_decoder else prompt.main_input_name,
     )
     stopping = build_criteria(
         stopping_criteria,

@@ -21,7 +21,6 @@ class Prompt:
     mask: (batch_size, at least prompt_length), 0 where `input_ids` (its last columns) hold padding; or None.
     main_input: what the model reads first, by its name: ids, `inputs_embeds`, `input_features`, ...
     model_kwargs: the other inputs of the model, in a dict of the call's own.
-    name: what messages call the prompt.
     """
 
     input_ids: Tensor
@@ -29,7 +28,6 @@ class Prompt:
     main_input: Tensor
     main_input_name: str
     model_kwargs: dict[str, Any]
-    name: str = "input_ids"
 
     @property
     def embeds_length(self) -> int:

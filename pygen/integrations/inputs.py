@@ -32,11 +32,13 @@ class GrowingInputs:
     prompt's last value, mm_token_type_ids 0 (text). Of an encoder-decoder model the decoder's grow.
     """
 
+    KINDS = ("attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
+
     def __init__(self, model_kwargs: dict[str, Any], max_new_tokens: int, is_encoder_decoder: bool = False) -> None:
         """Takes the growing inputs out of `model_kwargs`."""
         decoder = "decoder_" if is_encoder_decoder else ""
         self._buffers: list[tuple[str, Tensor, int]] = []
-        for kind in ("attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids"):
+        for kind in self.KINDS:
             name = kind if kind.endswith("type_ids") else decoder + kind
             value = model_kwargs.get(name)
             if isinstance(value, Tensor):

@@ -16,6 +16,7 @@ from pygen.integrations.own_generate import own_generate_runs
 from pygen.integrations.transformers_inputs import (
     CACHE_NAMES,
     add_cache,
+    check_room,
     encode,
     is_default,
     read_prompt,
@@ -105,6 +106,7 @@ class TransformersAdapter:
         self._num_copies = num_copies
         self._max_new_tokens = max_new_tokens
         self._use_cache = config.use_cache is not False
+        check_room(prompt, max_new_tokens)
         callers_cache = any(kwargs.get(name) is not None for name in CACHE_NAMES)
         kwargs |= {flag: True for flag in _RECORDS if getattr(config, flag)}
         if self.is_encoder_decoder:

@@ -19,6 +19,7 @@ from transformers import GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode as TransformersMode
 
 from pygen.config import GenerationConfig, GenerationMode
+from pygen.integrations.inputs import GrowingInputs
 from pygen.integrations.own_generate import unpatched
 from pygen.prompt import Prompt, check_device, check_ids, check_mask, given_input, start_ids, warn_of_right_padding
 from pygen.request import SpecialTokens
@@ -100,25 +101,31 @@ def read_prompt(
             decoder_start_token_id=hooks._decoder_start_token_tensor,  # type: ignore[attr-defined]
             device=main_input.device,
         )
-        mask = kwargs.get("decoder_attention_mask")
+        return Prompt(input_ids, kwargs.get("decoder_attention_mask"), main_input, main_name, kwargs), hooks
+    _fill_mask_and_positions(model, main_input, main_name, kwargs, hooks)
+    mask, input_ids = kwargs.get("attention_mask"), main_input
+    if main_name == "input_ids":
+        warn_of_right_padding(input_ids, mask, tokens.pad)
     else:
-        parameters = inspect.signature(model.forward).parameters
-        if mask is None and "attention_mask" in parameters:
+        input_ids = kwargs.pop("input_ids")
+    if config.prefill_chunk_size is not None:
+        _check_pieces(kwargs, config.prefill_chunk_size)
+    return Prompt(input_ids, mask, main_input, main_name, kwargs), hooks
+
+
+def _fill_mask_and_positions(
+    model: Any, main_input: Tensor, main_name: str, kwargs: dict[str, Any], config: GenerationConfig
+) -> None:
+    parameters = inspect.signature(model.forward).parameters
+    if kwargs.get("attention_mask") is None and "attention_mask" in parameters:
+        if main_name == "inputs_embeds" and kwargs["input_ids"].shape[1] != main_input.shape[1]:
             # Ids beside longer or shorter embeddings say nothing about padding among these.
-            beside = main_name == "inputs_embeds" and kwargs["input_ids"].shape[1] != main_input.shape[1]
-            mask = (
-                torch.ones(main_input.shape[:2], dtype=torch.int64, device=main_input.device)
-                if beside
-                else model._prepare_attention_mask_for_generation(main_input, hooks, kwargs)
-            )
-            kwargs["attention_mask"] = mask
-        if kwargs.get("position_ids") is None and "position_ids" in parameters:
-            kwargs["position_ids"] = model._prepare_position_ids_for_generation(main_input, kwargs)
-        input_ids = main_input if main_name == "input_ids" else kwargs.pop("input_ids")
-        if main_name == "input_ids":
-            warn_of_right_padding(input_ids, mask, tokens.pad)
-    name = "decoder_input_ids" if is_encoder_decoder else main_name
-    return Prompt(input_ids, mask, main_input, main_name, kwargs, name), hooks
+            mask = torch.ones(main_input.shape[:2], dtype=torch.int64, device=main_input.device)
+        else:
+            mask = model._prepare_attention_mask_for_generation(main_input, config, kwargs)
+        kwargs["attention_mask"] = mask
+    if kwargs.get("position_ids") is None and "position_ids" in parameters:
+        kwargs["position_ids"] = model._prepare_position_ids_for_generation(main_input, kwargs)
 
 
 def _checked_inputs(
@@ -207,7 +214,9 @@ def _check_cache(model: Any, config: GenerationConfig, kwargs: dict[str, Any]) -
             raise TypeError(f"`{name}` must be a cache object, got tuple")
         if kind is not None:
             raise ValueError(f"`cache_implementation`={kind!r} and `{name}` exclude each other")
-    if kind == "quantized" and not given and config.use_cache is not False:
+    if kind is not None and kind.startswith("offloaded") and model.device.type == "cpu":
+        raise ValueError(f"`cache_implementation`={kind!r} moves a cache to the CPU, where the model is already")
+    if kind == "quantized" and config.use_cache is not False:
         if model.config.is_encoder_decoder or not model._supports_default_dynamic_cache():
             raise ValueError(f"`cache_implementation`='quantized' is not supported by {type(model).__name__}")
         backend = (config.cache_config or {}).get("backend", "quanto")
@@ -218,6 +227,16 @@ def _check_cache(model: Any, config: GenerationConfig, kwargs: dict[str, Any]) -
             raise ImportError(f"`cache_implementation`='quantized' with `backend`={backend!r} needs {package}")
     if config.prefill_chunk_size is not None and config.use_cache is False:
         raise ValueError(f"`prefill_chunk_size`={config.prefill_chunk_size} needs a cache, got `use_cache`=False")
+
+
+def _check_pieces(kwargs: dict[str, Any], size: int) -> None:
+    """Refuses inputs that belong to places of the prompt in a way that only the model knows, images for example."""
+    cut = (*GrowingInputs.KINDS, "inputs_embeds", *CACHE_NAMES)
+    whole = [name for name, value in kwargs.items() if isinstance(value, Tensor) and name not in cut]
+    if whole:
+        raise NotImplementedError(
+            f"`prefill_chunk_size`={size} cannot cut up `{whole[0]}`; only prompts of text can be read in pieces"
+        )
 
 
 def unseen_length(model: Any, prompt: Prompt) -> int | None:
@@ -239,6 +258,18 @@ def unseen_length(model: Any, prompt: Prompt) -> int | None:
             f"to pass only its end, give the `attention_mask` of all of it"
         )
     return length - seen
+
+
+def check_room(prompt: Prompt, max_new_tokens: int) -> None:
+    """ValueError where the caller's cache of fixed size cannot hold the text."""
+    cache = prompt.model_kwargs.get("past_key_values")
+    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", ())
+    rooms = [layer.max_cache_len for layer in layers if hasattr(layer, "max_cache_len") and not layer.is_sliding]
+    read = max(prompt.input_ids.shape[1], prompt.embeds_length, 0 if prompt.mask is None else prompt.mask.shape[1])
+    if rooms and min(rooms) < read + max_new_tokens - 1:
+        raise ValueError(
+            f"`past_key_values` has room for {min(rooms)} positions, the call needs {read + max_new_tokens - 1}"
+        )
 
 
 def encode(model: Any, prompt: Prompt, kwargs: dict[str, Any], config: GenerationConfig) -> Any:

@@ -80,7 +80,7 @@ def encoder_decoder(family: str) -> Any:
     else:
         sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
         # Its queries are not scaled down, so that it takes less spread for the same scores.
-        model = T5ForConditionalGeneration(T5Config(vocab_size=VOCAB_SIZE, initializer_factor=4.0, **sizes, **tokens))
+        model = T5ForConditionalGeneration(T5Config(vocab_size=VOCAB_SIZE, initializer_factor=2.0, **sizes, **tokens))
     model.generation_config = GenerationConfig()
     return model.eval()
 

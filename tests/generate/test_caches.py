@@ -1,144 +1,232 @@
-"""Every kind of cache, prompts read in pieces, continuing from a cache, and what adapters do to one."""
+"""Every kind of cache, prompts read in pieces, continuing from a cache, and what is refused."""
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import GPT2LMHeadModel
+from transformers import DynamicCache, LlamaForCausalLM, MistralConfig, MistralForCausalLM, StaticCache, cache_utils
+from transformers.cache_utils import QuantizedLayer
 
-from pygen.config import GenerationMode
-from pygen.integrations import ModelAdapter, adapt
-from pygen.request import resolve_settings, resolve_special_tokens
-from tests.generate.models import (
-    FAMILIES,
-    CachedModel,
-    SumCache,
-    cached_model,
-    counting_table,
-    encoder_decoder,
-    hf_model,
-)
+from pygen import cache as cache_verbs
+from pygen.generate import generate
+from tests.generate.against_transformers import assert_both_same
+from tests.generate.models import ENCODER_DECODERS, FAMILIES, encoder_decoder, hf_model
 
 IDS = torch.tensor([[0, 5, 6, 7], [8, 9, 10, 11]])
 
-
-def started(model: Any, mode: GenerationMode = GenerationMode.GREEDY_SEARCH, copies: int = 1, **kwargs: Any) -> Any:
-    """(adapter, prompt) ready for its prefill."""
-    adapter: ModelAdapter = adapt(model)
-    settings = resolve_settings(None, None, {"pad_token_id": 0, "decoder_start_token_id": 1, **kwargs})
-    tokens = resolve_special_tokens(settings.config)
-    prompt = adapter.prompt(IDS, settings.model_kwargs, settings.config, tokens)
-    adapter.start(prompt, mode=mode, num_copies=copies, max_new_tokens=8)
-    return adapter, prompt.input_ids.repeat_interleave(copies, dim=0)
+KEEP = {"return_dict_in_generate": True, "output_scores": True, "output_hidden_states": True}
+COPIES = {"do_sample": True, "num_return_sequences": 2}
+STATIC = {"cache_implementation": "static"}
+KINDS = ("static", "sliding_window", "hybrid", "hybrid_chunked", "dynamic", "dynamic_full")
 
 
-def extended(ids: Tensor, count: int) -> Tensor:
-    more = torch.arange(ids.shape[0] * count).view(ids.shape[0], count) % 19 + 1
-    return torch.cat([ids, more], dim=1)
+def without_static_cache(model: Any) -> Any:
+    """transformers leaves a static cache on the model."""
+    vars(model).pop("_cache", None)
+    return model
 
 
-MODELS: dict[str, Any] = {
-    **{family: functools.partial(hf_model, family) for family in FAMILIES},
-    **{family: functools.partial(encoder_decoder, family) for family in ("t5", "bart")},
-    "plain": lambda: counting_table(101),
-    "plain with a cache": cached_model,
-}
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("settings", [{}, COPIES], ids=["greedy", "copies"])
+def test_every_kind_of_cache(kind: str, settings: dict[str, Any]) -> None:
+    model = without_static_cache(sliding_model())
+    attributes = set(vars(model))
+    generate(model, IDS, max_new_tokens=6, cache_implementation=kind, **settings)
+    assert set(vars(model)) == attributes
+    assert_both_same(model, IDS, max_new_tokens=6, cache_implementation=kind, **KEEP, **settings)
+    without_static_cache(model)
 
 
-CLOSE = {"rtol": 1e-4, "atol": 3e-4}
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+@pytest.mark.parametrize("settings", [{}, COPIES], ids=["greedy", "copies"])
+def test_static_caches_of_encoder_decoders(family: str, settings: dict[str, Any]) -> None:
+    model = without_static_cache(encoder_decoder(family))
+    inputs = torch.randn(2, 8, 40, generator=torch.Generator().manual_seed(0)) if family == "whisper" else IDS
+    attributes = set(vars(model))
+    call: dict[str, Any] = {"max_new_tokens": 6, "decoder_start_token_id": 1, "cache_implementation": "static"}
+    generate(model, inputs, **call, **settings)
+    assert set(vars(model)) == attributes
+    assert_both_same(model, inputs, **call, **KEEP, **settings)
+    without_static_cache(model)
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("use_cache", [True, False])
-@torch.no_grad()
-def test_columns_decoded_at_once_forgotten_and_decoded_again(name: str, use_cache: bool) -> None:
-    settings: dict[str, Any] = {"mode": GenerationMode.ASSISTED_GENERATION, "use_cache": use_cache}
-    adapter, ids = started(MODELS[name](), **settings)
-    text, length = extended(ids, 4), ids.shape[1]
-    one_by_one = [adapter.prefill(ids), *(adapter.decode(text[:, : length + n]) for n in (1, 2, 3, 4))]
+def test_a_static_cache_that_transformers_left_is_not_touched() -> None:
+    model = without_static_cache(hf_model("llama"))
+    left = model.generate(
+        IDS, max_new_tokens=6, cache_implementation="static", return_dict_in_generate=True
+    ).past_key_values
+    keys = left.layers[0].keys.clone()
+    output = generate(model, IDS + 1, max_new_tokens=6, cache_implementation="static", return_dict_in_generate=True)
+    assert model._cache is left and torch.equal(left.layers[0].keys, keys)
+    assert output.past_key_values is not left
+    without_static_cache(model)
 
-    adapter, ids = started(MODELS[name](), **settings)
-    torch.testing.assert_close(adapter.prefill(ids), one_by_one[0], **CLOSE)
-    assert adapter.can_crop
-    adapter.decode_tail(extended(ids, 3).flip(1), 3)
-    adapter.crop(3)
-    torch.testing.assert_close(
-        adapter.decode_tail(text[:, : length + 2], 2), torch.stack(one_by_one[1:3], dim=1), **CLOSE
+
+@functools.cache
+def sliding_model() -> Any:
+    sizes = {"vocab_size": 60, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 4}
+    torch.manual_seed(0)
+    return MistralForCausalLM(MistralConfig(**sizes, **heads, initializer_range=0.4, eos_token_id=None)).eval()
+
+
+TEXT = torch.randint(4, 60, (2, 7), generator=torch.Generator().manual_seed(1))
+LEFT_PADDED = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "mistral"])
+@pytest.mark.parametrize("size", [1, 3, 7, 20])
+@pytest.mark.parametrize(
+    "settings", [{}, COPIES, {"cache_implementation": "static"}], ids=["greedy", "copies", "static"]
+)
+def test_prompts_in_pieces(family: str, size: int, settings: dict[str, Any]) -> None:
+    model = without_static_cache(sliding_model() if family == "mistral" else hf_model(family))
+    call = {"attention_mask": LEFT_PADDED, "max_new_tokens": 5, **settings}
+    output = assert_both_same(model, TEXT, prefill_chunk_size=size, **call, **KEEP)
+    torch.manual_seed(0)
+    assert torch.equal(output.sequences, generate(model, TEXT, **call))
+    without_static_cache(model)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_what_transformers_does_not_read_in_pieces(size: int) -> None:
+    """Embeddings, a text that a cache has seen the beginning of, and the prompt of a decoder."""
+    model = hf_model("llama")
+    at_once = generate(model, TEXT, max_new_tokens=8)
+    embeds = model.get_input_embeddings()(TEXT).detach()
+    assert torch.equal(generate(model, inputs_embeds=embeds, prefill_chunk_size=size, max_new_tokens=8), at_once[:, 7:])
+    first = generate(model, TEXT[:, :3], max_new_tokens=1, return_dict_in_generate=True)
+    resumed = generate(model, TEXT, past_key_values=first.past_key_values, prefill_chunk_size=size, max_new_tokens=8)
+    assert torch.equal(resumed, at_once)
+    bart = encoder_decoder("bart")
+    call = {"decoder_input_ids": TEXT, "decoder_start_token_id": TEXT[:, 0], "attention_mask": LEFT_PADDED}
+    expected = generate(bart, TEXT, max_new_tokens=8, **call)
+    assert torch.equal(generate(bart, TEXT, prefill_chunk_size=size, max_new_tokens=8, **call), expected)
+
+
+def test_pieces_are_as_long_as_asked() -> None:
+    model = hf_model("gpt2")
+    lengths: list[int] = []
+    handle = model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    adapter.crop(1)
-    torch.testing.assert_close(adapter.decode_tail(text, 3), torch.stack(one_by_one[2:], dim=1), **CLOSE)
+    generate(model, TEXT, prefill_chunk_size=3, max_new_tokens=3, do_sample=True, num_return_sequences=2)
+    handle.remove()
+    assert lengths == [3, 3, 1, 1, 1]
 
 
-@torch.no_grad()
-def test_records_have_an_entry_per_forward() -> None:
-    settings: dict[str, Any] = {"return_dict_in_generate": True, "output_hidden_states": True}
-    adapter, ids = started(hf_model("llama"), GenerationMode.ASSISTED_GENERATION, **settings)
-    adapter.prefill(ids)
-    adapter.decode_tail(extended(ids, 3), 3)
-    adapter.crop(2)
-    adapter.decode(extended(ids, 2))
-    assert [states[-1].shape[1] for states in adapter.records["hidden_states"]] == [4, 3, 1]
-    assert adapter.recorded()["past_key_values"].get_seq_length() == 6
+def test_images_are_not_cut_up() -> None:
+    class WithImages(LlamaForCausalLM):
+        def forward(self, input_ids: Any = None, pixel_values: Any = None, **kwargs: Any) -> Any:
+            raise AssertionError("must not run")
+
+    with pytest.raises(NotImplementedError, match="`prefill_chunk_size`=2 cannot cut up `pixel_values`"):
+        generate(
+            WithImages(hf_model("llama").config),
+            TEXT,
+            pixel_values=torch.ones(2, 3),
+            prefill_chunk_size=2,
+            max_new_tokens=2,
+        )
 
 
-class Gathers(CachedModel):
-    """Its cache has a hook for beams."""
-
-    def _reorder_cache(self, cache: SumCache, rows: Tensor) -> SumCache:
-        return SumCache(cache.total[rows], cache.length)
-
-
-class GatheringCache(SumCache):
-    def reorder_cache(self, rows: Tensor) -> None:
-        self.total = self.total[rows]
-
-
-class ReturnsGatheringCache(CachedModel):
-    def forward(self, input_ids: Any, attention_mask: Any, position_ids: Any, past_key_values: Any = None) -> Any:
-        logits, cache = super().forward(input_ids, attention_mask, position_ids, past_key_values, use_cache=True)
-        return logits, GatheringCache(cache.total, cache.length)
-
-
-def gathering_gpt2() -> Any:
-    class Gathering(GPT2LMHeadModel):
-        def _reorder_cache(self, cache: Any, rows: Tensor) -> Any:
-            cache.reorder_cache(rows)
-            return cache
-
-    model = Gathering(hf_model("gpt2").config)
-    model.load_state_dict(hf_model("gpt2").state_dict())
-    return model.eval()
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("give", ["the whole text", "its end and the whole mask", "the whole text and its mask"])
+@pytest.mark.parametrize("family", [*FAMILIES, "mistral"])
+def test_continuing_from_a_cache(family: str, kind: str, give: str) -> None:
+    model = sliding_model() if family == "mistral" else hf_model(family)
+    mask = LEFT_PADDED if "mask" in give else torch.ones_like(LEFT_PADDED)
+    cache = StaticCache(model.config, max_cache_len=20) if kind == "static" else DynamicCache(config=model.config)
+    first = generate(
+        model, TEXT, attention_mask=mask, past_key_values=cache, max_new_tokens=4, return_dict_in_generate=True
+    )
+    assert first.past_key_values is cache
+    whole = {"attention_mask": torch.cat([mask, mask.new_ones(2, 4)], dim=1)} if "mask" in give else {}
+    text = first.sequences[:, -1:] if "end" in give else first.sequences
+    resumed = generate(model, text, past_key_values=cache, max_new_tokens=5, **whole)
+    at_once = generate(model, TEXT, attention_mask=mask, max_new_tokens=9)
+    assert torch.equal(resumed, at_once[:, -6:] if "end" in give else at_once)
 
 
-BEAM_MODELS: dict[str, Any] = {
-    "llama": functools.partial(hf_model, "llama"),
-    "bart": functools.partial(encoder_decoder, "bart"),
-    "the model's hook": gathering_gpt2,
-    "a plain module's hook": Gathers,
-    "a plain module's cache": ReturnsGatheringCache,
-    "an unknown cache": cached_model,
-}
+def filled(length: int) -> Any:
+    return generate(hf_model("llama"), TEXT[:, :length], max_new_tokens=1, return_dict_in_generate=True).past_key_values
 
 
-@pytest.mark.parametrize("name", BEAM_MODELS)
-@torch.no_grad()
-def test_rows_go_on_from_other_rows(name: str) -> None:
-    model = BEAM_MODELS[name]()
-    settings: dict[str, Any] = {"mode": GenerationMode.BEAM_SEARCH, "copies": 2}
-    adapter, ids = started(model, **settings)
-    adapter.prefill(ids)
-    text = extended(ids, 2)
-    adapter.decode(text[:, :-1])
-    rows = torch.tensor([1, 0, 2, 2])
-    adapter.reorder(rows, torch.zeros(4, dtype=torch.int64), 1)
-    moved = torch.cat([text[rows, :-1], text[:, -1:]], dim=1)
-    after = adapter.decode(moved)
+WRONG: list[tuple[Any, type[Exception], str]] = [
+    (lambda: {"past_key_values": filled(7)}, ValueError, "`past_key_values` has seen 7 positions, .* longer, got 7"),
+    (
+        lambda: {"past_key_values": filled(3), "input_ids": TEXT[:, :1]},
+        ValueError,
+        "has seen 3 positions, .* longer, got 1; to pass only its end, give the `attention_mask` of all of it",
+    ),
+    (
+        lambda: {"past_key_values": StaticCache(hf_model("llama").config, max_cache_len=8)},
+        ValueError,
+        "`past_key_values` has room for 8 positions, the call needs 9",
+    ),
+    (
+        lambda: {"past_key_values": DynamicCache(), "cache_implementation": "static"},
+        ValueError,
+        "`cache_implementation`='static' and `past_key_values` exclude each other",
+    ),
+    (lambda: {"past_key_values": ()}, TypeError, "`past_key_values` must be a cache object, got tuple"),
+    (lambda: {"prefill_chunk_size": 0}, ValueError, "`prefill_chunk_size` must be"),
+    (lambda: {"prefill_chunk_size": 2, "use_cache": False}, ValueError, "`prefill_chunk_size`=2 needs a cache"),
+    (lambda: {"cache_implementation": "fast"}, ValueError, "`cache_implementation` must be one of"),
+    (lambda: {"cache_implementation": "offloaded"}, ValueError, "`cache_implementation`='offloaded' moves a cache to"),
+    (lambda: {"cache_implementation": "offloaded_static"}, ValueError, "='offloaded_static' moves a cache to the CPU"),
+    (
+        lambda: {"cache_implementation": "quantized", "cache_config": {"backend": "int8"}},
+        ValueError,
+        r"`cache_config`: `backend` must be one of \['quanto', 'hqq'\], got 'int8'",
+    ),
+    (
+        lambda: {"cache_implementation": "quantized", "cache_config": {"backend": "hqq"}},
+        ImportError,
+        "`cache_implementation`='quantized' with `backend`='hqq' needs hqq",
+    ),
+]
 
-    adapter, ids = started(model, **settings)
-    adapter.prefill(ids)
-    adapter.decode(moved[:, :-1])
-    torch.testing.assert_close(after, adapter.decode(moved), **CLOSE)
+
+@pytest.mark.parametrize(("arguments", "error", "message"), WRONG, ids=[w[2][:50] for w in WRONG])
+def test_wrong_caches(arguments: Any, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    model, settings = hf_model("llama"), arguments()
+    ran: list[int] = []
+    handle = model.register_forward_pre_hook(lambda *args: ran.append(1))
+    try:
+        with pytest.raises(error, match=message):
+            generate(model, **{"input_ids": TEXT, "max_new_tokens": 3, **settings})
+    finally:
+        handle.remove()
+    assert ran == []
+
+
+class Rounded(QuantizedLayer):
+    """Keeps its quantised part, too: here rounded to multiples of 1/64."""
+
+    def _quantize(self, tensor: Tensor, axis: int) -> Tensor:
+        return (tensor * 64).round()
+
+    def _dequantize(self, q_tensor: Tensor) -> Tensor:
+        return q_tensor / 64
+
+
+def test_quantized_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packages that quantise are not needed here: only the way there is tested."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(cache_utils, "QuantoQuantizedLayer", Rounded)
+    config = {"residual_length": 3}
+    model = hf_model("llama")
+    for settings in ({}, COPIES):
+        call = {"cache_implementation": "quantized", "max_new_tokens": 8, **settings}
+        output = assert_both_same(model, TEXT, cache_config=dict(config), **call, **KEEP)
+        assert isinstance(output.past_key_values.layers[0], Rounded)
+        generate(model, TEXT, cache_config=config, **call)
+        assert config == {"residual_length": 3}
+    assert not cache_verbs.can_expand(output.past_key_values) and not cache_verbs.can_crop(output.past_key_values)
