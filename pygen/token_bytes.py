@@ -175,7 +175,7 @@ def _from_byte_level(tokens: list[str], ids: list[int]) -> TokenBytes:
     def look_up() -> tuple[Tensor, Tensor]:
         text, gap = _joined(tokens)
         codes = torch.frombuffer(bytearray(text.encode("utf-32-le")), dtype=torch.int32)
-        return table[codes.clamp(max=len(table) - 1)], codes == ord(gap)
+        return table.index_select(0, codes.clamp(max=len(table) - 1)), codes == ord(gap)
 
     values, is_gap = look_up()
     other = (values < 0) & ~is_gap

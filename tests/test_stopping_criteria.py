@@ -22,7 +22,7 @@ from pygen.token_bytes import token_bytes
 
 TEXT = (
     "The quick brown fox stops, then stops again; the stopper said: “nö, 你好 🦊🦊!” and (for x in y) went on. "
-    "User: hello\nAssistant: hi\n\nUser: don't stop. Ångström, naïve, señor, 3.14159, aaa aaaa aaaaa. "
+    "User: hello\nAssistant: hi\n\nUser: don't stop. Ångström, naïve, señor, 3.14159, aaa aaaa aaaaa abcdef. "
 ) * 3
 CLASSES = [
     "StoppingCriteria",
@@ -283,16 +283,22 @@ def test_stop_strings_by_definition(kind: str, tokenizers: dict[str, Any]) -> No
     assert hits > 20
 
 
-@pytest.mark.parametrize("kind", ["byte_level", "sentence_piece", "metaspace"])
+@pytest.mark.parametrize("kind", sorted({*KINDS} - {"end_of_word"}))
 def test_stop_strings_as_transformers(kind: str, tokenizers: dict[str, Any]) -> None:
-    """On text of ASCII, of which no token is a part of a character."""
+    """On text of ASCII, of which no token is a part of a character. It takes the space from marked ends of words."""
     tokenizer, draw = tokenizers[kind], random.Random(2)
     text = TEXT.encode("ascii", "ignore").decode()
-    ids = torch.tensor([tokenizer(text[i : i + 150], add_special_tokens=False)["input_ids"][:40] for i in (0, 60, 90)])
+    ids = torch.tensor([tokenizer(text[i : i + 150], add_special_tokens=False)["input_ids"][:24] for i in (0, 60, 90)])
     for _ in range(12):
         starts = [draw.randrange(150) for _ in range(draw.randint(1, 3))]
         strings = [text[start : start + draw.choice([1, 2, 3, 6, 12])] for start in starts]
-        ours, expected = StopStringCriteria(tokenizer, strings), theirs.StopStringCriteria(tokenizer, strings)
+        try:
+            ours = StopStringCriteria(tokenizer, strings)
+        except ValueError:
+            with pytest.raises(ValueError, match="unable to identify tokens"):
+                theirs.StopStringCriteria(tokenizer, strings)
+            continue
+        expected = theirs.StopStringCriteria(tokenizer, strings)
         for length in range(1, ids.shape[1] + 1):
             assert torch.equal(ours(ids[:, :length], None), expected(ids[:, :length], None)), (strings, length)
 
@@ -306,7 +312,7 @@ def test_stop_strings_as_transformers_with_a_real_tokenizer() -> None:
     for strings in (["stop", "aa"], [".\n", "User:", "<|im_end|>\n"], ["s", " x in y) went on. User: hel"]):
         ours, expected = StopStringCriteria(tokenizer, strings), theirs.StopStringCriteria(tokenizer, strings)
         answers = [ours(ids[:, :length], None) for length in range(1, ids.shape[1] + 1)]
-        assert torch.stack(answers).any(0).all()
+        assert torch.stack(answers)[:, 0].any()
         for length, answer in enumerate(answers, start=1):
             assert torch.equal(answer, expected(ids[:, :length], None)), (strings, length)
 
