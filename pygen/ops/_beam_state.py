@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pygen.loops.beam_state import BeamState
 from pygen.ops import _checks as checks
 from pygen.ops._checks import Like
 
-if TYPE_CHECKING:
-    from pygen.loops.beam_state import BeamState
+
+def check_is_beam_state(state: object) -> None:
+    if not isinstance(state, BeamState):
+        raise TypeError(f"`state` must be a BeamState, got {type(state).__name__}")
 
 
 def check_beam_state(state: BeamState, like: Like) -> None:
@@ -45,8 +48,9 @@ def check_beam_state(state: BeamState, like: Like) -> None:
     if state.eos_token_ids is not None:
         count = (state.eos_token_ids.numel(),)
         checks.check_output("state.eos_token_ids", state.eos_token_ids, torch.int64, "(n,)", count, like)
-    if not 0 <= state.prompt_length <= capacity - steps:
-        raise ValueError(f"`state.prompt_length` must be in [0, {capacity - steps}], got {state.prompt_length}")
+    # Every step has its column, and every column after the prompt its step.
+    if not 0 <= state.prompt_length == capacity - steps:
+        raise ValueError(f"`state.prompt_length` must be {capacity - steps}, got {state.prompt_length}")
 
 
 def beam_state_arguments(state: BeamState) -> dict[str, Any]:

@@ -135,6 +135,11 @@ def count(name: str, value: object) -> int:
     return int(value)
 
 
+def count_up_to(name: str, value: object, last: int) -> None:
+    if count(name, value) > last:
+        raise ValueError(f"`{name}` must be in [0, {last}], got {value}")
+
+
 def bool_knob(name: str, value: object, like: Like) -> bool | Tensor:
     """A bool, or a (rows,) bool tensor, which is copied."""
     if isinstance(value, Tensor):

@@ -89,7 +89,7 @@ class Prepared(Generic[Output]):
         if length is None:
             length = self._length + self._growth * step
         elif not (type(length) is int and 0 <= length <= self._capacity):
-            self._check_length(length)
+            checks.count_up_to("length", length, self._capacity)
         self._run(logits, step, length)
         return self.out
 
@@ -100,12 +100,7 @@ class Prepared(Generic[Output]):
         if logits.device != self._device:
             raise ValueError(f"`logits` must be on {self._device} as in preparation, got {logits.device}")
         checks.check_last_stride("logits", logits)
-        if checks.count("step", step) > self._last_step:
-            raise ValueError(f"`step` must be in [0, {self._last_step}], got {step}")
-
-    def _check_length(self, length: int) -> None:
-        if checks.count("length", length) > self._capacity:
-            raise ValueError(f"`length` must be in [0, {self._capacity}], got {length}")
+        checks.count_up_to("step", step, self._last_step)
 
 
 def _nothing_to_do(logits: Tensor, step: int, length: int) -> None:

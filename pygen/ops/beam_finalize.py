@@ -11,7 +11,7 @@ from torch import Tensor
 from pygen.backends import Dispatcher
 from pygen.loops.beam_state import BeamState
 from pygen.ops import _checks as checks
-from pygen.ops._beam_state import check_beam_state
+from pygen.ops._beam_state import check_beam_state, check_is_beam_state
 
 
 class BeamOutput(NamedTuple):
@@ -43,8 +43,7 @@ def beam_finalize(state: BeamState, num_return_sequences: int = 1, *, backend: s
     Raises TypeError for types and dtypes, ValueError for values and shapes, also where a walk leaves the beams of its
     prompt, and BackendError where the backend cannot run.
     """
-    if not isinstance(state, BeamState):
-        raise TypeError(f"`state` must be a BeamState, got {type(state).__name__}")
+    check_is_beam_state(state)
     device = state.token_ids.device
     check_beam_state(state, checks.Like(state.token_ids.shape[0], 0, device))
     if not 1 <= checks.count("num_return_sequences", num_return_sequences) <= state.num_beams:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pygen.backends import Dispatcher
 from pygen.ops import _checks as checks
-from pygen.ops._beam_state import beam_state_arguments, check_beam_state
+from pygen.ops._beam_state import beam_state_arguments, check_beam_state, check_is_beam_state
 from pygen.ops._noise import Noise, check_noise
 from pygen.ops._outputs import BeamStepOutput, empty_beam_output
 from pygen.ops._prepared import Prepared, Run, detached
@@ -95,7 +95,7 @@ def beam_step(
         temperature ... min_tokens_to_keep: the shaping knobs of `process_logits`; from `temperature` to `top_h` they
             act with `do_sample` only, and then the temperature must be > 0.
         normalized: `logits` hold log-probabilities; no log-softmax is taken.
-        length_penalty: finite; above 0 favours long hypotheses.
+        length_penalty: finite; above 0 favours long hypotheses. The longest length to its power has to fit float32.
         early_stopping: False, True or "never".
         stopping_criteria: called once with the candidates (B * K, prompt_length + step + 1) int64; True ends one.
         seed, noise, rng, generator: as in `sample`, for row b * n + j the noise of beam j of prompt b.
@@ -107,6 +107,8 @@ def beam_step(
     Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError where the backend cannot run;
     a refused call changes nothing.
     """
+    check_is_beam_state(state)
+    checks.count_up_to("step", step, state.max_new_tokens - 1)
     prepared = prepare_beam_step(
         logits,
         state,
@@ -176,6 +178,8 @@ def prepare_beam_step(
     for name, flag in (("do_sample", do_sample), ("normalized", normalized)):
         if not isinstance(flag, bool):
             raise TypeError(f"`{name}` must be a bool, got {type(flag).__name__}")
+    check_is_beam_state(state)
+    check_beam_state(state, checks.check_logits(logits))
     shaping = check_shaping(
         logits,
         do_sample=do_sample,
@@ -198,10 +202,9 @@ def prepare_beam_step(
         token_bitmask=token_bitmask,
         min_tokens_to_keep=min_tokens_to_keep,
     )
-    check_beam_state(state, shaping.like)
     if do_sample:
         checks.float_knob("temperature", temperature, checks.FINITE_POSITIVE, shaping.like)
-    _check_search(length_penalty, early_stopping, stopping_criteria)
+    _check_search(length_penalty, early_stopping, stopping_criteria, state.max_new_tokens)
     name, entry = _dispatch.resolve(logits.device, backend)
     source = check_noise(shaping.like, draws=do_sample, seed=seed, step=None, noise=noise, rng=rng, generator=generator)
     call = _Call(
@@ -211,15 +214,25 @@ def prepare_beam_step(
     return PreparedBeamStep(logits, entry(call), call.out, name, shaping, state, source)
 
 
-def _check_search(length_penalty: object, early_stopping: object, stopping_criteria: object) -> None:
+def _check_search(
+    length_penalty: object, early_stopping: object, stopping_criteria: object, max_new_tokens: int
+) -> None:
     if isinstance(length_penalty, bool) or not isinstance(length_penalty, Real):
         raise TypeError(f"`length_penalty` must be a number, got {type(length_penalty).__name__}")
     if not math.isfinite(length_penalty):
         raise ValueError(f"`length_penalty` must be finite, got {length_penalty}")
+    if not _in_float32(max(max_new_tokens, 1), float(length_penalty)):
+        rule = f"must keep {max_new_tokens} ** length_penalty within float32"
+        raise ValueError(f"`length_penalty` {rule}, got {length_penalty}")
     if not (isinstance(early_stopping, bool) or early_stopping == "never"):
         raise ValueError(f"`early_stopping` must be False, True or 'never', got {early_stopping!r}")
     if stopping_criteria is not None and not callable(stopping_criteria):
         raise TypeError(f"`stopping_criteria` must be callable, got {type(stopping_criteria).__name__}")
+
+
+def _in_float32(length: int, length_penalty: float) -> bool:
+    limits = torch.finfo(torch.float32)
+    return math.log(limits.tiny) <= length_penalty * math.log(length) <= math.log(limits.max)
 
 
 @dataclass(frozen=True)
@@ -237,16 +250,20 @@ class _Call:
 
     def ends(self, token_ids: Tensor, parents: Tensor, step: int) -> Tensor:
         """(B, K) bool: what `stopping_criteria` says about candidates (B, K); a missing one is -1."""
-        state, criterion = self.state, self.stopping_criteria
-        assert criterion is not None
-        rows = state.slots.gather(1, parents.clamp(min=0)).flatten()
-        last = token_ids.masked_fill(token_ids < 0, state.pad_token_id)
-        sequences = torch.cat([state.tokens(step)[rows], last.view(-1, 1)], dim=1)
-        answer = torch.as_tensor(criterion(sequences), device=sequences.device)
-        checks.check_dtype("the answer of `stopping_criteria`", answer, torch.bool)
+        rows = self.state.slots.gather(1, parents.clamp(min=0)).flatten()
+        last = token_ids.masked_fill(token_ids < 0, self.state.pad_token_id)
+        sequences = torch.cat([self.state.tokens(step)[rows], last.view(-1, 1)], dim=1)
+        return self.answer(sequences).view(token_ids.shape)
+
+    def answer(self, sequences: Tensor) -> Tensor:
+        """(B * K,) bool: what `stopping_criteria` says about the candidates."""
+        assert self.stopping_criteria is not None
+        answer = torch.as_tensor(self.stopping_criteria(sequences), device=sequences.device)
+        name, count = "stopping_criteria(candidates)", len(sequences)
+        checks.check_dtype(name, answer, torch.bool)
         if answer.dim():
-            checks.check_shape("the answer of `stopping_criteria`", answer, "(B * K,)", (token_ids.numel(),))
-        return answer.expand(token_ids.numel()).view(token_ids.shape)
+            checks.check_shape(name, answer, "(B * K,)", (count,))
+        return answer.expand(count)
 
 
 _SELECT, _ADVANCE = 1, 2
@@ -333,7 +350,7 @@ def _torch(call: _Call) -> Run:
             normalized=call.normalized,
             length_penalty=call.length_penalty,
             early_stopping=call.early_stopping,
-            stopping_criteria=call.stopping_criteria,
+            stopping_criteria=None if call.stopping_criteria is None else call.answer,
         )
         for target, source in zip(call.out, result, strict=True):
             target.copy_(source)

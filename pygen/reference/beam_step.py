@@ -95,13 +95,13 @@ def beam_step(
 
 
 def log_probabilities(logits: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:
-    """(rows, vocab_size) float32 log-softmax, or the logits if they are that already, and the status of the rows.
-
-    A row that is not OK has no continuation: -inf throughout.
-    """
+    """(rows, vocab_size) float32 log-softmax, or the logits if they are that already, and what keeps a row from having
+    one. Such a row has no continuation: -inf throughout."""
     x = logits.float()
+    if normalized:
+        return x, torch.zeros(len(x), dtype=torch.int32, device=x.device)
     status = torch.tensor([row_status(row) for row in x], dtype=torch.int32, device=x.device)
-    log_probs = x.clone() if normalized else torch.log_softmax(x.double(), dim=-1).float()
+    log_probs = torch.log_softmax(x.double(), dim=-1).float()
     log_probs[status != OK] = -math.inf
     return log_probs, status
 
