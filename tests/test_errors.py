@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -15,6 +16,7 @@ from pygen.ops import (
     SampleOutput,
     TopLogprobs,
     beam_finalize,
+    beam_step,
     prepare_process_logits,
     prepare_sample,
     process_logits,
@@ -387,6 +389,70 @@ def beams_with(**changes: Any) -> BeamState:
     return state
 
 
+BEAM: list[Wrong] = [
+    # what it shares with the other ops; the history is the state's
+    *[
+        ({name: value for name, value in keywords.items() if name != "input_ids"}, error, message)
+        for keywords, error, message in SHAPING
+        if not message.startswith(("`input_ids`", "`prompt_lengths`", "`do_sample`"))
+    ],
+    *[row for row in SAMPLE if next(iter(row[0])) in ("seed", "rng", "generator", "noise")],
+    ({"do_sample": tensor(True, True)}, TypeError, "`do_sample` must be a bool, got Tensor"),
+    ({"normalized": 1}, TypeError, "`normalized` must be a bool, got int"),
+    ({"temperature": 0}, ValueError, "`temperature` must be finite and > 0, got 0"),
+    ({"temperature": tensor(1.0, 0.0)}, ValueError, "`temperature` must be finite and > 0, got 0.0 in row 1"),
+    # the search
+    ({"length_penalty": "1"}, TypeError, "`length_penalty` must be a number, got str"),
+    ({"length_penalty": True}, TypeError, "`length_penalty` must be a number, got bool"),
+    ({"length_penalty": NAN}, ValueError, "`length_penalty` must be finite, got nan"),
+    ({"length_penalty": -INF}, ValueError, "`length_penalty` must be finite, got -inf"),
+    ({"length_penalty": 90.0}, ValueError, "`length_penalty` must keep 3 ** length_penalty within float32, got 90.0"),
+    ({"length_penalty": -90}, ValueError, "`length_penalty` must keep 3 ** length_penalty within float32, got -90"),
+    ({"early_stopping": "always"}, ValueError, "`early_stopping` must be False, True or 'never', got 'always'"),
+    ({"early_stopping": None}, ValueError, "`early_stopping` must be False, True or 'never', got None"),
+    ({"stopping_criteria": 3}, TypeError, "`stopping_criteria` must be callable, got int"),
+    ({"step": 3}, ValueError, "`step` must be in [0, 2], got 3"),
+    ({"step": -1}, ValueError, "`step` must be >= 0, got -1"),
+    ({"step": 1.0}, TypeError, "`step` must be an int, got float"),
+    # the state
+    ({"state": DecodeState.create(IDS, 3)}, TypeError, "`state` must be a BeamState, got DecodeState"),
+    ({"state": beams_with(num_beams=0)}, ValueError, "`state.num_beams` must divide the rows of `logits`, 2, got 0"),
+    ({"logits": LOGITS[:1]}, ValueError, "`state.num_beams` must divide the rows of `logits`, 1, got 2"),
+    (
+        {"logits": torch.zeros(4, VOCAB_SIZE)},
+        ValueError,
+        "`state.token_ids` must have shape (rows, capacity) = (4, 8), got (2, 8)",
+    ),
+    (
+        {"state": beams_with(token_ids=torch.zeros(1, 8, dtype=torch.int64).expand(2, 8))},
+        ValueError,
+        "`state.token_ids` must have rows apart, got strides (0, 1) for shape (2, 8)",
+    ),
+    (
+        {"state": beams_with(history=IDS)},
+        ValueError,
+        "`state.history` must have shape (rows, capacity) = (2, 8), got (2, 5)",
+    ),
+    ({"state": beams_with(slots=tensor([0.0, 1.0]))}, TypeError, "`state.slots` must be int64, got float32"),
+    (
+        {"state": beams_with(running_scores=torch.zeros(2))},
+        ValueError,
+        "`state.running_scores` must have shape (batch_size, num_beams) = (1, 2), got (2,)",
+    ),
+    (
+        {"state": beams_with(step_tokens=torch.zeros(2, 3, dtype=torch.int64).t())},
+        ValueError,
+        "`state.step_tokens` must be contiguous, got strides (1, 3) for shape (3, 2)",
+    ),
+    (
+        {"state": beams_with(open=torch.ones(1).bool().to(META))},
+        ValueError,
+        "`state.open` must be on cpu like `logits`, got meta",
+    ),
+    ({"state": beams_with(eos_token_ids=tensor(1.0))}, TypeError, "`state.eos_token_ids` must be int64, got float32"),
+    ({"state": beams_with(prompt_length=4)}, ValueError, "`state.prompt_length` must be 5, got 4"),
+]
+
 FINALIZE: list[Wrong] = [
     ({"state": IDS}, TypeError, "`state` must be a BeamState, got Tensor"),
     ({"num_return_sequences": 1.0}, TypeError, "`num_return_sequences` must be an int, got float"),
@@ -468,6 +534,21 @@ def test_reorder_cache(keywords: dict[str, Any], error: type[Exception], message
     assert type(raised.value) is error
     assert str(raised.value) == message
     assert cache.equal(before)
+
+
+@pytest.mark.parametrize(("keywords", "error", "message"), BEAM, ids=names(BEAM))
+def test_beam_step(keywords: dict[str, Any], error: type[Exception], message: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    noise_before, default_state = generator.get_state(), torch.get_rng_state()
+    arguments = {"logits": LOGITS, "state": beams_with(), "do_sample": True, "generator": generator, **keywords}
+    before = copy.deepcopy(vars(arguments["state"]))
+    with pytest.raises(error) as raised:
+        beam_step(arguments.pop("logits"), **arguments)
+    assert type(raised.value) is error
+    assert str(raised.value) == message
+    assert generator.get_state().equal(noise_before) and torch.get_rng_state().equal(default_state)
+    for name, value in vars(arguments["state"]).items():
+        assert not isinstance(value, torch.Tensor) or value.is_meta or value.equal(before[name]), name
 
 
 @pytest.mark.parametrize(("keywords", "error", "message"), FINALIZE, ids=names(FINALIZE))

@@ -6,11 +6,7 @@ tables and rules that the full suite uses.
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import sys
-import types
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,6 +14,7 @@ import torch
 import pygen.reference
 from pygen.loops.state import DecodeState
 from pygen.ops import prepare_sample, process_logits, sample
+from tests.helpers.faults import Fault, fault, plant, source_of
 from tests.helpers.hand_rows import HAND_ROWS, RACES
 from tests.helpers.kept_sets import assert_same_scores, unfiltered
 from tests.helpers.logits import make_logits
@@ -26,20 +23,6 @@ from tests.ops.test_process_logits import SETTINGS
 
 SHAPE, DRAW, RNG = "pygen.reference.process_logits", "pygen.reference.sample", "pygen.rng"
 MODULES = (RNG, SHAPE, DRAW)
-
-
-class Fault(NamedTuple):
-    name: str
-    module: str
-    edits: list[tuple[str, str]]
-
-
-def fault(name: str, module: str, *edits: tuple[str, str]) -> Fault:
-    return Fault(name, module, list(edits))
-
-
-def source_of(module: str) -> str:
-    return inspect.getsource(importlib.import_module(module))
 
 
 def swapped(first: str, second: str) -> Fault:
@@ -150,29 +133,15 @@ FAULTS = [
 
 @pytest.mark.parametrize("planted", FAULTS, ids=[planted.name for planted in FAULTS])
 def test_a_planted_fault_is_seen(monkeypatch: pytest.MonkeyPatch, planted: Fault) -> None:
-    plant(monkeypatch, planted.module, planted.edits)
+    plant(monkeypatch, planted, MODULES)
     with pytest.raises(AssertionError):
         run_checks()
 
 
 def test_the_reference_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch, RNG, [])
-    run_checks()
-
-
-def plant(monkeypatch: pytest.MonkeyPatch, module: str, edits: list[tuple[str, str]]) -> None:
-    """Puts edited copies of the reference's modules where the torch backend looks for them."""
-    for name in MODULES:
-        source = source_of(name)
-        for old, new in edits if name == module else ():
-            assert source.count(old) == 1, f"{old!r} stands {source.count(old)} times in {name}"
-            source = source.replace(old, new)
-        copy = types.ModuleType(name)
-        monkeypatch.setitem(sys.modules, name, copy)
-        package, _, stem = name.rpartition(".")
-        monkeypatch.setattr(sys.modules[package], stem, copy)
-        exec(compile(source, name, "exec"), copy.__dict__)
+    plant(monkeypatch, fault("none", RNG), MODULES)
     assert pygen.reference.sample is sys.modules[DRAW]
+    run_checks()
 
 
 def run_checks() -> None:
