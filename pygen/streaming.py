@@ -94,8 +94,9 @@ def stream(
                     continue
                 text = None
                 if tokenizer is not None:
-                    row_text = texts.setdefault(row, _RowText(tokenizer, decode_kwargs))
-                    text = row_text.add(token_id) + (row_text.finish() if reason is not None else "")
+                    if row not in texts:
+                        texts[row] = _RowText(tokenizer, decode_kwargs)
+                    text = texts[row].add(token_id) + (texts[row].finish() if reason is not None else "")
                 if reason is not None:
                     ended.add(row)
                 yield StreamEvent(row, token_id, text, logprob, reason)
