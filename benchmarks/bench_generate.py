@@ -6,6 +6,7 @@ python -m benchmarks.bench_generate --quick     the empty model only
 
 from __future__ import annotations
 
+import functools
 import random
 import statistics
 import sys
@@ -19,13 +20,16 @@ from tqdm import tqdm
 import pygen
 from benchmarks import cli
 from benchmarks.baseline import Settings
+from benchmarks.cache_traffic import counted
 from benchmarks.harness import BASELINE, Options, Row, Target, judge
 from benchmarks.inputs import load_smollm2
 from benchmarks.machine import commit, today
-from benchmarks.models import FixedLogits, StubConfig
+from benchmarks.memory import peak_temporary_bytes
+from benchmarks.models import CachedLogits, FixedLogits, StubConfig
 from benchmarks.record_traces import TEXT
 from pygen.ops import prepare_sample
 
+GREEDY = Settings(do_sample=False)
 FIRST = Settings(temperature=0.7, repetition_penalty=1.1, top_k=50, top_p=0.9)
 PROMPT_TOKENS = 64
 SEED = 20
@@ -153,7 +157,7 @@ def empty_model_rows(options: Options) -> list[Row]:
     model.train(False)
     prompt = torch.ones(1, 1, dtype=torch.int64)
     rows = []
-    for settings in (Settings(do_sample=False), FIRST):
+    for settings in (GREEDY, FIRST):
         rows += bench("generate loop", model, prompt, settings, 256, Target(), options, use_cache=False)
     for row in rows:
         # The forward does nothing here, so a share of it says nothing either.
@@ -167,10 +171,35 @@ def model_rows(options: Options) -> list[Row]:
     model.generation_config.pad_token_id = 0
     ids = torch.tensor(tokenizer(TEXT).input_ids)
     rows = []
+    stride = (len(ids) - PROMPT_TOKENS) // 8
+    prompts = torch.stack([ids[i * stride : i * stride + PROMPT_TOKENS] for i in range(8)])
     for count, target in ((1, Target()), (8, Target(outside_percent=3))):
-        stride = (len(ids) - PROMPT_TOKENS) // 8
-        prompts = torch.stack([ids[i * stride : i * stride + PROMPT_TOKENS] for i in range(count)])
-        rows += bench("generate", model, prompts, FIRST, 48, target, options)
+        rows += bench("generate", model, prompts[:count], FIRST, 48, target, options)
+    beams = Target(speedup=1.3)
+    return rows + bench("generate, 4 beams", model, prompts[:4], GREEDY, 64, beams, options, num_beams=4)
+
+
+def beam_rows(options: Options) -> list[Row]:
+    """Four beams over a stub with the cache of GPT-2 124M: what a step costs outside the forward, the bytes that move
+    between the rows of the cache, and the peak of memory."""
+    torch.manual_seed(SEED)
+    model = CachedLogits(StubConfig(vocab_size=50257, layers=12, heads=12, head_dim=64))
+    model.train(False)
+    prompts = torch.randint(1000, (8, 32), generator=torch.Generator().manual_seed(SEED))
+    knobs: dict[str, Any] = {"max_new_tokens": 128, "num_beams": 4, "do_sample": False, "pad_token_id": 0}
+    rows = bench("generate loop, 4 beams", model, prompts, GREEDY, 128, Target(), options, num_beams=4, pad_token_id=0)
+    baseline, row = rows
+    for one in rows:
+        run = functools.partial(generate_once, engines(model)[one.variant], prompts, knobs)
+        with counted() as count:
+            run()
+        one.bytes_moved, one.memory_bytes = count.bytes, peak_temporary_bytes(run)
+        # The forward does nothing here.
+        one.outside_percent = None
+    if not row.red and row.outside_us and baseline.outside_us and row.bytes_moved and baseline.bytes_moved:
+        row.outside_speedup = baseline.outside_us / row.outside_us
+        row.cache_share = row.bytes_moved / baseline.bytes_moved
+    judge(row, Target(outside_speedup=15, cache_share=0.2, memory_bytes=baseline.memory_bytes))
     return rows
 
 
@@ -180,6 +209,7 @@ def main() -> int:
         options = cli.options(args, "generate", 40.0)
         rows = empty_model_rows(options)
         if args.size == "table":
+            rows += beam_rows(options)
             rows += model_rows(options)
         return cli.finish(rows, args, save=args.size == "table")
 

@@ -30,12 +30,18 @@ VISIT_US = 3000.0
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What a row must reach: `speedup` over transformers at least, `reads` of the input at most, `time_us` at most."""
+    """What a row must reach: `speedup` over transformers at least, `reads` of the input at most, `time_us` at most.
+
+    outside_speedup: of the time outside the forward; cache_share: bytes moved between the rows of the cache, relative
+    to transformers'.
+    """
 
     speedup: float | None = None
     reads: float | None = None
     time_us: float | None = None
     outside_percent: float | None = None
+    outside_speedup: float | None = None
+    cache_share: float | None = None
     memory_bytes: int | None = None
 
 
@@ -93,6 +99,8 @@ class Row:
     forward_us: float | None = None
     outside_us: float | None = None
     outside_percent: float | None = None
+    outside_speedup: float | None = None
+    cache_share: float | None = None
     memory_bytes: int | None = None
     check: str = ""
     target: str = ""
@@ -290,6 +298,8 @@ def judge(row: Row, target: Target) -> None:
         (target.reads, row.times_read, -1),
         (target.time_us, row.median_us, -1),
         (target.outside_percent, row.outside_percent, -1),
+        (target.outside_speedup, row.outside_speedup, 1),
+        (target.cache_share, row.cache_share, -1),
         (target.memory_bytes, row.memory_bytes, -1),
     )
     wanted = [(limit, value, sign) for limit, value, sign in pairs if limit is not None]
@@ -307,6 +317,10 @@ def _target_words(target: Target) -> Iterable[str]:
         yield f"<={target.time_us:g} us"
     if target.outside_percent is not None:
         yield f"<={target.outside_percent:g}% outside"
+    if target.outside_speedup is not None:
+        yield f">={target.outside_speedup:g}x outside"
+    if target.cache_share is not None:
+        yield f"<={target.cache_share:g} of the cache moves"
     if target.memory_bytes is not None:
         yield f"<={target.memory_bytes / 2**20:.2g} MiB"
 

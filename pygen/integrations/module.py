@@ -124,8 +124,8 @@ class ModuleAdapter:
     def prefill(self, prompt_ids: Tensor) -> Tensor:
         if not self._expands_late:
             logits = self._forward(prompt_ids, prompt_ids.shape[1])[:, 0]
-            if self._reorders and not (hasattr(self._model, "_reorder_cache") or hasattr(self.cache, "reorder_cache")):
-                self._do_without_cache()
+            if self._reorders and self.cache is not None and not hasattr(self._model, "_reorder_cache"):
+                cache_verbs.check_reorder(self.cache)
             return logits
         copies, batch_size = self._num_copies, self._batch_size
         logits = self._forward(prompt_ids[::copies], prompt_ids.shape[1])[:, 0]
@@ -156,11 +156,6 @@ class ModuleAdapter:
 
     def recorded(self) -> dict[str, Any]:
         return {"past_key_values": self.cache}
-
-    def _do_without_cache(self) -> None:
-        self._use_cache, self.cache = False, None
-        if "use_cache" in self._names:
-            self._kwargs["use_cache"] = False
 
     def _expanded(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         return {name: repeat_rows(value, self._num_copies, self._batch_size) for name, value in kwargs.items()}
