@@ -15,6 +15,7 @@ from torch import Tensor
 from pygen.call import Call
 from pygen.config import GenerationMode
 from pygen.integrations import adapt
+from pygen.lockstep import Lockstep, resolve_synced_gpus
 from pygen.loops.monitor import Monitor, Recorder
 from pygen.loops.sample import sample
 from pygen.loops.state import DecodeState
@@ -82,6 +83,8 @@ def generate(
             penalties and bans and before temperature and filters.
         stopping_criteria: callables (input_ids, scores so far or None) -> bool or (rows,) bool, called after every
             token. One of `pygen.stopping` that a setting asks for too takes the place of that setting's.
+        synced_gpus: keeps as many forwards as the other processes of the group, which share the weights; by default
+            where FSDP or DeepSpeed ZeRO-3 gather them.
         streamer: receives the prompts, then the tokens of every step, then `end()`, or `fail(error)` where it has that
             and the call fails, however early.
         tokenizer: the model's, for `stop_strings`.
@@ -110,7 +113,6 @@ def generate(
     Penalties and n-gram bans do not see prompt positions that `attention_mask` hides.
     """
     _refuse_arguments(
-        synced_gpus=synced_gpus or None,
         assistant_model=assistant_model,
         custom_generate=custom_generate,
         assistant_tokenizer=kwargs.pop("assistant_tokenizer", None),
@@ -119,10 +121,13 @@ def generate(
     # Repositories of code need the permission; they are refused by name.
     kwargs.pop("trust_remote_code", None)
 
+    synced_gpus = resolve_synced_gpus(synced_gpus, model)
     adapter = adapt(model)
     settings = resolve_settings(adapter.generation_config, generation_config, kwargs)
     config = settings.config
     refuse_unavailable(config)
+    if synced_gpus and config.guidance_scale not in (None, 1):
+        raise NotImplementedError("`guidance_scale` runs forwards that `synced_gpus`=True cannot keep in step")
     mode = config.get_generation_mode(assistant_model)
     tokens = resolve_special_tokens(config)
 
@@ -163,7 +168,8 @@ def generate(
         cancel=cancel,
         progress=progress,
     )
-    return _LOOPS[mode](call)
+    with Lockstep(adapter, prompt.input_ids.device) if synced_gpus else contextlib.nullcontext():
+        return _LOOPS[mode](call)
 
 
 def _generate_by_sampling(call: Call) -> Tensor | GenerateOutput:

@@ -170,7 +170,6 @@ UNAVAILABLE: list[tuple[str, Any]] = [
     ("use_mtp", True),
     ("cache_implementation", "paged"),
     ("low_memory", True),
-    ("synced_gpus", True),
     ("assistant_model", nn.Linear(1, 1)),
     ("custom_generate", "folder"),
     ("assistant_tokenizer", object()),
