@@ -129,7 +129,7 @@ class _Steps(BaseStreamer):
 
     def put(self, value: Tensor) -> None:
         if value.ndim != 2:
-            raise NotImplementedError("`stream` yields tokens of greedy search and sampling only")
+            raise NotImplementedError("`stream` needs a loop that tells why rows end")
 
     def put_step(self, tokens: Tensor, logprobs: Tensor | None, finish_reasons: list[str | None]) -> None:
         values = [None] * len(tokens) if logprobs is None else logprobs.tolist()

@@ -87,10 +87,10 @@ class BeamMonitor:
             self._progress.update(1)
         return unfinished == 0
 
-    def finish(self, sequences: Tensor, lengths: Tensor) -> None:
-        """Streams what is left of the best hypothesis; sequences (rows, length), lengths (rows,) generated tokens."""
+    def finish(self, best: Tensor, finish_reason: str) -> None:
+        """Streams what is left of the best hypothesis, (length,) without its prompt."""
         if self._stream is not None:
-            self._stream.finish(sequences, lengths)
+            self._stream.finish(best, finish_reason)
 
     def _ends(self, input_ids: Tensor) -> Tensor | bool:
         late = self._deadline is not None and time.monotonic() > self._deadline
@@ -120,13 +120,24 @@ class SharedTokens:
         width = min([generated, *(state.finished_steps[0, ended] + 1).tolist()])
         table = torch.cat([part[:, :width] for part in common])
         differs = (table != table[0]).any(0).nonzero()
-        self._send(table[0, : int(differs[0]) if len(differs) else width])
+        shared = int(differs[0]) if len(differs) else width
+        # Who is told why a text ends is told with its last token, which any of these may be.
+        self._send(table[0, : max(shared - 1, 0) if self._tells_reasons else shared])
 
-    def finish(self, sequences: Tensor, lengths: Tensor) -> None:
-        first = self._state.prompt_length
-        self._send(sequences[0, first : first + int(lengths[0])])
+    def finish(self, best: Tensor, finish_reason: str) -> None:
+        self._send(best, finish_reason)
 
-    def _send(self, tokens: Tensor) -> None:
-        if len(tokens) > self._sent:
-            self._streamer.put(tokens[self._sent :].to("cpu", copy=True))
-            self._sent = len(tokens)
+    @property
+    def _tells_reasons(self) -> bool:
+        return hasattr(self._streamer, "put_step")
+
+    def _send(self, tokens: Tensor, finish_reason: str | None = None) -> None:
+        fresh = tokens[self._sent :].to("cpu", copy=True)
+        if len(fresh) == 0:
+            return
+        self._sent = len(tokens)
+        if not self._tells_reasons:
+            self._streamer.put(fresh)
+            return
+        for place, token in enumerate(fresh.split(1), start=1):
+            self._streamer.put_step(token, None, [finish_reason if place == len(fresh) else None])

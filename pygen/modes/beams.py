@@ -33,7 +33,7 @@ def generate_with_beams(call: Call) -> Tensor | GenerateOutput:
         max_new_tokens,
         call.num_copies,
         eos_token_ids=call.stopping.eos_token_ids,
-        pad_token_id=call.tokens.pad if call.tokens.pad is not None else -1,
+        pad_token_id=call.tokens.pad or 0,
         visible=visible,
     )
 
@@ -63,8 +63,12 @@ def generate_with_beams(call: Call) -> Tensor | GenerateOutput:
         call.start()
         steps = beam(call.adapter, state, plan, binding, monitor, max_new_tokens=max_new_tokens)
         best = beam_finalize(state, config.num_return_sequences or 1)
-        monitor.finish(best.sequences, _lengths(best))
-    return _output(call, state, monitor, best, steps) if call.wants_dict else best.sequences
+        generated = best.sequences[:, state.prompt_length :]
+        if call.tokens.pad is None:
+            generated.masked_fill_(best.beam_indices < 0, -1)
+        reasons = _finish_reasons(call, best, generated)
+        monitor.finish(generated[0, : _lengths(best)[0]], reasons[0])
+    return _output(call, state, monitor, best, reasons, steps) if call.wants_dict else best.sequences
 
 
 def _check(call: Call) -> None:
@@ -105,7 +109,9 @@ def _lengths(best: BeamOutput) -> Tensor:
     return (best.beam_indices >= 0).sum(1)
 
 
-def _output(call: Call, state: BeamState, monitor: BeamMonitor, best: BeamOutput, steps: int) -> GenerateOutput:
+def _output(
+    call: Call, state: BeamState, monitor: BeamMonitor, best: BeamOutput, reasons: list[str], steps: int
+) -> GenerateOutput:
     adapter = call.adapter
     fields = adapter.recorded()
     assert monitor.orders is not None
@@ -121,7 +127,7 @@ def _output(call: Call, state: BeamState, monitor: BeamMonitor, best: BeamOutput
         scores=monitor.scores,
         logits=monitor.logits,
         beam_indices=best.beam_indices,
-        finish_reason=_finish_reasons(call, state, best),
+        finish_reason=reasons,
         **fields,
     )
 
@@ -133,11 +139,10 @@ def _by_beam(record: Any, order: Tensor) -> Any:
     return record[order] if isinstance(record, Tensor) else record
 
 
-def _finish_reasons(call: Call, state: BeamState, best: BeamOutput) -> list[str]:
+def _finish_reasons(call: Call, best: BeamOutput, generated: Tensor) -> list[str]:
     reasons = []
-    for sequence, length in zip(best.sequences.tolist(), _lengths(best).tolist(), strict=True):
-        last = sequence[state.prompt_length + length - 1]
-        ended = length > 0 and last in (call.stopping.eos_token_ids or ())
+    for tokens, length in zip(generated.tolist(), _lengths(best).tolist(), strict=True):
+        ended = length > 0 and tokens[length - 1] in (call.stopping.eos_token_ids or ())
         full = length == call.lengths.max_new_tokens
         reasons.append("eos" if ended else "length" if full else "stop")
     return reasons

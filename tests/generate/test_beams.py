@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pygen.generate import generate
+from pygen.streaming import stream
 from tests.generate.models import VOCAB_SIZE, TableModel, encoder_decoder, hf_model
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 10]])
@@ -151,8 +153,19 @@ def test_streamed_tokens_are_those_of_the_best_hypothesis(family: str, eos_token
         settings = {**PLAIN, "max_new_tokens": 12, "eos_token_id": eos_token_id}
         best = generate(hf_model(family), torch.tensor([[prompt, 6]]), streamer=streamer, **settings)
         assert streamer.chunks[0] == [prompt, 6]
-        assert sum(streamer.chunks, []) == best[0].tolist()
+        assert list(itertools.chain(*streamer.chunks)) == best[0].tolist()
         assert streamer.ended == 1
+
+
+def test_events_of_beams() -> None:
+    settings = {**PLAIN, "max_new_tokens": 12, "eos_token_id": list(range(20, 60))}
+    for prompt in range(4, 14):
+        ids = torch.tensor([[prompt, 6]])
+        best = generate(hf_model("llama"), ids, return_dict_in_generate=True, **settings)
+        events = list(stream(hf_model("llama"), ids, **settings))
+        assert [event.token_id for event in events] == best.sequences[0, 2:].tolist()
+        reasons = [event.finish_reason for event in events]
+        assert reasons == [None] * (len(events) - 1) + best.finish_reason
 
 
 def test_tokens_are_streamed_as_soon_as_all_beams_share_them() -> None:
