@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig as TransformersConfig
 from transformers import GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode as TransformersMode
 
@@ -41,6 +42,8 @@ _STATIC_ALIASES = {
     "offloaded_hybrid": "offloaded_static",
     "offloaded_hybrid_chunked": "offloaded_static",
 }
+# Later releases declare more settings than pygen knows, and their hooks read them.
+_SETTINGS = vars(TransformersConfig()).keys()
 _QUANTIZERS = {"quanto": ("optimum.quanto", "optimum-quanto"), "hqq": ("hqq", "hqq")}
 
 
@@ -58,6 +61,8 @@ def _hook_config(config: GenerationConfig, tokens: SpecialTokens, device: torch.
     result.cache_config = dict(config.cache_config) if config.cache_config is not None else None
     if result.cache_implementation in _STATIC_ALIASES:
         result.cache_implementation = _STATIC_ALIASES[result.cache_implementation]
+    for name in _SETTINGS - vars(result).keys():
+        setattr(result, name, None)
     special = {"bos": tokens.bos, "eos": tokens.eos, "pad": tokens.pad, "decoder_start": tokens.decoder_start}
     for name, value in special.items():
         tensor = None if value is None else torch.as_tensor(value, dtype=torch.int64, device=device)
