@@ -16,12 +16,9 @@ from pygen.call import Call
 from pygen.config import GenerationMode
 from pygen.integrations import adapt
 from pygen.lockstep import Lockstep, resolve_synced_gpus
-from pygen.loops.monitor import Monitor, Recorder
-from pygen.loops.sample import sample
-from pygen.loops.state import DecodeState
 from pygen.modes.beams import generate_with_beams
-from pygen.outputs import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput, GenerateOutput
-from pygen.plan import Plan, make_plan, num_top_logprobs
+from pygen.modes.sampling import generate_by_sampling
+from pygen.outputs import GenerateOutput
 from pygen.request import refuse_unavailable, resolve_lengths, resolve_settings, resolve_special_tokens
 from pygen.stopping import build_criteria
 from pygen.streamers import end_stream
@@ -172,67 +169,10 @@ def generate(
         return _LOOPS[mode](call)
 
 
-def _generate_by_sampling(call: Call) -> Tensor | GenerateOutput:
-    """Greedy search and sampling."""
-    config, adapter, max_new_tokens = call.config, call.adapter, call.lengths.max_new_tokens
-    on_invalid = vars(config)["on_invalid"]
-    _check_padding(call, on_invalid)
-    plan = make_plan(call)
-    state = DecodeState.create(
-        call.prompt.input_ids.repeat_interleave(call.num_copies, dim=0),
-        max_new_tokens,
-        eos_token_ids=call.stopping.eos_token_ids,
-        pad_token_id=call.tokens.pad or 0,
-        visible=_visible(plan, call),
-    )
-    plan.check(state)
-    call.start()
-
-    recorder = Recorder(
-        state,
-        max_new_tokens,
-        scores=call.wants_dict and bool(config.output_scores),
-        logits=call.wants_dict and bool(config.output_logits),
-        top_logprobs=num_top_logprobs(config),
-    )
-    if call.streamer is not None:
-        call.streamer.put(state.tokens(0).to("cpu", copy=True))
-    with _progress_bar(call.progress, max_new_tokens) as bar:
-        monitor = Monitor(
-            state,
-            recorder,
-            criteria=call.criteria,
-            pads=call.pads,
-            on_invalid=on_invalid,
-            max_time=call.stopping.max_time,
-            cancel=call.cancel,
-            streamer=call.streamer,
-            progress=bar,
-        )
-        ahead = state.token_ids.device.type != "cpu" and adapter.can_rewind
-        steps = sample(adapter, state, plan, monitor, max_new_tokens=max_new_tokens, ahead=ahead)
-
-    sequences = state.tokens(steps)
-    sequences = sequences if steps == max_new_tokens else sequences.clone()
-    if not call.wants_dict:
-        return sequences
-    logprobs, top_logprobs = recorder.logprobs(steps)
-    output = GenerateEncoderDecoderOutput if adapter.is_encoder_decoder else GenerateDecoderOnlyOutput
-    return output(
-        sequences=sequences,
-        scores=recorder.scores,
-        logits=recorder.logits,
-        finish_reason=monitor.finish_reasons(),
-        logprobs=logprobs,
-        top_logprobs=top_logprobs,
-        **adapter.recorded(),
-    )
-
-
 # The one place where a loop is chosen.
 _LOOPS: dict[GenerationMode, Callable[[Call], Tensor | GenerateOutput]] = {
-    GenerationMode.GREEDY_SEARCH: _generate_by_sampling,
-    GenerationMode.SAMPLE: _generate_by_sampling,
+    GenerationMode.GREEDY_SEARCH: generate_by_sampling,
+    GenerationMode.SAMPLE: generate_by_sampling,
     GenerationMode.BEAM_SEARCH: generate_with_beams,
     GenerationMode.BEAM_SAMPLE: generate_with_beams,
 }
@@ -242,27 +182,3 @@ def _refuse_arguments(**arguments: Any) -> None:
     for name, value in arguments.items():
         if value is not None:
             raise NotImplementedError(f"`{name}` is not available in this version")
-
-
-def _check_padding(call: Call, on_invalid: str) -> None:
-    pad = call.tokens.pad
-    if call.pads and pad is None:
-        raise ValueError("`pad_token_id` must be set where rows can finish before others")
-    if call.pads and call.rows > 1 and pad is not None and pad < 0:
-        raise ValueError(f"`pad_token_id` must be >= 0 where rows can finish before others, got {pad}")
-    if on_invalid == "eos" and call.stopping.eos_token_ids is None:
-        raise ValueError("`on_invalid`='eos' needs `eos_token_id`")
-
-
-def _visible(plan: Plan, call: Call) -> Tensor | None:
-    """The rows' mask for the penalties, or None where they act on nothing or nothing is masked."""
-    visible = call.prompt.visible() if plan.reads_history else None
-    return None if visible is None else visible.repeat_interleave(call.num_copies, dim=0)
-
-
-def _progress_bar(progress: bool, total: int) -> Any:
-    if not progress:
-        return contextlib.nullcontext()
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, desc="generate", unit="token")

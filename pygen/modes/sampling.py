@@ -1,0 +1,86 @@
+"""Greedy search and sampling: from a resolved call to its output."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pygen.call import Call
+from pygen.loops.monitor import Monitor, Recorder
+from pygen.loops.sample import sample
+from pygen.loops.state import DecodeState
+from pygen.outputs import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput, GenerateOutput
+from pygen.plan import Plan, make_plan, num_top_logprobs
+from pygen.progress import progress_bar
+
+
+def generate_by_sampling(call: Call) -> Tensor | GenerateOutput:
+    """Greedy search and sampling."""
+    config, adapter, max_new_tokens = call.config, call.adapter, call.lengths.max_new_tokens
+    on_invalid = vars(config)["on_invalid"]
+    _check_padding(call, on_invalid)
+    plan = make_plan(call)
+    state = DecodeState.create(
+        call.prompt.input_ids.repeat_interleave(call.num_copies, dim=0),
+        max_new_tokens,
+        eos_token_ids=call.stopping.eos_token_ids,
+        pad_token_id=call.tokens.pad or 0,
+        visible=_visible(plan, call),
+    )
+    plan.check(state)
+    call.start()
+
+    recorder = Recorder(
+        state,
+        max_new_tokens,
+        scores=call.wants_dict and bool(config.output_scores),
+        logits=call.wants_dict and bool(config.output_logits),
+        top_logprobs=num_top_logprobs(config),
+    )
+    if call.streamer is not None:
+        call.streamer.put(state.tokens(0).to("cpu", copy=True))
+    with progress_bar(call.progress, max_new_tokens) as bar:
+        monitor = Monitor(
+            state,
+            recorder,
+            criteria=call.criteria,
+            pads=call.pads,
+            on_invalid=on_invalid,
+            max_time=call.stopping.max_time,
+            cancel=call.cancel,
+            streamer=call.streamer,
+            progress=bar,
+        )
+        ahead = state.token_ids.device.type != "cpu" and adapter.can_rewind
+        steps = sample(adapter, state, plan, monitor, max_new_tokens=max_new_tokens, ahead=ahead)
+
+    sequences = state.tokens(steps)
+    sequences = sequences if steps == max_new_tokens else sequences.clone()
+    if not call.wants_dict:
+        return sequences
+    logprobs, top_logprobs = recorder.logprobs(steps)
+    output = GenerateEncoderDecoderOutput if adapter.is_encoder_decoder else GenerateDecoderOnlyOutput
+    return output(
+        sequences=sequences,
+        scores=recorder.scores,
+        logits=recorder.logits,
+        finish_reason=monitor.finish_reasons(),
+        logprobs=logprobs,
+        top_logprobs=top_logprobs,
+        **adapter.recorded(),
+    )
+
+
+def _check_padding(call: Call, on_invalid: str) -> None:
+    pad = call.tokens.pad
+    if call.pads and pad is None:
+        raise ValueError("`pad_token_id` must be set where rows can finish before others")
+    if call.pads and call.rows > 1 and pad is not None and pad < 0:
+        raise ValueError(f"`pad_token_id` must be >= 0 where rows can finish before others, got {pad}")
+    if on_invalid == "eos" and call.stopping.eos_token_ids is None:
+        raise ValueError("`on_invalid`='eos' needs `eos_token_id`")
+
+
+def _visible(plan: Plan, call: Call) -> Tensor | None:
+    """The rows' mask for the penalties, or None where they act on nothing or nothing is masked."""
+    visible = call.prompt.visible() if plan.reads_history else None
+    return None if visible is None else visible.repeat_interleave(call.num_copies, dim=0)
