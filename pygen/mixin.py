@@ -47,7 +47,8 @@ class GenerationMixin:
         the cache of the call into `model_kwargs["past_key_values"]`; without it, `forward` makes it when given None.
         It has to hold max_cache_length positions of batch_size prompts, max(num_beams, num_return_sequences) rows each.
     _reorder_cache(past_key_values, beam_idx) -> past_key_values: gathers the rows of a cache after a step of beam
-        search, where the cache has no method `reorder_cache(beam_idx)`. With neither, beams go without a cache.
+        search, where the cache has no method `reorder_cache(beam_idx)`. With neither, only a tuple with a pair of key
+        and value (rows, heads, positions, head_dim) per layer serves beams.
 
     A class that replaces a decoding loop of transformers (`_sample`, `_beam_search`, `_get_logits_processor`, ...) is
     refused when it generates, since its method would not be called.

@@ -35,9 +35,10 @@ class ModuleAdapter:
     `attention_mask` (rows, everything seen so far), `position_ids` (rows, length) and `use_cache`. It returns logits
     (rows, length, vocab_size) or (rows, vocab_size); or a tuple that begins with them; or an object or mapping with
     `logits`. The cache it returns, as the tuple's second item or as `past_key_values`, is passed back unread; without
-    one every step forwards the whole sequence. What is in a cache is not known, so assisted decoding goes without, and
-    beam search too, unless the cache has a method `reorder_cache(source_rows)` that gathers its rows, or the module a
-    method `_reorder_cache(past_key_values, source_rows)` that returns the cache with its rows gathered.
+    one every step forwards the whole sequence. What is in a cache is not known, so assisted decoding goes without. Beam
+    search needs to move its rows: the module may have a method `_reorder_cache(past_key_values, source_rows)` that
+    returns the cache with its rows gathered, the cache a method `reorder_cache(source_rows)`, or it may be a tuple with
+    a pair of key and value (rows, heads, positions, head_dim) per layer. TypeError for any other.
     """
 
     is_encoder_decoder = False
@@ -125,13 +126,23 @@ class ModuleAdapter:
         if not self._expands_late:
             logits = self._forward(prompt_ids, prompt_ids.shape[1])[:, 0]
             if self._reorders and self.cache is not None and not hasattr(self._model, "_reorder_cache"):
-                cache_verbs.check_reorder(self.cache)
+                self._check_reorder(prompt_ids.shape[1])
             return logits
         copies, batch_size = self._num_copies, self._batch_size
         logits = self._forward(prompt_ids[::copies], prompt_ids.shape[1])[:, 0]
         self._kwargs = self._expanded(self._kwargs)
         self._growing.expand(copies, batch_size)
         return logits.repeat_interleave(copies, dim=0)
+
+    def _check_reorder(self, seen: int) -> None:
+        cache_verbs.check_reorder(self.cache)
+        if isinstance(self.cache, (tuple, list)):
+            wrong = next((keys for keys, _ in self.cache if keys.shape[2] != seen), None)
+            if wrong is not None:
+                raise TypeError(
+                    f"`past_key_values` must hold tensors (rows, heads, positions, head_dim), "
+                    f"got {tuple(wrong.shape)} after {seen} positions"
+                )
 
     def decode(self, token_ids: Tensor) -> Tensor:
         return self.decode_tail(token_ids, 1)[:, 0]

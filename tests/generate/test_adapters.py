@@ -120,7 +120,6 @@ BEAM_MODELS: dict[str, Any] = {
     "the model's hook": gathering_gpt2,
     "a plain module's hook": Gathers,
     "a plain module's cache": ReturnsGatheringCache,
-    "an unknown cache": cached_model,
 }
 
 
@@ -142,3 +141,23 @@ def test_rows_go_on_from_other_rows(name: str) -> None:
     adapter.prefill(ids)
     adapter.decode(moved[:, :-1])
     torch.testing.assert_close(after, adapter.decode(moved), **CLOSE)
+
+
+class TransposedCache(CachedModel):
+    def forward(self, input_ids: Any, past_key_values: Any = None) -> Any:
+        keys = torch.zeros(input_ids.shape[0], input_ids.shape[1], 2, 4)
+        return torch.zeros(*input_ids.shape, 9), ((keys, keys),)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (cached_model(), "`cache` must have a method `reorder_cache`, got SumCache"),
+        (TransposedCache(), r"must hold tensors \(rows, heads, positions, head_dim\), got \(4, 4, 2, 4\) after 4 "),
+    ],
+    ids=["unknown", "transposed"],
+)
+def test_caches_that_no_beam_can_use(model: Any, message: str) -> None:
+    adapter, ids = started(model, GenerationMode.BEAM_SEARCH, copies=2)
+    with pytest.raises(TypeError, match=message), torch.no_grad():
+        adapter.prefill(ids)
