@@ -10,12 +10,14 @@ from pygen._build import build_info
 from pygen.backends import BackendError, available_backends, use_backend
 from pygen.bayesian_detector import BayesianDetectorConfig, BayesianDetectorModel
 from pygen.config import (
+    BaseWatermarkingConfig,
     CompileConfig,
     GenerationConfig,
     GenerationMode,
     SynthIDTextWatermarkingConfig,
     WatermarkingConfig,
 )
+from pygen.constraints import Constraint, ConstraintListState, DisjunctiveConstraint, PhrasalConstraint
 from pygen.generate import generate
 from pygen.mixin import GenerationMixin
 from pygen.outputs import (
@@ -47,10 +49,14 @@ __all__ = [
     "AsyncTextIteratorStreamer",
     "BackendError",
     "BaseStreamer",
+    "BaseWatermarkingConfig",
     "BayesianDetectorConfig",
     "BayesianDetectorModel",
     "CompileConfig",
     "ConfidenceCriteria",
+    "Constraint",
+    "ConstraintListState",
+    "DisjunctiveConstraint",
     "EosTokenCriteria",
     "GenerateBeamDecoderOnlyOutput",
     "GenerateBeamEncoderDecoderOutput",
@@ -62,6 +68,7 @@ __all__ = [
     "MaxLengthCriteria",
     "MaxTimeCriteria",
     "Patch",
+    "PhrasalConstraint",
     "StopStringCriteria",
     "StoppingCriteria",
     "StoppingCriteriaList",
