@@ -1,0 +1,68 @@
+"""docs/compatibility.md as data: its tables, and the public names of transformers with pygen's counterparts."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import transformers.generation
+
+ROOT = Path(__file__).resolve().parents[2]
+PUBLIC_NAMES = tuple(sorted(transformers.generation._class_to_module))
+
+_CONTINUOUS_BATCHING = "continuous batching serves requests that come and go; pygen generates for a batch"
+_ONE_MODEL = "bound to one model"
+_ASSISTED = "assisted decoding is being built"
+
+# The names that pygen leaves out on purpose, and why; the document gives the same reasons.
+NOT_OFFERED = {
+    "AssistedCandidateGenerator": _ASSISTED,
+    "CandidateGenerator": _ASSISTED,
+    "EarlyExitCandidateGenerator": _ASSISTED,
+    "PromptLookupCandidateGenerator": _ASSISTED,
+    "ContinuousBatchingConfig": _CONTINUOUS_BATCHING,
+    "ContinuousBatchingManager": _CONTINUOUS_BATCHING,
+    "ContinuousMixin": _CONTINUOUS_BATCHING,
+    "FIFOScheduler": _CONTINUOUS_BATCHING,
+    "PrefillFirstScheduler": _CONTINUOUS_BATCHING,
+    "Scheduler": _CONTINUOUS_BATCHING,
+    "WhisperTimeStampLogitsProcessor": _ONE_MODEL,
+    "BarkEosPrioritizerLogitsProcessor": _ONE_MODEL,
+    "DiaClassifierFreeGuidanceLogitsProcessor": _ONE_MODEL,
+    "DiaEOSChannelFilterLogitsProcessor": _ONE_MODEL,
+    "DiaEOSDelayPatternLogitsProcessor": _ONE_MODEL,
+    "WhisperNoSpeechDetection": _ONE_MODEL,
+    "SynthIDTextWatermarkState": "internal to the processor",
+    "LOGITS_PROCESSOR_INPUTS_DOCSTRING": "a text for transformers' own documentation",
+}
+
+
+class Name(NamedTuple):
+    """A row of the tables of names; `place` is where pygen has it, as `pygen.processors.LogitsProcessor`."""
+
+    name: str
+    place: str
+    state: str
+    note: str
+
+    def ours(self) -> Any:
+        module, _, name = self.place.rpartition(".")
+        return getattr(importlib.import_module(module), name)
+
+
+@functools.cache
+def tables() -> dict[str, list[list[str]]]:
+    """The rows of every table by the first cell of its head; cells without backticks around them."""
+    text = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    result: dict[str, list[list[str]]] = {}
+    for block in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
+        head, _, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in block.splitlines())
+        result[head[0]] = [[re.sub(r"^`([^`]*)`$", r"\1", cell) for cell in row] for row in rows]
+    return result
+
+
+def names() -> list[Name]:
+    return [Name(*row) for row in (*tables()["transformers.generation"], *tables()["logits_process"])]

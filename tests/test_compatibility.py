@@ -1,0 +1,48 @@
+"""docs/compatibility.md leaves nothing out and says what is so."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from transformers.generation import logits_process
+
+from tests.helpers.compatibility import NOT_OFFERED, PUBLIC_NAMES, ROOT, Name, names, tables
+
+STATES = ("same", "extended", "different", "not offered")
+
+
+def test_every_public_name_has_a_row() -> None:
+    assert [row[0] for row in tables()["transformers.generation"]] == list(PUBLIC_NAMES)
+    listed = {row[0] for row in tables()["logits_process"]}
+    assert listed.isdisjoint(PUBLIC_NAMES)
+    own = {
+        name
+        for name, value in vars(logits_process).items()
+        if getattr(value, "__module__", None) == logits_process.__name__ and not name.startswith("_")
+    }
+    assert own - {*PUBLIC_NAMES} <= listed
+
+
+@pytest.mark.parametrize("row", names(), ids=lambda row: row.name)
+def test_a_row_is_so(row: Name) -> None:
+    assert row.state in STATES
+    assert (row.note != "–") == (row.state != "same")
+    if row.state == "not offered":
+        assert (row.place, row.note) == ("–", NOT_OFFERED[row.name])
+    else:
+        assert row.name not in NOT_OFFERED
+        assert row.place.endswith(f".{row.name}")
+        assert row.ours().__name__ == row.name
+
+
+def test_no_cell_is_empty() -> None:
+    for head, rows in tables().items():
+        assert rows, head
+        assert all(len(row) == len(rows[0]) and all(row) for row in rows), head
+
+
+@pytest.mark.parametrize("row", tables()["transformers 5.6.1"], ids=lambda row: row[0][:40])
+def test_every_deviation_has_its_test(row: list[str]) -> None:
+    path, _, name = row[2].partition("::")
+    assert re.search(rf"^def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), row[2]

@@ -1,0 +1,60 @@
+"""The public classes and functions of transformers.generation take the same parameters here, by `inspect.signature`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import transformers.generation
+
+from tests.helpers.compatibility import Name, names
+
+# Parameters that pygen has more: fields of the output classes, and what all subclasses of a base take.
+MORE = {
+    "GenerateDecoderOnlyOutput": ["finish_reason", "logprobs", "top_logprobs"],
+    "GenerateEncoderDecoderOutput": ["finish_reason", "logprobs", "top_logprobs"],
+    "GenerateBeamDecoderOnlyOutput": ["finish_reason"],
+    "GenerateBeamEncoderDecoderOutput": ["finish_reason"],
+    "BaseWatermarkingConfig.construct_processor": ["device"],
+}
+# Methods that pygen does not have, and why.
+NO_METHOD = {
+    "GenerationMixin.adjust_generation_fn": "from_pretrained of transformers calls it",
+    "GenerationMixin.heal_tokens": "token healing is being built",
+    "GenerationMixin.load_custom_generate": "custom_generate is being built",
+    "StopStringCriteria.clean_tokenizer_vocab": "a part of transformers' algorithm",
+    "StopStringCriteria.clean_and_embed_tokens_with_cache": "a part of transformers' algorithm",
+}
+
+
+def parameters(function: Any) -> list[tuple[str, Any, Any]]:
+    return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+
+
+def methods(cls: type) -> Iterator[str]:
+    """The public methods that transformers.generation itself defines, and how objects are called."""
+    for base in cls.__mro__:
+        if base.__module__.startswith("transformers.generation") and "continuous_batching" not in base.__module__:
+            for name, value in vars(base).items():
+                if (not name.startswith("_") or name == "__call__") and inspect.isroutine(value):
+                    yield name
+
+
+def check(name: str, ours: Any, theirs: Any) -> None:
+    mine, expected = parameters(ours), parameters(theirs)
+    assert mine[: len(expected)] == expected
+    assert [parameter for parameter, _, _ in mine[len(expected) :]] == MORE.get(name, [])
+
+
+@pytest.mark.parametrize("row", [row for row in names() if row.state != "not offered"], ids=lambda row: row.name)
+def test_signatures(row: Name) -> None:
+    theirs, ours = getattr(transformers.generation, row.name), row.ours()
+    assert inspect.isclass(ours) == inspect.isclass(theirs)
+    check(row.name, ours, theirs)
+    for method in methods(theirs) if inspect.isclass(theirs) else ():
+        name = f"{row.name}.{method}"
+        assert hasattr(ours, method) != (name in NO_METHOD), name
+        if name not in NO_METHOD:
+            check(name, getattr(ours, method), getattr(theirs, method))
