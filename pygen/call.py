@@ -22,7 +22,7 @@ class Call:
 
     num_copies: rows per prompt, the copies side by side.
     model, logits_processor, prefix_allowed_tokens_fn, negative_prompt_ids, negative_prompt_attention_mask, streamer,
-    generator, cancel, progress, tokenizer: as they were passed to `generate`.
+    generator, cancel, progress, tokenizer, assistant_model, assistant_tokenizer: as they were passed to `generate`.
     """
 
     adapter: ModelAdapter
@@ -43,6 +43,8 @@ class Call:
     generator: torch.Generator | None
     cancel: threading.Event | None
     progress: bool
+    assistant_model: Any = None
+    assistant_tokenizer: Any = None
 
     @property
     def config(self) -> GenerationConfig:

@@ -16,6 +16,7 @@ from pygen.call import Call
 from pygen.config import GenerationMode
 from pygen.integrations import adapt
 from pygen.lockstep import Lockstep, resolve_synced_gpus
+from pygen.modes.assisted import generate_assisted
 from pygen.modes.beams import generate_with_beams
 from pygen.modes.sampling import generate_by_sampling
 from pygen.outputs import GenerateOutput
@@ -109,12 +110,9 @@ def generate(
     the model runs. Nothing that is passed in is modified, but a cache given as `past_key_values` is extended.
     Penalties and n-gram bans do not see prompt positions that `attention_mask` hides.
     """
-    _refuse_arguments(
-        assistant_model=assistant_model,
-        custom_generate=custom_generate,
-        assistant_tokenizer=kwargs.pop("assistant_tokenizer", None),
-    )
+    _refuse_arguments(custom_generate=custom_generate)
     tokenizer = kwargs.pop("tokenizer", None)
+    assistant_tokenizer = kwargs.pop("assistant_tokenizer", None)
     # Repositories of code need the permission; they are refused by name.
     kwargs.pop("trust_remote_code", None)
 
@@ -164,6 +162,8 @@ def generate(
         generator=generator,
         cancel=cancel,
         progress=progress,
+        assistant_model=assistant_model,
+        assistant_tokenizer=assistant_tokenizer,
     )
     with Lockstep(adapter, prompt.input_ids.device) if synced_gpus else contextlib.nullcontext():
         return _LOOPS[mode](call)
@@ -173,6 +173,7 @@ def generate(
 _LOOPS: dict[GenerationMode, Callable[[Call], Tensor | GenerateOutput]] = {
     GenerationMode.GREEDY_SEARCH: generate_by_sampling,
     GenerationMode.SAMPLE: generate_by_sampling,
+    GenerationMode.ASSISTED_GENERATION: generate_assisted,
     GenerationMode.BEAM_SEARCH: generate_with_beams,
     GenerationMode.BEAM_SAMPLE: generate_with_beams,
 }

@@ -27,8 +27,6 @@ _UNAVAILABLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "low_memory": ((None, False), "beam search"),
     "penalty_alpha": ((None, 0.0), "contrastive search"),
     "dola_layers": ((None,), "decoding by contrasting layers"),
-    "prompt_lookup_num_tokens": ((None,), "prompt lookup"),
-    "assistant_early_exit": ((None,), "assisted decoding"),
     "use_mtp": ((None, False), "multi-token prediction"),
     "speculation_type": ((None,), "speculative decoding"),
     "token_healing": ((None, False), "token healing"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from pygen.call import Call
@@ -15,10 +17,22 @@ from pygen.progress import progress_bar
 
 def generate_by_sampling(call: Call) -> Tensor | GenerateOutput:
     """Greedy search and sampling."""
+    plan = make_plan(call)
+
+    def loop(state: DecodeState, monitor: Monitor) -> int:
+        ahead = state.token_ids.device.type != "cpu" and call.adapter.can_rewind
+        return sample(call.adapter, state, plan, monitor, max_new_tokens=call.lengths.max_new_tokens, ahead=ahead)
+
+    return generate_tokens(call, plan, loop, Monitor)
+
+
+def generate_tokens(
+    call: Call, plan: Plan, loop: Callable[[DecodeState, Monitor], int], monitor_class: type[Monitor]
+) -> Tensor | GenerateOutput:
+    """Runs a loop that appends a token to every row in each of its steps, of which it returns the number."""
     config, adapter, max_new_tokens = call.config, call.adapter, call.lengths.max_new_tokens
     on_invalid = vars(config)["on_invalid"]
     _check_padding(call, on_invalid)
-    plan = make_plan(call)
     state = DecodeState.create(
         call.prompt.input_ids.repeat_interleave(call.num_copies, dim=0),
         max_new_tokens,
@@ -39,7 +53,7 @@ def generate_by_sampling(call: Call) -> Tensor | GenerateOutput:
     if call.streamer is not None:
         call.streamer.put(state.tokens(0).to("cpu", copy=True))
     with progress_bar(call.progress, max_new_tokens) as bar:
-        monitor = Monitor(
+        monitor = monitor_class(
             state,
             recorder,
             criteria=call.criteria,
@@ -50,8 +64,7 @@ def generate_by_sampling(call: Call) -> Tensor | GenerateOutput:
             streamer=call.streamer,
             progress=bar,
         )
-        ahead = state.token_ids.device.type != "cpu" and adapter.can_rewind
-        steps = sample(adapter, state, plan, monitor, max_new_tokens=max_new_tokens, ahead=ahead)
+        steps = loop(state, monitor)
 
     sequences = state.tokens(steps)
     sequences = sequences if steps == max_new_tokens else sequences.clone()

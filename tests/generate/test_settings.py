@@ -165,14 +165,10 @@ UNAVAILABLE: list[tuple[str, Any]] = [
     ("constraints", [1]),
     ("force_words_ids", [[1]]),
     ("token_healing", True),
-    ("prompt_lookup_num_tokens", 3),
-    ("assistant_early_exit", 1),
     ("use_mtp", True),
     ("cache_implementation", "paged"),
     ("low_memory", True),
-    ("assistant_model", nn.Linear(1, 1)),
     ("custom_generate", "folder"),
-    ("assistant_tokenizer", object()),
 ]
 
 

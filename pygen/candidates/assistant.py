@@ -1,0 +1,133 @@
+"""Drafts of a smaller model with the same vocabulary, or of the model's own first layers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import Tensor
+
+from pygen.call import Call
+from pygen.candidates.base import CandidateGenerator
+from pygen.candidates.drafter import DraftCount, Drafter, Follower, assistant_settings
+from pygen.candidates.inputs import call_of_arguments
+from pygen.loops.state import DecodeState
+from pygen.plan import Plan, make_plan
+from pygen.plan_order import WARPERS
+
+_AFTER_THE_CALLERS = (*WARPERS, "watermarking_config")
+
+
+class AssistedCandidateGenerator(CandidateGenerator):
+    """Drafts up to `num_assistant_tokens` tokens with `assistant_model` (Leviathan et al. 2023).
+
+    Drafting stops after an end-of-sequence token, or one of a probability below `assistant_confidence_threshold`.
+    After a round in which all drafts were right the number grows by 2, else it shrinks by 1, unless
+    `num_assistant_tokens_schedule` is "constant". The threshold stays as it is. All three are taken from
+    `assistant_model.generation_config`, which is only read.
+
+    input_ids: (rows, length) int64, the text at the beginning; `generation_config.max_length` counts it.
+    generation_config: the settings of the call, `logits_processor`: its processors; both act on the drafts too.
+    model_kwargs: the model's inputs, of which the assistant gets those that it takes.
+    inputs_tensor: what the encoder reads, for an encoder-decoder assistant.
+    """
+
+    def __init__(
+        self,
+        input_ids: Tensor,
+        assistant_model: Any,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        inputs_tensor: Tensor | None = None,
+        logits_processor: Any = None,
+    ):
+        call = call_of_arguments(
+            input_ids, assistant_model, generation_config, model_kwargs, inputs_tensor, logits_processor
+        )
+        settings = assistant_settings(assistant_model)
+        self.assistant_model = assistant_model
+        self._drafting = drafting_of(call, make_plan(call), settings, keep_scores=True, layers=self._layers(call))
+
+    @staticmethod
+    def _layers(call: Call) -> int | None:
+        return None
+
+    @property
+    def num_assistant_tokens(self) -> int:
+        """How many tokens the next round drafts at most."""
+        return self._drafting.count.number
+
+    def get_candidates(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self._drafting.get_candidates(input_ids)
+
+    def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
+        self._drafting.update_candidate_strategy(input_ids, scores, num_matches)
+
+
+class EarlyExitCandidateGenerator(AssistedCandidateGenerator):
+    """Drafts of the model itself, cut after its first `generation_config.assistant_early_exit` layers.
+
+    `config.num_hidden_layers` of the model is lowered during each of the assistant's forwards and then put back, also
+    after an error; the model must read it in its forward, and must not run in another thread meanwhile.
+    """
+
+    @staticmethod
+    def _layers(call: Call) -> int | None:
+        return call.config.assistant_early_exit
+
+
+class Drafting(CandidateGenerator):
+    """A drafter with its number of drafts: what the classes above consist of.
+
+    max_length: of the whole text; the last token is the model's.
+    """
+
+    def __init__(self, drafter: Drafter, count: DraftCount, max_length: int) -> None:
+        self._drafter = drafter
+        self.count = count
+        self._max_length = max_length
+
+    def get_candidates(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        count = min(self.count.number, self._max_length - input_ids.shape[1] - 1)
+        return self._drafter.draft(input_ids, count) if count > 0 else (input_ids, None)
+
+    def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
+        self.count.update(scores.shape[1] - 1, num_matches)
+
+
+def drafting_of(
+    call: Call, plan: Plan, settings: dict[str, Any], *, keep_scores: bool, layers: int | None = None
+) -> Drafting:
+    """The drafts of an assistant's call.
+
+    settings: see `assistant_settings`.
+    keep_scores: whether the drafts' scores are wanted.
+    """
+    prompt, max_new_tokens = call.prompt, call.lengths.max_new_tokens
+    threshold = settings["assistant_confidence_threshold"]
+    plan = dataclasses.replace(plan, keep_scores=keep_scores, num_logprobs=1 if threshold > 0 else 0)
+    ids = call.prompt.input_ids
+    state = DecodeState.create(
+        ids,
+        max_new_tokens,
+        eos_token_ids=call.stopping.eos_token_ids,
+        pad_token_id=call.tokens.pad or 0,
+        visible=prompt.visible() if plan.reads_history else None,
+    )
+    plan.check(state)
+    follower = Follower(call.adapter, prompt, max_new_tokens, model=call.model, layers=layers)
+    count = DraftCount(int(settings["num_assistant_tokens"]), settings["num_assistant_tokens_schedule"])
+    return Drafting(Drafter(follower, plan, state, threshold), count, ids.shape[1] + max_new_tokens)
+
+
+def drafts_plan(call: Call) -> Plan:
+    """The plan of an assistant's call, made anew: processors may keep states.
+
+    Under torch's noise what stands after the caller's processors acts twice, as it does in transformers: the drafts are
+    the same then. The model's tokens have the right distribution whatever the drafts are drawn from.
+    """
+    plan = make_plan(call)
+    if plan.noise.get("rng") != "torch":
+        return plan
+    twice = tuple(item for item in plan.items if item.name in _AFTER_THE_CALLERS)
+    return dataclasses.replace(plan, items=(*plan.items, *twice))

@@ -1,0 +1,20 @@
+"""What a candidate generator is: something that guesses the next tokens, for the model to check."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+class CandidateGenerator:
+    """Base class. A loop asks for drafts, has the model check them in one forward, and tells how many were right."""
+
+    def get_candidates(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(rows, length) int64 -> the ids with drafts behind them, (rows, length + k), k >= 0.
+
+        And the processed scores that the drafts were drawn from, (rows, k, vocab_size) float32, or None.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define `get_candidates`")
+
+    def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
+        """After every round: the ids as they are now, the scores (rows, k + 1, vocab_size), and the drafts kept."""
+        raise NotImplementedError(f"{type(self).__name__} must define `update_candidate_strategy`")

@@ -1,0 +1,163 @@
+"""An assistant model that drafts: its cache, its sequences, and how many tokens it may draft."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pygen.config import DEFAULTS, GenerationMode
+from pygen.integrations import ModelAdapter
+from pygen.loops.state import DecodeState
+from pygen.pipeline import Chooser
+from pygen.plan import Plan
+from pygen.prompt import Prompt
+
+SETTINGS = (
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "assistant_confidence_threshold",
+    "assistant_lookbehind",
+    "target_lookbehind",
+)
+
+
+def assistant_settings(assistant_model: Any, given: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The settings named in SETTINGS: as `given`, else as the assistant's own `generation_config`, else the default."""
+    own = getattr(assistant_model, "generation_config", None)
+    values = {name: getattr(own, name, None) for name in SETTINGS}
+    values = {name: DEFAULTS[name] if value is None else value for name, value in values.items()}
+    return values | (given or {})
+
+
+@dataclass
+class DraftCount:
+    """How many tokens are drafted in a round: two more after one in which all were right, else one less.
+
+    schedule: "constant" leaves the number as it is.
+    """
+
+    number: int
+    schedule: str
+
+    def update(self, drafted: int, matched: int) -> None:
+        if self.schedule != "constant":
+            self.number = self.number + 2 if matched == drafted else max(1, self.number - 1)
+
+
+class Follower:
+    """A model that follows a text which may change at its end: what it has seen already is not forwarded again.
+
+    layers: the number of hidden layers that it runs, or None for all: the model is set so during its forwards only.
+    """
+
+    def __init__(
+        self, adapter: ModelAdapter, prompt: Prompt, max_new_tokens: int, *, model: Any, layers: int | None = None
+    ) -> None:
+        self._adapter = adapter
+        self._prompt = prompt
+        self._max_new_tokens = max_new_tokens
+        self._model = model
+        self._layers = layers
+        self._seen: Tensor | None = None
+
+    def rewind(self, tokens: Tensor) -> None:
+        """Forgets what is not the beginning of `tokens` (rows, length), and at least their last column."""
+        if self._seen is None:
+            return
+        length = min(self._seen.shape[1], tokens.shape[1] - 1)
+        same = (self._seen[:, :length] == tokens[:, :length]).all(0).cumprod(0)
+        kept = int(same.sum())
+        self._adapter.crop(self._seen.shape[1] - kept)
+        self._seen = self._seen[:, :kept]
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        """`tokens` (rows, length) go on where the model is -> logits (rows, vocab_size) after the last one."""
+        with self._fewer_layers(), torch.no_grad():
+            logits = self._start(tokens) if self._seen is None else None
+            count = tokens.shape[1] - (0 if self._seen is None else self._seen.shape[1])
+            if count > 0:
+                logits = self._adapter.decode_tail(tokens, count)[:, -1]
+        assert logits is not None
+        self._seen = tokens.clone()
+        return logits
+
+    def _start(self, tokens: Tensor) -> Tensor:
+        self._adapter.start(
+            self._prompt,
+            mode=GenerationMode.ASSISTED_GENERATION,
+            num_copies=1,
+            max_new_tokens=self._max_new_tokens,
+        )
+        length = self._prompt.input_ids.shape[1]
+        logits = self._adapter.prefill(tokens[:, :length])
+        if not self._adapter.can_crop:
+            raise ValueError("`assistant_model` keeps states that cannot be taken back, so it cannot draft")
+        self._seen = tokens[:, :length]
+        return logits
+
+    @contextlib.contextmanager
+    def _fewer_layers(self) -> Iterator[None]:
+        if self._layers is None:
+            yield
+            return
+        config = getattr(self._model, self._model.base_model_prefix).config
+        every = config.num_hidden_layers
+        config.num_hidden_layers = self._layers
+        try:
+            yield
+        finally:
+            config.num_hidden_layers = every
+
+
+class Drafter:
+    """Drafts in the vocabulary of the text: as `loops.sample` would go on, at the text's own steps.
+
+    Drafting ends early where all rows have ended, or had a token of probability < threshold in this round.
+
+    plan: its knobs and processors see the whole text, drafts included. `keep_scores` for scores.
+    """
+
+    def __init__(self, follower: Follower, plan: Plan, state: DecodeState, threshold: float) -> None:
+        self._follower = follower
+        self._plan = plan
+        self._state = state
+        self._threshold = threshold
+        self._choose: Chooser | None = None
+
+    def draft(self, input_ids: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
+        """(rows, length) -> (rows, length + up to `count`), and the processed scores (rows, k, vocab_size)."""
+        state = self._state
+        step = input_ids.shape[1] - state.prompt_length
+        resume(state, input_ids)
+        self._follower.rewind(input_ids)
+        unsure = torch.zeros_like(state.finished)
+        scores: list[Tensor] = []
+        for _ in range(count):
+            logits = self._follower.advance(state.tokens(step))
+            if self._choose is None:
+                self._choose = self._plan.bind(logits, state)
+            choice = self._choose(logits, step)
+            step += 1
+            if choice.scores is not None:
+                scores.append(choice.scores)
+            if self._threshold > 0:
+                assert choice.output.logprobs is not None
+                unsure |= choice.output.logprobs.exp() < self._threshold
+            if bool((unsure | state.finished).all()):
+                break
+        return state.tokens(step).clone(), torch.stack(scores, dim=1) if scores else None
+
+
+def resume(state: DecodeState, input_ids: Tensor) -> None:
+    """Makes `state` that of a text (rows, length) of which no row has ended."""
+    start, length = state.prompt_length, input_ids.shape[1]
+    state.token_ids[:, start:length] = input_ids[:, start:]
+    state.history[:, start:length] = input_ids[:, start:]
+    state.num_generated.fill_(length - start)
+    state.finished.fill_(False)
+    state.unfinished.fill_(state.rows)

@@ -1,0 +1,178 @@
+"""What an assistant reads of the inputs of a call."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pygen.call import Call
+from pygen.config import GenerationConfig, GenerationMode
+from pygen.integrations import ModelAdapter, adapt
+from pygen.prompt import Prompt
+from pygen.request import Lengths, SpecialTokens, resolve_settings, resolve_special_tokens
+from pygen.stopping import Stopping
+
+# The model's own, or given to the assistant in another way.
+_NOT_PASSED_ON = (
+    "attention_mask",
+    "cache_params",
+    "cache_position",
+    "decoder_attention_mask",
+    "decoder_input_ids",
+    "decoder_inputs_embeds",
+    "encoder_outputs",
+    "input_ids",
+    "inputs_embeds",
+    "logits_to_keep",
+    "past_key_values",
+    "use_cache",
+)
+# What the caller wants of the model, and what drafts have no use for.
+_UNSET = {
+    "return_dict_in_generate": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "cache_implementation": None,
+    "cache_config": None,
+    "prefill_chunk_size": None,
+    "guidance_scale": None,
+    "use_cache": True,
+}
+
+
+def assistant_call(call: Call, assistant_model: Any) -> Call:
+    """`call` as it is for the assistant: its adapter, its prompt, and nothing that the caller wants to get back."""
+    adapter = adapt(assistant_model)
+    config = copy.copy(call.config)
+    for name, value in _UNSET.items():
+        setattr(config, name, value)
+    prompt = _read(
+        adapter,
+        call.prompt.input_ids,
+        call.prompt.mask,
+        inputs=call.prompt.main_input,
+        model_kwargs={**call.settings.model_kwargs, **_mask_of(call.prompt, call.adapter.is_encoder_decoder)},
+        config=config,
+        tokens=call.tokens,
+        is_encoder_decoder=call.adapter.is_encoder_decoder,
+    )
+    return dataclasses.replace(
+        call,
+        adapter=adapter,
+        settings=dataclasses.replace(call.settings, config=config),
+        prompt=prompt,
+        model=assistant_model,
+        streamer=None,
+    )
+
+
+def _mask_of(prompt: Prompt, is_encoder_decoder: bool) -> dict[str, Any]:
+    """The encoder's mask, by its name."""
+    mask = prompt.model_kwargs.get("attention_mask")
+    return {"attention_mask": mask} if is_encoder_decoder and mask is not None else {}
+
+
+def _read(
+    adapter: ModelAdapter,
+    input_ids: Tensor,
+    mask: Tensor | None,
+    *,
+    inputs: Any,
+    model_kwargs: dict[str, Any],
+    config: GenerationConfig,
+    tokens: SpecialTokens,
+    is_encoder_decoder: bool,
+) -> Prompt:
+    """The assistant's prompt. Inputs that it does not take are left out: the model's own check has seen them."""
+    if input_ids.shape[1] == 0:
+        raise ValueError("`assistant_model` needs a prompt of `input_ids`: it cannot read the `inputs_embeds`")
+    if mask is not None:
+        mask = mask[:, -input_ids.shape[1] :]
+    kwargs = {
+        name: value
+        for name, value in model_kwargs.items()
+        if name not in _NOT_PASSED_ON and _takes(adapter, name, value)
+    }
+    if adapter.is_encoder_decoder:
+        kwargs["decoder_input_ids"] = input_ids
+        of_encoder = model_kwargs.get("attention_mask") if is_encoder_decoder else mask
+        masks = {"attention_mask": of_encoder, "decoder_attention_mask": mask}
+        kwargs |= {name: value for name, value in masks.items() if value is not None}
+        return adapter.prompt(inputs, kwargs, config, tokens)
+    if _takes(adapter, "attention_mask", input_ids):
+        kwargs["attention_mask"] = torch.ones_like(input_ids) if mask is None else mask
+    return adapter.prompt(input_ids, kwargs, config, tokens)
+
+
+def _takes(adapter: ModelAdapter, name: str, value: Any) -> bool:
+    try:
+        adapter.check({name: value}, GenerationConfig())
+    except ValueError:
+        return False
+    return True
+
+
+def call_of_arguments(
+    input_ids: Tensor,
+    assistant_model: Any,
+    generation_config: Any,
+    model_kwargs: dict[str, Any],
+    inputs_tensor: Tensor | None,
+    logits_processor: Any,
+) -> Call:
+    """The assistant's call from the arguments that transformers gives a candidate generator."""
+    adapter = adapt(assistant_model)
+    device = getattr(assistant_model, "device", input_ids.device)
+    settings = resolve_settings(adapter.generation_config, generation_config, _UNSET)
+    config, tokens = settings.config, resolve_special_tokens(settings.config)
+    input_ids = input_ids.to(device)
+    is_encoder_decoder = "encoder_outputs" in model_kwargs
+    mask = model_kwargs.get("decoder_attention_mask" if is_encoder_decoder else "attention_mask")
+    prompt = _read(
+        adapter,
+        input_ids,
+        None if mask is None else mask.to(device),
+        inputs=None if inputs_tensor is None else inputs_tensor.to(device),
+        model_kwargs={name: value for name, value in model_kwargs.items() if value is not None},
+        config=config,
+        tokens=tokens,
+        is_encoder_decoder=is_encoder_decoder,
+    )
+    if is_encoder_decoder:
+        add_encoder_outputs(adapter, prompt, model_kwargs["encoder_outputs"])
+    max_new_tokens = config.max_new_tokens or 0
+    if config.max_length is not None:
+        max_new_tokens = config.max_length - input_ids.shape[1]
+    minimum = max((config.min_length or 0) - input_ids.shape[1], 0)
+    return Call(
+        adapter=adapter,
+        settings=settings,
+        mode=GenerationMode.ASSISTED_GENERATION,
+        tokens=tokens,
+        prompt=prompt,
+        lengths=Lengths(max_new_tokens, minimum),
+        num_copies=1,
+        model=assistant_model,
+        logits_processor=None if logits_processor is None else list(logits_processor),
+        prefix_allowed_tokens_fn=None,
+        negative_prompt_ids=None,
+        negative_prompt_attention_mask=None,
+        stopping=Stopping(max_new_tokens, tokens.eos, None, (), False),
+        streamer=None,
+        tokenizer=None,
+        generator=None,
+        cancel=None,
+        progress=False,
+    )
+
+
+def add_encoder_outputs(adapter: ModelAdapter, prompt: Prompt, encoder_outputs: Any) -> None:
+    """Gives a decoder-only assistant that reads the model's encoder what that has made; needs no checks."""
+    if adapter.is_encoder_decoder or encoder_outputs is None:
+        return
+    if _takes(adapter, "encoder_outputs", encoder_outputs):
+        prompt.model_kwargs["encoder_outputs"] = encoder_outputs

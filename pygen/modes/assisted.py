@@ -1,0 +1,182 @@
+"""Assisted decoding: from a resolved call to its output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from pygen.acceptance import bind_chooser
+from pygen.call import Call
+from pygen.candidates.assistant import Drafting, drafting_of, drafts_plan
+from pygen.candidates.base import CandidateGenerator
+from pygen.candidates.drafter import SETTINGS, assistant_settings
+from pygen.candidates.inputs import add_encoder_outputs, assistant_call
+from pygen.candidates.prompt_lookup import PromptLookupCandidateGenerator
+from pygen.loops.assisted import ChunkMonitor, assisted
+from pygen.loops.monitor import Monitor
+from pygen.loops.state import DecodeState
+from pygen.modes.sampling import generate_tokens
+from pygen.outputs import GenerateOutput
+from pygen.plan import Plan, make_plan
+
+
+def generate_assisted(call: Call) -> Tensor | GenerateOutput:
+    """Greedy search and sampling with an assistant model, with prompt lookup, or with the model's first layers."""
+    _check(call)
+    plan = make_plan(call)
+    source = _Source(call, plan)
+
+    def loop(state: DecodeState, monitor: Monitor) -> int:
+        assert isinstance(monitor, ChunkMonitor)
+        generator = source.generator(state)
+        return assisted(
+            call.adapter,
+            state,
+            lambda logits: bind_chooser(plan, logits, state, drafts_have_scores=source.has_scores),
+            generator,
+            monitor,
+            max_new_tokens=call.lengths.max_new_tokens,
+        )
+
+    result = generate_tokens(call, plan, loop, ChunkMonitor)
+    source.remember()
+    return result
+
+
+class _Source:
+    """Where a call's drafts come from: the first layers, else the prompt, else the assistant."""
+
+    def __init__(self, call: Call, plan: Plan) -> None:
+        config = call.config
+        self._call = call
+        self._drafting: Drafting | None = None
+        self._assistant: Any = None
+        self.has_scores = plan.noise.get("rng") == "torch"
+        if config.assistant_early_exit is not None:
+            self._assistant = call.model
+        elif config.prompt_lookup_num_tokens is not None:
+            self.has_scores = False
+            return
+        else:
+            self._assistant = call.assistant_model
+        given = _given_settings(call)
+        settings = assistant_settings(self._assistant, given)
+        self._remembers = "num_assistant_tokens" not in given and "num_assistant_tokens_schedule" not in given
+        self._draft_call = assistant_call(call, self._assistant)
+        self._drafting = drafting_of(
+            self._draft_call,
+            drafts_plan(self._draft_call),
+            settings,
+            keep_scores=self.has_scores,
+            layers=config.assistant_early_exit,
+        )
+
+    def generator(self, state: DecodeState) -> CandidateGenerator:
+        """Called when the model is ready."""
+        call, config = self._call, self._call.config
+        if self._drafting is not None:
+            encoded = getattr(call.adapter, "encoder_outputs", None)
+            add_encoder_outputs(self._draft_call.adapter, self._draft_call.prompt, encoded)
+            return self._drafting
+        return _Running(
+            state,
+            PromptLookupCandidateGenerator(
+                eos_token_id=state.eos_token_ids,
+                num_output_tokens=config.prompt_lookup_num_tokens or 10,
+                max_matching_ngram_size=config.max_matching_ngram_size or 2,
+                max_length=state.prompt_length + call.lengths.max_new_tokens,
+            ),
+        )
+
+    def remember(self) -> None:
+        """The one thing that outlives a call: the number of drafts, where the assistant's own schedule says so."""
+        own = getattr(self._assistant, "generation_config", None)
+        if self._drafting is None or own is None or not self._remembers:
+            return
+        if own.num_assistant_tokens_schedule == "heuristic":
+            own.num_assistant_tokens = self._drafting.count.number
+
+
+class _Running(CandidateGenerator):
+    """Drafts of another generator for the rows that go on; the others get their last token again."""
+
+    def __init__(self, state: DecodeState, generator: CandidateGenerator) -> None:
+        self._state = state
+        self._generator = generator
+
+    def get_candidates(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        rows = (~self._state.finished).nonzero()[:, 0]
+        found, _ = self._generator.get_candidates(input_ids[rows])
+        count = found.shape[1] - input_ids.shape[1]
+        tokens = input_ids.new_empty((len(input_ids), found.shape[1]))
+        tokens[:, : input_ids.shape[1]] = input_ids
+        tokens[:, input_ids.shape[1] :] = input_ids[:, -1:].expand(-1, count)
+        tokens[rows] = found
+        return tokens, None
+
+    def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
+        self._generator.update_candidate_strategy(input_ids, scores, num_matches)
+
+
+def _given_settings(call: Call) -> dict[str, Any]:
+    """What the call itself says about drafts."""
+    sources = call.settings.sources
+    return {
+        name: getattr(call.config, name) for name in SETTINGS if sources.get(name) in ("argument", "generation_config")
+    }
+
+
+def _check(call: Call) -> None:
+    config = call.config
+    if (config.num_return_sequences or 1) > 1:
+        raise ValueError(f"`num_return_sequences` must be 1 with drafts, got {config.num_return_sequences}")
+    if config.use_cache is False:
+        raise ValueError("`use_cache` must be True with drafts, got False")
+    kind = config.cache_implementation
+    if kind is not None and any(name in kind for name in ("static", "sliding", "hybrid")):
+        raise ValueError(f"`cache_implementation` must be dynamic with drafts, got {kind!r}")
+    cache = call.settings.model_kwargs.get("past_key_values")
+    if type(cache).__name__ == "StaticCache":
+        raise ValueError("`past_key_values` must be a dynamic cache with drafts, got StaticCache")
+    if getattr(call.model, "_is_stateful", False):
+        raise ValueError(
+            f"`model`={type(call.model).__name__} keeps states that cannot be taken back, needed for drafts"
+        )
+    if call.assistant_model is not None and config.assistant_early_exit is None and not config.prompt_lookup_num_tokens:
+        _check_assistant(call)
+
+
+def _check_assistant(call: Call) -> None:
+    model, assistant = call.model, call.assistant_model
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        _check_encoders(model.config, getattr(assistant, "config", None))
+    sizes = _vocab_size(model), _vocab_size(assistant)
+    if None in sizes:
+        return
+    if sizes[0] == sizes[1] and call.assistant_tokenizer is not None:
+        raise ValueError(
+            f"`assistant_tokenizer` must be left out where both models have the same vocabulary of {sizes[0]}"
+        )
+    if sizes[0] != sizes[1] and (call.tokenizer is None or call.assistant_tokenizer is None):
+        raise ValueError(
+            f"`tokenizer` and `assistant_tokenizer` must be given where the models have different vocabularies, "
+            f"got {sizes[0]} and {sizes[1]}"
+        )
+
+
+def _check_encoders(config: Any, assistant: Any) -> None:
+    """A decoder-only assistant that reads the model's encoder needs one of the same size."""
+    if getattr(assistant, "is_encoder_decoder", False):
+        return
+    for name in ("encoder_attention_heads", "encoder_ffn_dim", "encoder_layers"):
+        if hasattr(assistant, name) and getattr(assistant, name) != getattr(config, name):
+            wanted, got = getattr(config, name), getattr(assistant, name)
+            raise ValueError(f"`assistant_model` must have the model's `{name}` {wanted}, got {got}")
+
+
+def _vocab_size(model: Any) -> int | None:
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    size = getattr(config, "vocab_size", None)
+    return None if size is None else int(size)
