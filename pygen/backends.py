@@ -83,21 +83,26 @@ class Dispatcher(Generic[Entry]):
         Raises ValueError for an unknown name, and BackendError where the chosen backend, or under "auto" every one,
         cannot run. Warns once where "auto" arrives at the reference in torch because a faster backend cannot run.
         """
+        name, passed_over = self.choose(device, backend)
+        if passed_over and name == "torch":
+            _warn_once(f"`{self.op}` falls back to backend 'torch': {'; '.join(passed_over)}")
+        return name, self.entries[name]
+
+    def choose(self, device: torch.device, backend: str = "auto") -> tuple[str, list[str]]:
+        """The name of the backend that `resolve` finds, and a sentence for each that "auto" passes over."""
         _check_name("backend", backend)
         if backend == "auto":
             backend = _chosen.get() or _from_environment()
         if backend != "auto":
             if self._reason(backend, device) is not None:
                 raise BackendError(self._refusal(device, f"backend {backend!r} cannot run on {device}"))
-            return backend, self.entries[backend]
+            return backend, []
 
         passed_over: list[str] = []
         for name in _AUTO_ORDER.get(device.type, ("torch",)):
             reason = self._reason(name, device)
             if reason is None:
-                if passed_over and name == "torch":
-                    _warn_once(f"`{self.op}` falls back to backend 'torch': {'; '.join(passed_over)}")
-                return name, self.entries[name]
+                return name, passed_over
             passed_over.append(f"backend {name!r} cannot run: {reason}")
         raise BackendError(self._refusal(device, f"no backend can run on {device}"))
 

@@ -45,6 +45,7 @@ class Call:
     progress: bool
     assistant_model: Any = None
     assistant_tokenizer: Any = None
+    synced_gpus: bool = False
 
     @property
     def config(self) -> GenerationConfig:

@@ -111,6 +111,47 @@ def generate(
     Penalties and n-gram bans do not see prompt positions that `attention_mask` hides.
     """
     _refuse_arguments(custom_generate=custom_generate)
+    call = prepare_call(
+        model,
+        inputs,
+        generation_config,
+        kwargs,
+        logits_processor=logits_processor,
+        stopping_criteria=stopping_criteria,
+        prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+        synced_gpus=synced_gpus,
+        assistant_model=assistant_model,
+        streamer=streamer,
+        negative_prompt_ids=negative_prompt_ids,
+        negative_prompt_attention_mask=negative_prompt_attention_mask,
+        generator=generator,
+        cancel=cancel,
+        progress=progress,
+    )
+    with Lockstep(call.adapter, call.prompt.input_ids.device) if call.synced_gpus else contextlib.nullcontext():
+        return LOOPS[call.mode](call)
+
+
+def prepare_call(
+    model: Any,
+    inputs: Any,
+    generation_config: Any,
+    kwargs: dict[str, Any],
+    *,
+    logits_processor: Any,
+    stopping_criteria: Any,
+    prefix_allowed_tokens_fn: Any,
+    synced_gpus: bool | None,
+    assistant_model: Any,
+    streamer: Any,
+    negative_prompt_ids: Any,
+    negative_prompt_attention_mask: Any,
+    generator: torch.Generator | None,
+    cancel: threading.Event | None,
+    progress: bool,
+) -> Call:
+    """The arguments of `generate`, checked and resolved, as far as that goes without running the model."""
+    kwargs = dict(kwargs)
     tokenizer = kwargs.pop("tokenizer", None)
     assistant_tokenizer = kwargs.pop("assistant_tokenizer", None)
     # Repositories of code need the permission; they are refused by name.
@@ -143,7 +184,7 @@ def generate(
         eos_token_ids=tokens.eos,
         tokenizer=tokenizer,
     )
-    call = Call(
+    return Call(
         adapter=adapter,
         settings=settings,
         mode=mode,
@@ -164,13 +205,12 @@ def generate(
         progress=progress,
         assistant_model=assistant_model,
         assistant_tokenizer=assistant_tokenizer,
+        synced_gpus=synced_gpus,
     )
-    with Lockstep(adapter, prompt.input_ids.device) if synced_gpus else contextlib.nullcontext():
-        return _LOOPS[mode](call)
 
 
 # The one place where a loop is chosen.
-_LOOPS: dict[GenerationMode, Callable[[Call], Tensor | GenerateOutput]] = {
+LOOPS: dict[GenerationMode, Callable[[Call], Tensor | GenerateOutput]] = {
     GenerationMode.GREEDY_SEARCH: generate_by_sampling,
     GenerationMode.SAMPLE: generate_by_sampling,
     GenerationMode.ASSISTED_GENERATION: generate_assisted,

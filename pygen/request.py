@@ -153,7 +153,7 @@ def resolve_lengths(
         warnings.warn(
             f"Neither `max_new_tokens` nor `max_length` is set: generating up to {max_length - prompt_length} tokens.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     else:
         max_length -= embeds_length
@@ -179,7 +179,7 @@ def resolve_lengths(
         warnings.warn(
             f"`{name}` asks for {min_length} tokens with the prompt, but generation stops at {max_length}.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     return Lengths(max_length - prompt_length, max(min_length - prompt_length, 0))
 

@@ -13,14 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import pygen.generate  # noqa: F401
 from pygen.backends import use_backend
+from pygen.generate import generate
 from pygen.loops.sample import sample
 from tests.generate.models import FAMILIES, counting_table, hf_model
 
-# The package's attribute of this name is the function.
-MODULE = sys.modules["pygen.generate"]
-generate = MODULE.generate
+MODULE = sys.modules["pygen.modes.sampling"]
 
 SCALAR_READ = "aten::_local_scalar_dense"
 
