@@ -17,7 +17,7 @@ BLUE, ORANGE, GREY, DARK = "#2a6fbb", "#e08a1e", "#b8bec6", "#3c4248"
 
 
 def plot_results(rows: Sequence[Row], machine: Mapping[str, str], path: Path) -> Path | None:
-    """Writes `path` from the rows of `sample` (its table when there, else whatever was run) and of `generate`.
+    """Writes `path` from the rows of `sample` and `beam_step` (their tables when there, else whatever was run) and of `generate`.
 
     Returns None without matplotlib, or when no row can be drawn.
     """
@@ -26,7 +26,7 @@ def plot_results(rows: Sequence[Row], machine: Mapping[str, str], path: Path) ->
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    bars = _sample_rows(rows)
+    bars = _step_rows(rows)
     loops = [row for row in rows if row.op == "generate" and row.forward_us]
     if not bars and not loops:
         return None
@@ -51,17 +51,18 @@ def plot_results(rows: Sequence[Row], machine: Mapping[str, str], path: Path) ->
     return path
 
 
-def _sample_rows(rows: Sequence[Row]) -> list[Row]:
-    for suite in ("sample-table", "sample-table-warm", "sample-full", "sample-quick"):
-        found = [row for row in rows if row.suite == suite and row.speedup is not None]
-        if found:
-            return found
-    return []
+def _step_rows(rows: Sequence[Row]) -> list[Row]:
+    found: list[Row] = []
+    for op in ("sample", "beam_step"):
+        suites = (f"{op}-{size}" for size in ("table", "table-warm", "full", "quick"))
+        of_suites = ([row for row in rows if row.suite == suite and row.speedup is not None] for suite in suites)
+        found += next(filter(None, of_suites), [])
+    return found
 
 
 def _footer(bars: Sequence[Row], machine: Mapping[str, str]) -> str:
     cache = f", {bars[0].cache} cache, float32" if bars else ""
-    command = "python -m benchmarks.bench_sample --table && python -m benchmarks.bench_generate --table"
+    command = "make bench"
     device, threads, isa, torch, commit, date = (
         machine.get(key, "?") for key in ("device", "threads", "isa", "torch", "commit", "date")
     )

@@ -54,6 +54,8 @@ def _cells(row: Row) -> dict[str, str]:
         "forward us": _number(row.forward_us),
         "outside us": _number(row.outside_us),
         "% outside": _number(row.outside_percent, 2),
+        "outside vs transformers": _number(row.outside_speedup, 1, "x"),
+        "cache moves": _number(row.cache_share, 3),
         "memory KiB": _number(None if row.memory_bytes is None else row.memory_bytes / 1024, 0),
         "target": row.target,
         "met": row.met,
