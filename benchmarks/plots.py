@@ -17,7 +17,7 @@ BLUE, ORANGE, GREY, DARK = "#2a6fbb", "#e08a1e", "#b8bec6", "#3c4248"
 
 
 def plot_results(rows: Sequence[Row], machine: Mapping[str, str], path: Path) -> Path | None:
-    """Writes `path` from the rows of `sample` and `beam_step` (their tables when there, else whatever was run) and of `generate`.
+    """Writes `path` from the rows of `sample` and `beam_step` (tables where there are any) and `generate`.
 
     Returns None without matplotlib, or when no row can be drawn.
     """
