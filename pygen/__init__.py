@@ -18,6 +18,7 @@ from pygen.config import (
     WatermarkingConfig,
 )
 from pygen.constraints import Constraint, ConstraintListState, DisjunctiveConstraint, PhrasalConstraint
+from pygen.explain import Explanation, explain
 from pygen.generate import generate
 from pygen.mixin import GenerationMixin
 from pygen.outputs import (
@@ -58,6 +59,7 @@ __all__ = [
     "ConstraintListState",
     "DisjunctiveConstraint",
     "EosTokenCriteria",
+    "Explanation",
     "GenerateBeamDecoderOnlyOutput",
     "GenerateBeamEncoderDecoderOutput",
     "GenerateDecoderOnlyOutput",
@@ -85,6 +87,7 @@ __all__ = [
     "available_backends",
     "build_info",
     "compute_transition_scores",
+    "explain",
     "generate",
     "ops",
     "patch",

@@ -1,0 +1,267 @@
+"""`explain`: what a call of `generate` would do and where every part of it comes from, without running the model."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pygen.backends import BackendError, Dispatcher
+from pygen.call import Call
+from pygen.config import GenerationMode
+from pygen.config_rules import EXTENSION_RULES, RULES, SAMPLING_ONLY, shown
+from pygen.generate import LOOPS, generate, prepare_call
+from pygen.integrations.module import ModuleAdapter
+from pygen.plan import Plan, make_plan
+from pygen.stages import Fused
+
+_CACHES = ("past_key_values", "cache_params")
+_BEAM_ONLY = ("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty")
+_ASSISTED_ONLY = (
+    "assistant_confidence_threshold",
+    "assistant_early_exit",
+    "assistant_lookbehind",
+    "max_matching_ngram_size",
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "prompt_lookup_num_tokens",
+    "target_lookbehind",
+)
+_BEAM_OPS = ("beam_step", "reorder_cache", "beam_finalize")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """source: "argument", "generation_config", "model" or "default". ignored: why it has no effect in this call."""
+
+    name: str
+    value: Any
+    source: str
+    ignored: str = ""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What happens to the scores in the steps [first, end), a line per stage; `end` is None where the call ends it."""
+
+    first: int
+    end: int | None
+    stages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The parts of a call; printing it gives all of them.
+
+    model: its class, and by which adapter it runs. loop: the module that runs the mode.
+    batch_size: prompts. rows: what is decoded at once, beams and copies included.
+    max_new_tokens: steps at most; min_new_tokens: steps without an end-of-sequence token.
+    eos_token_ids, pad_token_id: as they act; None where there is none.
+    settings: every setting with a value, by name; what the caller set and what has no effect can be told apart.
+    stages: how scores become tokens. not_fused: why processors are called rather than done in an op, a sentence each.
+    backends: what each op runs on and what was passed over, with reasons, by the op's name.
+    noise: where randomness comes from. cache: what remembers the text.
+    stopping: what ends rows. notes: warnings that the call would give.
+    """
+
+    model: str
+    mode: str
+    loop: str
+    batch_size: int
+    rows: int
+    prompt_length: int
+    max_new_tokens: int
+    min_new_tokens: int
+    eos_token_ids: list[int] | None
+    pad_token_id: int | None
+    settings: tuple[Setting, ...]
+    stages: tuple[Stages, ...]
+    not_fused: tuple[str, ...]
+    backends: dict[str, str]
+    noise: str
+    cache: str
+    stopping: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def ignored(self) -> dict[str, str]:
+        """The settings that somebody gave and that have no effect, with the reason."""
+        return {s.name: s.ignored for s in self.settings if s.ignored and s.source != "default"}
+
+    def __getitem__(self, name: str) -> Setting:
+        """The setting of that name; KeyError where it has no value."""
+        for setting in self.settings:
+            if setting.name == name:
+                return setting
+        raise KeyError(name)
+
+    def __str__(self) -> str:
+        lengths = f"prompt {self.prompt_length}, then at most {self.max_new_tokens} tokens"
+        if self.min_new_tokens:
+            lengths += f", no end in the first {self.min_new_tokens}"
+        parts = [
+            ("model", [self.model]),
+            ("mode", [f"{self.mode}, by {self.loop}"]),
+            ("rows", [f"{self.rows} of {self.batch_size} prompts"]),
+            ("lengths", [lengths]),
+            ("stopping", self.stopping),
+            ("cache", [self.cache]),
+            ("noise", [self.noise]),
+            ("scores", [line for steps in self.stages for line in _lines(steps)]),
+            ("not fused", self.not_fused or ["-"]),
+            ("backends", [f"{op}: {backend}" for op, backend in self.backends.items()]),
+            ("settings", _table([s for s in self.settings if not s.ignored])),
+            ("no effect", [f"{name}: {reason}" for name, reason in self.ignored.items()] or ["-"]),
+            ("notes", self.notes or ["-"]),
+        ]
+        return "\n".join(
+            f"{title if number == 0 else '':<11}{line}" for title, lines in parts for number, line in enumerate(lines)
+        )
+
+
+def explain(model: Any, *args: Any, **kwargs: Any) -> Explanation:
+    """What `generate(model, *args, **kwargs)` would do; takes what `generate` takes and raises what it raises early.
+
+    The model does not run, the generator is not advanced, a streamer gets nothing.
+    """
+    bound = inspect.signature(generate).bind(model, *args, **kwargs)
+    bound.apply_defaults()
+    arguments = bound.arguments
+    settings = arguments.pop("kwargs")
+    if arguments.pop("custom_generate") is not None:
+        raise NotImplementedError("`custom_generate`: what code of one's own does cannot be explained")
+    with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+        warnings.simplefilter("always")
+        call = prepare_call(arguments.pop("model"), kwargs=settings, **arguments)
+        plan = make_plan(call)
+    return Explanation(
+        model=f"{type(call.model).__name__}, by {type(call.adapter).__module__}",
+        mode=call.mode.value,
+        loop=LOOPS[call.mode].__module__,
+        batch_size=call.batch_size,
+        rows=call.rows,
+        prompt_length=call.prompt.input_ids.shape[1],
+        max_new_tokens=call.lengths.max_new_tokens,
+        min_new_tokens=call.lengths.min_new_tokens,
+        eos_token_ids=call.stopping.eos_token_ids,
+        pad_token_id=call.tokens.pad,
+        settings=_settings(call),
+        stages=tuple(Stages(s.first, s.end, plan.stages(s.first)) for s in plan.segments),
+        not_fused=plan.reasons(),
+        backends={op: _backend(op, call) for op in _ops(call, plan)},
+        noise=_noise(call),
+        cache=_cache(call),
+        stopping=tuple(_stopping(call)),
+        notes=tuple(str(warning.message) for warning in caught),
+    )
+
+
+def _settings(call: Call) -> tuple[Setting, ...]:
+    values = vars(call.config)
+    return tuple(
+        Setting(name, values[name], call.settings.sources.get(name, "default"), _ignored(name, values[name], call))
+        for name in sorted(values)
+        if values[name] is not None and not name.startswith("_") and name != "transformers_version"
+    )
+
+
+def _ignored(name: str, value: Any, call: Call) -> str:
+    """Why a setting has no effect in this call, or ""."""
+    config = call.config
+    reasons: tuple[tuple[bool, str], ...] = (
+        (name in {*SAMPLING_ONLY, "seed"} and not config.do_sample, "acts in sampling only, `do_sample` is not True"),
+        (name in _BEAM_ONLY and not _searches_beams(call), "acts in beam search only, `num_beams` is 1"),
+        (
+            name in _ASSISTED_ONLY and call.mode is not GenerationMode.ASSISTED_GENERATION,
+            "acts in assisted decoding only",
+        ),
+        (
+            name in config.extra_output_flags and value is True and not call.wants_dict,
+            "`return_dict_in_generate` is not True",
+        ),
+        (name == "max_length" and config.max_new_tokens is not None, "`max_new_tokens` decides"),
+        (name == "min_length" and config.min_new_tokens is not None, "`min_new_tokens` decides"),
+        (name in ("cache_implementation", "cache_config") and config.use_cache is False, "`use_cache` is False"),
+        (name == "cache_config" and config.cache_implementation != "quantized", "acts on quantized caches only"),
+        (name == "decoder_start_token_id" and not call.adapter.is_encoder_decoder, "the model has no encoder"),
+        (name == "disable_compile", "no forward is compiled"),
+        (name not in RULES and name not in EXTENSION_RULES, "no setting of generation"),
+    )
+    return next((reason for applies, reason in reasons if applies), "")
+
+
+def _searches_beams(call: Call) -> bool:
+    return (call.config.num_beams or 1) > 1
+
+
+def _ops(call: Call, plan: Plan) -> tuple[str, ...]:
+    """The ops of a step, in the order in which they run."""
+    shapes = plan.keep_scores or any(isinstance(stage, Fused) for s in plan.segments for stage in s.early)
+    return (*(("process_logits",) if shapes else ()), *(_BEAM_OPS if _searches_beams(call) else ("sample",)))
+
+
+def _backend(op: str, call: Call) -> str:
+    dispatcher: Dispatcher[Any] = importlib.import_module(f"pygen.ops.{op}")._dispatch
+    try:
+        name, passed_over = dispatcher.choose(call.prompt.input_ids.device)
+    except BackendError as error:
+        return str(error)
+    return "; ".join([name, *passed_over])
+
+
+def _noise(call: Call) -> str:
+    seed = getattr(call.config, "seed", None)
+    if not call.config.do_sample:
+        return "none: nothing is drawn"
+    if seed is not None:
+        return f"philox, of seed {shown(seed)}, step and token id only"
+    if call.generator is not None:
+        return "the torch.Generator given, the tokens of transformers"
+    return "torch's default generator, the tokens of transformers under the same torch.manual_seed"
+
+
+def _cache(call: Call) -> str:
+    given = next(
+        (call.prompt.model_kwargs[name] for name in _CACHES if call.prompt.model_kwargs.get(name) is not None), None
+    )
+    if given is not None:
+        return f"the caller's {type(given).__name__}"
+    if call.config.use_cache is False:
+        return "none, `use_cache` is False: every step reads the whole text"
+    if call.config.cache_implementation is not None:
+        return str(call.config.cache_implementation)
+    if isinstance(call.adapter, ModuleAdapter):
+        takes = "past_key_values" in inspect.signature(call.model.forward).parameters
+        return (
+            "what forward returns"
+            if takes
+            else "none, forward takes no `past_key_values`: every step reads the whole text"
+        )
+    return "the model's default"
+
+
+def _stopping(call: Call) -> Iterator[str]:
+    yield f"after {call.lengths.max_new_tokens} tokens"
+    if call.stopping.eos_token_ids is not None:
+        yield f"at token ids {call.stopping.eos_token_ids}"
+    if call.stopping.max_time is not None:
+        yield f"after {call.stopping.max_time} seconds"
+    for criterion in call.criteria:
+        yield str(getattr(criterion, "__name__", type(criterion).__name__))
+    if call.cancel is not None:
+        yield "when `cancel` is set"
+
+
+def _lines(steps: Stages) -> list[str]:
+    span = f"from step {steps.first}" if steps.end is None else f"steps {steps.first} to {steps.end - 1}"
+    return [f"{f'{span}:' if number == 0 else '':<16}{stage}" for number, stage in enumerate(steps.stages)]
+
+
+def _table(settings: Sequence[Setting]) -> list[str]:
+    width = max(len(setting.name) for setting in settings)
+    return [f"{s.name:<{width}} = {shown(s.value)} ({s.source})" for s in settings]
