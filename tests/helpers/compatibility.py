@@ -15,14 +15,9 @@ PUBLIC_NAMES = tuple(sorted(transformers.generation._class_to_module))
 
 _CONTINUOUS_BATCHING = "continuous batching serves requests that come and go; pygen generates for a batch"
 _ONE_MODEL = "bound to one model"
-_ASSISTED = "assisted decoding is being built"
 
 # The names that pygen leaves out on purpose, and why; the document gives the same reasons.
 NOT_OFFERED = {
-    "AssistedCandidateGenerator": _ASSISTED,
-    "CandidateGenerator": _ASSISTED,
-    "EarlyExitCandidateGenerator": _ASSISTED,
-    "PromptLookupCandidateGenerator": _ASSISTED,
     "ContinuousBatchingConfig": _CONTINUOUS_BATCHING,
     "ContinuousBatchingManager": _CONTINUOUS_BATCHING,
     "ContinuousMixin": _CONTINUOUS_BATCHING,
