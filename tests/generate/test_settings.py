@@ -166,6 +166,8 @@ UNAVAILABLE: list[tuple[str, Any]] = [
     ("force_words_ids", [[1]]),
     ("token_healing", True),
     ("use_mtp", True),
+    ("speculation_type", "dflash"),
+    ("assistant_ensemble_weight", 0.5),
     ("cache_implementation", "paged"),
     ("low_memory", True),
     ("custom_generate", "folder"),
