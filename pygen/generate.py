@@ -14,12 +14,15 @@ from torch import Tensor
 
 from pygen.call import Call
 from pygen.config import GenerationMode
+from pygen.healing import heal
 from pygen.integrations import adapt
 from pygen.lockstep import Lockstep, resolve_synced_gpus
 from pygen.modes.assisted import generate_assisted
 from pygen.modes.beams import generate_with_beams
+from pygen.modes.custom import borrowed, own_loop
 from pygen.modes.sampling import generate_by_sampling
 from pygen.outputs import GenerateOutput
+from pygen.remote_code import load_custom_generate
 from pygen.request import refuse_unavailable, resolve_lengths, resolve_settings, resolve_special_tokens
 from pygen.stopping import build_criteria
 from pygen.streamers import end_stream
@@ -85,7 +88,9 @@ def generate(
             where FSDP or DeepSpeed ZeRO-3 gather them.
         streamer: receives the prompts, then the tokens of every step, then `end()`, or `fail(error)` where it has that
             and the call fails, however early.
-        tokenizer: the model's, for `stop_strings`.
+        tokenizer: the model's, for `stop_strings` and `token_healing`.
+        custom_generate: a decoding loop in the place of pygen's (see `pygen.modes.custom`); or a folder or repository
+            whose `custom_generate/generate.py` is called instead, which needs `trust_remote_code=True`.
         generator: where noise is taken from without `seed`; None is torch's default generator.
         cancel: once set, generation ends after the step in progress.
         progress: shows a progress bar.
@@ -110,7 +115,29 @@ def generate(
     the model runs. Nothing that is passed in is modified, but a cache given as `past_key_values` is extended.
     Penalties and n-gram bans do not see prompt positions that `attention_mask` hides.
     """
-    _refuse_arguments(custom_generate=custom_generate)
+    trust_remote_code = kwargs.pop("trust_remote_code", None)
+    if isinstance(custom_generate, str):
+        beyond = {"generator": generator, "cancel": cancel, "progress": progress}
+        result: Tensor | GenerateOutput = load_custom_generate(custom_generate, trust_remote_code)(
+            model=model,
+            inputs=inputs,
+            generation_config=generation_config,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            synced_gpus=synced_gpus,
+            assistant_model=assistant_model,
+            streamer=borrowed(streamer),
+            negative_prompt_ids=negative_prompt_ids,
+            negative_prompt_attention_mask=negative_prompt_attention_mask,
+            **{name: value for name, value in beyond.items() if value},
+            **kwargs,
+        )
+        return result
+    loop = None
+    if custom_generate is not None:
+        given = {"streamer": borrowed(streamer), "synced_gpus": synced_gpus, "assistant_model": assistant_model}
+        loop, synced_gpus = own_loop(custom_generate, model, given, kwargs), False
     call = prepare_call(
         model,
         inputs,
@@ -127,7 +154,12 @@ def generate(
         generator=generator,
         cancel=cancel,
         progress=progress,
+        any_search=loop is not None,
     )
+    if call.config.token_healing:
+        call = dataclasses.replace(call, prompt=heal(call.prompt, call.tokenizer, functools.partial(generate, model)))
+    if loop is not None:
+        return loop(call)
     with Lockstep(call.adapter, call.prompt.input_ids.device) if call.synced_gpus else contextlib.nullcontext():
         return LOOPS[call.mode](call)
 
@@ -149,19 +181,22 @@ def prepare_call(
     generator: torch.Generator | None,
     cancel: threading.Event | None,
     progress: bool,
+    any_search: bool = False,
 ) -> Call:
-    """The arguments of `generate`, checked and resolved, as far as that goes without running the model."""
+    """The arguments of `generate`, checked and resolved, as far as that goes without running the model.
+
+    any_search: settings may ask for a search that pygen does not have.
+    """
     kwargs = dict(kwargs)
     tokenizer = kwargs.pop("tokenizer", None)
     assistant_tokenizer = kwargs.pop("assistant_tokenizer", None)
-    # Repositories of code need the permission; they are refused by name.
-    kwargs.pop("trust_remote_code", None)
 
     synced_gpus = resolve_synced_gpus(synced_gpus, model)
     adapter = adapt(model)
     settings = resolve_settings(adapter.generation_config, generation_config, kwargs)
     config = settings.config
-    refuse_unavailable(config)
+    if not any_search:
+        refuse_unavailable(config)
     if synced_gpus and config.guidance_scale not in (None, 1):
         raise NotImplementedError("`guidance_scale` runs forwards that `synced_gpus`=True cannot keep in step")
     mode = config.get_generation_mode(assistant_model)
@@ -217,9 +252,3 @@ LOOPS: dict[GenerationMode, Callable[[Call], Tensor | GenerateOutput]] = {
     GenerationMode.BEAM_SEARCH: generate_with_beams,
     GenerationMode.BEAM_SAMPLE: generate_with_beams,
 }
-
-
-def _refuse_arguments(**arguments: Any) -> None:
-    for name, value in arguments.items():
-        if value is not None:
-            raise NotImplementedError(f"`{name}` is not available in this version")

@@ -125,10 +125,10 @@ def _bind(plan: Plan, segment: Segment, logits: Tensor, binding: Binding) -> tup
         if isinstance(stage, Called):
             early.append(_calls(stage, binding, first=not early))
         else:
-            knobs = _op_knobs(stage, plan, example)
+            knobs = op_knobs(stage, plan, example)
             early.append(binding.shape(example if early else logits, not early, **knobs))
     example, first = (example, False) if early else (logits, True)
-    knobs = {**_op_knobs(segment.last, plan, example), "do_sample": plan.do_sample}
+    knobs = {**op_knobs(segment.last, plan, example), "do_sample": plan.do_sample}
     if plan.greedy_rows is not None:
         knobs.setdefault("temperature", plan.greedy_rows)
     keeps = binding.shape(example, first, **knobs) if plan.keep_scores else None
@@ -148,7 +148,7 @@ def _calls(stage: Called, binding: Binding, *, first: bool) -> Op:
     return run
 
 
-def _op_knobs(stage: Fused, plan: Plan, example: Tensor) -> dict[str, Any]:
+def op_knobs(stage: Fused, plan: Plan, example: Tensor) -> dict[str, Any]:
     """Arguments of `process_logits` for scores like `example`."""
     knobs = {**stage.knobs, "do_sample": plan.do_sample if stage.warps else False}
     if "bias" in knobs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Mapping
@@ -29,8 +30,11 @@ _UNAVAILABLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "dola_layers": ((None,), "decoding by contrasting layers"),
     "use_mtp": ((None, False), "multi-token prediction"),
     "speculation_type": ((None,), "speculative decoding"),
+<<<<<<< ours
     "assistant_ensemble_weight": ((None,), "the ensemble of model and assistant"),
     "token_healing": ((None, False), "token healing"),
+=======
+>>>>>>> theirs
     "compile_config": ((None,), "compilation of the forward"),
     "cache_implementation": ((None, *(set(CACHE_IMPLEMENTATIONS) - {"paged"})), "continuous batching"),
 }
@@ -221,3 +225,19 @@ def _ids(value: Any) -> list[int] | None:
         return None
     ids = torch.as_tensor(value).reshape(-1).tolist()
     return [int(token_id) for token_id in ids] or None
+
+
+def config_for_hooks(config: GenerationConfig, tokens: SpecialTokens, device: torch.device) -> GenerationConfig:
+    """A copy of `config` as models' hooks and loops of the caller's expect it.
+
+    The special tokens are there as tensors too (`_eos_token_tensor` is 1-D, or None), and numbers where None means one.
+    """
+    result = copy.copy(config)
+    result.num_beams = config.num_beams or 1
+    result.num_return_sequences = config.num_return_sequences or 1
+    result.cache_config = dict(config.cache_config) if config.cache_config is not None else None
+    special = {"bos": tokens.bos, "eos": tokens.eos, "pad": tokens.pad, "decoder_start": tokens.decoder_start}
+    for name, value in special.items():
+        tensor = None if value is None else torch.as_tensor(value, dtype=torch.int64, device=device)
+        setattr(result, f"_{name}_token_tensor", tensor)
+    return result

@@ -48,6 +48,10 @@ class ModelAdapter(Protocol):
         """A forward whose result nobody reads, beside the cache: other processes need it to go on with theirs."""
         ...
 
+    def hand_over(self) -> dict[str, Any]:
+        """In the place of `prefill`: the arguments of the model's forwards, expanded, for a loop of the caller's."""
+        ...
+
     def prefill(self, prompt_ids: Tensor) -> Tensor:
         """(rows, prompt_length) -> logits (rows, vocab_size) after the prompts, rows = batch_size * num_copies.
 

@@ -122,6 +122,10 @@ class ModuleAdapter:
         shapes = {"attention_mask": torch.ones_like(ids), "position_ids": ids}
         self._model(input_ids=ids, **{name: value for name, value in shapes.items() if name in self._names})
 
+    def hand_over(self) -> dict[str, Any]:
+        kwargs = self._kwargs | self._growing.after(0)
+        return self._expanded(kwargs) if self._expands_late else kwargs
+
     def prefill(self, prompt_ids: Tensor) -> Tensor:
         if not self._expands_late:
             logits = self._forward(prompt_ids, prompt_ids.shape[1])[:, 0]

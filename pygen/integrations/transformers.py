@@ -102,7 +102,7 @@ class TransformersAdapter:
     def start(self, prompt: Prompt, *, mode: GenerationMode, num_copies: int, max_new_tokens: int) -> None:
         config, kwargs = self._config, dict(prompt.model_kwargs)
         self._batch_size, self._prompt_length = prompt.input_ids.shape
-        self._token_device = prompt.input_ids.device
+        self._prompt_ids = prompt.input_ids
         self._num_copies = num_copies
         self._max_new_tokens = max_new_tokens
         self._use_cache = config.use_cache is not False
@@ -136,19 +136,18 @@ class TransformersAdapter:
         if self.is_encoder_decoder:
             kwargs |= {name: self._kwargs.get(name) for name in ("encoder_outputs", "attention_mask")}
             rows = kwargs["encoder_outputs"][0].shape[0]
-        ids = torch.zeros((rows, 1), dtype=torch.int64, device=self._token_device)
+        ids = torch.zeros((rows, 1), dtype=torch.int64, device=self._prompt_ids.device)
         self._model(**self._hooks.prepare_inputs_for_generation(ids, **kwargs), return_dict=True)
+
+    def hand_over(self) -> dict[str, Any]:
+        self._expand_inputs()
+        return self._kwargs
 
     def prefill(self, prompt_ids: Tensor) -> Tensor:
         if self._expands_late:
             prompt_ids = prompt_ids[:: self._num_copies]
-        elif self._num_copies > 1:
-            _, self._kwargs = self._hooks._expand_inputs_for_generation(
-                expand_size=self._num_copies,
-                is_encoder_decoder=self.is_encoder_decoder,
-                input_ids=prompt_ids[:: self._num_copies],
-                **self._kwargs,
-            )
+        else:
+            self._expand_inputs()
         outputs = self._read_prompt(prompt_ids)
         logits = tail_logits(outputs.logits, prompt_ids.shape[0], 1, prompt_ids.device)[:, 0]
         self._keep(outputs, 1)
@@ -265,6 +264,15 @@ class TransformersAdapter:
             if name in outputs:
                 self._kwargs[argument] = outputs[name]
                 break
+
+    def _expand_inputs(self) -> None:
+        if self._num_copies > 1:
+            _, self._kwargs = self._hooks._expand_inputs_for_generation(
+                expand_size=self._num_copies,
+                is_encoder_decoder=self.is_encoder_decoder,
+                input_ids=self._prompt_ids,
+                **self._kwargs,
+            )
 
     def _expand(self, logits: Tensor) -> Tensor:
         copies, batch_size = self._num_copies, self._batch_size

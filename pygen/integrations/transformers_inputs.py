@@ -23,7 +23,7 @@ from pygen.config import GenerationConfig, GenerationMode
 from pygen.integrations.inputs import GrowingInputs
 from pygen.integrations.own_generate import unpatched
 from pygen.prompt import Prompt, check_device, check_ids, check_mask, given_input, start_ids, warn_of_right_padding
-from pygen.request import SpecialTokens
+from pygen.request import SpecialTokens, config_for_hooks
 
 logger = logging.getLogger(__name__)
 
@@ -54,19 +54,12 @@ def is_default(model: Any, hook: str) -> bool:
 
 
 def _hook_config(config: GenerationConfig, tokens: SpecialTokens, device: torch.device) -> GenerationConfig:
-    """A copy of `config` as hooks expect it: special tokens as tensors, numbers where None means one."""
-    result = copy.copy(config)
-    result.num_beams = config.num_beams or 1
-    result.num_return_sequences = config.num_return_sequences or 1
-    result.cache_config = dict(config.cache_config) if config.cache_config is not None else None
+    """A copy of `config` as transformers' hooks expect it."""
+    result = config_for_hooks(config, tokens, device)
     if result.cache_implementation in _STATIC_ALIASES:
         result.cache_implementation = _STATIC_ALIASES[result.cache_implementation]
     for name in _SETTINGS - vars(result).keys():
         setattr(result, name, None)
-    special = {"bos": tokens.bos, "eos": tokens.eos, "pad": tokens.pad, "decoder_start": tokens.decoder_start}
-    for name, value in special.items():
-        tensor = None if value is None else torch.as_tensor(value, dtype=torch.int64, device=device)
-        setattr(result, f"_{name}_token_tensor", tensor)
     return result
 
 

@@ -13,7 +13,7 @@ from tests.generate import test_plan_steps as steps
 
 def forgetting(*names: str) -> Callable[..., dict[str, Any]]:
     """Ops that are prepared without these knobs."""
-    complete = pipeline._op_knobs
+    complete = pipeline.op_knobs
 
     def op_knobs(*arguments: Any) -> dict[str, Any]:
         return {name: value for name, value in complete(*arguments).items() if name not in names}
@@ -35,8 +35,8 @@ FAULTS: list[tuple[str, Any, str, Any]] = [
     ("all processors before the op", stages, "_bans_first", processors_first),
     ("entries act on every step", stages.Item, "acts_on", lambda item, step: True),
     ("entries act on the first step only", stages.Item, "acts_on", lambda item, step: item.first <= 0),
-    ("biases forgotten", pipeline, "_op_knobs", forgetting("bias")),
-    ("tokens to keep forgotten", pipeline, "_op_knobs", forgetting("min_tokens_to_keep")),
+    ("biases forgotten", pipeline, "op_knobs", forgetting("bias")),
+    ("tokens to keep forgotten", pipeline, "op_knobs", forgetting("min_tokens_to_keep")),
     ("filter values ignored", plan_order, "knobs_of", lambda p, samples: {"top_p": 0.9} if hasattr(p, "top_p") else {}),
     ("warpers fused where rows are greedy", plan_order, "knobs_of", lambda p, samples: KNOBS_OF(p, samples=True)),
 ]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
 from pygen.config import GenerationConfig
 from pygen.generate import generate
@@ -164,13 +164,11 @@ UNAVAILABLE: list[tuple[str, Any]] = [
     ("dola_layers", "low"),
     ("constraints", [1]),
     ("force_words_ids", [[1]]),
-    ("token_healing", True),
     ("use_mtp", True),
     ("speculation_type", "dflash"),
     ("assistant_ensemble_weight", 0.5),
     ("cache_implementation", "paged"),
     ("low_memory", True),
-    ("custom_generate", "folder"),
 ]
 
 
@@ -191,8 +189,8 @@ def test_none_turns_beams_off() -> None:
 
 def test_a_refused_setting_may_come_from_the_model() -> None:
     model = counting_table()
-    model.generation_config = GenerationConfig(token_healing=True)
-    with pytest.raises(NotImplementedError, match="`token_healing`=True: token healing is not available"):
+    model.generation_config = GenerationConfig(use_mtp=True)
+    with pytest.raises(NotImplementedError, match="`use_mtp`=True: multi-token prediction is not available"):
         generate(model, IDS)
 
 
