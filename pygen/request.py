@@ -30,11 +30,7 @@ _UNAVAILABLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "dola_layers": ((None,), "decoding by contrasting layers"),
     "use_mtp": ((None, False), "multi-token prediction"),
     "speculation_type": ((None,), "speculative decoding"),
-<<<<<<< ours
     "assistant_ensemble_weight": ((None,), "the ensemble of model and assistant"),
-    "token_healing": ((None, False), "token healing"),
-=======
->>>>>>> theirs
     "compile_config": ((None,), "compilation of the forward"),
     "cache_implementation": ((None, *(set(CACHE_IMPLEMENTATIONS) - {"paged"})), "continuous batching"),
 }
