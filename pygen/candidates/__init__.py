@@ -5,10 +5,19 @@ from __future__ import annotations
 from pygen.candidates.assistant import AssistedCandidateGenerator, EarlyExitCandidateGenerator
 from pygen.candidates.base import CandidateGenerator
 from pygen.candidates.prompt_lookup import PromptLookupCandidateGenerator
+from pygen.candidates.translator import AssistantToTargetTranslator, AssistantVocabTranslatorCache
+from pygen.candidates.universal import (
+    AssistedCandidateGeneratorDifferentTokenizers,
+    UniversalSpeculativeDecodingGenerator,
+)
 
 __all__ = [
+    "AssistantToTargetTranslator",
+    "AssistantVocabTranslatorCache",
     "AssistedCandidateGenerator",
+    "AssistedCandidateGeneratorDifferentTokenizers",
     "CandidateGenerator",
     "EarlyExitCandidateGenerator",
     "PromptLookupCandidateGenerator",
+    "UniversalSpeculativeDecodingGenerator",
 ]

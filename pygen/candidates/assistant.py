@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pygen.call import Call
-from pygen.candidates.base import CandidateGenerator
-from pygen.candidates.drafter import DraftCount, Drafter, Follower, assistant_settings
+from pygen.candidates.drafter import CountedDrafts, Drafter, Follower, assistant_settings
 from pygen.candidates.inputs import call_of_arguments
 from pygen.loops.state import DecodeState
 from pygen.plan import Plan, make_plan
@@ -18,7 +17,7 @@ from pygen.plan_order import WARPERS
 _AFTER_THE_CALLERS = (*WARPERS, "watermarking_config")
 
 
-class AssistedCandidateGenerator(CandidateGenerator):
+class AssistedCandidateGenerator(CountedDrafts):
     """Drafts up to `num_assistant_tokens` tokens with `assistant_model` (Leviathan et al. 2023).
 
     Drafting stops after an end-of-sequence token, or one of a probability below `assistant_confidence_threshold`.
@@ -44,24 +43,45 @@ class AssistedCandidateGenerator(CandidateGenerator):
         call = call_of_arguments(
             input_ids, assistant_model, generation_config, model_kwargs, inputs_tensor, logits_processor
         )
-        settings = assistant_settings(assistant_model)
         self.assistant_model = assistant_model
-        self._drafting = drafting_of(call, make_plan(call), settings, keep_scores=True, layers=self._layers(call))
+        self._draft_for(call, make_plan(call), assistant_settings(assistant_model), keep_scores=True)
+
+    @classmethod
+    def of_call(cls, call: Call, settings: dict[str, Any], *, keep_scores: bool) -> AssistedCandidateGenerator:
+        """For the call of an assistant (`inputs.assistant_call`), with its seeds and generator.
+
+        settings: see `assistant_settings`.
+        keep_scores: whether the drafts' scores are wanted.
+        """
+        generator = cls.__new__(cls)
+        generator.assistant_model = call.model
+        generator._draft_for(call, _drafts_plan(call), settings, keep_scores=keep_scores)
+        return generator
 
     @staticmethod
     def _layers(call: Call) -> int | None:
+        """How many layers of the assistant draft; None is all."""
         return None
 
-    @property
-    def num_assistant_tokens(self) -> int:
-        """How many tokens the next round drafts at most."""
-        return self._drafting.count.number
+    def _draft_for(self, call: Call, plan: Plan, settings: dict[str, Any], *, keep_scores: bool) -> None:
+        self.use_settings(settings)
+        threshold, max_new_tokens = settings["assistant_confidence_threshold"], call.lengths.max_new_tokens
+        plan = dataclasses.replace(plan, keep_scores=keep_scores, num_logprobs=1 if threshold > 0 else 0)
+        state = DecodeState.create(
+            call.prompt.input_ids,
+            max_new_tokens,
+            eos_token_ids=call.stopping.eos_token_ids,
+            pad_token_id=call.tokens.pad or 0,
+            visible=call.prompt.visible() if plan.reads_history else None,
+        )
+        plan.check(state)
+        follower = Follower(call.adapter, call.prompt, max_new_tokens, model=call.model, layers=self._layers(call))
+        self._drafter = Drafter(follower, plan, state, threshold)
+        self._max_length = state.token_ids.shape[1]
 
     def get_candidates(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self._drafting.get_candidates(input_ids)
-
-    def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
-        self._drafting.update_candidate_strategy(input_ids, scores, num_matches)
+        count = min(self.num_assistant_tokens, self._max_length - input_ids.shape[1] - 1)
+        return self._drafter.draft(input_ids, count) if count > 0 else (input_ids, None)
 
 
 class EarlyExitCandidateGenerator(AssistedCandidateGenerator):
@@ -76,51 +96,7 @@ class EarlyExitCandidateGenerator(AssistedCandidateGenerator):
         return call.config.assistant_early_exit
 
 
-class Drafting(CandidateGenerator):
-    """A drafter with its number of drafts: what the classes above consist of.
-
-    max_length: of the whole text; the last token is the model's.
-    """
-
-    def __init__(self, drafter: Drafter, count: DraftCount, max_length: int) -> None:
-        self._drafter = drafter
-        self.count = count
-        self._max_length = max_length
-
-    def get_candidates(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        count = min(self.count.number, self._max_length - input_ids.shape[1] - 1)
-        return self._drafter.draft(input_ids, count) if count > 0 else (input_ids, None)
-
-    def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
-        self.count.update(scores.shape[1] - 1, num_matches)
-
-
-def drafting_of(
-    call: Call, plan: Plan, settings: dict[str, Any], *, keep_scores: bool, layers: int | None = None
-) -> Drafting:
-    """The drafts of an assistant's call.
-
-    settings: see `assistant_settings`.
-    keep_scores: whether the drafts' scores are wanted.
-    """
-    prompt, max_new_tokens = call.prompt, call.lengths.max_new_tokens
-    threshold = settings["assistant_confidence_threshold"]
-    plan = dataclasses.replace(plan, keep_scores=keep_scores, num_logprobs=1 if threshold > 0 else 0)
-    ids = call.prompt.input_ids
-    state = DecodeState.create(
-        ids,
-        max_new_tokens,
-        eos_token_ids=call.stopping.eos_token_ids,
-        pad_token_id=call.tokens.pad or 0,
-        visible=prompt.visible() if plan.reads_history else None,
-    )
-    plan.check(state)
-    follower = Follower(call.adapter, prompt, max_new_tokens, model=call.model, layers=layers)
-    count = DraftCount(int(settings["num_assistant_tokens"]), settings["num_assistant_tokens_schedule"])
-    return Drafting(Drafter(follower, plan, state, threshold), count, ids.shape[1] + max_new_tokens)
-
-
-def drafts_plan(call: Call) -> Plan:
+def _drafts_plan(call: Call) -> Plan:
     """The plan of an assistant's call, made anew: processors may keep states.
 
     Under torch's noise what stands after the caller's processors acts twice, as it does in transformers: the drafts are

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pygen.candidates.base import CandidateGenerator
 from pygen.config import DEFAULTS, GenerationMode
 from pygen.integrations import ModelAdapter
 from pygen.loops.state import DecodeState
@@ -34,19 +34,25 @@ def assistant_settings(assistant_model: Any, given: dict[str, Any] | None = None
     return values | (given or {})
 
 
-@dataclass
-class DraftCount:
-    """How many tokens are drafted in a round: two more after one in which all were right, else one less.
+class CountedDrafts(CandidateGenerator):
+    """A generator whose number of drafts follows a schedule: 2 more after a round in which all were right, else 1 less.
 
-    schedule: "constant" leaves the number as it is.
+    num_assistant_tokens: how many tokens the next round drafts at most.
+    num_assistant_tokens_schedule: "constant" leaves the number as it is.
     """
 
-    number: int
-    schedule: str
+    num_assistant_tokens: int
+    num_assistant_tokens_schedule: str
 
-    def update(self, drafted: int, matched: int) -> None:
-        if self.schedule != "constant":
-            self.number = self.number + 2 if matched == drafted else max(1, self.number - 1)
+    def use_settings(self, settings: dict[str, Any]) -> None:
+        """Takes over what `assistant_settings` returned."""
+        self.num_assistant_tokens = int(settings["num_assistant_tokens"])
+        self.num_assistant_tokens_schedule = settings["num_assistant_tokens_schedule"]
+
+    def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
+        if self.num_assistant_tokens_schedule != "constant":
+            more = num_matches == scores.shape[1] - 1
+            self.num_assistant_tokens = max(1, self.num_assistant_tokens + (2 if more else -1))
 
 
 class Follower:

@@ -116,6 +116,25 @@ def _takes(adapter: ModelAdapter, name: str, value: Any) -> bool:
     return True
 
 
+def prompt_of_text(assistant_model: Any, input_ids: Tensor) -> tuple[ModelAdapter, Prompt]:
+    """A fresh adapter of an assistant that reads nothing but `input_ids` (1, length), none of it padding."""
+    adapter = adapt(assistant_model)
+    if adapter.is_encoder_decoder:
+        raise ValueError("`assistant_model` must be decoder-only where the vocabularies differ")
+    config = resolve_settings(adapter.generation_config, None, _UNSET).config
+    prompt = _read(
+        adapter,
+        input_ids,
+        None,
+        inputs=None,
+        model_kwargs={},
+        config=config,
+        tokens=resolve_special_tokens(config),
+        is_encoder_decoder=False,
+    )
+    return adapter, prompt
+
+
 def call_of_arguments(
     input_ids: Tensor,
     assistant_model: Any,

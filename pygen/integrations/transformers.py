@@ -204,6 +204,11 @@ class TransformersAdapter:
     def cache(self) -> Any:
         return next((self._kwargs[name] for name in CACHE_NAMES if self._kwargs.get(name) is not None), None)
 
+    @property
+    def encoder_outputs(self) -> Any:
+        """What the encoder made of the inputs, once started; None without one."""
+        return self._kwargs.get("encoder_outputs")
+
     def recorded(self) -> dict[str, Any]:
         kept = {name: tuple(entries) for name, entries in self.records.items()}
         return {**self._encoder_records, **kept, "past_key_values": self.cache}

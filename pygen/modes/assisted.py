@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import Tensor
 
 from pygen.acceptance import bind_chooser
 from pygen.call import Call
-from pygen.candidates.assistant import Drafting, drafting_of, drafts_plan
+from pygen.candidates.assistant import AssistedCandidateGenerator, EarlyExitCandidateGenerator
 from pygen.candidates.base import CandidateGenerator
-from pygen.candidates.drafter import SETTINGS, assistant_settings
+from pygen.candidates.drafter import SETTINGS, CountedDrafts, assistant_settings
 from pygen.candidates.inputs import add_encoder_outputs, assistant_call
 from pygen.candidates.prompt_lookup import PromptLookupCandidateGenerator
+from pygen.candidates.translator import AssistantVocabTranslatorCache
+from pygen.candidates.universal import (
+    AssistedCandidateGeneratorDifferentTokenizers,
+    UniversalSpeculativeDecodingGenerator,
+)
 from pygen.loops.assisted import ChunkMonitor, assisted
 from pygen.loops.monitor import Monitor
 from pygen.loops.state import DecodeState
@@ -50,35 +56,34 @@ class _Source:
     def __init__(self, call: Call, plan: Plan) -> None:
         config = call.config
         self._call = call
-        self._drafting: Drafting | None = None
-        self._assistant: Any = None
+        self._generator: CountedDrafts | None = None
+        self._draft_call: Call | None = None
+        self._assistant = call.model if config.assistant_early_exit is not None else call.assistant_model
         self.has_scores = plan.noise.get("rng") == "torch"
-        if config.assistant_early_exit is not None:
-            self._assistant = call.model
-        elif config.prompt_lookup_num_tokens is not None:
+        if config.assistant_early_exit is None and config.prompt_lookup_num_tokens is not None:
+            self._assistant = None
             self.has_scores = False
             return
-        else:
-            self._assistant = call.assistant_model
         given = _given_settings(call)
-        settings = assistant_settings(self._assistant, given)
         self._remembers = "num_assistant_tokens" not in given and "num_assistant_tokens_schedule" not in given
+        settings = assistant_settings(self._assistant, given)
+        if config.assistant_early_exit is None and None not in (call.tokenizer, call.assistant_tokenizer):
+            # The scores of shared tokens are of use only where torch's default generator draws.
+            self.has_scores &= call.generator is None
+            self._generator = _with_other_tokens(call, settings, draws=self.has_scores)
+            return
         self._draft_call = assistant_call(call, self._assistant)
-        self._drafting = drafting_of(
-            self._draft_call,
-            drafts_plan(self._draft_call),
-            settings,
-            keep_scores=self.has_scores,
-            layers=config.assistant_early_exit,
-        )
+        kind = AssistedCandidateGenerator if config.assistant_early_exit is None else EarlyExitCandidateGenerator
+        self._generator = kind.of_call(self._draft_call, settings, keep_scores=self.has_scores)
 
     def generator(self, state: DecodeState) -> CandidateGenerator:
         """Called when the model is ready."""
         call, config = self._call, self._call.config
-        if self._drafting is not None:
+        if self._draft_call is not None:
             encoded = getattr(call.adapter, "encoder_outputs", None)
             add_encoder_outputs(self._draft_call.adapter, self._draft_call.prompt, encoded)
-            return self._drafting
+        if self._generator is not None:
+            return self._generator
         return _Running(
             state,
             PromptLookupCandidateGenerator(
@@ -92,10 +97,38 @@ class _Source:
     def remember(self) -> None:
         """The one thing that outlives a call: the number of drafts, where the assistant's own schedule says so."""
         own = getattr(self._assistant, "generation_config", None)
-        if self._drafting is None or own is None or not self._remembers:
+        if own is None or not self._remembers:
             return
         if own.num_assistant_tokens_schedule == "heuristic":
-            own.num_assistant_tokens = self._drafting.count.number
+            assert self._generator is not None
+            own.num_assistant_tokens = self._generator.num_assistant_tokens
+
+
+def _with_other_tokens(call: Call, settings: dict[str, Any], *, draws: bool) -> CountedDrafts:
+    """Drafts of an assistant with another tokenizer."""
+    config = copy.copy(call.config)
+    config.max_length = call.prompt.input_ids.shape[1] + call.lengths.max_new_tokens
+    arguments: tuple[Any, ...] = (
+        call.prompt.input_ids,
+        call.assistant_model,
+        call.tokenizer,
+        call.assistant_tokenizer,
+        config,
+        {},
+    )
+    generator: AssistedCandidateGeneratorDifferentTokenizers
+    if draws:
+        vocab_size = _vocab_size(call.model)
+        if vocab_size is None:
+            raise ValueError("`model.config.vocab_size` must be set for an assistant with another tokenizer")
+        translator = AssistantVocabTranslatorCache.get_translator(
+            call.tokenizer, call.assistant_tokenizer, vocab_size, call.assistant_model, assistant_prune_lm_head=True
+        )
+        generator = UniversalSpeculativeDecodingGenerator(*arguments, translator)
+    else:
+        generator = AssistedCandidateGeneratorDifferentTokenizers(*arguments)
+    generator.use_settings(settings)
+    return generator
 
 
 class _Running(CandidateGenerator):
