@@ -13,11 +13,20 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
-from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    TextGenerationPipeline,
+)
 
 import pygen
-from tests.generate.models import CachedModel, TableModel, hf_model
+from tests.generate.models import VOCAB_SIZE, CachedModel, TableModel, hf_model
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 3]])
 BASE = transformers.GenerationMixin
@@ -96,6 +105,21 @@ def test_positional_arguments_and_signature() -> None:
 
 def names(signature: inspect.Signature) -> list[tuple[Any, ...]]:
     return [(p.name, p.kind, p.default) for p in signature.parameters.values()]
+
+
+def test_pipelines_follow() -> None:
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCAB_SIZE)}, unk_token="w0"))
+    words.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w1")
+    model = LlamaForCausalLM(hf_model("llama").config).eval()
+    pipeline = TextGenerationPipeline(model=model, tokenizer=tokenizer)
+    settings: dict[str, Any] = {"max_new_tokens": 4, "do_sample": True}
+    torch.manual_seed(0)
+    expected = pipeline("w5 w6", **settings)
+    torch.manual_seed(0)
+    with pygen.patch(model):
+        assert pipeline("w5 w6", **settings) == expected
+        assert pipeline("w5 w6", seed=3, **settings) == pipeline("w5 w6", seed=3, **settings)
 
 
 TARGETS = {"instance": lambda: hf_model("llama"), "class": lambda: LlamaForCausalLM, "base": lambda: BASE}
