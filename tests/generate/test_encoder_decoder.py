@@ -115,6 +115,19 @@ def test_the_encoder_runs_once_and_before_copies_are_made() -> None:
     assert not calls[0].keys() & {"use_cache", "past_key_values", "decoder_input_ids", "decoder_attention_mask"}
 
 
+@pytest.mark.parametrize("family", ["t5", "bart"])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_the_decoder_prompt_is_read_once_per_row_of_the_batch(family: str, use_cache: bool) -> None:
+    model = encoder_decoder(family)
+    calls, handle = calls_of(model.get_decoder())
+    prompt = torch.tensor([[1, 5], [1, 6], [1, 7]])
+    settings: dict[str, Any] = {"do_sample": True, "num_return_sequences": 4, "use_cache": use_cache, **START}
+    generate(model, IDS, decoder_input_ids=prompt, **{**settings, "max_new_tokens": 3})
+    handle.remove()
+    lengths = [2, 1, 1] if use_cache else [2, 3, 4]
+    assert [call["input_ids"].shape for call in calls] == list(zip([3, 12, 12], lengths, strict=True))
+
+
 def test_padding_of_the_decoder_prompt() -> None:
     padded = torch.tensor([[1, 5, 6], [0, 1, 6], [1, 5, 7]])
     mask = (padded != 0).long()
