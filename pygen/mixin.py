@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from pygen.config import GenerationConfig
 from pygen.generate import generate
+from pygen.healing import heal_tokens
 from pygen.integrations.inputs import GrowingInputs, repeat_rows
 from pygen.integrations.module import unpack_outputs
+from pygen.remote_code import load_custom_generate
 from pygen.transition_scores import compute_transition_scores
 
 if TYPE_CHECKING:
@@ -147,6 +150,23 @@ class GenerationMixin:
             return input_ids, model_kwargs
         expanded = {name: repeat_rows(value, expand_size, first.shape[0]) for name, value in model_kwargs.items()}
         return repeat_rows(input_ids, expand_size, first.shape[0]), expanded
+
+    def heal_tokens(self, input_ids: Tensor, tokenizer: Any = None) -> Tensor:
+        """Prompts whose last token is chosen anew by this model (`pygen.healing.heal_tokens`)."""
+        if tokenizer is None:
+            raise ValueError("`heal_tokens` needs the model's `tokenizer`")
+        return heal_tokens(input_ids, tokenizer, functools.partial(generate, self))
+
+    def load_custom_generate(
+        self,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None = None,
+        trust_remote_code: bool | None = None,
+        **kwargs: Any,
+    ) -> Callable[..., Any]:
+        """What `custom_generate=` would call (`pygen.remote_code.load_custom_generate`)."""
+        if pretrained_model_name_or_path is None:
+            raise ValueError("`pretrained_model_name_or_path` must be a folder or a repository, got None")
+        return load_custom_generate(os.fspath(pretrained_model_name_or_path), trust_remote_code, **kwargs)
 
     def compute_transition_scores(
         self,

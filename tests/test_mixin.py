@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel
+from transformers import LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel, PreTrainedTokenizerFast
 
 import pygen
 from tests.generate.models import CachedModel, SumCache, TableModel, hf_model
@@ -175,6 +178,31 @@ def test_transition_scores() -> None:
     output = seeded(Model).generate(PROMPTS, max_new_tokens=3, return_dict_in_generate=True, output_scores=True)
     chosen = seeded(Model).compute_transition_scores(output.sequences, output.scores)
     assert torch.equal(chosen[:, 0], output.scores[0].max(-1).values)
+
+
+def test_loops_of_the_callers_code(tmp_path: Any) -> None:
+    (tmp_path / "custom_generate").mkdir()
+    (tmp_path / "custom_generate" / "generate.py").write_text(
+        "def generate(model, inputs, **kwargs): return inputs + 1"
+    )
+    model = seeded(Model)
+    assert torch.equal(model.generate(PROMPTS, custom_generate=str(tmp_path), trust_remote_code=True), PROMPTS + 1)
+    assert torch.equal(model.load_custom_generate(tmp_path, trust_remote_code=True)(model, PROMPTS), PROMPTS + 1)
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        model.load_custom_generate(tmp_path)
+    with pytest.raises(ValueError, match="`pretrained_model_name_or_path` must be a folder or a repository, got None"):
+        model.load_custom_generate()
+
+
+def test_healing_by_its_own_model() -> None:
+    words = Tokenizer(WordLevel({"_": 0, "th": 1, "the": 2, "a": 3, "then": 4}, unk_token="_"))
+    words.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="_")
+    table = torch.zeros(5, 5)
+    table[3, 4] = 3.0  # after "a" comes "then"
+    assert Table(table).heal_tokens(torch.tensor([[2, 3, 1]]), tokenizer).tolist() == [[2, 3, 4]]
+    with pytest.raises(ValueError, match="`heal_tokens` needs the model's `tokenizer`"):
+        Table(table).heal_tokens(torch.tensor([[2, 3, 1]]))
 
 
 @pytest.mark.parametrize("method", ["_sample", "_beam_search", "_get_logits_processor", "_prepare_generation_config"])

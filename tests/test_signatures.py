@@ -22,8 +22,6 @@ MORE = {
 # Methods that pygen does not have, and why.
 NO_METHOD = {
     "GenerationMixin.adjust_generation_fn": "from_pretrained of transformers calls it",
-    "GenerationMixin.heal_tokens": "token healing is being built",
-    "GenerationMixin.load_custom_generate": "custom_generate is being built",
     "StopStringCriteria.clean_tokenizer_vocab": "a part of transformers' algorithm",
     "StopStringCriteria.clean_and_embed_tokens_with_cache": "a part of transformers' algorithm",
 }
