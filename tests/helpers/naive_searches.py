@@ -143,6 +143,13 @@ def constrained(task: Task, constraints: list[list[Tokens]]) -> list[Hypothesis]
                 forced = Hypothesis(beam.score + row[token], (*beam.tokens, token))
                 if row[token] > -torch.inf and forced not in going and forced not in ended:
                     (ended if token in task.eos else going).append(forced)
+        complete = [beam for beam in running if state_of(beam)[1]]
+        if complete and not any(state_of(h)[1] for h in going + ended):
+            row = rows[running.index(complete[0])]
+            tokens = [token for token in range(len(row)) if token not in task.eos and row[token] > -torch.inf]
+            best = max(tokens, key=row.__getitem__, default=None)
+            if best is not None:
+                going.append(Hypothesis(complete[0].score + row[best], (*complete[0].tokens, best)))
         running = _from_every_bank(going, lambda h: state_of(h)[0], task.num_beams)
         last = step + 1 == task.max_new_tokens
         pool.add([h for h in ended + (running if last else []) if state_of(h)[1]])

@@ -1,0 +1,119 @@
+"""Diverse and constrained beam search over a model, from settings to hypotheses."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pygen.call import Call
+from pygen.constraints import Constraint, make_constraints
+from pygen.integrations import adapt
+from pygen.loops.beam import beam
+from pygen.loops.beam_monitor import BeamMonitor
+from pygen.loops.beam_state import BeamState
+from pygen.loops.constrained_beam import ConstrainedBinding
+from pygen.loops.diverse_beam import DiverseBeamState, diverse_beam
+from pygen.ops import BeamOutput, beam_finalize
+from pygen.plan import make_plan
+from tests.generate.models import TableModel
+from tests.generate.plans import make_call
+
+TABLE_SIZE = 23
+
+
+def table_model(seed: int) -> TableModel:
+    """Random scores, looked up by the last token."""
+    return TableModel(torch.randn(TABLE_SIZE, TABLE_SIZE, generator=torch.Generator().manual_seed(seed)) * 2)
+
+
+class PlacedTable(TableModel):
+    """A table whose scores also depend on the place, so that the same steps in another order score otherwise."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(table_model(seed).table)
+        self.register_buffer("places", torch.randn(64, TABLE_SIZE, generator=torch.Generator().manual_seed(seed)))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return super().forward(input_ids) + self.places[: input_ids.shape[1]]
+
+
+class Found(NamedTuple):
+    """The hypotheses, the steps they took, and the records of the monitor."""
+
+    sequences: Tensor
+    sequences_scores: Tensor
+    beam_indices: Tensor
+    steps: int
+    scores: Any
+    logits: Any
+
+
+@torch.no_grad()
+def diverse(
+    model: Any, prompts: Tensor, *, mask: Tensor | None = None, criteria: Any = (), cancel: Any = None, **asked: Any
+) -> Found:
+    asked = {"output_scores": True, "return_dict_in_generate": True, **asked}
+    call = _call(model, prompts, mask, asked)
+    config = call.config
+    groups = config.num_beam_groups or 1
+    plan = make_plan(dataclasses.replace(call, num_copies=call.num_copies // groups))
+    state = DiverseBeamState.create(
+        prompts, call.lengths.max_new_tokens, call.num_copies, groups,
+        eos_token_ids=call.tokens.eos, pad_token_id=call.tokens.pad or 0, visible=call.prompt.visible(),
+    )  # fmt: skip
+    monitor: Any = BeamMonitor(state, criteria=criteria, cancel=cancel, scores=True, logits=True)  # type: ignore[arg-type]
+    search = _search(call, monitor)
+    steps = diverse_beam(
+        call.adapter, state, plan, search, monitor,
+        diversity_penalty=config.diversity_penalty or 0.0, max_new_tokens=call.lengths.max_new_tokens,
+    )  # fmt: skip
+    return _found(state.finalize(config.num_return_sequences or 1), steps, monitor)
+
+
+@torch.no_grad()
+def constrained(
+    model: Any,
+    prompts: Tensor,
+    *,
+    mask: Tensor | None = None,
+    criteria: Any = (),
+    constraints: list[Constraint] | None = None,
+    force_words_ids: Any = None,
+    **asked: Any,
+) -> Found:
+    asked = {"output_scores": True, "return_dict_in_generate": True, **asked}
+    call = _call(model, prompts, mask, asked)
+    state = BeamState.create(
+        prompts, call.lengths.max_new_tokens, call.num_copies,
+        eos_token_ids=call.tokens.eos, pad_token_id=call.tokens.pad or 0, visible=call.prompt.visible(),
+    )  # fmt: skip
+    monitor = BeamMonitor(state, criteria=criteria, scores=True, logits=True)
+    plan = make_plan(call)
+    made = make_constraints(constraints, force_words_ids)
+    binding = ConstrainedBinding(plan, state, made, **_search(call, monitor))
+    steps = beam(call.adapter, state, plan, binding, monitor, max_new_tokens=call.lengths.max_new_tokens)
+    return _found(beam_finalize(state, call.config.num_return_sequences or 1), steps, monitor)
+
+
+def _call(model: Any, prompts: Tensor, mask: Tensor | None, asked: dict[str, Any]) -> Call:
+    call = make_call(prompts, mask=mask, **asked)
+    adapter = adapt(model)
+    inputs = {} if mask is None else {"attention_mask": mask}
+    prompt = adapter.prompt(prompts, inputs, call.config, call.tokens)
+    adapter.start(prompt, mode=call.mode, num_copies=call.num_copies, max_new_tokens=call.lengths.max_new_tokens)
+    return dataclasses.replace(call, adapter=adapter, prompt=prompt)
+
+
+def _search(call: Call, monitor: BeamMonitor) -> dict[str, Any]:
+    return {
+        "length_penalty": call.config.length_penalty,
+        "early_stopping": call.config.early_stopping,
+        "stopping_criteria": monitor.criteria,
+    }
+
+
+def _found(output: BeamOutput, steps: int, monitor: BeamMonitor) -> Found:
+    return Found(*output, steps, monitor.scores, monitor.logits)
