@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from pygen.call import Call
-from pygen.candidates.drafter import CountedDrafts, Drafter, Follower, assistant_settings
+from pygen.candidates.drafter import CountedDrafts, Drafter, Follower, assistant_settings, state_for
 from pygen.candidates.inputs import call_of_arguments
-from pygen.loops.state import DecodeState
 from pygen.plan import Plan, make_plan
 from pygen.plan_order import WARPERS
 
@@ -67,13 +66,7 @@ class AssistedCandidateGenerator(CountedDrafts):
         self.use_settings(settings)
         threshold, max_new_tokens = settings["assistant_confidence_threshold"], call.lengths.max_new_tokens
         plan = dataclasses.replace(plan, keep_scores=keep_scores, num_logprobs=1 if threshold > 0 else 0)
-        state = DecodeState.create(
-            call.prompt.input_ids,
-            max_new_tokens,
-            eos_token_ids=call.stopping.eos_token_ids,
-            pad_token_id=call.tokens.pad or 0,
-            visible=call.prompt.visible() if plan.reads_history else None,
-        )
+        state = state_for(call, plan, max_new_tokens)
         plan.check(state)
         follower = Follower(call.adapter, call.prompt, max_new_tokens, model=call.model, layers=self._layers(call))
         self._drafter = Drafter(follower, plan, state, threshold)

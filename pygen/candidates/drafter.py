@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pygen.call import Call
 from pygen.candidates.base import CandidateGenerator
 from pygen.config import DEFAULTS, GenerationMode
 from pygen.integrations import ModelAdapter
 from pygen.loops.state import DecodeState
-from pygen.pipeline import Chooser
+from pygen.pipeline import Chooser, Pipeline, SampleBinding
 from pygen.plan import Plan
 from pygen.prompt import Prompt
 
@@ -157,6 +159,35 @@ class Drafter:
             if bool((unsure | state.finished).all()):
                 break
         return state.tokens(step).clone(), torch.stack(scores, dim=1) if scores else None
+
+
+class PlanScores:
+    """A plan as one logits processor: (input_ids (rows, length), scores (rows, vocab_size)) -> processed scores."""
+
+    def __init__(self, plan: Plan, state: DecodeState) -> None:
+        self._plan = dataclasses.replace(plan, keep_scores=True)
+        self._state = state
+        self._pipeline: Pipeline | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        resume(self._state, input_ids)
+        if self._pipeline is None:
+            self._pipeline = Pipeline(self._plan, scores, SampleBinding(self._plan, self._state))
+        step = input_ids.shape[1] - self._state.prompt_length
+        processed = self._pipeline.kept(self._pipeline.shape(scores, step), step)
+        assert processed is not None
+        return processed
+
+
+def state_for(call: Call, plan: Plan, max_new_tokens: int) -> DecodeState:
+    """A state of its own for the prompts of a call, a row each."""
+    return DecodeState.create(
+        call.prompt.input_ids,
+        max_new_tokens,
+        eos_token_ids=call.stopping.eos_token_ids,
+        pad_token_id=call.tokens.pad or 0,
+        visible=call.prompt.visible() if plan.reads_history else None,
+    )
 
 
 def resume(state: DecodeState, input_ids: Tensor) -> None:

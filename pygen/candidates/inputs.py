@@ -34,6 +34,10 @@ _NOT_PASSED_ON = (
 # What the caller wants of the model, and what drafts have no use for.
 _UNSET = {
     "return_dict_in_generate": False,
+    "output_scores": False,
+    "output_logits": False,
+    "output_logprobs": False,
+    "top_logprobs": None,
     "output_attentions": False,
     "output_hidden_states": False,
     "cache_implementation": None,

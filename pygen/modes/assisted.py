@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from pygen.acceptance import bind_chooser
 from pygen.call import Call
 from pygen.candidates.assistant import AssistedCandidateGenerator, EarlyExitCandidateGenerator
 from pygen.candidates.base import CandidateGenerator
-from pygen.candidates.drafter import SETTINGS, CountedDrafts, assistant_settings
+from pygen.candidates.drafter import SETTINGS, CountedDrafts, PlanScores, assistant_settings, state_for
 from pygen.candidates.inputs import add_encoder_outputs, assistant_call
 from pygen.candidates.prompt_lookup import PromptLookupCandidateGenerator
 from pygen.candidates.translator import AssistantVocabTranslatorCache
@@ -59,7 +60,7 @@ class _Source:
         self._generator: CountedDrafts | None = None
         self._draft_call: Call | None = None
         self._assistant = call.model if config.assistant_early_exit is not None else call.assistant_model
-        self.has_scores = plan.noise.get("rng") == "torch"
+        self.has_scores = self._uses_torch_noise = plan.noise.get("rng") == "torch"
         if config.assistant_early_exit is None and config.prompt_lookup_num_tokens is not None:
             self._assistant = None
             self.has_scores = False
@@ -84,15 +85,19 @@ class _Source:
             add_encoder_outputs(self._draft_call.adapter, self._draft_call.prompt, encoded)
         if self._generator is not None:
             return self._generator
-        return _Running(
-            state,
-            PromptLookupCandidateGenerator(
-                eos_token_id=state.eos_token_ids,
-                num_output_tokens=config.prompt_lookup_num_tokens or 10,
-                max_matching_ngram_size=config.max_matching_ngram_size or 2,
-                max_length=state.prompt_length + call.lengths.max_new_tokens,
-            ),
+        number = config.prompt_lookup_num_tokens or 10
+        lookup = PromptLookupCandidateGenerator(
+            eos_token_id=state.eos_token_ids,
+            num_output_tokens=number,
+            max_matching_ngram_size=config.max_matching_ngram_size or 2,
+            max_length=state.prompt_length + call.lengths.max_new_tokens,
         )
+        lookup.vocab_size = _vocab_size(call.model)
+        if self._uses_torch_noise and state.rows == 1 and lookup.vocab_size is not None:
+            # The number of drafts decides which noise a token gets, so what transformers forbids is left out here too.
+            plan = _lookup_plan(call)
+            lookup.logits_processor = PlanScores(plan, state_for(call, plan, call.lengths.max_new_tokens + number))
+        return _Running(state, lookup)
 
     def remember(self) -> None:
         """The one thing that outlives a call: the number of drafts, where the assistant's own schedule says so."""
@@ -108,7 +113,8 @@ def _with_other_tokens(call: Call, settings: dict[str, Any], *, draws: bool) -> 
     """Drafts of an assistant with another tokenizer."""
     config = copy.copy(call.config)
     config.max_length = call.prompt.input_ids.shape[1] + call.lengths.max_new_tokens
-    arguments: tuple[Any, ...] = (
+    arguments: tuple[Tensor, Any, Any, Any, Any, dict[str, Any]]
+    arguments = (
         call.prompt.input_ids,
         call.assistant_model,
         call.tokenizer,
@@ -129,6 +135,12 @@ def _with_other_tokens(call: Call, settings: dict[str, Any], *, draws: bool) -> 
         generator = AssistedCandidateGeneratorDifferentTokenizers(*arguments)
     generator.use_settings(settings)
     return generator
+
+
+def _lookup_plan(call: Call) -> Plan:
+    """What tells which drafts are forbidden, made anew: processors may keep states. Guidance forbids nothing."""
+    plan = make_plan(call)
+    return dataclasses.replace(plan, items=tuple(item for item in plan.items if item.name != "guidance_scale"))
 
 
 class _Running(CandidateGenerator):
