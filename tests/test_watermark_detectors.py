@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -25,16 +24,6 @@ SCHEMES = [
 ]
 LAYERS = {"ngram_len": 3, "keys": list(range(100, 240, 7))}
 SIZES = {"sampling_table_size": 2**16, "sampling_table_seed": 0, "context_history_size": 1024, "device": "cpu"}
-
-
-@pytest.mark.parametrize("name", ["WatermarkDetector", "WatermarkDetectorOutput", "SynthIDTextWatermarkDetector"])
-def test_signatures_are_theirs(name: str) -> None:
-    mine, other = getattr(pygen, name), getattr(their_detectors, name)
-    functions = [(mine, other)] + ([] if name.endswith("Output") else [(mine.__call__, other.__call__)])
-    for one, two in functions:
-        assert [(p.name, p.default) for p in inspect.signature(one).parameters.values()] == [
-            (p.name, p.default) for p in inspect.signature(two).parameters.values()
-        ]
 
 
 # Green lists

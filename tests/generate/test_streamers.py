@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import queue
 import random
 import threading
@@ -15,7 +14,6 @@ import torch
 import transformers
 from torch import Tensor
 
-from pygen import streamers
 from pygen.generate import generate
 from pygen.streamers import AsyncTextIteratorStreamer, BaseStreamer, TextIteratorStreamer, TextStreamer
 from tests.generate.models import counting_table, hf_model
@@ -60,17 +58,6 @@ class TheirPieces(transformers.TextStreamer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.pieces: list[tuple[str, bool]] = []
-
-
-@pytest.mark.parametrize("name", ["BaseStreamer", "TextStreamer", "TextIteratorStreamer", "AsyncTextIteratorStreamer"])
-def test_signatures_of_transformers(name: str) -> None:
-    ours, theirs = getattr(streamers, name), getattr(transformers.generation.streamers, name)
-    for method in ("__init__", "put", "end", "on_finalized_text"):
-        if hasattr(theirs, method) and (name, method) != ("BaseStreamer", "__init__"):
-            parameters = [inspect.signature(getattr(cls, method)).parameters.values() for cls in (ours, theirs)]
-            assert [(p.name, p.kind, p.default) for p in parameters[0]] == [
-                (p.name, p.kind, p.default) for p in parameters[1]
-            ]
 
 
 def test_prompt_then_tokens_then_end() -> None:

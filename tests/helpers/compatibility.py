@@ -30,7 +30,6 @@ NOT_OFFERED = {
     "DiaEOSChannelFilterLogitsProcessor": _ONE_MODEL,
     "DiaEOSDelayPatternLogitsProcessor": _ONE_MODEL,
     "WhisperNoSpeechDetection": _ONE_MODEL,
-    "SynthIDTextWatermarkState": "internal to the processor",
     "LOGITS_PROCESSOR_INPUTS_DOCSTRING": "a text for transformers' own documentation",
 }
 
