@@ -10,6 +10,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from pygen import patch
 from pygen.generate import generate
 from tests.generate.against_transformers import EVERYTHING, assert_both_same
 from tests.generate.models import FAMILIES, VOCAB_SIZE, encoder_decoder, hf_model
@@ -226,6 +227,17 @@ def test_whisper_is_transformers_generate_and_not_its_own() -> None:
     ids = torch.tensor([[3, 4], [3, 4]])
     drawn = assert_both_same(model, features, decoder_input_ids=ids, decoder_start_token_id=1, max_new_tokens=6)
     assert torch.equal(drawn[:, :2], ids)
+
+
+def test_whispers_own_generate_runs_on_top_of_a_patch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = encoder_decoder("whisper")
+    tokens = {"decoder_start_token_id": 1, "eos_token_id": 50, "pad_token_id": 50, "no_timestamps_token_id": 99}
+    settings = transformers.GenerationConfig(**tokens, max_length=12, is_multilingual=False)
+    monkeypatch.setattr(model, "generation_config", settings)
+    features = torch.randn(2, 8, 40, generator=torch.Generator().manual_seed(3))
+    expected = model.generate(features)
+    with patch(transformers.GenerationMixin):
+        assert torch.equal(model.generate(features), expected)
 
 
 @pytest.mark.parametrize(
