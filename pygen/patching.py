@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from pygen.integrations.own_generate import MISSING, below_own_generate
+from pygen.integrations.own_generate import MISSING, below_own_generate, unpatched
 from pygen.mixin import GenerationMixin
 
 _NAME = "generate"
@@ -72,7 +72,8 @@ def patch(model: Any) -> Patch:
     A target may be patched several times and stays patched until all of its patches are undone; nothing is left behind
     then. Copies and pickles of a patched model are patched too, and `pygen.patch(copy).undo()` takes that off.
 
-    TypeError for anything but a module, a class of modules, or a `GenerationMixin`.
+    TypeError for anything but a module, a class of modules, or a `GenerationMixin`. NotImplementedError for a model of
+    transformers with a `generate` of its own, as Whisper has, which would be lost: patch a base of its class.
     """
     _check(model)
     stand_in = vars(model).get(_NAME, MISSING)
@@ -145,6 +146,12 @@ def _check(target: Any) -> None:
     kind = target if isinstance(target, type) else type(target)
     if not issubclass(kind, nn.Module) and not any(base.__name__ == "GenerationMixin" for base in kind.__mro__):
         raise TypeError(f"`model` must be a torch.nn.Module or a class of them, got {target!r:.80}")
+    mixin = next((base for base in kind.__mro__ if base.__module__ == "transformers.generation.utils"), kind)
+    if unpatched(kind, _NAME) is not unpatched(mixin, _NAME):
+        raise NotImplementedError(
+            f"`model`={kind.__name__}: its own `generate` would be lost; patch a base of its class, for example "
+            f"transformers.GenerationMixin"
+        )
 
 
 def _described(target: Any) -> str:

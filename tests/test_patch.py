@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
     TextGenerationPipeline,
+    WhisperForConditionalGeneration,
 )
 
 import pygen
@@ -150,9 +151,15 @@ def test_what_was_there_comes_back() -> None:
     with pygen.patch(model):
         assert is_pygens(model.generate)
     assert vars(model).pop("generate") is own
-    with pygen.patch(OwnGenerate):
-        pass
-    assert own_generate().generate(IDS, max_new_tokens=1, shift=2).max() > 2
+
+    class Plain(TableModel):
+        def generate(self) -> str:
+            return "its own"
+
+    plain = Plain(torch.eye(5).roll(1, 1))
+    with pygen.patch(Plain):
+        assert plain.generate(torch.tensor([[1]]), max_new_tokens=2).tolist() == [[1, 2, 3]]
+    assert plain.generate() == "its own"
 
 
 def test_something_else_on_top_is_not_removed() -> None:
@@ -175,9 +182,9 @@ def test_a_generate_of_its_own() -> None:
         assert is_pygens(model.generate)
         with pytest.raises(NotImplementedError, match="its own `generate`"):
             pygen.generate(model, IDS, max_new_tokens=3)
-    for target in (model, OwnGenerate):
-        with pygen.patch(target), pytest.raises(NotImplementedError, match="`model`=OwnGenerate: its own `generate`"):
-            model.generate(IDS, max_new_tokens=3)
+    for target in (model, OwnGenerate, WhisperForConditionalGeneration):
+        with pytest.raises(NotImplementedError, match=r"its own `generate` would be lost; .* transformers.GenerationM"):
+            pygen.patch(target)
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])

@@ -23,15 +23,6 @@ TEXT = (
     "The quick brown fox stops, then stops again; the stopper said: “nö, 你好 🦊🦊!” and (for x in y) went on. "
     "User: hello\nAssistant: hi\n\nUser: don't stop. Ångström, naïve, señor, 3.14159, aaa aaaa aaaaa abcdef. "
 ) * 3
-CLASSES = [
-    "StoppingCriteria",
-    "StoppingCriteriaList",
-    "MaxLengthCriteria",
-    "MaxTimeCriteria",
-    "EosTokenCriteria",
-    "StopStringCriteria",
-    "ConfidenceCriteria",
-]
 
 
 def byte_level() -> Any:
