@@ -18,7 +18,7 @@ from pygen.healing import heal
 from pygen.integrations import adapt
 from pygen.lockstep import Lockstep, resolve_synced_gpus
 from pygen.modes.assisted import generate_assisted
-from pygen.modes.beams import generate_with_beams
+from pygen.modes.beams import generate_with_beams, generate_with_constraints, generate_with_groups
 from pygen.modes.custom import borrowed, own_loop
 from pygen.modes.sampling import generate_by_sampling
 from pygen.outputs import GenerateOutput
@@ -251,4 +251,6 @@ LOOPS: dict[GenerationMode, Callable[[Call], Tensor | GenerateOutput]] = {
     GenerationMode.ASSISTED_GENERATION: generate_assisted,
     GenerationMode.BEAM_SEARCH: generate_with_beams,
     GenerationMode.BEAM_SAMPLE: generate_with_beams,
+    GenerationMode.GROUP_BEAM_SEARCH: generate_with_groups,
+    GenerationMode.CONSTRAINED_BEAM_SEARCH: generate_with_constraints,
 }

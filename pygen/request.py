@@ -21,10 +21,6 @@ _METADATA = ("transformers_version", "continuous_batching_config")
 
 # setting: (values that ask for nothing, what it would need)
 _UNAVAILABLE: dict[str, tuple[tuple[Any, ...], str]] = {
-    "constraints": ((None,), "constrained beam search"),
-    "force_words_ids": ((None,), "constrained beam search"),
-    "num_beam_groups": ((None, 1), "diverse beam search"),
-    "diversity_penalty": ((None, 0.0), "diverse beam search"),
     "low_memory": ((None, False), "beam search"),
     "penalty_alpha": ((None, 0.0), "contrastive search"),
     "dola_layers": ((None,), "decoding by contrasting layers"),

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,17 @@ from torch import Tensor
 from pygen.loops.beam_state import BeamState
 from pygen.loops.monitor import StoppingCriterion, checked_answer, describe_invalid
 from pygen.ops import BeamStepOutput, beam_finalize
+
+
+class Search(Protocol):
+    """What a monitor looks at: a `BeamState`, or one of groups."""
+
+    @property
+    def slots(self) -> Tensor: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def unfinished(self) -> Tensor: ...
 
 
 class BeamMonitor:
@@ -27,13 +38,13 @@ class BeamMonitor:
 
     def __init__(
         self,
-        state: BeamState,
+        state: Search,
         *,
         criteria: Sequence[StoppingCriterion] = (),
         on_invalid: str = "raise",
         max_time: float | None = None,
         cancel: threading.Event | None = None,
-        streamer: Any = None,
+        stream: SharedTokens | None = None,
         progress: Any = None,
         scores: bool = False,
         logits: bool = False,
@@ -48,7 +59,7 @@ class BeamMonitor:
         self._on_invalid = on_invalid
         self._deadline = None if max_time is None else time.monotonic() + max_time
         self._cancel = cancel
-        self._stream = None if streamer is None else SharedTokens(state, streamer)
+        self._stream = stream
         self._progress = progress
 
     def cancelled(self) -> bool:

@@ -1,8 +1,9 @@
-"""Beam search and beam sampling: from a resolved call to its output."""
+"""Beam search, beam sampling, and searches with constraints or in groups: from a resolved call to its output."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,58 +12,136 @@ from torch import Tensor
 from pygen import rng
 from pygen.beam_pipeline import BeamBinding
 from pygen.call import Call
+from pygen.config import GenerationMode
+from pygen.constraints import make_constraints
 from pygen.loops.beam import beam
-from pygen.loops.beam_monitor import BeamMonitor
+from pygen.loops.beam_monitor import BeamMonitor, SharedTokens
 from pygen.loops.beam_state import BeamState
+from pygen.loops.constrained_beam import ConstrainedBinding
+from pygen.loops.diverse_beam import DiverseBeamState, check_groups, diverse_beam
 from pygen.ops import BeamOutput, beam_finalize
 from pygen.outputs import GenerateBeamDecoderOnlyOutput, GenerateBeamEncoderDecoderOutput, GenerateOutput
 from pygen.pipeline import check_knobs
-from pygen.plan import make_plan
+from pygen.plan import Plan, make_plan
 from pygen.progress import progress_bar
 
 
 def generate_with_beams(call: Call) -> Tensor | GenerateOutput:
     """Beam search (`num_beams` > 1), or beam sampling with `do_sample=True`."""
-    config, max_new_tokens = call.config, call.lengths.max_new_tokens
-    _check(call)
+    if not isinstance(call.settings.do_sample, bool | None):
+        raise ValueError("`do_sample` must be one bool for all rows with `num_beams` > 1, got several")
+    check_groups(call.num_copies, 1, call.config.diversity_penalty, call.config.do_sample)
     plan = dataclasses.replace(make_plan(call), noise=_noise(call))
-    prompts = call.prompt.input_ids
-    visible = call.prompt.visible() if plan.reads_history else None
-    state = BeamState.create(
-        prompts,
-        max_new_tokens,
-        call.num_copies,
-        eos_token_ids=call.stopping.eos_token_ids,
-        pad_token_id=call.tokens.pad or 0,
-        visible=visible,
-    )
+    state = BeamState.create(*_sizes(call), **_texts(call, plan))
 
+    def run(monitor: BeamMonitor) -> int:
+        return _beam(call, plan, state, BeamBinding(plan, state, _search(call, monitor)), monitor)
+
+    stream = None if call.streamer is None else SharedTokens(state, call.streamer)
+    return _searched(call, state, run, lambda count: beam_finalize(state, count), stream)
+
+
+def generate_with_constraints(call: Call) -> Tensor | GenerateOutput:
+    """Constrained beam search: every hypothesis holds the words of `force_words_ids` and meets `constraints`."""
+    _refuse_with("force_words_ids" if call.config.force_words_ids is not None else "constraints", call)
+    plan = make_plan(call)
+    constraints = make_constraints(call.config.constraints, call.config.force_words_ids)
+    state = BeamState.create(*_sizes(call), **_texts(call, plan))
+
+    def run(monitor: BeamMonitor) -> int:
+        binding = ConstrainedBinding(plan, state, constraints, **_search(call, monitor))
+        return _beam(call, plan, state, binding, monitor)
+
+    return _searched(call, state, run, lambda count: beam_finalize(state, count))
+
+
+def generate_with_groups(call: Call) -> Tensor | GenerateOutput:
+    """Diverse beam search: `num_beam_groups` groups of beams that avoid each other's tokens."""
+    config = call.config
+    groups = config.num_beam_groups or 1
+    check_groups(call.num_copies, groups, config.diversity_penalty, config.do_sample)
+    _refuse_with("num_beam_groups", call)
+    plan = make_plan(dataclasses.replace(call, num_copies=call.num_copies // groups))
+    state = DiverseBeamState.create(*_sizes(call), groups, **_texts(call, plan))
+
+    def run(monitor: BeamMonitor) -> int:
+        search = _search(call, monitor)
+        for group in state.groups:
+            check_knobs(plan, BeamBinding(plan, group, search), group.rows, group.token_ids.device)
+        call.start()
+        return diverse_beam(
+            call.adapter,
+            state,
+            plan,
+            search,
+            monitor,
+            diversity_penalty=config.diversity_penalty or 0.0,
+            max_new_tokens=call.lengths.max_new_tokens,
+        )
+
+    return _searched(call, state, run, state.finalize)
+
+
+def _beam(call: Call, plan: Plan, state: BeamState, binding: BeamBinding, monitor: BeamMonitor) -> int:
+    # Before the model runs.
+    check_knobs(plan, binding, state.rows, state.token_ids.device)
+    call.start()
+    return beam(call.adapter, state, plan, binding, monitor, max_new_tokens=call.lengths.max_new_tokens)
+
+
+def _sizes(call: Call) -> tuple[Tensor, int, int]:
+    return call.prompt.input_ids, call.lengths.max_new_tokens, call.num_copies
+
+
+def _texts(call: Call, plan: Plan) -> dict[str, Any]:
+    """Arguments of a state about how texts begin and end."""
+    return {
+        "eos_token_ids": call.stopping.eos_token_ids,
+        "pad_token_id": call.tokens.pad or 0,
+        "visible": call.prompt.visible() if plan.reads_history or _is_constrained(call) else None,
+    }
+
+
+def _is_constrained(call: Call) -> bool:
+    return call.mode is GenerationMode.CONSTRAINED_BEAM_SEARCH
+
+
+def _search(call: Call, monitor: BeamMonitor) -> dict[str, Any]:
+    """Arguments of `beam_step` about the search."""
+    return {
+        "length_penalty": call.config.length_penalty,
+        "early_stopping": call.config.early_stopping,
+        "stopping_criteria": monitor.criteria,
+    }
+
+
+def _searched(
+    call: Call,
+    state: BeamState | DiverseBeamState,
+    run: Callable[[BeamMonitor], int],
+    finalize: Callable[[int], BeamOutput],
+    stream: SharedTokens | None = None,
+) -> Tensor | GenerateOutput:
+    """What `run` finds; it returns the number of its steps."""
+    config = call.config
+    _check(call)
     if call.streamer is not None:
-        call.streamer.put(prompts.to("cpu", copy=True))
-    with progress_bar(call.progress, max_new_tokens) as bar:
+        call.streamer.put(call.prompt.input_ids.to("cpu", copy=True))
+    with progress_bar(call.progress, call.lengths.max_new_tokens) as bar:
         monitor = BeamMonitor(
             state,
             criteria=call.criteria,
             on_invalid=vars(config)["on_invalid"],
             max_time=call.stopping.max_time,
             cancel=call.cancel,
-            streamer=call.streamer,
+            stream=stream,
             progress=bar,
             scores=call.wants_dict and bool(config.output_scores),
             logits=call.wants_dict and bool(config.output_logits),
             keep_order=call.wants_dict,
         )
-        search = {
-            "length_penalty": config.length_penalty,
-            "early_stopping": config.early_stopping,
-            "stopping_criteria": monitor.criteria,
-        }
-        binding = BeamBinding(plan, state, search)
-        # Before the model runs.
-        check_knobs(plan, binding, state.rows, prompts.device)
-        call.start()
-        steps = beam(call.adapter, state, plan, binding, monitor, max_new_tokens=max_new_tokens)
-        best = beam_finalize(state, config.num_return_sequences or 1)
+        steps = run(monitor)
+        best = finalize(config.num_return_sequences or 1)
         generated = best.sequences[:, state.prompt_length :]
         if call.tokens.pad is None:
             generated.masked_fill_(best.beam_indices < 0, -1)
@@ -71,10 +150,17 @@ def generate_with_beams(call: Call) -> Tensor | GenerateOutput:
     return _output(call, state, monitor, best, reasons, steps) if call.wants_dict else best.sequences
 
 
+def _refuse_with(name: str, call: Call) -> None:
+    if call.config.do_sample is not False:
+        raise ValueError(f"`do_sample` must be False with `{name}`, got {call.settings.do_sample}")
+    if call.streamer is not None:
+        raise ValueError(f"`streamer` must be None with `{name}`: no token is certain before the end")
+    if call.num_copies < 2:
+        raise ValueError(f"`num_beams` must be > 1 with `{name}`, got {call.config.num_beams}")
+
+
 def _check(call: Call) -> None:
     config = call.config
-    if not isinstance(call.settings.do_sample, bool | None):
-        raise ValueError("`do_sample` must be one bool for all rows with `num_beams` > 1, got several")
     if getattr(config, "output_logprobs", None):
         raise ValueError(
             "`output_logprobs` must be unset with `num_beams` > 1; `compute_transition_scores` tells the tokens' scores"
@@ -110,7 +196,12 @@ def _lengths(best: BeamOutput) -> Tensor:
 
 
 def _output(
-    call: Call, state: BeamState, monitor: BeamMonitor, best: BeamOutput, reasons: list[str], steps: int
+    call: Call,
+    state: BeamState | DiverseBeamState,
+    monitor: BeamMonitor,
+    best: BeamOutput,
+    reasons: list[str],
+    steps: int,
 ) -> GenerateOutput:
     adapter = call.adapter
     fields = adapter.recorded()

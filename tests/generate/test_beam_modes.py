@@ -1,0 +1,90 @@
+"""Searches with constraints and in groups through `generate`: wiring, outputs, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pygen import explain
+from pygen.constraints import PhrasalConstraint
+from pygen.generate import generate
+from tests.generate.models import encoder_decoder, hf_model
+from tests.generate.searches import constrained, diverse
+
+IDS = torch.tensor([[5, 6, 7], [8, 9, 10]])
+PLAIN: dict[str, Any] = {"num_beams": 4, "max_new_tokens": 6, "pad_token_id": 3}
+GROUPS: dict[str, Any] = {**PLAIN, "num_beam_groups": 2, "diversity_penalty": 0.7}
+WORDS: dict[str, Any] = {**PLAIN, "force_words_ids": [[20, 21]]}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_groups_and_words(family: str) -> None:
+    model: Any = encoder_decoder(family) if family == "t5" else hf_model(family)
+    extra = {"decoder_start_token_id": 1} if family == "t5" else {}
+    in_groups = generate(model, IDS, num_return_sequences=4, **{**GROUPS, "diversity_penalty": 90.0}, **extra)
+    assert in_groups.shape[0] == 8
+    firsts = in_groups[:, -6].view(2, 4)
+    assert all(len(set(row.tolist())) > 1 for row in firsts)
+    forced = generate(model, IDS, **WORDS, **extra)
+    assert all("20, 21" in str(row) for row in forced.tolist())
+
+
+def test_the_searches_of_the_loops() -> None:
+    model = hf_model("llama")
+    settings = {"return_dict_in_generate": True, "output_scores": True, "num_return_sequences": 2}
+    for found, expected in (
+        (generate(model, IDS, **GROUPS, **settings), diverse(model, IDS, num_return_sequences=2, **GROUPS)),
+        (generate(model, IDS, **WORDS, **settings), constrained(model, IDS, num_return_sequences=2, **WORDS)),
+    ):
+        assert torch.equal(found.sequences, expected.sequences)
+        assert torch.equal(found.beam_indices, expected.beam_indices)
+        torch.testing.assert_close(found.sequences_scores, expected.sequences_scores)
+        torch.testing.assert_close(found.scores, expected.scores)
+
+
+def test_constraint_objects() -> None:
+    model = hf_model("llama")
+    by_object = generate(model, IDS, **PLAIN, constraints=[PhrasalConstraint([20, 21])])
+    assert torch.equal(by_object, generate(model, IDS, **WORDS))
+
+
+@pytest.mark.parametrize("settings", [GROUPS, WORDS])
+def test_records_follow_the_beams(settings: dict[str, Any]) -> None:
+    model = hf_model("gpt2")
+    output = generate(
+        model, IDS, return_dict_in_generate=True, output_hidden_states=True, output_logits=True, **settings
+    )
+    for hidden, logits in zip(output.hidden_states, output.logits, strict=True):
+        torch.testing.assert_close(model.lm_head(hidden[-1][:, -1]), logits, rtol=1e-4, atol=1e-4)
+
+
+class Streamer:
+    def put(self, value: Any) -> None: ...
+    def end(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({**GROUPS, "num_beam_groups": 3}, "`num_beam_groups` must divide `num_beams`"),
+        ({**GROUPS, "diversity_penalty": 0.0}, "`diversity_penalty` must be finite and > 0"),
+        ({**GROUPS, "do_sample": True}, "`do_sample` must be False with `num_beam_groups`"),
+        ({**GROUPS, "streamer": Streamer()}, "`streamer` must be None with `num_beam_groups`"),
+        ({**PLAIN, "diversity_penalty": 0.5}, "`diversity_penalty` needs `num_beam_groups` > 1"),
+        ({**WORDS, "do_sample": True}, "`do_sample` must be False with `force_words_ids`"),
+        ({**WORDS, "num_beams": 1}, "`num_beams` must be > 1 with `force_words_ids`"),
+        ({**WORDS, "streamer": Streamer()}, "`streamer` must be None with `force_words_ids`"),
+        ({**PLAIN, "force_words_ids": []}, "`force_words_ids` must be a non-empty list"),
+        ({**PLAIN, "constraints": ["word"]}, "`constraints"),
+    ],
+)
+def test_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        generate(hf_model("llama"), IDS, **settings)
+
+
+@pytest.mark.parametrize("settings", [PLAIN, GROUPS, WORDS])
+def test_explained(settings: dict[str, Any]) -> None:
+    assert "beam" in str(explain(hf_model("llama"), inputs=IDS, **settings))
