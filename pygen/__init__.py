@@ -5,7 +5,7 @@ from __future__ import annotations
 # First of all: pygen._C takes its OpenMP runtime from the one that torch has loaded.
 import torch as _torch  # noqa: F401
 
-from pygen import ops, processors
+from pygen import candidates, ops, processors
 from pygen._build import build_info
 from pygen.backends import BackendError, available_backends, use_backend
 from pygen.bayesian_detector import BayesianDetectorConfig, BayesianDetectorModel
@@ -86,6 +86,7 @@ __all__ = [
     "__version__",
     "available_backends",
     "build_info",
+    "candidates",
     "compute_transition_scores",
     "explain",
     "generate",
