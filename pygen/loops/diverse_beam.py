@@ -226,11 +226,10 @@ class _Groups:
         )
         return output, state.joined(kept) if kept else None
 
-    def _look_at_candidates(self, sequences: Tensor) -> Tensor | bool:
-        """The caller's criteria, and the only sight of the candidates."""
+    def _look_at_candidates(self, sequences: Tensor) -> bool:
+        """Stands for the caller's criteria in the last step, where they have nothing to say."""
         self._candidates = sequences[:, -1].view(self._state.batch_size, -1)
-        criteria = self._search["stopping_criteria"]
-        return False if criteria is None else criteria(sequences)
+        return False
 
     def _continued(self, group: BeamState, step: int) -> tuple[Tensor, Tensor]:
         """Tokens (B, some) and which of them, True, the beams of a group have gone on with."""

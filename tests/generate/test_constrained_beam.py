@@ -207,6 +207,15 @@ def test_hidden_prompt_tokens_meet_nothing() -> None:
     alone = constrained(hf_model("llama"), torch.tensor([[6, 7]]), **settings)
     assert 33 in found.sequences[0, 1:].tolist() and 33 not in found.sequences[1, 1:].tolist()
     assert torch.equal(found.sequences[0, 1:], alone.sequences[0])
+    # Nor do they come between others.
+    split = constrained(
+        hf_model("llama"),
+        torch.tensor([[33, 6, 7]]),
+        mask=torch.tensor([[1, 0, 1]]),
+        **BEAMS,
+        force_words_ids=[[33, 7]],
+    )
+    assert 33 not in split.sequences[0, 1:].tolist()
 
 
 def test_a_constraint_is_not_used_up() -> None:
@@ -238,16 +247,21 @@ def test_a_word_may_end_with_the_end() -> None:
     assert 11 not in after.sequences[:, 3:], "nothing follows the end"
 
 
-def test_a_dead_end_gives_what_there_is() -> None:
+@pytest.mark.parametrize("first", [5, 8])
+def test_a_dead_end_gives_what_there_is(first: int) -> None:
     def only_the_end(input_ids: Tensor, scores: Tensor) -> Tensor:
-        allowed = torch.full_like(scores, -torch.inf)
-        allowed[:, 11] = scores[:, 11]
-        return scores if input_ids.shape[1] < 5 else allowed
+        """At the third step of the prompt that begins with `first`."""
+        hidden = torch.arange(scores.shape[1]) != 11
+        return scores.masked_fill(
+            ((input_ids[:, 0] == first) & (input_ids.shape[1] == 5))[:, None] & hidden, -torch.inf
+        )
 
     settings = {**BEAMS, "force_words_ids": [[30, 31, 32]], "eos_token_id": 11, "logits_processor": [only_the_end]}
-    found = constrained(hf_model("llama"), PROMPTS, **settings)
-    assert found.steps == 3
-    assert found.sequences[:, -1].tolist() == [11, 11] and found.sequences.shape[1] == 6
+    dead, other = generated(constrained(hf_model("llama"), PROMPTS, **settings), PROMPTS)
+    if first == 8:
+        dead, other = other, dead
+    assert len(dead) == 3 and dead[-1] == 11
+    assert contains(list(other), [30, 31, 32])
 
 
 def test_criteria() -> None:

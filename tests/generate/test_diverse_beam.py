@@ -239,8 +239,14 @@ def test_criteria_end_hypotheses() -> None:
     found = diverse(hf_model("llama"), PROMPTS, criteria=[stops_at_50], **settings)
     for tokens in generated(found, PROMPTS):
         assert tokens[-1] >= 50 and all(token < 50 for token in tokens[:-1])
-    now = diverse(hf_model("llama"), PROMPTS, criteria=[lambda input_ids, scores: True], **settings)
-    assert now.steps == 1 and now.sequences.shape[1] == 4
+
+
+@pytest.mark.parametrize("num_allowed", [1, 50])
+def test_criteria_end_the_search(num_allowed: int) -> None:
+    # Where a step has fewer continuations than beams, finished hypotheses do not fill up.
+    settings = {**BEAMS, "diversity_penalty": 0.7, "suppress_tokens": list(range(num_allowed, 101))}
+    found = diverse(hf_model("llama"), PROMPTS, criteria=[lambda ids, scores: ids.shape[1] >= 5], **settings)
+    assert found.steps == 2 and found.sequences.shape[1] == 5
 
 
 def test_cancelled_before_it_began() -> None:
