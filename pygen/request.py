@@ -27,7 +27,6 @@ _UNAVAILABLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "use_mtp": ((None, False), "multi-token prediction"),
     "speculation_type": ((None,), "speculative decoding"),
     "assistant_ensemble_weight": ((None,), "the ensemble of model and assistant"),
-    "compile_config": ((None,), "compilation of the forward"),
     "cache_implementation": ((None, *(set(CACHE_IMPLEMENTATIONS) - {"paged"})), "continuous batching"),
 }
 
@@ -101,7 +100,12 @@ def _as_dict(name: str, config: Any) -> dict[str, Any]:
 
 
 def refuse_unavailable(config: GenerationConfig) -> None:
-    """NotImplementedError for the first setting that asks for what this version does not have."""
+    """NotImplementedError for the first setting that asks for what this version does not have.
+
+    `compile_config` changes no token: the forward runs as it is, with a warning.
+    """
+    if config.compile_config is not None:
+        logger.warning("`compile_config` is not used: the model's forward is not compiled in this version.")
     for name, (neutral, what) in _UNAVAILABLE.items():
         value = getattr(config, name, None)
         if value not in neutral:

@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from pygen.config import GenerationConfig
+from pygen.config import CompileConfig, GenerationConfig
 from pygen.generate import generate
 from pygen.request import resolve_settings
 from tests.generate.models import CachedModel, cached_model, counting_table, hf_model
@@ -158,12 +158,8 @@ def test_pads_that_may_be_eos_are_not_hidden() -> None:
 
 
 UNAVAILABLE: list[tuple[str, Any]] = [
-    ("num_beam_groups", 2),
-    ("diversity_penalty", 0.5),
     ("penalty_alpha", 0.6),
     ("dola_layers", "low"),
-    ("constraints", [1]),
-    ("force_words_ids", [[1]]),
     ("use_mtp", True),
     ("speculation_type", "dflash"),
     ("assistant_ensemble_weight", 0.5),
@@ -307,3 +303,12 @@ def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], mess
 def test_unused_arguments_of_a_plain_module_are_named() -> None:
     with pytest.raises(ValueError, match="`model` does not use these arguments: `temprature`, `attention_mask`"):
         generate(counting_table(), IDS, temprature=1.0, attention_mask=ROWS)
+
+
+def test_compile_config_changes_nothing_but_warns(caplog: pytest.LogCaptureFixture) -> None:
+    model = hf_model("llama")
+    plain = generate(model, IDS, max_new_tokens=3, pad_token_id=0)
+    with caplog.at_level(logging.WARNING):
+        compiled = generate(model, IDS, max_new_tokens=3, pad_token_id=0, compile_config=CompileConfig())
+    assert torch.equal(compiled, plain)
+    assert "`compile_config` is not used" in caplog.text
