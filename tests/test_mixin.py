@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel, PreTrainedTokenizerFast
 
 import pygen
+from pygen.integrations import adapt
 from tests.generate.models import CachedModel, SumCache, TableModel, hf_model
 
 PROMPTS = torch.tensor([[1, 2, 3], [7, 7, 4]])
@@ -172,6 +173,22 @@ def test_beams_gather_the_cache() -> None:
     assert torch.equal(seeded(Recorded).generate(PROMPTS, **settings), expected)
     assert len(gathered) >= 3
     assert all(len(rows) == 6 for rows in gathered)
+
+
+def test_an_idle_forward_goes_through_the_hook() -> None:
+    class Renamed(Table):
+        def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
+            self.seen = tokens.tolist()
+            return self.table[tokens]
+
+        def prepare_inputs_for_generation(self, input_ids: Tensor, attention_mask: Any = None, **_: Any) -> Any:
+            assert attention_mask.shape == input_ids.shape
+            return {"tokens": input_ids}
+
+    model = Renamed(torch.eye(9).roll(1, 1))
+    assert model.generate(PROMPTS, max_new_tokens=1)[:, -1].tolist() == [4, 5]
+    adapt(model).idle()
+    assert model.seen == [[0]]
 
 
 def test_transition_scores() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pygen.config import GenerationConfig, GenerationMode
@@ -71,6 +72,12 @@ class MixinAdapter(ModuleAdapter):
             self._hooks._prepare_cache_for_generation(self._config, kwargs, mode, self._batch_size, longest)
             self.cache = kwargs.pop("past_key_values", None)
             self._kwargs = kwargs
+
+    def idle(self) -> None:
+        ids = torch.zeros((1, 1), dtype=torch.int64, device=self._device)
+        self._model(
+            **self._hooks.prepare_inputs_for_generation(ids, attention_mask=torch.ones_like(ids), position_ids=ids)
+        )
 
     def _replaces(self, method: str) -> bool:
         return getattr(type(self._hooks), method) is not getattr(GenerationMixin, method)
