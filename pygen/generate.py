@@ -88,7 +88,13 @@ def generate(
             where FSDP or DeepSpeed ZeRO-3 gather them.
         streamer: receives the prompts, then the tokens of every step, then `end()`, or `fail(error)` where it has that
             and the call fails, however early.
-        tokenizer: the model's, for `stop_strings` and `token_healing`.
+        assistant_model: a smaller model that drafts tokens, which `model` checks in one forward; instead of it
+            `prompt_lookup_num_tokens` drafts from the text, `assistant_early_exit` with the model's first layers.
+            Greedy tokens, and those of `seed`, are the ones without drafts, for whole batches; other draws have the
+            same distribution. Settings of drafts come from the arguments, then from `assistant_model.generation_config`,
+            which keeps the number of drafts where its schedule is "heuristic".
+        assistant_tokenizer: the assistant's, where it has another vocabulary.
+        tokenizer: the model's, for `stop_strings`, `token_healing` and an assistant with another vocabulary.
         custom_generate: a decoding loop in the place of pygen's (see `pygen.modes.custom`); or a folder or repository
             whose `custom_generate/generate.py` is called instead, which needs `trust_remote_code=True`.
         generator: where noise is taken from without `seed`; None is torch's default generator.

@@ -54,6 +54,9 @@ def assistant_call(call: Call, assistant_model: Any) -> Call:
     config = copy.copy(call.config)
     for name, value in _UNSET.items():
         setattr(config, name, value)
+    if call.adapter.is_encoder_decoder and not adapter.is_encoder_decoder and _takes(adapter, "encoder_outputs", ()):
+        # Decoders by themselves get a cache from transformers that their cross-attention cannot use.
+        config.use_cache = False
     prompt = _read(
         adapter,
         call.prompt.input_ids,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationConfig, GenerationMixin, WhisperForCausalLM
 from transformers.cache_utils import StaticCache
 
 from pygen.generate import generate
@@ -290,6 +290,56 @@ def test_a_plain_module_assists_and_is_assisted() -> None:
     assert len(model.calls) == 3
 
 
+def whisper_decoder(model: Any) -> Any:
+    """The decoder of `model`, by itself, with its weights."""
+    config = copy.deepcopy(model.config)
+    config.is_decoder, config.is_encoder_decoder = True, False
+    decoder = WhisperForCausalLM(config).eval()
+    decoder.load_state_dict(model.state_dict(), strict=False)
+    return decoder
+
+
+def test_a_decoder_reads_the_models_encoder() -> None:
+    model = copy.deepcopy(encoder_decoder("whisper"))
+    features = torch.randn(1, 8, 40, generator=torch.Generator().manual_seed(2))
+    helper = whisper_decoder(model)
+    read: list[bool] = []
+    helper.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["encoder_outputs"] is not None), with_kwargs=True
+    )
+    call = {"max_new_tokens": 10, "decoder_start_token_id": 1, "pad_token_id": 0, "eos_token_id": 3}
+    lengths: list[int] = []
+    model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    tokens = generate(model, features, assistant_model=helper, assistant_confidence_threshold=0.0, **call)
+    assert torch.equal(tokens, generate(model, features, **call))
+    assert read and all(read) and lengths[:2] == [1, 9]
+
+
+@pytest.mark.parametrize(("name", "helper"), [("t5", "llama"), ("bart", "t5"), ("t5", "gpt2")])
+def test_other_families_assist_an_encoder_decoder(name: str, helper: str) -> None:
+    model = encoder_decoder(name)
+    ids = torch.cat([IDS, IDS + 1])
+    call = {"max_new_tokens": 10, "decoder_start_token_id": 1, "pad_token_id": 0, "eos_token_id": [3, 30, 31]}
+    drafted = generate(model, ids, assistant_model=target(helper), **call)
+    assert torch.equal(drafted, generate(model, ids, **call))
+
+
+def test_prompt_lookup_starts_from_embeddings() -> None:
+    model = hf_model("llama")
+    call = {"inputs_embeds": model.get_input_embeddings()(IDS), "max_new_tokens": 9, "pad_token_id": 0}
+    assert torch.equal(generate(model, prompt_lookup_num_tokens=2, **call), generate(model, **call))
+    with pytest.raises(ValueError, match="`assistant_model` needs a prompt of `input_ids`"):
+        generate(model, assistant_model=assistant("llama"), **call)
+
+
+def test_guidance_is_for_the_model_alone() -> None:
+    call = {"max_new_tokens": 9, "pad_token_id": 0, "guidance_scale": 1.5}
+    drafted = generate(hf_model("llama"), IDS, assistant_model=assistant("llama"), **call)
+    assert torch.equal(drafted, generate(hf_model("llama"), IDS, **call))
+
+
 @pytest.mark.parametrize("broken", ["model", "assistant"])
 @pytest.mark.parametrize("how", ["assistant", "early exit"])
 def test_models_are_usable_after_an_error(broken: str, how: str) -> None:
@@ -343,6 +393,15 @@ def test_other_vocabularies_need_both_tokenizers() -> None:
     helper.resize_token_embeddings(90)
     with pytest.raises(ValueError, match="`tokenizer` and `assistant_tokenizer` must be given .*, got 101 and 90"):
         generate(hf_model("llama"), IDS, assistant_model=helper, max_new_tokens=3, tokenizer=object())
+
+
+def test_lookups_never_reach_beyond_the_end() -> None:
+    ids = torch.tensor([[1, 2, 3, 4, 5, 1, 2]])
+    model = counting_table(6)
+    model.table[5] = torch.tensor([0.0, 9.0, 0.0, 0.0, 0.0, 0.0])
+    output = generate(model, ids, max_new_tokens=4, prompt_lookup_num_tokens=5, return_dict_in_generate=True)
+    assert output.sequences.tolist() == [[1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 1]] and output.finish_reason == ["length"]
+    assert len(model.calls) == 2
 
 
 def test_the_text_may_end_with_an_end_token() -> None:
