@@ -241,12 +241,14 @@ def test_criteria_end_hypotheses() -> None:
         assert tokens[-1] >= 50 and all(token < 50 for token in tokens[:-1])
 
 
-@pytest.mark.parametrize("num_allowed", [1, 50])
-def test_criteria_end_the_search(num_allowed: int) -> None:
-    # Where a step has fewer continuations than beams, finished hypotheses do not fill up.
-    settings = {**BEAMS, "diversity_penalty": 0.7, "suppress_tokens": list(range(num_allowed, 101))}
-    found = diverse(hf_model("llama"), PROMPTS, criteria=[lambda ids, scores: ids.shape[1] >= 5], **settings)
-    assert found.steps == 2 and found.sequences.shape[1] == 5
+def test_criteria_end_the_search() -> None:
+    # From 1 only 3 is left and from 2 nothing, so that the finished hypotheses do not fill up.
+    table = torch.full((4, 4), -torch.inf)
+    table[[0, 0, 1, 3], [1, 2, 3, 3]] = torch.tensor([2.0, 1.0, 0.0, 0.0])
+    settings = {"num_beams": 4, "num_beam_groups": 2, "max_new_tokens": 6, "pad_token_id": 0}
+    for criteria, steps in [((), 6), ([lambda ids, scores: ids.shape[1] >= 3], 2)]:
+        found = diverse(TableModel(table), torch.tensor([[0]]), diversity_penalty=0.1, criteria=criteria, **settings)
+        assert found.steps == steps and found.sequences.tolist() == [[0, 1] + [3] * (steps - 1)]
 
 
 def test_cancelled_before_it_began() -> None:
