@@ -91,8 +91,8 @@ def generate(
         assistant_model: a smaller model that drafts tokens, which `model` checks in one forward; instead of it
             `prompt_lookup_num_tokens` drafts from the text, `assistant_early_exit` with the model's first layers.
             Greedy tokens, and those of `seed`, are the ones without drafts, for whole batches; other draws have the
-            same distribution. Settings of drafts come from the arguments, then from `assistant_model.generation_config`,
-            which keeps the number of drafts where its schedule is "heuristic".
+            same distribution. Settings of drafts come from the arguments, then from the assistant's
+            `generation_config`, which keeps the number of drafts where its schedule is "heuristic".
         assistant_tokenizer: the assistant's, where it has another vocabulary.
         tokenizer: the model's, for `stop_strings`, `token_healing` and an assistant with another vocabulary.
         custom_generate: a decoding loop in the place of pygen's (see `pygen.modes.custom`); or a folder or repository
