@@ -69,7 +69,9 @@ def generate(
     progress: bool = False,
     **kwargs: Any,
 ) -> Tensor | GenerateOutput:
-    """Generates text: greedy search, or sampling with `do_sample=True`.
+    """Generates text: greedy search, or sampling with `do_sample=True`; with `num_beams` > 1 beam search or beam
+    sampling, diverse with `num_beam_groups`, constrained with `force_words_ids` or `constraints`; drafted tokens with
+    an assistant.
 
     Arguments:
         model: a generation model of transformers, decoder-only or encoder-decoder, or any `nn.Module` whose forward
@@ -87,7 +89,7 @@ def generate(
         synced_gpus: keeps as many forwards as the other processes of the group, which share the weights; by default
             where FSDP or DeepSpeed ZeRO-3 gather them.
         streamer: receives the prompts, then the tokens of every step, then `end()`, or `fail(error)` where it has that
-            and the call fails, however early.
+            and the call fails, however early. With beams tokens come once all live beams of the one prompt share them.
         assistant_model: a smaller model that drafts tokens, which `model` checks in one forward; instead of it
             `prompt_lookup_num_tokens` drafts from the text, `assistant_early_exit` with the model's first layers.
             Greedy tokens, and those of `seed`, are the ones without drafts, for whole batches; other draws have the
@@ -105,7 +107,8 @@ def generate(
     Settings beyond transformers (also accepted inside a config):
         any sampling knob, a penalty or `do_sample` as a sequence, one value per prompt or one per returned row.
         seed: an int, or one per returned row: noise that does not depend on batch, padding or backend. Row r of an int
-            seed s uses `pygen.rng.row_seed(s, r)`. Without it the tokens are those of transformers under the same
+            seed s uses `pygen.rng.row_seed(s, r)`. With beams one per prompt; beam j of prompt b draws with
+            `row_seed(seed of b, j)`. Without it the tokens are those of transformers under the same
             `torch.manual_seed`.
         presence_penalty, frequency_penalty: subtracted from the scores of generated tokens, once and per occurrence.
         output_logprobs, top_logprobs: log-probabilities of the tokens and of the n best, in the output class.
@@ -114,8 +117,8 @@ def generate(
 
     Returns:
         (rows, prompt_length + steps) int64 with rows = batch_size * num_return_sequences, the copies of a prompt side
-        by side, finished rows filled with `pad_token_id`; with `return_dict_in_generate` a `GenerateDecoderOnlyOutput`
-        or `GenerateEncoderDecoderOutput`. The prompt is the decoder's.
+        by side, with beams the best first, finished rows filled with `pad_token_id`; with `return_dict_in_generate` one
+        of the classes of `pygen.outputs`. The prompt is the decoder's.
 
     Raises ValueError and TypeError for arguments, NotImplementedError for what this version does not offer, both before
     the model runs. Nothing that is passed in is modified, but a cache given as `past_key_values` is extended.
