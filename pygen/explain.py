@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import warnings
@@ -138,7 +139,8 @@ def explain(model: Any, *args: Any, **kwargs: Any) -> Explanation:
     with warnings.catch_warnings(record=True) as caught, torch.no_grad():
         warnings.simplefilter("always")
         call = prepare_call(arguments.pop("model"), kwargs=settings, **arguments)
-        plan = make_plan(call)
+        groups = call.config.num_beam_groups or 1
+        plan = make_plan(dataclasses.replace(call, num_copies=call.num_copies // groups) if groups > 1 else call)
     return Explanation(
         model=f"{type(call.model).__name__}, by {type(call.adapter).__module__}",
         mode=call.mode.value,
@@ -202,6 +204,8 @@ def _searches_beams(call: Call) -> bool:
 def _ops(call: Call, plan: Plan) -> tuple[str, ...]:
     """The ops of a step, in the order in which they run."""
     shapes = plan.keep_scores or any(isinstance(stage, Fused) for s in plan.segments for stage in s.early)
+    if call.mode is GenerationMode.CONSTRAINED_BEAM_SEARCH:
+        return ("process_logits", *_BEAM_OPS[1:])
     return (*(("process_logits",) if shapes else ()), *(_BEAM_OPS if _searches_beams(call) else ("sample",)))
 
 

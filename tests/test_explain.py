@@ -101,6 +101,8 @@ def test_settings_of_other_models() -> None:
         ({"do_sample": True, "num_return_sequences": 3}, "sample", "pygen.modes.sampling", 6),
         ({"num_beams": 4}, "beam_search", "pygen.modes.beams", 8),
         ({"num_beams": 4, "do_sample": True}, "beam_sample", "pygen.modes.beams", 8),
+        ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}, "group_beam_search", "pygen.modes.beams", 8),
+        ({"num_beams": 4, "force_words_ids": [[7]]}, "constrained_beam_search", "pygen.modes.beams", 8),
         ({"prompt_lookup_num_tokens": 3}, "assisted_generation", "pygen.modes.assisted", 2),
     ],
 )
@@ -141,6 +143,8 @@ def test_stages_and_what_did_not_fuse() -> None:
 def test_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     beams = pygen.explain(counting_table(), IDS, num_beams=2, **LIMIT).backends
     assert beams == {"beam_step": "cpu", "reorder_cache": "cpu", "beam_finalize": "cpu"}
+    constrained = pygen.explain(counting_table(), IDS, num_beams=2, force_words_ids=[[7]], **LIMIT).backends
+    assert list(constrained) == ["process_logits", "reorder_cache", "beam_finalize"]
     with pygen.use_backend("torch"):
         assert pygen.explain(counting_table(), IDS, **LIMIT).backends == {"sample": "torch"}
     monkeypatch.setenv("PYGEN_BACKEND", "triton")
