@@ -155,7 +155,7 @@ def _refuse_with(name: str, call: Call) -> None:
         raise ValueError(f"`do_sample` must be False with `{name}`, got {call.settings.do_sample}")
     if call.streamer is not None:
         raise ValueError(f"`streamer` must be None with `{name}`: no token is certain before the end")
-    if call.num_copies < 2:
+    if (call.config.num_beams or 1) < 2:
         raise ValueError(f"`num_beams` must be > 1 with `{name}`, got {call.config.num_beams}")
 
 
