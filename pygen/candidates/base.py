@@ -8,6 +8,9 @@ from torch import Tensor
 class CandidateGenerator:
     """Base class. A loop asks for drafts, has the model check them in one forward, and tells how many were right."""
 
+    # The loop of transformers after 5.6.1 asks whether to pass the model's outputs to `get_candidates`.
+    requires_model_outputs = False
+
     def get_candidates(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """(rows, length) int64 -> the ids with drafts behind them, (rows, length + k), k >= 0.
 
