@@ -13,15 +13,17 @@ from torch import Tensor
 from pygen import rng
 from pygen.generate import generate
 from tests.generate.conftest import one_thread  # noqa: F401
-from tests.generate.models import FAMILIES, VOCAB_SIZE, hf_model
+from tests.generate.models import ENCODER_DECODERS, FAMILIES, VOCAB_SIZE, encoder_decoder, hf_model
 
-CASES_PER_FAMILY = 192
+ALL_FAMILIES = (*FAMILIES, "t5", "bart")
+CASES_PER_FAMILY = 384
 CASES_PER_TEST = 16
 
 # Two runs may choose different tokens only where the two best race scores (scores, for a greedy row) are this close:
-# float32 scores of size up to about 30 carry an error of some 4e-6 each after a few operations.
-BAND = 2e-5
-SCORE_TOLERANCE = {"rtol": 2e-4, "atol": 2e-4}
+# float32 scores of size up to about 30 carry an error of some 4e-6 each after a few operations. Scores of T5 are larger.
+BAND = {"t5": 2e-4}
+SMALLEST_BAND = 2e-5
+TOLERANCE = 2e-4
 
 
 def make_case(family: str, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -36,6 +38,8 @@ def make_case(family: str, number: int) -> tuple[dict[str, Any], dict[str, Any]]
     if padded:
         lengths = [draw.randint(1, length) for _ in range(batch_size)]
         mask = torch.tensor([[0] * (length - n) + [1] * n for n in lengths])
+        if family in ENCODER_DECODERS:
+            mask = mask.flip(1)
         inputs["input_ids"] = ids.masked_fill(mask == 0, settings["pad_token_id"])
         if draw.random() < 0.6:
             inputs["attention_mask"] = mask
@@ -75,6 +79,11 @@ def make_case(family: str, number: int) -> tuple[dict[str, Any], dict[str, Any]]
         settings |= _warpers(draw)
     if draw.random() < 0.5:
         settings |= {"return_dict_in_generate": True, "output_scores": True, "output_logits": draw.random() < 0.5}
+        settings["output_hidden_states"] = draw.random() < 0.3
+    if family in ENCODER_DECODERS:
+        settings["decoder_start_token_id"] = draw.choice([1, 2])
+        if "max_length" in settings:
+            settings["max_length"] = max(2, settings["max_length"] - length + 1)
     return inputs, settings
 
 
@@ -121,9 +130,10 @@ def within_band() -> list[str]:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("block", range(CASES_PER_FAMILY // CASES_PER_TEST))
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_same_as_transformers(family: str, block: int, within_band: list[str]) -> None:
-    model = hf_model(family)
+    seq2seq = family in ENCODER_DECODERS
+    model = encoder_decoder(family) if seq2seq else hf_model(family)
     for number in range(block * CASES_PER_TEST, (block + 1) * CASES_PER_TEST):
         inputs, settings = make_case(family, number)
         about = f"{family} case {number}: {settings}"
@@ -141,12 +151,12 @@ def test_same_as_transformers(family: str, block: int, within_band: list[str]) -
         steps = None
         if difference is not None:
             column, row = difference
-            steps = column - inputs["input_ids"].shape[1]
+            steps = column - (1 if seq2seq else inputs["input_ids"].shape[1])
             detailed = settings | {"return_dict_in_generate": True, "output_scores": True}
             torch.manual_seed(number)
             scores = model.generate(**inputs, **detailed).scores[steps]
             gap = race_gap(scores, row, int(ours[row, column]), int(theirs[row, column]), settings, number, steps)
-            assert gap <= BAND, f"{about}: row {row} step {steps} differs by {gap}"
+            assert gap <= BAND.get(family, SMALLEST_BAND), f"{about}: row {row} step {steps} differs by {gap}"
             within_band.append(about)
         else:
             assert ours.shape == theirs.shape, about
@@ -155,6 +165,10 @@ def test_same_as_transformers(family: str, block: int, within_band: list[str]) -
             compare_scores(actual.scores, expected.scores, steps, about)
             if settings["output_logits"]:
                 compare_scores(actual.logits, expected.logits, steps, about)
+            if settings["output_hidden_states"]:
+                name = "decoder_hidden_states" if seq2seq else "hidden_states"
+                last = [[layers[-1] for layers in output[name]] for output in (actual, expected)]
+                compare_scores(*map(tuple, last), steps, about)
 
 
 def compare_scores(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...], steps: int | None, about: str) -> None:
@@ -163,11 +177,13 @@ def compare_scores(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...], steps: 
             return
         assert x.dtype == torch.float32
         assert torch.equal(x.isneginf(), y.isneginf()), f"{about}: step {step} keeps other tokens"
-        torch.testing.assert_close(x, y, **SCORE_TOLERANCE, msg=lambda text: f"{about}: {text}")
+        largest = float(y[y.isfinite()].abs().max())
+        atol = TOLERANCE * (1 + largest)
+        torch.testing.assert_close(x, y, rtol=0, atol=atol, msg=lambda text: f"{about}: {text}")
 
 
 def test_differences_within_the_band_are_rare(within_band: list[str]) -> None:
-    assert len(within_band) <= 1, within_band
+    assert len(within_band) <= 3, within_band
 
 
 @pytest.mark.parametrize("family", FAMILIES)
