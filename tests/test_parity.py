@@ -20,7 +20,7 @@ CASES_PER_FAMILY = 384
 CASES_PER_TEST = 16
 
 # Two runs may choose different tokens only where the two best race scores (scores, for a greedy row) are this close:
-# float32 scores of size up to about 30 carry an error of some 4e-6 each after a few operations. Scores of T5 are larger.
+# float32 scores of size up to about 30 carry an error of some 4e-6 each after a few operations. T5's scores are larger.
 BAND = {"t5": 2e-4}
 SMALLEST_BAND = 2e-5
 TOLERANCE = 2e-4
