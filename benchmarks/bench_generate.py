@@ -6,7 +6,8 @@ python -m benchmarks.bench_generate --quick     the empty model only
 
 from __future__ import annotations
 
-import functools
+import argparse
+import json
 import random
 import statistics
 import sys
@@ -24,7 +25,7 @@ from benchmarks.cache_traffic import counted
 from benchmarks.harness import BASELINE, Options, Row, Target, judge
 from benchmarks.inputs import load_smollm2
 from benchmarks.machine import commit, today
-from benchmarks.memory import peak_temporary_bytes
+from benchmarks.memory import in_child, peak_temporary_bytes
 from benchmarks.models import CachedLogits, FixedLogits, StubConfig
 from benchmarks.record_traces import TEXT
 from pygen.ops import prepare_sample
@@ -179,21 +180,28 @@ def model_rows(options: Options) -> list[Row]:
     return rows + bench("generate, 4 beams", model, prompts[:4], GREEDY, 64, beams, options, num_beams=4)
 
 
-def beam_rows(options: Options) -> list[Row]:
-    """Four beams over a stub with the cache of GPT-2 124M: what a step costs outside the forward, the bytes that move
-    between the rows of the cache, and the peak of memory."""
+BEAMS: dict[str, Any] = {"max_new_tokens": 128, "num_beams": 4, "do_sample": False, "pad_token_id": 0}
+
+
+def model_with_a_cache() -> tuple[Any, torch.Tensor]:
+    """A stub with the cache of GPT-2 124M, and eight prompts."""
     torch.manual_seed(SEED)
     model = CachedLogits(StubConfig(vocab_size=50257, layers=12, heads=12, head_dim=64))
     model.train(False)
-    prompts = torch.randint(1000, (8, 32), generator=torch.Generator().manual_seed(SEED))
-    knobs: dict[str, Any] = {"max_new_tokens": 128, "num_beams": 4, "do_sample": False, "pad_token_id": 0}
+    return model, torch.randint(1000, (8, 32), generator=torch.Generator().manual_seed(SEED))
+
+
+def beam_rows(options: Options, threads: int) -> list[Row]:
+    """Four beams: what a step costs outside the forward, the bytes that move between the rows of the cache, and the
+    peak of memory, the cache included, in a process of its own."""
+    model, prompts = model_with_a_cache()
     rows = bench("generate loop, 4 beams", model, prompts, GREEDY, 128, Target(), options, num_beams=4, pad_token_id=0)
     baseline, row = rows
     for one in rows:
-        run = functools.partial(generate_once, engines(model)[one.variant], prompts, knobs)
         with counted() as count:
-            run()
-        one.bytes_moved, one.memory_bytes = count.bytes, peak_temporary_bytes(run)
+            generate_once(engines(model)[one.variant], prompts, BEAMS)
+        one.bytes_moved = count.bytes
+        one.memory_bytes = in_child("benchmarks.bench_generate", one.variant, "--threads", str(threads))
         # The forward does nothing here.
         one.outside_percent = None
     if not row.red and row.outside_us and baseline.outside_us and row.bytes_moved and baseline.bytes_moved:
@@ -203,13 +211,25 @@ def beam_rows(options: Options) -> list[Row]:
     return rows
 
 
+def memory_of(name: str) -> int | None:
+    model, prompts = model_with_a_cache()
+    call = engines(model)[name]
+    generate_once(call, prompts[:1], {**BEAMS, "max_new_tokens": 2})
+    return peak_temporary_bytes(lambda: generate_once(call, prompts, BEAMS))
+
+
 def main() -> int:
-    args = cli.parser("Times pygen.generate against transformers.", ("quick", "table")).parse_args()
+    parser = cli.parser("Times pygen.generate against transformers.", ("quick", "table"))
+    parser.add_argument("--memory-of", choices=(BASELINE, "pygen"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
     with cli.threads(args.threads):
+        if args.memory_of:
+            print(json.dumps(memory_of(args.memory_of)))
+            return 0
         options = cli.options(args, "generate", 40.0)
         rows = empty_model_rows(options)
         if args.size == "table":
-            rows += beam_rows(options)
+            rows += beam_rows(options, args.threads)
             rows += model_rows(options)
         return cli.finish(rows, args, save=args.size == "table")
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -21,8 +21,8 @@ from benchmarks import cli
 from benchmarks.baseline import Settings, TransformersStep
 from benchmarks.harness import BASELINE, Case, Options, Row, Target, Variant, judge, run_case
 from benchmarks.inputs import make_logits, random_ids, rotation, trace_file
-from benchmarks.machine import REPOSITORY, commit, today
-from benchmarks.memory import peak_temporary_bytes
+from benchmarks.machine import commit, today
+from benchmarks.memory import in_child, peak_temporary_bytes
 from pygen.ops import prepare_sample
 
 SEED = 20
@@ -229,16 +229,6 @@ def memory_of(name: str, backend: str) -> int | None:
     return peak_temporary_bytes(lambda: run(spec.rows, spec.vocab_size, logits))
 
 
-def memory_in_child(name: str, args: argparse.Namespace) -> int | None:
-    child = [sys.executable, "-m", "benchmarks.bench_sample", "--memory-of", name]
-    child += ["--backend", args.backend, "--threads", str(args.threads)]
-    done = subprocess.run(child, cwd=REPOSITORY, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError((done.stderr.splitlines() or ["no output"])[-1])
-    value = json.loads(done.stdout.splitlines()[-1])
-    return None if value is None else int(value)
-
-
 def main() -> int:
     parser = cli.parser("Times pygen.ops.sample against transformers.", ("quick", "table", "full"))
     parser.add_argument("--memory-of", choices=(BASELINE, "pygen philox"), help=argparse.SUPPRESS)
@@ -254,7 +244,9 @@ def main() -> int:
         if args.device.type == "cpu" and args.size != "full":
             rows += call_overhead(options, args.backend)
             if args.size == "table":
-                rows += memory_rows(options, args.backend, lambda name: memory_in_child(name, args))
+                child = ("--backend", args.backend, "--threads", str(args.threads))
+                measure = functools.partial(in_child, "benchmarks.bench_sample")
+                rows += memory_rows(options, args.backend, lambda name: measure(name, *child))
         return cli.finish(rows, args, save=args.size != "quick")
 
 

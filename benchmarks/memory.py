@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import gc
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from benchmarks.machine import REPOSITORY
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -34,6 +40,18 @@ def peak_temporary_bytes(call: Callable[[], object]) -> int | None:
     except OSError:
         return None
     return max(resident, _largest_torch_allocation(call))
+
+
+def in_child(module: str, name: str, *arguments: str) -> int | None:
+    """What `python -m module --memory-of name` prints: a process of its own has no memory left from other calls."""
+    child = [sys.executable, "-m", module, "--memory-of", name, *arguments]
+    # Freed tensors go back to the system at once, so that the peak is of what lives and not of the heap's holes.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**18)}
+    done = subprocess.run(child, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError((done.stderr.splitlines() or ["no output"])[-1])
+    value = json.loads(done.stdout.splitlines()[-1])
+    return None if value is None else int(value)
 
 
 def _largest_torch_allocation(call: Callable[[], object]) -> int:
