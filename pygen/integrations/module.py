@@ -23,7 +23,12 @@ from pygen.prompt import Prompt, check_ids, check_mask, given_input, start_ids, 
 from pygen.request import SpecialTokens
 
 _ONE_BY_ONE = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
-_BEAMS = (GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
+_BEAMS = (
+    GenerationMode.BEAM_SEARCH,
+    GenerationMode.BEAM_SAMPLE,
+    GenerationMode.GROUP_BEAM_SEARCH,
+    GenerationMode.CONSTRAINED_BEAM_SEARCH,
+)
 # Settings and inputs that need to know what the model does with them.
 _TRANSFORMERS_ONLY = ("output_attentions", "output_hidden_states", "cache_config", "prefill_chunk_size")
 

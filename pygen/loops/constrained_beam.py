@@ -204,7 +204,7 @@ class ConstrainedSearch:
         if rank is None:
             return []
         scores = sums[rank].clone()
-        scores[list(self._eos)] = -math.inf
+        scores[[token_id for token_id in self._eos if 0 <= token_id < len(scores)]] = -math.inf
         token_id = int(scores.argmax())
         score = float(scores[token_id])
         return [self._continuation(b, rank, token_id, score)] if score > -math.inf else []

@@ -209,7 +209,7 @@ def _output(
     for name, entries in adapter.records.items():
         pairs = zip(entries, monitor.orders, strict=True)
         fields[name] = tuple(_by_beam(entry, order) for entry, order in pairs)
-    if fields.get("past_key_values") is not None:
+    if steps > 0 and fields.get("past_key_values") is not None:
         adapter.reorder(state.slots.flatten(), torch.zeros_like(state.slots).flatten(), steps - 1)
     output = GenerateBeamEncoderDecoderOutput if adapter.is_encoder_decoder else GenerateBeamDecoderOnlyOutput
     return output(

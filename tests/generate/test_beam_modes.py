@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from pygen.constraints import PhrasalConstraint
 from pygen.generate import generate
 from tests.generate.models import encoder_decoder, hf_model
 from tests.generate.searches import constrained, diverse
+from tests.generate.test_beams import NoCacheModel, TupleCacheModel
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 10]])
 PLAIN: dict[str, Any] = {"num_beams": 4, "max_new_tokens": 6, "pad_token_id": 3}
@@ -29,6 +31,45 @@ def test_groups_and_words(family: str) -> None:
     assert all(len(set(row.tolist())) > 1 for row in firsts)
     forced = generate(model, IDS, **WORDS, **extra)
     assert all("20, 21" in str(row) for row in forced.tolist())
+
+
+@pytest.mark.parametrize("settings", [PLAIN, GROUPS, WORDS])
+def test_a_plain_module_keeps_its_cache(settings: dict[str, Any]) -> None:
+    lengths: list[int] = []
+    model = TupleCacheModel()
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    found = generate(model, IDS, **settings)
+    assert lengths == [3, 1, 1, 1, 1, 1]
+    assert torch.equal(found, generate(NoCacheModel(), IDS, **settings))
+
+
+@pytest.mark.parametrize("settings", [PLAIN, GROUPS, WORDS])
+def test_cancelled_before_it_began(settings: dict[str, Any]) -> None:
+    model, cancel = hf_model("llama"), threading.Event()
+    cancel.set()
+    cache = generate(model, IDS.repeat_interleave(4, 0), max_new_tokens=1, return_dict_in_generate=True).past_key_values
+    longer = torch.cat([IDS, IDS], dim=1)
+    output = generate(
+        model,
+        longer,
+        cancel=cancel,
+        past_key_values=cache,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **settings,
+    )
+    assert torch.equal(output.sequences, longer)
+    assert output.finish_reason == ["stop", "stop"]
+    assert output.past_key_values.get_seq_length() == 3
+
+
+@pytest.mark.parametrize("eos_token_id", [-1, [11, 5000]])
+def test_ends_outside_the_vocabulary_with_constraints(eos_token_id: Any) -> None:
+    settings = {**WORDS, "force_words_ids": [[20]], "max_new_tokens": 9, "suppress_tokens": [20]}
+    ids = torch.tensor([[5, 20, 7]])
+    assert generate(hf_model("llama"), ids, eos_token_id=eos_token_id, **settings).shape[1] <= 12
 
 
 def test_the_searches_of_the_loops() -> None:
