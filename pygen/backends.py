@@ -7,6 +7,7 @@ of the tensor.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,7 +20,6 @@ import torch
 BACKENDS = ("cpu", "cuda", "triton", "torch")
 
 _AUTO_ORDER = {"cpu": ("cpu", "torch"), "cuda": ("cuda", "triton", "torch")}
-_DEVICE_OF = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
 
 _chosen: ContextVar[str | None] = ContextVar("pygen_backend", default=None)
 _warned: set[str] = set()
@@ -39,10 +39,37 @@ def _cpu_reason() -> str | None:
     return None
 
 
+def _cuda_reason() -> str | None:
+    reason = _cpu_reason()
+    if reason is not None:
+        return reason
+    from pygen import _C
+
+    build = _C.build_info()
+    if not build["cuda"]:
+        return f"built without CUDA kernels ({build['cuda_reason']})"
+    return _device_reason()
+
+
+def _triton_reason() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    return None if interprets_triton() else _device_reason()
+
+
+def _device_reason() -> str | None:
+    return None if torch.cuda.is_available() else "torch finds no CUDA device"
+
+
+def interprets_triton() -> bool:
+    """Whether Triton kernels run in Triton's interpreter, on CPU tensors; read from TRITON_INTERPRET as Triton does."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+
 _MACHINE_REASONS: dict[str, Callable[[], str | None]] = {
     "cpu": _cpu_reason,
-    "cuda": lambda: "this version of pygen has no CUDA kernels",
-    "triton": lambda: "this version of pygen has no Triton kernels",
+    "cuda": _cuda_reason,
+    "triton": _triton_reason,
     "torch": lambda: None,
 }
 
@@ -112,13 +139,19 @@ class Dispatcher(Generic[Entry]):
             return machine_reason
         if name not in self.entries:
             return f"`{self.op}` has no kernel for it"
-        if _DEVICE_OF.get(name, device.type) != device.type:
+        if device.type not in _devices_of(name, device):
             return f"the tensor is on {device}"
         return None
 
     def _refusal(self, device: torch.device, what: str) -> str:
         reasons = self.reasons(device)
         return f"`{self.op}`: {what}; " + "; ".join(f"{name}: {reasons[name] or 'can run'}" for name in BACKENDS)
+
+
+def _devices_of(name: str, device: torch.device) -> tuple[str, ...]:
+    if name == "triton" and interprets_triton():
+        return ("cpu", "cuda")
+    return {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda",)}.get(name, (device.type,))
 
 
 def _from_environment() -> str:

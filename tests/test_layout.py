@@ -80,7 +80,7 @@ def test_every_op_is_public_and_documented(stem: str) -> None:
 
 @pytest.mark.parametrize("stem", stems_of_ops())
 def test_the_table_of_an_op_names_its_backends(stem: str) -> None:
-    assert set(module("ops", stem)._dispatch.entries) == {"cpu", "torch"}
+    assert {"cpu", "torch"} <= set(module("ops", stem)._dispatch.entries)
 
 
 def test_kernels_include_no_torch_header() -> None:

@@ -30,6 +30,7 @@ struct BeamParams {
   const float* noise = nullptr;    // (rows, vocab_size); given
   int64_t noise_stride = 0;
   uint8_t* generator_state = nullptr;  // as in SampleParams; torch
+  TorchCudaNoise torch_noise;          // by beam; torch, on CUDA
 
   int64_t step = 0;
   int64_t max_new_tokens = 0;

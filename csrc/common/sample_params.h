@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/host_device.h"
+#include "common/torch_noise.h"
 
 namespace pygen {
 
@@ -81,6 +82,7 @@ struct SampleParams {
   const float* noise = nullptr;    // (rows, vocab_size); given
   int64_t noise_stride = 0;
   uint8_t* generator_state = nullptr;  // torch.Generator.get_state() of a CPU generator, advanced in place; torch
+  TorchCudaNoise torch_noise;          // torch, on CUDA
   int64_t num_logprobs = 0;
   int64_t* token_ids = nullptr;   // (rows,)
   int32_t* status = nullptr;      // (rows,)

@@ -51,14 +51,13 @@ def test_unknown_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_refusal_lists_every_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(backends._MACHINE_REASONS, "cpu", lambda: "it is Sunday")
+    for name, reason in (("cpu", "it is Sunday"), ("cuda", "it rains"), ("triton", "it snows")):
+        monkeypatch.setitem(backends._MACHINE_REASONS, name, lambda reason=reason: reason)
     with pytest.raises(BackendError) as raised:
         sample(LOGITS, backend="cpu")
     assert isinstance(raised.value, NotImplementedError)
     assert str(raised.value) == (
-        "`sample`: backend 'cpu' cannot run on cpu; cpu: it is Sunday; "
-        "cuda: this version of pygen has no CUDA kernels; "
-        "triton: this version of pygen has no Triton kernels; torch: can run"
+        "`sample`: backend 'cpu' cannot run on cpu; cpu: it is Sunday; cuda: it rains; triton: it snows; torch: can run"
     )
 
 
