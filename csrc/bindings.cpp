@@ -15,6 +15,9 @@
 #include "common/reorder_params.h"
 #include "common/sample_params.h"
 #include "cpu/isa.h"
+#if PYGEN_CUDA
+#include "cuda/launchers.h"
+#endif
 
 namespace py = pybind11;
 
@@ -119,6 +122,44 @@ void check_noise(pygen::Rng rng, const void* generator_state, const void* noise,
   if (source == nullptr) throw std::invalid_argument("the noise's pointer is null");
 }
 
+#if PYGEN_CUDA
+void check_launch(pygen::cuda::Error error) {
+  if (error != 0) throw std::runtime_error(pygen::cuda::error_text(error));
+}
+
+pygen::cuda::Device device_of(int ordinal) {
+  pygen::cuda::Device device;
+  check_launch(pygen::cuda::device_of(ordinal, device));
+  return device;
+}
+
+// Device, stream and workspace of a plan's launches.
+class CudaPlace {
+ public:
+  const pygen::cuda::Device& set_device(int ordinal) { return context_.device = device_of(ordinal); }
+  void set_workspace(uintptr_t address) { context_.workspace = pointer<void>(address); }
+  const pygen::cuda::Context& on_stream(uintptr_t stream) {
+    context_.stream = pointer<CUstream_st>(stream);
+    return context_;
+  }
+
+ private:
+  pygen::cuda::Context context_;
+};
+
+void set_torch_noise(pygen::TorchCudaNoise& noise, const ShapingParams& shaping, const pygen::cuda::Device& device) {
+  pygen::set_torch_launch(noise, shaping.rows * shaping.vocab_size, device.multiprocessors,
+                          device.threads_per_multiprocessor);
+}
+
+// Where the generator stands: its two numbers, or their place on the device.
+void set_generator(pygen::TorchCudaNoise& noise, uint64_t seed, uint64_t offset, uintptr_t generator) {
+  noise.seed = seed;
+  noise.offset = offset;
+  noise.generator = pointer<uint64_t>(generator);
+}
+#endif
+
 class SamplePlan {
  public:
   explicit SamplePlan(const py::kwargs& kwargs) {
@@ -164,8 +205,29 @@ class SamplePlan {
     launch(pygen::cpu::implementation().sample, params_);
   }
 
+#if PYGEN_CUDA
+  size_t set_device(int ordinal) {
+    const pygen::cuda::Device& device = place_.set_device(ordinal);
+    set_torch_noise(params_.torch_noise, params_.shaping, device);
+    return pygen::cuda::sample_workspace(params_, device);
+  }
+  void set_workspace(uintptr_t address) { place_.set_workspace(address); }
+  int64_t generator_increment() const { return params_.torch_noise.increment; }
+
+  void launch_on(uintptr_t stream, uintptr_t logits, int64_t logits_stride, int64_t step, int64_t length, uint64_t seed,
+                 uint64_t offset, uintptr_t generator) {
+    set_call(params_.shaping, logits, logits_stride, length);
+    params_.step.value = step;
+    set_generator(params_.torch_noise, seed, offset, generator);
+    check_launch(pygen::cuda::sample(params_, place_.on_stream(stream)));
+  }
+#endif
+
  private:
   SampleParams params_;
+#if PYGEN_CUDA
+  CudaPlace place_;
+#endif
 };
 
 class ProcessPlan {
@@ -184,8 +246,24 @@ class ProcessPlan {
     launch(pygen::cpu::implementation().process_logits, params_);
   }
 
+#if PYGEN_CUDA
+  size_t set_device(int ordinal) { return pygen::cuda::process_logits_workspace(params_, place_.set_device(ordinal)); }
+  void set_workspace(uintptr_t address) { place_.set_workspace(address); }
+
+  void launch_on(uintptr_t stream, uintptr_t logits, int64_t logits_stride, int64_t length, uintptr_t out,
+                 int64_t out_stride) {
+    set_call(params_.shaping, logits, logits_stride, length);
+    params_.out = pointer<float>(out);
+    params_.out_stride = out_stride;
+    check_launch(pygen::cuda::process_logits(params_, place_.on_stream(stream)));
+  }
+#endif
+
  private:
   ProcessParams params_;
+#if PYGEN_CUDA
+  CudaPlace place_;
+#endif
 };
 
 class BeamPlan {
@@ -243,18 +321,39 @@ class BeamPlan {
 
   void run(uintptr_t logits, int64_t logits_stride, int64_t step, int64_t length, uintptr_t generator_state,
            int halves) {
-    set_call(params_.shaping, logits, logits_stride, length);
-    params_.step = step;
+    set_step(logits, logits_stride, step, length, halves);
     params_.generator_state = pointer<uint8_t>(generator_state);
-    params_.select = (halves & 1) != 0;
-    params_.advance = (halves & 2) != 0;
-    if (step < 0 || step >= params_.max_new_tokens) throw std::invalid_argument("step is out of range");
     if (params_.do_sample && params_.select && params_.shaping.rows > 0)
       check_noise(params_.rng, params_.generator_state, params_.noise, params_.seeds);
     launch(pygen::cpu::implementation().beam_step, params_);
   }
 
+#if PYGEN_CUDA
+  size_t set_device(int ordinal) {
+    const pygen::cuda::Device& device = place_.set_device(ordinal);
+    set_torch_noise(params_.torch_noise, params_.shaping, device);
+    return pygen::cuda::beam_step_workspace(params_, device);
+  }
+  void set_workspace(uintptr_t address) { place_.set_workspace(address); }
+  int64_t generator_increment() const { return params_.torch_noise.increment; }
+
+  void launch_on(uintptr_t stream, uintptr_t logits, int64_t logits_stride, int64_t step, int64_t length, uint64_t seed,
+                 uint64_t offset, uintptr_t generator, int halves) {
+    set_step(logits, logits_stride, step, length, halves);
+    set_generator(params_.torch_noise, seed, offset, generator);
+    check_launch(pygen::cuda::beam_step(params_, place_.on_stream(stream)));
+  }
+#endif
+
  private:
+  void set_step(uintptr_t logits, int64_t logits_stride, int64_t step, int64_t length, int halves) {
+    set_call(params_.shaping, logits, logits_stride, length);
+    params_.step = step;
+    params_.select = (halves & 1) != 0;
+    params_.advance = (halves & 2) != 0;
+    if (step < 0 || step >= params_.max_new_tokens) throw std::invalid_argument("step is out of range");
+  }
+
   template <typename T>
   T* required(Arguments& arguments, const char* name) {
     T* result = arguments.take_pointer<T>(name);
@@ -263,17 +362,24 @@ class BeamPlan {
   }
 
   BeamParams params_;
+#if PYGEN_CUDA
+  CudaPlace place_;
+#endif
 };
 
 // Of a tensor: pointer, heads, head_dim, element size, and the strides of rows, heads and positions.
 using CacheLayout = std::array<int64_t, 7>;
 
-void reorder_cache(const std::vector<CacheLayout>& layouts, int64_t rows, uintptr_t beam_idx, int64_t start,
-                   uintptr_t starts, int64_t length, int threads) {
+std::vector<pygen::CacheTensor> cache_tensors(const std::vector<CacheLayout>& layouts) {
   std::vector<pygen::CacheTensor> tensors;
   for (const auto& [address, heads, head_dim, element_size, row_stride, head_stride, position_stride] : layouts)
     tensors.push_back({pointer<char>(static_cast<uintptr_t>(address)), heads, head_dim, element_size, row_stride,
                        head_stride, position_stride});
+  return tensors;
+}
+
+pygen::ReorderParams reorder_params(const std::vector<pygen::CacheTensor>& tensors, int64_t rows, uintptr_t beam_idx,
+                                    int64_t start, uintptr_t starts, int64_t length) {
   pygen::ReorderParams params;
   params.rows = rows;
   params.length = length;
@@ -281,14 +387,20 @@ void reorder_cache(const std::vector<CacheLayout>& layouts, int64_t rows, uintpt
   params.beam_idx = pointer<const int64_t>(beam_idx);
   params.tensors = tensors.data();
   params.num_tensors = static_cast<int64_t>(tensors.size());
-  params.threads = std::max(1, threads);
   if (rows < 0 || (rows > 0 && beam_idx == 0)) throw std::invalid_argument("rows is negative or beam_idx is null");
+  return params;
+}
+
+void reorder_cache(const std::vector<CacheLayout>& layouts, int64_t rows, uintptr_t beam_idx, int64_t start,
+                   uintptr_t starts, int64_t length, int threads) {
+  const std::vector<pygen::CacheTensor> tensors = cache_tensors(layouts);
+  pygen::ReorderParams params = reorder_params(tensors, rows, beam_idx, start, starts, length);
+  params.threads = std::max(1, threads);
   py::gil_scoped_release release;
   pygen::cpu::implementation().reorder_cache(params);
 }
 
-void beam_finalize(const py::kwargs& kwargs) {
-  Arguments arguments(kwargs);
+pygen::FinalizeParams finalize_params(Arguments arguments) {
   pygen::FinalizeParams params;
   params.batch_size = arguments.take<int64_t>("batch_size");
   params.num_beams = arguments.take<int64_t>("num_beams");
@@ -296,7 +408,6 @@ void beam_finalize(const py::kwargs& kwargs) {
   params.prompt_length = arguments.take<int64_t>("prompt_length");
   params.width = arguments.take<int64_t>("width");
   params.pad_token_id = arguments.take<int64_t>("pad_token_id");
-  params.threads = std::max(1, arguments.take<int>("threads"));
   params.token_ids = arguments.take_pointer<int64_t>("token_ids_ptr");
   params.token_ids_stride = arguments.take<int64_t>("token_ids_stride");
   params.step_tokens = arguments.take_pointer<int64_t>("step_tokens_ptr");
@@ -309,9 +420,29 @@ void beam_finalize(const py::kwargs& kwargs) {
   arguments.finish();
   if (params.batch_size < 0 || params.num_beams < 1 || params.prompt_length < 0 || params.width < 0)
     throw std::invalid_argument("a size is negative");
+  return params;
+}
+
+void beam_finalize(int threads, const py::kwargs& kwargs) {
+  pygen::FinalizeParams params = finalize_params(Arguments(kwargs));
+  params.threads = std::max(1, threads);
   py::gil_scoped_release release;
   pygen::cpu::implementation().beam_finalize(params);
 }
+
+#if PYGEN_CUDA
+void launch_reorder_cache(int ordinal, uintptr_t stream, const std::vector<CacheLayout>& layouts, int64_t rows,
+                          uintptr_t beam_idx, int64_t start, uintptr_t starts, int64_t length) {
+  const std::vector<pygen::CacheTensor> tensors = cache_tensors(layouts);
+  check_launch(pygen::cuda::reorder_cache(reorder_params(tensors, rows, beam_idx, start, starts, length),
+                                          {device_of(ordinal), pointer<CUstream_st>(stream), nullptr}));
+}
+
+void launch_beam_finalize(int ordinal, uintptr_t stream, const py::kwargs& kwargs) {
+  check_launch(pygen::cuda::beam_finalize(finalize_params(Arguments(kwargs)),
+                                          {device_of(ordinal), pointer<CUstream_st>(stream), nullptr}));
+}
+#endif
 
 py::dict build_info() {
   py::list isas;
@@ -332,6 +463,15 @@ py::dict build_info() {
   return info;
 }
 
+#if PYGEN_CUDA
+// What the ops on a GPU call: the bytes of workspace for a device, the workspace, and the launch.
+template <typename Plan>
+py::class_<Plan>& def_launches(py::class_<Plan>& plan) {
+  plan.def("set_device", &Plan::set_device).def("set_workspace", &Plan::set_workspace);
+  return plan.def("launch_on", &Plan::launch_on);
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -339,9 +479,20 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("cpu_isa", [] { return std::string(pygen::cpu::implementation().name); });
   m.def("set_cpu_isa", &pygen::cpu::set_implementation, py::arg("name"));
-  py::class_<SamplePlan>(m, "SamplePlan").def(py::init<const py::kwargs&>()).def("run", &SamplePlan::run);
-  py::class_<BeamPlan>(m, "BeamPlan").def(py::init<const py::kwargs&>()).def("run", &BeamPlan::run);
-  py::class_<ProcessPlan>(m, "ProcessPlan").def(py::init<const py::kwargs&>()).def("run", &ProcessPlan::run);
+  // Local to the module: a second build of these kernels may be loaded beside it.
+  py::class_<SamplePlan> sample_plan(m, "SamplePlan", py::module_local());
+  py::class_<ProcessPlan> process_plan(m, "ProcessPlan", py::module_local());
+  py::class_<BeamPlan> beam_plan(m, "BeamPlan", py::module_local());
+  sample_plan.def(py::init<const py::kwargs&>()).def("run", &SamplePlan::run);
+  process_plan.def(py::init<const py::kwargs&>()).def("run", &ProcessPlan::run);
+  beam_plan.def(py::init<const py::kwargs&>()).def("run", &BeamPlan::run);
+#if PYGEN_CUDA
+  def_launches(sample_plan).def_property_readonly("generator_increment", &SamplePlan::generator_increment);
+  def_launches(process_plan);
+  def_launches(beam_plan).def_property_readonly("generator_increment", &BeamPlan::generator_increment);
+  m.def("launch_reorder_cache", &launch_reorder_cache);
+  m.def("launch_beam_finalize", &launch_beam_finalize);
+#endif
   m.def("reorder_cache", &reorder_cache);
   m.def("beam_finalize", &beam_finalize);
 }

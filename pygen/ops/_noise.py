@@ -96,7 +96,7 @@ def check_noise(
         seeds=_seeds(seed, like, generator, wanted=draws and noise is None and rng == "philox"),
         steps=steps,
         given=noise,
-        generator=torch.default_generator if generator is None else generator,
+        generator=_default_generator(like.device, rng == "torch") if generator is None else generator,
     )
 
 
@@ -116,12 +116,20 @@ def _seeds(
 
 
 def _check_torch_device(like: Like, generator: torch.Generator | None) -> None:
-    if like.device.type != "cpu":
+    if like.device.type not in ("cpu", "cuda"):
         raise BackendError(
-            f"`sample`: rng='torch' cannot run on {like.device}: torch's noise is known here for cpu only"
+            f"`sample`: rng='torch' cannot run on {like.device}: torch's noise is known here for cpu and cuda only"
         )
-    if generator is not None and generator.device.type != "cpu":
-        raise ValueError(f"`generator` must be on cpu like `logits`, got {generator.device}")
+    if generator is not None and generator.device != like.device:
+        raise ValueError(f"`generator` must be on {like.device} like `logits`, got {generator.device}")
+
+
+def _default_generator(device: torch.device, of_device: bool) -> torch.Generator:
+    """Seeds are drawn on the host; torch's own noise comes from the generator of the device."""
+    if not of_device or device.type == "cpu":
+        return torch.default_generator
+    torch.cuda.init()
+    return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
 
 
 def _check_given(noise: Tensor, like: Like) -> None:

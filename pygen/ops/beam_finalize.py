@@ -11,6 +11,7 @@ from torch import Tensor
 from pygen.backends import Dispatcher
 from pygen.loops.beam_state import BeamState
 from pygen.ops import _checks as checks
+from pygen.ops import _cuda as cuda
 from pygen.ops._beam_state import check_beam_state, check_is_beam_state
 
 
@@ -80,28 +81,43 @@ def _check_walks(state: BeamState, num_return_sequences: int, beam_indices: Tens
 def _cpu(state: BeamState, num_return_sequences: int, longest: int) -> tuple[Tensor, Tensor]:
     from pygen import _C
 
-    rows = state.batch_size * num_return_sequences
-    sequences = torch.empty((rows, state.prompt_length + longest), dtype=torch.int64)
-    beam_indices = torch.empty((rows, longest), dtype=torch.int32)
-    _C.beam_finalize(
-        batch_size=state.batch_size,
-        num_beams=state.num_beams,
-        num_return_sequences=num_return_sequences,
-        prompt_length=state.prompt_length,
-        width=longest,
-        pad_token_id=state.pad_token_id,
-        threads=torch.get_num_threads(),
-        token_ids_ptr=state.token_ids.data_ptr(),
-        token_ids_stride=state.token_ids.stride(0),
-        step_tokens_ptr=state.step_tokens.data_ptr(),
-        step_parents_ptr=state.step_parents.data_ptr(),
-        finished_steps_ptr=state.finished_steps.data_ptr(),
-        finished_tokens_ptr=state.finished_tokens.data_ptr(),
-        finished_parents_ptr=state.finished_parents.data_ptr(),
-        sequences_ptr=sequences.data_ptr(),
-        beam_indices_ptr=beam_indices.data_ptr(),
-    )
-    return sequences, beam_indices
+    outputs, arguments = _arguments(state, num_return_sequences, longest)
+    _C.beam_finalize(torch.get_num_threads(), **arguments)
+    return outputs
+
+
+def _cuda(state: BeamState, num_return_sequences: int, longest: int) -> tuple[Tensor, Tensor]:
+    outputs, arguments = _arguments(state, num_return_sequences, longest)
+    with cuda.on(state.token_ids.device) as (ordinal, stream):
+        cuda.kernels().launch_beam_finalize(ordinal, stream, **arguments)
+    return outputs
+
+
+def _arguments(
+    state: BeamState, num_return_sequences: int, longest: int
+) -> tuple[tuple[Tensor, Tensor], dict[str, int]]:
+    """Room for the sequences and the beam indices, and the keyword arguments that fill it."""
+    rows, device = state.batch_size * num_return_sequences, state.token_ids.device
+    sequences = torch.empty((rows, state.prompt_length + longest), dtype=torch.int64, device=device)
+    beam_indices = torch.empty((rows, longest), dtype=torch.int32, device=device)
+    arguments = {
+        "batch_size": state.batch_size,
+        "num_beams": state.num_beams,
+        "num_return_sequences": num_return_sequences,
+        "prompt_length": state.prompt_length,
+        "width": longest,
+        "pad_token_id": state.pad_token_id,
+        "token_ids_ptr": state.token_ids.data_ptr(),
+        "token_ids_stride": state.token_ids.stride(0),
+        "step_tokens_ptr": state.step_tokens.data_ptr(),
+        "step_parents_ptr": state.step_parents.data_ptr(),
+        "finished_steps_ptr": state.finished_steps.data_ptr(),
+        "finished_tokens_ptr": state.finished_tokens.data_ptr(),
+        "finished_parents_ptr": state.finished_parents.data_ptr(),
+        "sequences_ptr": sequences.data_ptr(),
+        "beam_indices_ptr": beam_indices.data_ptr(),
+    }
+    return (sequences, beam_indices), arguments
 
 
 def _torch(state: BeamState, num_return_sequences: int, longest: int) -> tuple[Tensor, Tensor]:
@@ -112,5 +128,5 @@ def _torch(state: BeamState, num_return_sequences: int, longest: int) -> tuple[T
 
 
 _dispatch: Dispatcher[Callable[[BeamState, int, int], tuple[Tensor, Tensor]]] = Dispatcher(
-    "beam_finalize", cpu=_cpu, torch=_torch
+    "beam_finalize", cpu=_cpu, cuda=_cuda, torch=_torch
 )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pygen.backends import Dispatcher
 from pygen.ops import _checks as checks
+from pygen.ops import _cuda as cuda
 from pygen.ops._beam_state import beam_state_arguments, check_beam_state, check_is_beam_state
 from pygen.ops._noise import Noise, check_noise
 from pygen.ops._outputs import BeamStepOutput, empty_beam_output
@@ -273,8 +274,46 @@ def _cpu(call: _Call) -> Run:
     from pygen import _C
 
     work = _Workspace.create(call.state)
-    arguments: dict[str, Any] = {
-        **call.shaping.kernel_arguments(torch.get_num_threads()),
+    run_plan = _C.BeamPlan(**_arguments(call, work, torch.get_num_threads())).run
+    generator = call.noise.generator
+
+    def run(logits: Tensor, step: int, length: int) -> None:
+        generator_state = generator.get_state() if call.noise.advances_generator else None
+        address = 0 if generator_state is None else generator_state.data_ptr()
+        _run_halves(call, work, step, run_plan, (logits.data_ptr(), logits.stride(0), step, length, address))
+        if generator_state is not None:
+            generator.set_state(generator_state)
+
+    return run
+
+
+def _cuda(call: _Call) -> Run:
+    work = _Workspace.create(call.state)
+    plan = cuda.kernels().BeamPlan(**_arguments(call, work, threads=1))
+    launch = cuda.Launches(plan, call.shaping.like.device)
+    increment = plan.generator_increment if call.noise.advances_generator else 0
+
+    def run(logits: Tensor, step: int, length: int) -> None:
+        seed, offset = cuda.take_noise(call.noise.generator, increment) if increment else (0, 0)
+        place = (logits.data_ptr(), logits.stride(0), step, length, seed, offset, 0)
+        _run_halves(call, work, step, launch, place)
+
+    return run
+
+
+def _run_halves(call: _Call, work: _Workspace, step: int, launch: Callable[..., None], place: tuple[int, ...]) -> None:
+    """Both halves of a step at once, or one after the other where the caller's criteria are asked between them."""
+    if call.stopping_criteria is None:
+        launch(*place, _SELECT | _ADVANCE)
+    else:
+        launch(*place, _SELECT)
+        work.ends.copy_(call.ends(work.candidate_ids, work.candidate_parents, step))
+        launch(*place, _ADVANCE)
+
+
+def _arguments(call: _Call, work: _Workspace, threads: int) -> dict[str, Any]:
+    return {
+        **call.shaping.kernel_arguments(threads),
         **call.noise.kernel_arguments(),
         **beam_state_arguments(call.state),
         **work.kernel_arguments(),
@@ -287,25 +326,6 @@ def _cpu(call: _Call) -> Run:
         "shared_out_ptr": call.out.shared.data_ptr(),
         "status_ptr": call.out.status.data_ptr(),
     }
-    run_plan = _C.BeamPlan(**arguments).run
-    generator = call.noise.generator
-
-    def run(logits: Tensor, step: int, length: int) -> None:
-        generator_state = generator.get_state() if call.noise.advances_generator else None
-        address = 0 if generator_state is None else generator_state.data_ptr()
-        place = (logits.data_ptr(), logits.stride(0), step, length, address)
-        if call.stopping_criteria is None:
-            run_plan(*place, _SELECT | _ADVANCE)
-        else:
-            run_plan(*place, _SELECT)
-            work.ends.copy_(call.ends(work.candidate_ids, work.candidate_parents, step))
-            run_plan(*place, _ADVANCE)
-        if generator_state is not None:
-            generator.set_state(generator_state)
-
-    # The plan points into it.
-    run.workspace = work  # type: ignore[attr-defined]
-    return run
 
 
 @dataclass(frozen=True)
@@ -321,14 +341,14 @@ class _Workspace:
 
     @classmethod
     def create(cls, state: BeamState) -> _Workspace:
-        shape, count = (state.batch_size, state.num_candidates), state.num_candidates
+        shape, count, device = (state.batch_size, state.num_candidates), state.num_candidates, state.token_ids.device
         return cls(
-            candidate_ids=torch.empty(shape, dtype=torch.int64),
-            candidate_parents=torch.empty(shape, dtype=torch.int64),
-            candidate_scores=torch.empty(shape, dtype=torch.float32),
-            ends=torch.zeros(shape, dtype=torch.bool),
-            best_of_row=torch.empty((state.rows, count, 3), dtype=torch.int64),
-            count_of_row=torch.empty(state.rows, dtype=torch.int64),
+            candidate_ids=torch.empty(shape, dtype=torch.int64, device=device),
+            candidate_parents=torch.empty(shape, dtype=torch.int64, device=device),
+            candidate_scores=torch.empty(shape, dtype=torch.float32, device=device),
+            ends=torch.zeros(shape, dtype=torch.bool, device=device),
+            best_of_row=torch.empty((state.rows, count, 3), dtype=torch.int64, device=device),
+            count_of_row=torch.empty(state.rows, dtype=torch.int64, device=device),
         )
 
     def kernel_arguments(self) -> dict[str, int]:
@@ -358,4 +378,4 @@ def _torch(call: _Call) -> Run:
     return run
 
 
-_dispatch: Dispatcher[Callable[[_Call], Run]] = Dispatcher("beam_step", cpu=_cpu, torch=_torch)
+_dispatch: Dispatcher[Callable[[_Call], Run]] = Dispatcher("beam_step", cpu=_cpu, cuda=_cuda, torch=_torch)

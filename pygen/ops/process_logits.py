@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pygen.backends import Dispatcher
 from pygen.ops import _checks as checks
+from pygen.ops import _cuda as cuda
 from pygen.ops._prepared import Prepared, Run, detached
 from pygen.ops._shaping import BoolKnob, FloatKnob, IntKnob, Shaping, TokenIds, check_shaping
 
@@ -202,6 +203,15 @@ def _cpu(shaping: Shaping, out: Tensor) -> Run:
     return run
 
 
+def _cuda(shaping: Shaping, out: Tensor) -> Run:
+    launch = cuda.Launches(cuda.kernels().ProcessPlan(**shaping.kernel_arguments(threads=1)), shaping.like.device)
+
+    def run(logits: Tensor, step: int, length: int) -> None:
+        launch(logits.data_ptr(), logits.stride(0), length, out.data_ptr(), out.stride(0))
+
+    return run
+
+
 def _torch(shaping: Shaping, out: Tensor) -> Run:
     from pygen.reference.process_logits import process_logits as reference
 
@@ -212,4 +222,6 @@ def _torch(shaping: Shaping, out: Tensor) -> Run:
     return run
 
 
-_dispatch: Dispatcher[Callable[[Shaping, Tensor], Run]] = Dispatcher("process_logits", cpu=_cpu, torch=_torch)
+_dispatch: Dispatcher[Callable[[Shaping, Tensor], Run]] = Dispatcher(
+    "process_logits", cpu=_cpu, cuda=_cuda, torch=_torch
+)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pygen.backends import Dispatcher
 from pygen.ops import _checks as checks
+from pygen.ops import _cuda as cuda
 
 
 def reorder_cache(
@@ -133,9 +134,20 @@ def _check_range(name: str, value: Tensor, words: str, low: int, high: int) -> N
 def _cpu(tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor, length: int) -> None:
     from pygen import _C
 
+    _C.reorder_cache(*_arguments(tensors, beam_idx, start), length, torch.get_num_threads())
+
+
+def _cuda(tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor, length: int) -> None:
+    with cuda.on(beam_idx.device) as (ordinal, stream):
+        cuda.kernels().launch_reorder_cache(ordinal, stream, *_arguments(tensors, beam_idx, start), length)
+
+
+def _arguments(
+    tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor
+) -> tuple[list[tuple[int, ...]], int, int, int, int]:
     layouts = [(t.data_ptr(), t.shape[1], t.shape[3], t.element_size(), *t.stride()[:3]) for t in tensors]
-    value, pointer = (0, start.data_ptr()) if isinstance(start, Tensor) else (start, 0)
-    _C.reorder_cache(layouts, beam_idx.shape[0], beam_idx.data_ptr(), value, pointer, length, torch.get_num_threads())
+    value, address = (0, start.data_ptr()) if isinstance(start, Tensor) else (start, 0)
+    return layouts, beam_idx.shape[0], beam_idx.data_ptr(), value, address
 
 
 def _torch(tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor, length: int) -> None:
@@ -146,5 +158,5 @@ def _torch(tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor, length:
 
 
 _dispatch: Dispatcher[Callable[[list[Tensor], Tensor, int | Tensor, int], None]] = Dispatcher(
-    "reorder_cache", cpu=_cpu, torch=_torch
+    "reorder_cache", cpu=_cpu, cuda=_cuda, torch=_torch
 )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pygen.backends import Dispatcher
 from pygen.ops import _checks as checks
+from pygen.ops import _cuda as cuda
 from pygen.ops._noise import Noise, check_noise
 from pygen.ops._outputs import SampleOutput, check_out, empty_output, output_arguments, tensors_of
 from pygen.ops._prepared import Prepared, Run, detached
@@ -228,12 +229,7 @@ class _Call:
 def _cpu(call: _Call) -> Run:
     from pygen import _C
 
-    run_plan = _C.SamplePlan(
-        **call.shaping.kernel_arguments(torch.get_num_threads()),
-        **call.noise.kernel_arguments(),
-        **output_arguments(call.out, call.num_logprobs),
-        **state_arguments(call.state),
-    ).run
+    run_plan = _C.SamplePlan(**_arguments(call, torch.get_num_threads())).run
     generator = call.noise.generator
 
     def run(logits: Tensor, step: int, length: int) -> None:
@@ -245,6 +241,27 @@ def _cpu(call: _Call) -> Run:
         generator.set_state(generator_state)
 
     return run_advancing if call.noise.advances_generator else run
+
+
+def _cuda(call: _Call) -> Run:
+    plan = cuda.kernels().SamplePlan(**_arguments(call, threads=1))
+    launch = cuda.Launches(plan, call.shaping.like.device)
+    increment = plan.generator_increment if call.noise.advances_generator else 0
+
+    def run(logits: Tensor, step: int, length: int) -> None:
+        seed, offset = cuda.take_noise(call.noise.generator, increment) if increment else (0, 0)
+        launch(logits.data_ptr(), logits.stride(0), step, length, seed, offset, 0)
+
+    return run
+
+
+def _arguments(call: _Call, threads: int) -> dict[str, Any]:
+    return {
+        **call.shaping.kernel_arguments(threads),
+        **call.noise.kernel_arguments(),
+        **output_arguments(call.out, call.num_logprobs),
+        **state_arguments(call.state),
+    }
 
 
 def _torch(call: _Call) -> Run:
@@ -266,4 +283,4 @@ def _torch(call: _Call) -> Run:
     return run
 
 
-_dispatch: Dispatcher[Callable[[_Call], Run]] = Dispatcher("sample", cpu=_cpu, torch=_torch)
+_dispatch: Dispatcher[Callable[[_Call], Run]] = Dispatcher("sample", cpu=_cpu, cuda=_cuda, torch=_torch)

@@ -1,0 +1,51 @@
+"""What every launch of a CUDA kernel needs: the extension, the device made current with its stream, a workspace, and
+the place of torch's generator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def kernels() -> Any:
+    """The extension that holds the kernels."""
+    from pygen import _C
+
+    return _C
+
+
+@contextmanager
+def on(device: torch.device) -> Iterator[tuple[int, int]]:
+    """Makes `device` current; gives its number and the address of its current stream."""
+    with torch.cuda.device(device):
+        yield torch.cuda.current_device(), torch.cuda.current_stream().cuda_stream
+
+
+class Launches:
+    """The launches of a plan of the extension on one device: `launches(*arguments)` is `plan.launch_on(stream, ...)`.
+
+    The workspace lives as long as the plan, so that nothing is allocated per launch.
+    """
+
+    def __init__(self, plan: Any, device: torch.device) -> None:
+        self._plan = plan
+        self._device = device
+        with on(device) as (ordinal, _):
+            size = plan.set_device(ordinal)
+        self._workspace: Tensor = torch.zeros(size, dtype=torch.uint8, device=device)
+        plan.set_workspace(self._workspace.data_ptr())
+
+    def __call__(self, *arguments: int) -> None:
+        with on(self._device) as (_, stream):
+            self._plan.launch_on(stream, *arguments)
+
+
+def take_noise(generator: torch.Generator, increment: int) -> tuple[int, int]:
+    """Seed and offset at which a draw of torch begins; the generator then stands behind it."""
+    seed, offset = generator.initial_seed(), generator.get_offset()
+    generator.set_offset(offset + increment)
+    return seed, offset
