@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from pygen.backends import available_backends
+from tests.helpers.extra_backends import kernels_over_cpu_tensors
 
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, max_examples=100, database=None)
 hypothesis.settings.load_profile("suite")
@@ -35,7 +37,13 @@ def _cpu_isas() -> list[str]:
 
 
 CPU_ISAS = _cpu_isas()
-BACKENDS = ["torch", *(f"cpu-{isa}" for isa in CPU_ISAS)]
+# torch, cpu (once per instruction set), triton and cuda (in the interpreter; with a GPU on it), cuda_host.
+CHOSEN = os.environ.get("PYGEN_TEST_BACKENDS", "")
+BACKENDS = [
+    parameter
+    for name in (CHOSEN or "torch,cpu").split(",")
+    for parameter in ([f"cpu-{isa}" for isa in CPU_ISAS] if name == "cpu" else [name])
+]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -44,16 +52,27 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from _backend(request.param)
 
 
-@pytest.fixture(params=[f"cpu-{isa}" for isa in CPU_ISAS])
-def cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Only the CPU kernels, once per instruction set."""
+@pytest.fixture(params=[parameter for parameter in BACKENDS if parameter != "torch"])
+def kernel_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """`backend` without the reference."""
     yield from _backend(request.param)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A choice of backends runs the tests that take a backend, and no other."""
+    if not CHOSEN:
+        return
+    taken = {True: [], False: []}
+    for item in items:
+        taken[bool({"backend", "kernel_backend"} & set(getattr(item, "fixturenames", ())))].append(item)
+    config.hook.pytest_deselected(items=taken[False])
+    items[:] = taken[True]
 
 
 def _backend(parameter: str) -> Iterator[str]:
     name, _, isa = parameter.partition("-")
-    if not isa:
-        yield name
+    if name != "cpu":
+        yield name if name == "torch" else kernels_over_cpu_tensors(name)
         return
     reason = available_backends()["cpu"]
     if reason is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -57,6 +57,14 @@ class Noise:
             "rng": self.rng,
             "generator": self.generator,
         }
+
+
+def given_by_torch(noise: Noise, like: Like) -> tuple[Noise, Callable[[], object]]:
+    """For kernels without torch's noise of their own: it comes in a tensor, which the function fills for a call."""
+    if not noise.advances_generator:
+        return noise, lambda: None
+    given = torch.empty(like.rows, like.vocab_size, dtype=torch.float32, device=like.device)
+    return replace(noise, given=given), lambda: given.exponential_(generator=noise.generator)
 
 
 def check_noise(

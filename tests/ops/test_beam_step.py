@@ -151,11 +151,11 @@ def test_large_vocabularies(vocab_size: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("num_beams", [40, 256])
-def test_many_beams(cpu_backend: str, num_beams: int) -> None:
+def test_many_beams(kernel_backend: str, num_beams: int) -> None:
     state = advanced_state(num_beams, 1000, batch_size=2)
     logits = make_logits("normal", 2 * num_beams, 1000)
     _, values = continuation_values(logits, state, step=1)
-    assert_best(candidates_of(logits, state, step=1, backend=cpu_backend), state, values)
+    assert_best(candidates_of(logits, state, step=1, backend=kernel_backend), state, values)
 
 
 def test_more_continuations_than_multinomial_takes() -> None:

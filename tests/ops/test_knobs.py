@@ -74,16 +74,16 @@ def calls(draw: st.DrawFn) -> tuple[Tensor, dict[str, Any]]:
 
 @bounded
 @given(call=calls())
-def test_kernel_equals_reference(cpu_backend: str, call: tuple[Tensor, dict[str, Any]]) -> None:
+def test_kernel_equals_reference(kernel_backend: str, call: tuple[Tensor, dict[str, Any]]) -> None:
     logits, knobs = call
     rows, vocab_size = logits.shape
     expected = process_logits(logits, **knobs, backend="torch")
     before_filters = process_logits(logits, **unfiltered(knobs), backend="torch")
-    scores = process_logits(logits, **knobs, backend=cpu_backend)
+    scores = process_logits(logits, **knobs, backend=kernel_backend)
     assert_same_scores(scores, expected, before_filters, knobs)
 
     noise = rng.philox_exponential(rng.row_seeds(8, rows), torch.zeros(rows, dtype=torch.int64), vocab_size)
-    result = sample(logits, **knobs, seed=8, logprobs=2, backend=cpu_backend)
+    result = sample(logits, **knobs, seed=8, logprobs=2, backend=kernel_backend)
     wanted = sample(logits, **knobs, noise=noise, logprobs=2, backend="torch")
     assert result.status.equal(wanted.status)
     assert ((result.token_ids >= 0) & (result.token_ids < vocab_size)).all()

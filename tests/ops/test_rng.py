@@ -60,13 +60,15 @@ def test_as_int64() -> None:
     assert [rng.as_int64(word) for word in (0, 2**63 - 1, 2**63, 2**64 - 1)] == [0, 2**63 - 1, -(2**63), -1]
 
 
-def test_the_kernel_uses_these_words(cpu_backend: str) -> None:
+def test_the_kernel_uses_these_words(kernel_backend: str) -> None:
     """With equal scores the winner is the id of the smallest word, so every word of a row takes part."""
     seeds = torch.cat([rng.row_seeds(6, 2000), torch.tensor([0, -1, 2**63 - 1, -(2**63)])])
     for vocab_size in (1, 3, 64, 133):
         for step in (0, 1, 2**32 - 1):
             steps = torch.full_like(seeds, step)
-            tokens = sample(torch.zeros(len(seeds), vocab_size), seed=seeds, step=step, backend=cpu_backend).token_ids
+            tokens = sample(
+                torch.zeros(len(seeds), vocab_size), seed=seeds, step=step, backend=kernel_backend
+            ).token_ids
             noise = rng.philox_exponential(seeds, steps, vocab_size)
             two = noise.topk(min(2, vocab_size), largest=False).values
             clear = two[:, -1] > two[:, 0] * (1 + 1e-6) if vocab_size > 1 else torch.ones(len(seeds), dtype=torch.bool)

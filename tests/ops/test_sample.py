@@ -65,16 +65,16 @@ def test_status_after_temperature(backend: str, sampled: bool) -> None:
 
 @pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_given_noise_and_philox_equal_the_reference(cpu_backend: str, vocab_size: int, setting: str) -> None:
+def test_given_noise_and_philox_equal_the_reference(kernel_backend: str, vocab_size: int, setting: str) -> None:
     rows, knobs = (9 if vocab_size < 1000 else 1), SETTINGS[setting]
     for kind in KINDS if vocab_size < 1000 else KINDS[:2]:
         logits = make_logits(kind, rows, vocab_size, seed=5, dtype=torch.bfloat16 if kind == "ties" else torch.float32)
-        scores = process_logits(logits, **knobs, backend=cpu_backend)
+        scores = process_logits(logits, **knobs, backend=kernel_backend)
         noise = noise_of(11, rows, vocab_size, step=4)
         expected = sample(logits, noise=noise, **knobs, backend="torch").token_ids
-        given = sample(logits, noise=strided_rows(noise), **knobs, backend=cpu_backend).token_ids
+        given = sample(logits, noise=strided_rows(noise), **knobs, backend=kernel_backend).token_ids
         assert_same_tokens(given, expected, scores, noise)
-        drawn = sample(logits, seed=11, step=4, **knobs, backend=cpu_backend).token_ids
+        drawn = sample(logits, seed=11, step=4, **knobs, backend=kernel_backend).token_ids
         assert_same_tokens(drawn, expected, scores, noise)
 
 
@@ -124,24 +124,24 @@ def test_steps_per_row(backend: str) -> None:
 
 @pytest.mark.parametrize("setting", ["neutral", "common", "top_p"])
 @pytest.mark.parametrize("vocab_size", [50, 20000])
-def test_a_row_does_not_depend_on_its_batch(cpu_backend: str, vocab_size: int, setting: str) -> None:
+def test_a_row_does_not_depend_on_its_batch(kernel_backend: str, vocab_size: int, setting: str) -> None:
     knobs = SETTINGS[setting]
     rows = 13
     logits, seeds = make_logits("normal", rows, vocab_size), rng.row_seeds(4, rows)
-    expected = sample(logits, seed=seeds, logprobs=3, **knobs, backend=cpu_backend)
+    expected = sample(logits, seed=seeds, logprobs=3, **knobs, backend=kernel_backend)
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
-    permuted = sample(logits[order], seed=seeds[order], logprobs=3, **knobs, backend=cpu_backend)
+    permuted = sample(logits[order], seed=seeds[order], logprobs=3, **knobs, backend=kernel_backend)
     assert permuted.token_ids.equal(expected.token_ids[order])
     for row in range(rows):
-        alone = sample(logits[row : row + 1], seed=seeds[row : row + 1], **knobs, backend=cpu_backend)
+        alone = sample(logits[row : row + 1], seed=seeds[row : row + 1], **knobs, backend=kernel_backend)
         assert alone.token_ids.tolist() == [expected.token_ids[row]]
     bad = torch.cat([torch.full((2, vocab_size), math.nan), logits])
-    mates = sample(bad, seed=torch.cat([seeds[:2], seeds]), **knobs, backend=cpu_backend)
+    mates = sample(bad, seed=torch.cat([seeds[:2], seeds]), **knobs, backend=kernel_backend)
     assert mates.token_ids[2:].equal(expected.token_ids)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
-def test_threads_do_not_matter(cpu_backend: str, rows: int) -> None:
+def test_threads_do_not_matter(kernel_backend: str, rows: int) -> None:
     threads = torch.get_num_threads()
     logits = make_logits("normal", rows, 60000)
     results = []
@@ -149,10 +149,10 @@ def test_threads_do_not_matter(cpu_backend: str, rows: int) -> None:
         torch.set_num_threads(count)
         try:
             for knobs in SETTINGS.values():
-                out = sample(logits, seed=3, logprobs=2, **knobs, backend=cpu_backend)
-                plain = sample(logits, seed=3, **knobs, backend=cpu_backend)
+                out = sample(logits, seed=3, logprobs=2, **knobs, backend=kernel_backend)
+                plain = sample(logits, seed=3, **knobs, backend=kernel_backend)
                 same = sample(
-                    logits, rng="torch", generator=torch.Generator().manual_seed(1), **knobs, backend=cpu_backend
+                    logits, rng="torch", generator=torch.Generator().manual_seed(1), **knobs, backend=kernel_backend
                 )
                 results.append((count, out.token_ids, plain.token_ids, same.token_ids))
         finally:
