@@ -38,6 +38,8 @@ class Shared {
   PYGEN_DEVICE explicit Shared(T* data) : data_(data) {}
   PYGEN_DEVICE T get(int i) const { return data_[i]; }
   PYGEN_DEVICE void set(int i, T value) const { data_[i] = value; }
+  // A read that atomics of other threads may overtake; `get` has to be ordered after them by a barrier.
+  PYGEN_DEVICE T peek(int i) const { return *const_cast<const volatile T*>(data_ + i); }
   // Atomic within the cluster; they return the old value.
   PYGEN_DEVICE T add(int i, T value) const { return static_cast<T>(atomicAdd(atomic_operand(data_ + i), value)); }
   PYGEN_DEVICE T bit_or(int i, T value) const { return static_cast<T>(atomicOr(atomic_operand(data_ + i), value)); }

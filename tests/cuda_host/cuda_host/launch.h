@@ -1,0 +1,64 @@
+// Loads of logits, dependent launches, and the launch itself.
+#pragma once
+
+#include <tuple>
+#include <type_traits>
+
+#include "cuda_host/functions.h"
+#include "cuda_host/types.h"
+
+namespace pygen::cuda {
+
+struct Launch {
+  unsigned blocks = 1;
+  unsigned threads = 1;
+  unsigned cluster = 1;
+  unsigned shared = 0;
+  bool dependent = false;
+  cudaStream_t stream = nullptr;
+};
+
+namespace host {
+
+void note_load(const void* p, unsigned bytes);
+void note_wait();
+float half_to_float(uint16_t bits);
+
+using Body = void (*)(const void* context);
+// Runs `body(context)` once per thread; `kernel` is only the address whose name reports carry.
+cudaError_t run(const Launch& launch, const void* kernel, Body body, const void* context);
+
+}  // namespace host
+
+inline uint4 load_vector(const void* p) {
+  host::note_load(p, 16);
+  uint4 v;
+  __builtin_memcpy(&v, p, 16);
+  return v;
+}
+template <typename T>
+inline T load_scalar(const T* p) {
+  host::note_load(p, sizeof(T));
+  return *p;
+}
+
+inline float float_from_half_bits(uint16_t bits) { return host::half_to_float(bits); }
+
+inline void wait_for_previous_kernel() { host::note_wait(); }
+inline void trigger_next_kernel() {}
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_kernel(void (*kernel)(Parameters...), const Launch& launch, const Arguments&... arguments) {
+  struct Call {
+    void (*kernel)(Parameters...);
+    std::tuple<std::remove_cv_t<Parameters>...> parameters;
+  };
+  const Call call{kernel, {static_cast<Parameters>(arguments)...}};
+  const host::Body body = [](const void* context) {
+    const Call& one = *static_cast<const Call*>(context);
+    std::apply(one.kernel, one.parameters);
+  };
+  return host::run(launch, reinterpret_cast<const void*>(kernel), body, &call);
+}
+
+}  // namespace pygen::cuda
