@@ -65,6 +65,7 @@ bench: build
 	$(BIN)/python -m benchmarks.bench_beam_step --table $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.bench_reorder_cache --table $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.bench_beam_finalize --table $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.bench_token_logprobs --table $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.bench_generate --table $(BENCH_ARGS)
 
 lint: build

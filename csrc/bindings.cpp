@@ -11,7 +11,9 @@
 #include <vector>
 
 #include "common/beam_params.h"
+#include "common/draft_params.h"
 #include "common/finalize_params.h"
+#include "common/logprob_params.h"
 #include "common/reorder_params.h"
 #include "common/sample_params.h"
 #include "cpu/isa.h"
@@ -430,6 +432,82 @@ void beam_finalize(int threads, const py::kwargs& kwargs) {
   pygen::cpu::implementation().beam_finalize(params);
 }
 
+pygen::LogprobParams logprob_params(Arguments arguments) {
+  pygen::LogprobParams params;
+  params.rows = arguments.take<int64_t>("rows");
+  params.vocab_size = arguments.take<int64_t>("vocab_size");
+  params.dtype = static_cast<pygen::DType>(arguments.take<int>("dtype"));
+  params.logits = arguments.take_pointer<void>("logits_ptr");
+  params.logits_stride = arguments.take<int64_t>("logits_stride");
+  params.token_ids = arguments.take_pointer<int64_t>("token_ids_ptr");
+  params.token_ids_stride = arguments.take<int64_t>("token_ids_stride");
+  params.num_tokens = arguments.take<int64_t>("num_tokens");
+  params.num_top = arguments.take<int64_t>("num_top");
+  params.logprobs = arguments.take_pointer<float>("logprobs_ptr");
+  params.top_ids = arguments.take_pointer<int64_t>("top_ids_ptr");
+  params.top_logprobs = arguments.take_pointer<float>("top_logprobs_ptr");
+  params.status = arguments.take_pointer<int32_t>("status_ptr");
+  arguments.finish();
+  if (params.rows < 0 || params.vocab_size < 1 || params.num_tokens < 0 || params.num_top < 0)
+    throw std::invalid_argument("a size is negative");
+  if (params.rows > 0 && (params.logits == nullptr || params.status == nullptr))
+    throw std::invalid_argument("logits or status is a null pointer");
+  return params;
+}
+
+void token_logprobs(int threads, const py::kwargs& kwargs) {
+  pygen::LogprobParams params = logprob_params(Arguments(kwargs));
+  params.threads = std::max(1, threads);
+  py::gil_scoped_release release;
+  pygen::cpu::implementation().token_logprobs(params);
+}
+
+pygen::DraftParams draft_params(Arguments arguments) {
+  pygen::DraftParams params;
+  params.rows = arguments.take<int64_t>("rows");
+  params.vocab_size = arguments.take<int64_t>("vocab_size");
+  params.num_drafts = arguments.take<int64_t>("num_drafts");
+  params.target_dtype = static_cast<pygen::DType>(arguments.take<int>("target_dtype"));
+  params.target = arguments.take_pointer<void>("target_ptr");
+  params.target_row_stride = arguments.take<int64_t>("target_row_stride");
+  params.target_position_stride = arguments.take<int64_t>("target_position_stride");
+  params.draft_dtype = static_cast<pygen::DType>(arguments.take<int>("draft_dtype"));
+  params.draft = arguments.take_pointer<void>("draft_ptr");
+  params.draft_row_stride = arguments.take<int64_t>("draft_row_stride");
+  params.draft_position_stride = arguments.take<int64_t>("draft_position_stride");
+  params.draft_ids = arguments.take_pointer<int64_t>("draft_ids_ptr");
+  params.draft_ids_stride = arguments.take<int64_t>("draft_ids_stride");
+  params.lengths = arguments.take_knob<int64_t>("lengths");
+  params.temperature = arguments.take_knob<float>("temperature");
+  params.rng = static_cast<pygen::Rng>(arguments.take<int>("rng"));
+  params.step = {arguments.take<int64_t>("step"), arguments.take_pointer<int64_t>("steps_ptr")};
+  params.seeds = arguments.take_pointer<int64_t>("seeds_ptr");
+  params.uniforms = arguments.take_pointer<float>("uniforms_ptr");
+  params.noise = arguments.take_pointer<float>("noise_ptr");
+  params.noise_stride = arguments.take<int64_t>("noise_stride");
+  params.accepted = arguments.take_pointer<int64_t>("accepted_ptr");
+  params.token_ids = arguments.take_pointer<int64_t>("token_ids_ptr");
+  params.status = arguments.take_pointer<int32_t>("status_ptr");
+  arguments.finish();
+  if (params.rows < 0 || params.vocab_size < 1 || params.num_drafts < 0)
+    throw std::invalid_argument("a size is negative");
+  if (params.rows > 0) {
+    if (params.target == nullptr || params.accepted == nullptr || params.token_ids == nullptr ||
+        params.status == nullptr)
+      throw std::invalid_argument("target, accepted, token_ids or status is a null pointer");
+    if (params.rng == pygen::Rng::kTorch) throw std::invalid_argument("verify_draft has no torch noise");
+    check_noise(params.rng, nullptr, params.noise, params.seeds);
+  }
+  return params;
+}
+
+void verify_draft(int threads, const py::kwargs& kwargs) {
+  pygen::DraftParams params = draft_params(Arguments(kwargs));
+  params.threads = std::max(1, threads);
+  py::gil_scoped_release release;
+  pygen::cpu::implementation().verify_draft(params);
+}
+
 #if PYGEN_CUDA
 void launch_reorder_cache(int ordinal, uintptr_t stream, const std::vector<CacheLayout>& layouts, int64_t rows,
                           uintptr_t beam_idx, int64_t start, uintptr_t starts, int64_t length) {
@@ -495,4 +573,6 @@ PYBIND11_MODULE(_C, m) {
 #endif
   m.def("reorder_cache", &reorder_cache);
   m.def("beam_finalize", &beam_finalize);
+  m.def("token_logprobs", &token_logprobs);
+  m.def("verify_draft", &verify_draft);
 }

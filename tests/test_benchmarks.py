@@ -17,6 +17,7 @@ from benchmarks import (
     bench_beam_step,
     bench_reorder_cache,
     bench_sample,
+    bench_token_logprobs,
     cli,
     harness,
     inputs,
@@ -253,6 +254,17 @@ def test_cases_of_the_beam_ops() -> None:
     assert case.check() == {}
     case = bench_beam_finalize.make_case(bench_beam_finalize.Spec(3, 2, prompt=4, generated=5), cpu, "auto")
     assert case.check() == {}
+
+
+def test_cases_of_the_log_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = bench_token_logprobs.Spec(3, 500, 4)
+    case = bench_token_logprobs.make_case(spec, OPTIONS, torch.device("cpu"), "auto")
+    assert case.bytes_moved == 3 * 500 * 4 + 3 * (8 + 4 + 4 + 4 * 12)
+    assert case.check() == {}
+    monkeypatch.setattr(
+        bench_token_logprobs, "token_logprobs", lambda x, ids, **knobs: ops.token_logprobs(x + x, ids, **knobs)
+    )
+    assert "are not torch's" in case.check()["pygen"]
 
 
 def test_check_is_red_for_a_wrong_reordering(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from pygen.loops.beam_state import BeamState
 from pygen.loops.state import DecodeState
 from pygen.ops import (
     SampleOutput,
+    TokenLogprobs,
     TopLogprobs,
     beam_finalize,
     beam_step,
@@ -22,6 +23,7 @@ from pygen.ops import (
     process_logits,
     reorder_cache,
     sample,
+    token_logprobs,
 )
 
 ROWS, VOCAB_SIZE = 2, 40
@@ -482,6 +484,69 @@ FINALIZE: list[Wrong] = [
 ]
 
 
+LOGPROB_OUT = TokenLogprobs(torch.zeros(2), None, torch.zeros(2, dtype=torch.int32))
+TOP_OUT = LOGPROB_OUT._replace(top_logprobs=TopLogprobs(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3)))
+TOKEN_SHAPE = "`token_ids` must have shape (rows,) or (rows, n) with 2 rows, got"
+TWO_DIMENSIONAL = "`logits` must have shape (rows, vocab_size), got"
+
+LOGPROBS: list[Wrong] = [
+    ({"logits": [[1.0]]}, TypeError, "`logits` must be a torch.Tensor, got list"),
+    ({"logits": LOGITS.double()}, TypeError, "`logits` must be float32, float16 or bfloat16, got float64"),
+    ({"logits": LOGITS[None]}, ValueError, f"{TWO_DIMENSIONAL} (1, 2, 40)"),
+    ({"logits": LOGITS[:, :0]}, ValueError, "`logits` must have at least one column, got shape (2, 0)"),
+    (
+        {"logits": torch.zeros(VOCAB_SIZE, ROWS).t()},
+        ValueError,
+        "`logits` must have a contiguous last dimension, got strides (1, 2)",
+    ),
+    ({"token_ids": [0, 0]}, TypeError, "`token_ids` must be a torch.Tensor, got list"),
+    ({"token_ids": tensor(0.0, 0.0)}, TypeError, "`token_ids` must be int64, got float32"),
+    ({"token_ids": IDS[:, 0].int()}, TypeError, "`token_ids` must be int64, got int32"),
+    ({"token_ids": tensor(0)}, ValueError, f"{TOKEN_SHAPE} (1,)"),
+    ({"token_ids": IDS.t()}, ValueError, f"{TOKEN_SHAPE} (5, 2)"),
+    ({"token_ids": IDS[None]}, ValueError, f"{TOKEN_SHAPE} (1, 2, 5)"),
+    ({"token_ids": torch.tensor(0)}, ValueError, f"{TOKEN_SHAPE} ()"),
+    ({"token_ids": IDS.to(META)}, ValueError, "`token_ids` must be on cpu like `logits`, got meta"),
+    (
+        {"token_ids": IDS[:, ::2]},
+        ValueError,
+        "`token_ids` must have a contiguous last dimension, got strides (5, 2)",
+    ),
+    ({"top": 1.0}, TypeError, "`top` must be an int, got float"),
+    ({"top": True}, TypeError, "`top` must be an int, got bool"),
+    ({"top": -1}, ValueError, "`top` must be >= 0, got -1"),
+    ({"out": tuple(LOGPROB_OUT)}, TypeError, "`out` must be a TokenLogprobs, got tuple"),
+    ({"out": TOP_OUT}, ValueError, "`out.top_logprobs` must be None with top=0, got tensors"),
+    ({"top": 3, "out": LOGPROB_OUT}, TypeError, "`out.top_logprobs` must be a TopLogprobs, got NoneType"),
+    (
+        {"out": LOGPROB_OUT._replace(logprobs=torch.zeros(2, 5))},
+        ValueError,
+        "`out.logprobs` must have shape (rows,) = (2,), got (2, 5)",
+    ),
+    (
+        {"token_ids": IDS, "out": LOGPROB_OUT},
+        ValueError,
+        "`out.logprobs` must have shape (rows, n) = (2, 5), got (2,)",
+    ),
+    (
+        {"out": LOGPROB_OUT._replace(status=torch.zeros(2))},
+        TypeError,
+        "`out.status` must be int32, got float32",
+    ),
+    (
+        {"top": 2, "out": TOP_OUT},
+        ValueError,
+        "`out.top_logprobs.token_ids` must have shape (rows, top) = (2, 2), got (2, 3)",
+    ),
+    (
+        {"top": 3, "out": TOP_OUT._replace(top_logprobs=TopLogprobs(IDS[:, :3].clone(), torch.zeros(2, 3).double()))},
+        TypeError,
+        "`out.top_logprobs.logprobs` must be float32, got float64",
+    ),
+    ({"backend": "gpu"}, ValueError, "`backend` must be one of 'auto', 'cpu', 'cuda', 'triton', 'torch', got 'gpu'"),
+]
+
+
 def names(rows: list[Wrong]) -> list[str]:
     return [f"{i}-{next(iter(keywords))}" for i, (keywords, _, _) in enumerate(rows)]
 
@@ -557,6 +622,16 @@ def test_beam_finalize(keywords: dict[str, Any], error: type[Exception], message
         beam_finalize(**{"state": beams_with(), **keywords})
     assert type(raised.value) is error
     assert str(raised.value) == message
+
+
+@pytest.mark.parametrize(("keywords", "error", "message"), LOGPROBS, ids=names(LOGPROBS))
+def test_token_logprobs(keywords: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments = {"logits": LOGITS, "token_ids": IDS[:, 0], **keywords}
+    with pytest.raises(error) as raised:
+        token_logprobs(arguments.pop("logits"), **arguments)
+    assert type(raised.value) is error
+    assert str(raised.value) == message
+    assert not LOGPROB_OUT.logprobs.any() and not LOGPROB_OUT.status.any()
 
 
 @pytest.mark.parametrize("backend", ["cuda", "triton"])

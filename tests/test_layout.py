@@ -21,8 +21,9 @@ FOLDERS = {
     "tests/ops": "test_{}.py",
     "benchmarks": "bench_{}.py",
 }
-# The first is called with other tensors at every step, as a cache grows by new ones; the second once per generation.
-WITHOUT_PREPARED_FORM = {"reorder_cache", "beam_finalize"}
+# The first is called with other tensors at every step, as a cache grows by new ones, and so are the last two, as the
+# number of drafts changes; the second once per generation.
+WITHOUT_PREPARED_FORM = {"reorder_cache", "beam_finalize", "token_logprobs", "verify_draft"}
 # Parameters that say how a call runs and not what it computes.
 CALL_ONLY = {"backend", "out", "state"}
 

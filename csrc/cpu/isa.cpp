@@ -26,13 +26,14 @@ bool has_avx512() {
 constexpr Implementation kImplementations[] = {
 #if defined(PYGEN_HAVE_AVX512)
     {"avx512", has_avx512, avx512::sample, avx512::process_logits, avx512::reorder_cache, avx512::beam_finalize,
-     avx512::beam_step},
+     avx512::beam_step, avx512::token_logprobs, avx512::verify_draft},
 #endif
 #if defined(PYGEN_HAVE_AVX2)
-    {"avx2", has_avx2, avx2::sample, avx2::process_logits, avx2::reorder_cache, avx2::beam_finalize, avx2::beam_step},
+    {"avx2", has_avx2, avx2::sample, avx2::process_logits, avx2::reorder_cache, avx2::beam_finalize, avx2::beam_step,
+     avx2::token_logprobs, avx2::verify_draft},
 #endif
     {"generic", always, generic::sample, generic::process_logits, generic::reorder_cache, generic::beam_finalize,
-     generic::beam_step},
+     generic::beam_step, generic::token_logprobs, generic::verify_draft},
 };
 
 const Implementation& find(const std::string& name, const std::string& source) {

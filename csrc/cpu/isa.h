@@ -4,7 +4,9 @@
 #include <string>
 
 #include "common/beam_params.h"
+#include "common/draft_params.h"
 #include "common/finalize_params.h"
+#include "common/logprob_params.h"
 #include "common/reorder_params.h"
 #include "common/sample_params.h"
 
@@ -15,6 +17,8 @@
   void reorder_cache(const ReorderParams& params);  \
   void beam_finalize(const FinalizeParams& params); \
   void beam_step(const BeamParams& params);         \
+  void token_logprobs(const LogprobParams& params); \
+  void verify_draft(const DraftParams& params);     \
   }
 PYGEN_DECLARE_OPS(generic)
 PYGEN_DECLARE_OPS(avx2)
@@ -31,6 +35,8 @@ struct Implementation {
   void (*reorder_cache)(const ReorderParams&);
   void (*beam_finalize)(const FinalizeParams&);
   void (*beam_step)(const BeamParams&);
+  void (*token_logprobs)(const LogprobParams&);
+  void (*verify_draft)(const DraftParams&);
 };
 
 // The best that runs here, unless PYGEN_CPU_ISA or set_implementation says otherwise. std::invalid_argument when that

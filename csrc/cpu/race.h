@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "cpu/noise.h"
+#include "cpu/parallel.h"
 #include "cpu/row_scores.h"
 #include "cpu/survivors.h"
 
@@ -67,6 +68,23 @@ void race_blocks(int64_t begin, int64_t end, Noise& noise, const MaxOf& max_of, 
       }
     }
   }
+}
+
+constexpr int kMaxRaceParts = 64;
+
+// race(begin, end, noise, winner, part) on stretches of the blocks; the best of their winners.
+template <typename Noise, typename Race>
+Winner race_in_parts(int64_t blocks, const Noise& noise, int threads, const Race& race) {
+  const int parts = Noise::kSequential ? 1 : std::min(threads, kMaxRaceParts);
+  Winner winners[kMaxRaceParts];
+  parallel_parts(blocks, parts, [&](int64_t begin, int64_t end, int part) {
+    Noise own = noise;
+    race(begin, end, own, winners[part], part);
+  });
+  Winner best = winners[0];
+  for (int part = 1; part < parts; ++part)
+    if (winners[part].token_id >= 0) best.offer(winners[part].value, winners[part].token_id, winners[part].score);
+  return best;
 }
 
 // Among few, whose ids ascend.

@@ -83,12 +83,15 @@ class RowScores {
     conclude(nan);
   }
 
-  // Instead of `scan`: from here on the scores are log-softmax(logits) before bias, penalties and bans. One pass over
-  // memory gives the maximum of every block and the sum of e^(logit - that maximum), so that no sum depends on how the
-  // row was split.
+  // Instead of `scan`, in a row that is its logits: also ln of the sum of e^((score - max_score) * scale).
+  double scan_log_sum(int threads, float scale = 1.0f) {
+    conclude(sum_blocks(threads, scale));
+    return status_ == kOk ? log_of_sum(scale) : 0.0;
+  }
+
+  // Instead of `scan`: from here on the scores are log-softmax(logits) before bias, penalties and bans.
   void scan_log_softmax(int threads) {
-    scratch_.block_sum.reserve(blocks_ + kLanes);
-    Bits nan = pass(threads, [&](int64_t b, Bits& seen) { sum_block(b, seen); });
+    Bits nan = sum_blocks(threads, 1.0f);
     if (nan != 0) {
       status_ = kNan;
       return;
@@ -97,7 +100,7 @@ class RowScores {
     if (status_ != kOk) return;
 
     max_logit_ = max_score_;
-    log_sum_ = log_of_sum();
+    log_sum_ = static_cast<float>(log_of_sum(1.0f));
     log_softmax_ = true;
     score_exceptions();
     if (bias_ == nullptr && bitmask_ == nullptr) {
@@ -151,6 +154,24 @@ class RowScores {
     return 0;
   }
 
+  float logit(int64_t token_id) const {
+    float logit;
+    const char* at = logits_ + token_id * element_size_;
+    if (params_.dtype == DType::kFloat32) {
+      std::memcpy(&logit, at, 4);
+    } else {
+      uint16_t half;
+      std::memcpy(&half, at, 2);
+      if (params_.dtype == DType::kFloat16) {
+        logit = half_to_float(half);
+      } else {
+        const uint32_t bits = static_cast<uint32_t>(half) << 16;
+        std::memcpy(&logit, &bits, 4);
+      }
+    }
+    return logit;
+  }
+
  private:
   // Whether a block without exceptions can be read where it lies.
   bool logits_are_scores() const {
@@ -193,7 +214,15 @@ class RowScores {
     }
   }
 
-  PYGEN_INLINE void sum_block(int64_t b, Bits& nan) {
+  // The pass gives the maximum of every block and the sum of e^((logit - that maximum) * scale), so that no sum depends
+  // on how the row was split.
+  Bits sum_blocks(int threads, float scale) {
+    scratch_.block_sum.reserve(blocks_ + kLanes);
+    const F32 factor = broadcast(scale);
+    return pass(threads, [&](int64_t b, Bits& seen) { sum_block(b, factor, seen); });
+  }
+
+  PYGEN_INLINE void sum_block(int64_t b, const F32& scale, Bits& nan) {
     F32 v[4];
     if (block_length(b) == kBlock) {
       load_block(b, v);
@@ -207,44 +236,27 @@ class RowScores {
     scratch_.block_max[b] = largest;
     // Of a block of -inf alone the differences would be NaN.
     const F32 from = broadcast(largest == -kInf ? 0.0f : largest);
-    F32 sum = exp_nonpositive(v[0] - from);
-    for (int i = 1; i < 4; ++i) sum = sum + exp_nonpositive(v[i] - from);
+    F32 sum = exp_nonpositive((v[0] - from) * scale);
+    for (int i = 1; i < 4; ++i) sum = sum + exp_nonpositive((v[i] - from) * scale);
     scratch_.block_sum[b] = reduce_add(sum);
   }
 
-  // ln of the sum of e^(logit - max_logit).
-  float log_of_sum() const {
+  // ln of the sum of e^((logit - max_score) * scale).
+  double log_of_sum(float scale) const {
     const float* maxima = scratch_.block_max.data();
     const float* sums = scratch_.block_sum.data();
-    const F32 largest = broadcast(max_logit_);
+    const F32 largest = broadcast(max_score_), factor = broadcast(scale);
     Sum total;
     int64_t b = 0;
-    for (; b + kLanes <= blocks_; b += kLanes) total.add(load(sums + b) * exp_nonpositive(load(maxima + b) - largest));
+    for (; b + kLanes <= blocks_; b += kLanes)
+      total.add(load(sums + b) * exp_nonpositive((load(maxima + b) - largest) * factor));
     float last_sums[kLanes] = {}, last_maxima[kLanes] = {};
     for (int64_t i = 0; b + i < blocks_; ++i) {
       last_sums[i] = sums[b + i];
-      last_maxima[i] = maxima[b + i] - max_logit_;
+      last_maxima[i] = (maxima[b + i] - max_score_) * scale;
     }
     total.add(load(last_sums) * exp_nonpositive(load(last_maxima)));
-    return static_cast<float>(std::log(total.total()));
-  }
-
-  float logit(int64_t token_id) const {
-    float logit;
-    const char* at = logits_ + token_id * element_size_;
-    if (params_.dtype == DType::kFloat32) {
-      std::memcpy(&logit, at, 4);
-    } else {
-      uint16_t half;
-      std::memcpy(&half, at, 2);
-      if (params_.dtype == DType::kFloat16) {
-        logit = half_to_float(half);
-      } else {
-        const uint32_t bits = static_cast<uint32_t>(half) << 16;
-        std::memcpy(&logit, &bits, 4);
-      }
-    }
-    return logit;
+    return std::log(total.total());
   }
 
   // Before penalties and bans.

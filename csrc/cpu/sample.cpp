@@ -11,6 +11,7 @@
 #include "cpu/race.h"
 #include "cpu/row_scores.h"
 #include "cpu/survivors.h"
+#include "cpu/top_logprobs.h"
 
 namespace pygen::cpu::PYGEN_ISA {
 namespace {
@@ -18,23 +19,6 @@ namespace {
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 // Below it the reciprocal of a temperature may overflow where the quotient does not.
 constexpr float kSmallestReciprocal = 1e-6f;
-
-constexpr int kMaxParts = 64;
-
-// race(begin, end, noise, winner, part) on stretches of the blocks; the best of their winners.
-template <typename Noise, typename Race>
-Winner race_in_parts(int64_t blocks, const Noise& noise, int threads, const Race& race) {
-  const int parts = Noise::kSequential ? 1 : std::min(threads, kMaxParts);
-  Winner winners[kMaxParts];
-  parallel_parts(blocks, parts, [&](int64_t begin, int64_t end, int part) {
-    Noise own = noise;
-    race(begin, end, own, winners[part], part);
-  });
-  Winner best = winners[0];
-  for (int part = 1; part < parts; ++part)
-    if (winners[part].token_id >= 0) best.offer(winners[part].value, winners[part].token_id, winners[part].score);
-  return best;
-}
 
 // Without a filter the row is raced where it lies; without exceptions, while it is scanned.
 template <typename Noise>
@@ -51,7 +35,7 @@ Winner race_unfiltered(RowScores& row, float temperature, const Noise& noise, in
                            race_blocks(begin, end, own, max_of, get, scale, finish, -kInf, kInf, winner);
                          });
   }
-  Bits nan_of_part[kMaxParts] = {};
+  Bits nan_of_part[kMaxRaceParts] = {};
   const Winner best = race_in_parts(row.blocks(), noise, threads,
                                     [&](int64_t begin, int64_t end, Noise& own, Winner& winner, int part) {
                                       Bits nan = 0;
@@ -101,21 +85,15 @@ void write_logprobs(const SampleParams& params, int64_t row, const Survivors& su
   const int32_t* ids = survivors.token_ids();
   for (int64_t i = 0; i < survivors.size(); ++i)
     if (survivors.keeps(scores[i])) best.push({scores[i], ids != nullptr ? ids[i] : static_cast<int32_t>(i)});
-  const int64_t count = std::min(params.num_logprobs, best.size());
-  std::partial_sort(best.data(), best.data() + count, best.data() + best.size(), BetterToken{});
-  for (int64_t i = 0; i < params.num_logprobs; ++i) {
-    const int64_t at = row * params.num_logprobs + i;
-    params.top_ids[at] = i < count ? best[i].token_id : -1;
-    params.top_logprobs[at] = i < count ? static_cast<float>(best[i].score - log_sum) : -kInf;
-  }
+  const int64_t count = params.num_logprobs;
+  write_top_logprobs(best, count, log_sum, params.top_ids + row * count, params.top_logprobs + row * count);
 }
 
 void write_no_logprobs(const SampleParams& params, int64_t row) {
   params.logprobs[row] = kNaN;
-  for (int64_t i = 0; params.top_ids != nullptr && i < params.num_logprobs; ++i) {
-    params.top_ids[row * params.num_logprobs + i] = -1;
-    params.top_logprobs[row * params.num_logprobs + i] = kNaN;
-  }
+  const int64_t count = params.num_logprobs;
+  if (params.top_ids != nullptr)
+    write_no_top_logprobs(count, params.top_ids + row * count, params.top_logprobs + row * count);
 }
 
 // `twister` stands at the row's first word; null unless the noise is torch's.

@@ -8,6 +8,7 @@ from pygen.ops.beam_step import PreparedBeamStep, beam_step, prepare_beam_step
 from pygen.ops.process_logits import PreparedProcessLogits, prepare_process_logits, process_logits
 from pygen.ops.reorder_cache import reorder_cache
 from pygen.ops.sample import PreparedSample, prepare_sample, sample
+from pygen.ops.token_logprobs import TokenLogprobs, token_logprobs
 
 __all__ = [
     "BeamOutput",
@@ -17,6 +18,7 @@ __all__ = [
     "PreparedSample",
     "RowStatus",
     "SampleOutput",
+    "TokenLogprobs",
     "TopLogprobs",
     "beam_finalize",
     "beam_step",
@@ -26,4 +28,5 @@ __all__ = [
     "process_logits",
     "reorder_cache",
     "sample",
+    "token_logprobs",
 ]

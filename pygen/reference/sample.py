@@ -125,18 +125,22 @@ def argmax_lowest(values: Tensor) -> Tensor:
 
 def log_probabilities(scores: Tensor, status: Tensor, token_ids: Tensor, n: int) -> tuple[Tensor, TopLogprobs]:
     """ln softmax(scores) of the tokens taken, and of the n best survivors."""
-    rows, vocab_size = scores.shape
     logprobs = torch.log_softmax(scores.double(), dim=1).float()
+    own = logprobs.gather(1, token_ids[:, None])[:, 0].masked_fill(status != RowStatus.OK, math.nan)
+    return own, best_of(scores, logprobs, status, n)
+
+
+def best_of(scores: Tensor, logprobs: Tensor, status: Tensor, n: int) -> TopLogprobs:
+    """The n best survivors of every row by score, with their entries of `logprobs` (rows, vocab_size)."""
+    rows, vocab_size = scores.shape
     order = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :n]
     top_ids = torch.full((rows, n), -1, dtype=torch.int64, device=scores.device)
     top_logprobs = torch.full((rows, n), -math.inf, device=scores.device)
     top_logprobs[:, : min(n, vocab_size)] = logprobs.gather(1, order)
     top_ids[:, : min(n, vocab_size)] = order.masked_fill(scores.gather(1, order) == -math.inf, -1)
-
     invalid = status != RowStatus.OK
     top_logprobs[invalid], top_ids[invalid] = math.nan, -1
-    own = logprobs.gather(1, token_ids[:, None])[:, 0].masked_fill(invalid, math.nan)
-    return own, TopLogprobs(top_ids, top_logprobs)
+    return TopLogprobs(top_ids, top_logprobs)
 
 
 def append_tokens(state: DecodeState, token_ids: Tensor, step: int) -> None:
