@@ -87,6 +87,10 @@ class RunningSearch:
                 getattr(self.state, name).copy_(value)
         self._step = 1
 
+    def one_step(self, logits: torch.Tensor) -> BeamStepOutput:
+        """The same step of the search every time, as a graph replays it."""
+        return self._step_of(logits, step=1)
+
     def __call__(self, logits: torch.Tensor) -> BeamStepOutput:
         out = self._step_of(logits, step=self._step)
         self._step += 1

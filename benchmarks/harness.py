@@ -32,13 +32,14 @@ VISIT_US = 3000.0
 class Target:
     """What a row must reach: `speedup` over transformers at least, `reads` of the input at most, `time_us` at most.
 
-    outside_speedup: of the time outside the forward; cache_share: bytes moved between the rows of the cache, relative
-    to transformers'.
+    flashinfer_speedup: over FlashInfer, on a GPU. outside_speedup: of the time outside the forward; cache_share: bytes
+    moved between the rows of the cache, relative to transformers'.
     """
 
     speedup: float | None = None
     reads: float | None = None
     time_us: float | None = None
+    flashinfer_speedup: float | None = None
     outside_percent: float | None = None
     outside_speedup: float | None = None
     cache_share: float | None = None
@@ -95,6 +96,7 @@ class Row:
     percent_of_copy: float | None = None
     times_read: float | None = None
     speedup: float | None = None
+    flashinfer_speedup: float | None = None
     tokens_per_s: float | None = None
     forward_us: float | None = None
     outside_us: float | None = None
@@ -102,6 +104,8 @@ class Row:
     outside_speedup: float | None = None
     cache_share: float | None = None
     memory_bytes: int | None = None
+    launches_per_token: float | None = None
+    syncs_per_token: float | None = None
     check: str = ""
     target: str = ""
     met: str = ""
@@ -297,6 +301,7 @@ def judge(row: Row, target: Target) -> None:
         (target.speedup, row.speedup, 1),
         (target.reads, row.times_read, -1),
         (target.time_us, row.median_us, -1),
+        (target.flashinfer_speedup, row.flashinfer_speedup, 1),
         (target.outside_percent, row.outside_percent, -1),
         (target.outside_speedup, row.outside_speedup, 1),
         (target.cache_share, row.cache_share, -1),
@@ -315,6 +320,8 @@ def _target_words(target: Target) -> Iterable[str]:
         yield f"<={target.reads:g} reads"
     if target.time_us is not None:
         yield f"<={target.time_us:g} us"
+    if target.flashinfer_speedup is not None:
+        yield f">={target.flashinfer_speedup:g}x flashinfer"
     if target.outside_percent is not None:
         yield f"<={target.outside_percent:g}% outside"
     if target.outside_speedup is not None:

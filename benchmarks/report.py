@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import sys
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,6 +51,7 @@ def _cells(row: Row) -> dict[str, str]:
         "% copy": _number(row.percent_of_copy),
         "x read": _number(row.times_read, 2),
         "vs transformers": _number(row.speedup, 1, "x"),
+        "vs flashinfer": _number(row.flashinfer_speedup, 1, "x"),
         "tokens/s": _number(row.tokens_per_s),
         "forward us": _number(row.forward_us),
         "outside us": _number(row.outside_us),
@@ -57,6 +59,8 @@ def _cells(row: Row) -> dict[str, str]:
         "outside vs transformers": _number(row.outside_speedup, 1, "x"),
         "cache moves": _number(row.cache_share, 3),
         "memory KiB": _number(None if row.memory_bytes is None else row.memory_bytes / 1024, 0),
+        "launches/token": _number(row.launches_per_token),
+        "syncs/token": _number(row.syncs_per_token),
         "target": row.target,
         "met": row.met,
         "check": row.check,
@@ -153,3 +157,14 @@ def load_machine(path: Path) -> dict[str, str]:
     with path.open() as file:
         pairs = [line[1:].partition(":") for line in file if line.startswith("#")]
     return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def main() -> None:
+    """Prints a file of results as JSON: the machine and the rows."""
+    path = Path(sys.argv[1])
+    rows = [dataclasses.asdict(row) for row in load_csv(path)]
+    print(json.dumps({"machine": load_machine(path), "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# Everything that needs an NVIDIA GPU, in one go of at most nine minutes: build, tests, sanitizer, benchmarks.
+#
+#   bash benchmarks/gpu_suite.sh OUT
+#
+# Runs from a checkout with the packages torch, triton, transformers, pybind11, cmake, ninja, pytest and hypothesis already
+# there and no network. Every part has a time limit of its own, and one that fails hides no other. OUT receives
+# summary.txt, the results (CSV, JSON, plot) and logs.tar.gz. Without a GPU it does what a CPU can and says what it left out.
+set -u
+cd "$(dirname "$0")/.."
+OUT=${1:?usage: bash benchmarks/gpu_suite.sh OUT}
+mkdir -p "$OUT"
+OUT=$(cd "$OUT" && pwd)
+LOGS=$(mktemp -d)
+PYTHON=${PYTHON:-python3}
+STARTED=$SECONDS
+LIMIT=${PYGEN_SUITE_SECONDS:-525}
+export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" TRITON_CACHE_DIR="$LOGS/triton"
+declare -a NAMES=() RESULTS=()
+
+note() {
+  NAMES+=("$1")
+  RESULTS+=("$2")
+  echo "== $1: $2"
+}
+
+# part NAME SECONDS COMMAND...: runs it under its limit and that of the whole, its output in a log of its own.
+part() {
+  local name=$1 limit=$2 left=$((LIMIT - (SECONDS - STARTED))) began=$SECONDS code
+  shift 2
+  if ((left < 5)); then
+    note "$name" "not run: no time left"
+    return 1
+  fi
+  timeout --kill-after=5 "$((limit < left ? limit : left))" "$@" >"$LOGS/$name.log" 2>&1
+  code=$?
+  local last
+  last=$(grep -v '^[[:space:]]*$' "$LOGS/$name.log" | tail -1 | cut -c 1-160)
+  case $code in
+    0) note "$name" "ok in $((SECONDS - began)) s: $last" ;;
+    124 | 137) note "$name" "STOPPED at its limit of $limit s: $last" ;;
+    *) note "$name" "FAILED with status $code in $((SECONDS - began)) s: $last" ;;
+  esac
+  return "$code"
+}
+
+pytest_on() {
+  env PYGEN_TEST_BACKENDS="$1" "$PYTHON" -m pytest -q -p no:cacheprovider -o addopts= --maxfail=25 "${@:2}"
+}
+export -f pytest_on
+export PYTHON
+
+GPU=$("$PYTHON" -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")' 2>/dev/null)
+if [[ -n $GPU ]]; then
+  CAPABILITY=$("$PYTHON" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')
+  export PYGEN_CUDA_ARCHS=${PYGEN_CUDA_ARCHS:-$CAPABILITY}
+fi
+
+part build 240 "$PYTHON" setup.py build_ext --inplace
+part device 30 "$PYTHON" -c '
+import json, torch, pygen
+from pygen import _C
+from benchmarks.machine import machine_block
+device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+print(json.dumps(machine_block(device), indent=1), _C.build_info(), pygen.available_backends(), sep="\n")'
+
+if [[ -n $GPU ]]; then
+  part tests-gpu 90 "$PYTHON" -m pytest -q -p no:cacheprovider -o addopts= tests/gpu
+  part tests-cuda 110 bash -c 'pytest_on cuda tests/ops'
+  part bench-steps 110 "$PYTHON" -m benchmarks.bench_gpu --table --budget 1.5 --quiet --results "$OUT"
+  part tests-triton 100 bash -c 'pytest_on triton tests/ops'
+  part tests-generate 60 "$PYTHON" -m pytest -q -p no:cacheprovider -o addopts= tests/generate/test_devices.py
+  part bench-generate 110 "$PYTHON" -m benchmarks.bench_gpu_generate --table --quiet --results "$OUT"
+  if command -v compute-sanitizer >/dev/null; then
+    for tool in memcheck racecheck initcheck synccheck; do
+      part "sanitizer-$tool" 45 compute-sanitizer --tool "$tool" --error-exitcode 9 --launch-timeout 60 \
+        "$PYTHON" -m benchmarks.gpu_small_ops
+    done
+  else
+    note sanitizer "not run: compute-sanitizer is not on the PATH"
+  fi
+else
+  note gpu "not run: torch finds no CUDA device, so neither tests nor figures of a GPU"
+  part rehearse-steps 60 "$PYTHON" -m benchmarks.bench_gpu --quick --device cpu --quiet
+  part rehearse-small-ops 60 "$PYTHON" -m benchmarks.gpu_small_ops --device cpu
+fi
+
+for csv in "$OUT"/*.csv; do
+  [[ -e $csv ]] && "$PYTHON" -m benchmarks.report "$csv" >"${csv%.csv}.json" 2>>"$LOGS/report.log"
+done
+tar -czf "$OUT/logs.tar.gz" -C "$LOGS" --exclude=triton .
+{
+  echo "GPU: ${GPU:-none}; commit $(git rev-parse --short=10 HEAD 2>/dev/null || echo unknown); $((SECONDS - STARTED)) s"
+  for i in "${!NAMES[@]}"; do printf '%-22s %s\n' "${NAMES[$i]}" "${RESULTS[$i]}"; done
+  for log in bench-steps bench-generate; do
+    [[ -e $LOGS/$log.log ]] && cat "$LOGS/$log.log"
+  done
+} >"$OUT/summary.txt"
+cat "$OUT/summary.txt"
+rm -rf "$LOGS"
+printf '%s\n' "${RESULTS[@]}" | grep -q '^\(FAILED\|STOPPED\)' && exit 1 || exit 0
