@@ -66,6 +66,7 @@ bench: build
 	$(BIN)/python -m benchmarks.bench_reorder_cache --table $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.bench_beam_finalize --table $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.bench_token_logprobs --table $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.bench_verify_draft --table $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.bench_generate --table $(BENCH_ARGS)
 
 lint: build

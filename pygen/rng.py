@@ -19,7 +19,7 @@ _PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _PHILOX_ROUNDS = 10
 
-TARGET_STREAM = 0
+TARGET_STREAM, DRAFT_STREAM, ACCEPTANCE_STREAM = range(3)
 
 
 def splitmix64(value: int) -> int:
@@ -95,9 +95,21 @@ def philox_exponential(seeds: Tensor, steps: Tensor, vocab_size: int, stream: in
 
     u = float32((word + 1/2) / 2**32), at most 1 - 2**-24;  E = -log1p(-u)
     """
-    words = philox_words(seeds, steps, vocab_size, stream)
-    uniform = ((words.double() + 0.5) * 2.0**-32).float().clamp_(max=1.0 - 2.0**-24)
+    uniform = _uniform(philox_words(seeds, steps, vocab_size, stream))
     return -torch.log1p(-uniform)
+
+
+def philox_uniform(seeds: Tensor, steps: Tensor, token_ids: Tensor, stream: int) -> Tensor:
+    """u of one token id per row: (rows,) float32 in (0, 1), made as in `philox_exponential`."""
+    zero = torch.zeros((), dtype=torch.int64, device=seeds.device)
+    words = philox4x32(
+        (token_ids >> 2, steps & _MASK32, zero + stream, zero), (seeds & _MASK32, _shift_right(seeds, 32))
+    )
+    return _uniform(torch.stack(words, dim=-1).gather(1, (token_ids & 3)[:, None])[:, 0])
+
+
+def _uniform(words: Tensor) -> Tensor:
+    return ((words.double() + 0.5) * 2.0**-32).float().clamp_(max=1.0 - 2.0**-24)
 
 
 def torch_exponential(rows: int, vocab_size: int, generator: torch.Generator | None, device: torch.device) -> Tensor:

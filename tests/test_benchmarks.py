@@ -18,6 +18,7 @@ from benchmarks import (
     bench_reorder_cache,
     bench_sample,
     bench_token_logprobs,
+    bench_verify_draft,
     cli,
     harness,
     inputs,
@@ -265,6 +266,22 @@ def test_cases_of_the_log_probabilities(monkeypatch: pytest.MonkeyPatch) -> None
         bench_token_logprobs, "token_logprobs", lambda x, ids, **knobs: ops.token_logprobs(x + x, ids, **knobs)
     )
     assert "are not torch's" in case.check()["pygen"]
+
+
+def test_cases_of_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = bench_verify_draft.make_case(bench_verify_draft.Spec(3, 500, 2), OPTIONS, torch.device("cpu"), "cpu")
+    rows = harness.run_case(case, OPTIONS)
+    assert [(row.variant, row.red) for row in rows[2:]] == [(BASELINE, False), ("pygen", False)]
+    monkeypatch.setattr(
+        bench_verify_draft,
+        "verify_draft",
+        lambda p, x, q, seed, backend: (
+            ops.verify_draft(p, x, seed=seed, backend=backend)
+            if backend == "cpu"
+            else ops.verify_draft(p, x, q, seed=seed, backend=backend)
+        ),
+    )
+    assert "are not those of the reference" in case.check()["pygen"]
 
 
 def test_check_is_red_for_a_wrong_reordering(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,12 @@ from pygen.ops.process_logits import PreparedProcessLogits, prepare_process_logi
 from pygen.ops.reorder_cache import reorder_cache
 from pygen.ops.sample import PreparedSample, prepare_sample, sample
 from pygen.ops.token_logprobs import TokenLogprobs, token_logprobs
+from pygen.ops.verify_draft import DraftOutput, verify_draft
 
 __all__ = [
     "BeamOutput",
     "BeamStepOutput",
+    "DraftOutput",
     "PreparedBeamStep",
     "PreparedProcessLogits",
     "PreparedSample",
@@ -29,4 +31,5 @@ __all__ = [
     "reorder_cache",
     "sample",
     "token_logprobs",
+    "verify_draft",
 ]

@@ -46,6 +46,7 @@ class Like:
     rows: int
     vocab_size: int
     device: torch.device
+    name: str = "logits"  # of the argument that says so
 
 
 def check_logits(logits: Tensor) -> Like:
@@ -96,7 +97,7 @@ def check_output(name: str, value: object, dtype: torch.dtype, words: str, shape
     assert isinstance(value, Tensor)
     check_dtype(name, value, dtype)
     check_shape(name, value, words, shape)
-    check_device(name, value, like.device)
+    check_device(name, value, like.device, like.name)
     check_contiguous(name, value)
 
 
@@ -145,7 +146,7 @@ def bool_knob(name: str, value: object, like: Like) -> bool | Tensor:
     if isinstance(value, Tensor):
         check_dtype(name, value, torch.bool)
         check_shape(name, value, "(rows,)", (like.rows,))
-        check_device(name, value, like.device)
+        check_device(name, value, like.device, like.name)
         return value.clone()
     if not isinstance(value, bool):
         raise TypeError(f"`{name}` must be a bool or a (rows,) bool tensor, got {type(value).__name__}")
@@ -165,7 +166,7 @@ def row_table(name: str, value: object, dtype: torch.dtype, words: str, width: i
     if shape not in ((own_width,), (like.rows, own_width)):
         wanted = f"with {like.rows} rows" if width is None else f"= {(like.rows, width)}"
         raise ValueError(f"`{name}` must have shape ({words},) or (rows, {words}) {wanted}, got {shape}")
-    check_device(name, value, like.device)
+    check_device(name, value, like.device, like.name)
     check_last_stride(name, value)
     return value
 
@@ -183,7 +184,7 @@ def seed_words(name: str, value: object, like: Like) -> Tensor:
     if isinstance(value, Tensor):
         check_dtype(name, value, torch.int64)
         check_shape(name, value, "(rows,)", (like.rows,))
-        check_device(name, value, like.device)
+        check_device(name, value, like.device, like.name)
         return value.clone().contiguous()
     words = _ints(name, value)
     for word in words:
@@ -209,7 +210,7 @@ def _ints(name: str, value: object) -> list[int]:
 
 def _per_row(name: str, given: Tensor, folded: Tensor, rule: Rule, like: Like) -> Tensor:
     check_shape(name, given, "(rows,)", (like.rows,))
-    check_device(name, given, like.device)
+    check_device(name, given, like.device, like.name)
     refused = (~rule.holds(folded)).nonzero()
     if len(refused) > 0:
         row = int(refused[0])

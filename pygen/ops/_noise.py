@@ -144,7 +144,7 @@ def _check_given(noise: Tensor, like: Like) -> None:
     checks.check_tensor("noise", noise)
     checks.check_dtype("noise", noise, torch.float32)
     checks.check_shape("noise", noise, "(rows, vocab_size)", (like.rows, like.vocab_size))
-    checks.check_device("noise", noise, like.device)
+    checks.check_device("noise", noise, like.device, like.name)
     checks.check_last_stride("noise", noise)
     refused = (~(noise > 0)).nonzero()
     if len(refused) > 0:

@@ -142,7 +142,7 @@ def check_shaping(
     shaping = Shaping(
         like=like,
         dtype=logits.dtype,
-        temperature=_greedy_is_zero(
+        temperature=greedy_is_zero(
             checks.bool_knob("do_sample", do_sample, like),
             checks.float_knob("temperature", temperature, checks.FINITE_NON_NEGATIVE, like),
             like,
@@ -173,7 +173,7 @@ def check_shaping(
     return shaping
 
 
-def _greedy_is_zero(do_sample: bool | Tensor, temperature: float | Tensor, like: Like) -> float | Tensor:
+def greedy_is_zero(do_sample: bool | Tensor, temperature: float | Tensor, like: Like) -> float | Tensor:
     if isinstance(do_sample, Tensor):
         if not isinstance(temperature, Tensor):
             temperature = torch.full((like.rows,), temperature, dtype=torch.float32, device=like.device)

@@ -93,6 +93,18 @@ def exponential_noise(
         return noise
     if rng == "torch":
         return noise_sources.torch_exponential(rows, vocab_size, generator, scores.device)
+    seeds, steps = seeds_and_steps(seed, step, generator, rows, scores.device)
+    return noise_sources.philox_exponential(seeds, steps, vocab_size)
+
+
+def seeds_and_steps(
+    seed: int | Sequence[int] | Tensor | None,
+    step: int | Tensor,
+    generator: torch.Generator | None,
+    rows: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """The row seeds and the steps of a call, (rows,) int64 each; a missing seed is drawn."""
     if seed is None:
         seed = noise_sources.draw_seed(generator)
     if isinstance(seed, int):
@@ -102,7 +114,7 @@ def exponential_noise(
     else:
         seeds = torch.tensor([noise_sources.as_int64(word) for word in seed], dtype=torch.int64)
     steps = step if isinstance(step, Tensor) else torch.full((rows,), step, dtype=torch.int64)
-    return noise_sources.philox_exponential(seeds.to(scores.device), steps.to(scores.device), vocab_size)
+    return seeds.to(device), steps.to(device)
 
 
 def race_winners(scores: Tensor, exponential: Tensor) -> Tensor:

@@ -1,0 +1,249 @@
+"""Batched speculative sampling: which drafted tokens stay, and the token behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pygen.backends import Dispatcher
+from pygen.ops import _checks as checks
+from pygen.ops._checks import Like
+from pygen.ops._noise import Noise, check_noise
+from pygen.ops._shaping import DTYPE_CODES, BoolKnob, FloatKnob, IntKnob, greedy_is_zero
+
+
+class DraftOutput(NamedTuple):
+    """Row r goes on with its first `accepted_lengths[r]` drafts and then `token_ids[r]`."""
+
+    accepted_lengths: Tensor  # (rows,) int64
+    token_ids: Tensor  # (rows,) int64, in [0, vocab_size)
+    status: Tensor  # (rows,) int32, values of `RowStatus`
+
+
+def verify_draft(
+    target_logits: Tensor,
+    draft_token_ids: Tensor,
+    draft_logits: Tensor | None = None,
+    *,
+    draft_lengths: IntKnob | None = None,
+    do_sample: BoolKnob = True,
+    temperature: FloatKnob = 1.0,
+    seed: int | Sequence[int] | Tensor | None = None,
+    step: int | Tensor = 0,
+    uniforms: Tensor | None = None,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    backend: str = "auto",
+) -> DraftOutput:
+    """The drafts of every row that stay, and one token more, so that all of them are draws from the target.
+
+    Per row, for the positions i = 0, 1, ... of its drafts x::
+
+        p = softmax(target_logits[i] / temperature)
+        q = softmax(draft_logits[i] / temperature), or 1 at x where drafts are certain (draft_logits=None)
+        x stays if u < p(x) / q(x); one with p(x) = 0 never does
+        at the first that does not, the token is drawn from max(p - q, 0), normalised; from p where that is 0 throughout
+        behind the last draft, the token is drawn from p
+        greedy row: x stays if it is the argmax of target_logits[i], lowest id first; the token is the next argmax
+
+    Whatever q is, what comes out is distributed as p (Leviathan et al. 2023; Chen et al. 2023), provided that the
+    drafts were drawn from q with other noise. An id outside the vocabulary is no draft: the row's drafts end there.
+
+    The token at position i is the winner of the race of `sample` at step + i, argmax of ln weight - ln E, ties to the
+    lowest id; u is made as E is, of the word of id x in stream 2: both depend on row seed, step + i and id alone.
+
+    A position that is reached and whose target, or draft, has NaN, +inf or nothing but -inf before or after the
+    temperature ends the row: its status is set, and its token is the lowest id of the largest target score that is a
+    number. A greedy row reads no draft logits.
+
+    Arguments:
+        target_logits: (rows, n + 1, vocab_size) float32, float16 or bfloat16 scores as processed, -inf for a removed
+            token. The last dimension is contiguous, the others are strided at will.
+        draft_token_ids: (rows, n) int64, last dimension contiguous; n may be 0.
+        draft_logits: (rows, n, vocab_size) of any of these dtypes, the scores that the drafts were drawn from.
+        draft_lengths: how many drafts a row has, in [0, n]: an int or (rows,) int64; None is n. On a GPU a tensor is
+            not looked through: less than 0 is 0, and more than n is n.
+        do_sample, temperature: as in `process_logits`; temperature 0 makes a row greedy.
+        seed, step, generator: as in `sample`; `step` is that of the first draft.
+        uniforms, noise: u in [0, 1) of every draft, (rows, n), and E > 0 of the one token that is drawn,
+            (rows, vocab_size), float32 both; one needs the other. They exclude seed and generator.
+        backend: "auto", "cpu", "cuda", "triton" or "torch".
+
+    Returns DraftOutput(accepted_lengths, token_ids, status).
+
+    Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError where the backend cannot run;
+    a refused call changes nothing, the generator included.
+    """
+    like = _check_target(target_logits)
+    num_drafts = target_logits.shape[1] - 1
+    _check_drafts(draft_token_ids, draft_logits, num_drafts, like)
+    lengths = _check_lengths(draft_lengths, num_drafts, like)
+    temperatures = greedy_is_zero(
+        checks.bool_knob("do_sample", do_sample, like),
+        checks.float_knob("temperature", temperature, checks.FINITE_NON_NEGATIVE, like),
+        like,
+    )
+    if not isinstance(step, Tensor):
+        checks.check_step("step", step)
+    _check_uniforms(uniforms, noise, num_drafts, like)
+    _, entry = _dispatch.resolve(like.device, backend)
+    source = check_noise(
+        like, draws=do_sample is not False, seed=seed, step=step, noise=noise, rng="philox", generator=generator
+    )
+    call = _Call(
+        target=target_logits,
+        draft_token_ids=draft_token_ids,
+        draft=draft_logits,
+        lengths=lengths,
+        temperature=temperatures,
+        noise=source,
+        step=0 if isinstance(step, Tensor) else int(step),
+        uniforms=None if uniforms is None else uniforms.contiguous(),
+    )
+    out = DraftOutput(
+        torch.empty(like.rows, dtype=torch.int64, device=like.device),
+        torch.empty(like.rows, dtype=torch.int64, device=like.device),
+        torch.empty(like.rows, dtype=torch.int32, device=like.device),
+    )
+    if like.rows > 0:
+        entry(call, out)
+    return out
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Everything checked, as backends take it. `temperature` is 0 in greedy rows."""
+
+    target: Tensor
+    draft_token_ids: Tensor
+    draft: Tensor | None
+    lengths: int | Tensor
+    temperature: float | Tensor
+    noise: Noise
+    step: int
+    uniforms: Tensor | None
+
+
+def _check_target(target_logits: Tensor) -> Like:
+    _check_scores("target_logits", target_logits)
+    shape = tuple(target_logits.shape)
+    if len(shape) != 3 or shape[1] == 0 or shape[2] == 0:
+        words = "(rows, n + 1, vocab_size) with at least one position and one column"
+        raise ValueError(f"`target_logits` must have shape {words}, got {shape}")
+    checks.check_last_stride("target_logits", target_logits)
+    return Like(shape[0], shape[2], target_logits.device, "target_logits")
+
+
+def _check_scores(name: str, value: Tensor) -> None:
+    checks.check_tensor(name, value)
+    if value.dtype not in checks.FLOAT_DTYPES:
+        dtype = str(value.dtype).removeprefix("torch.")
+        raise TypeError(f"`{name}` must be float32, float16 or bfloat16, got {dtype}")
+
+
+def _check_drafts(draft_token_ids: Tensor, draft_logits: Tensor | None, num_drafts: int, like: Like) -> None:
+    checks.check_tensor("draft_token_ids", draft_token_ids)
+    checks.check_dtype("draft_token_ids", draft_token_ids, torch.int64)
+    checks.check_shape("draft_token_ids", draft_token_ids, "(rows, n)", (like.rows, num_drafts))
+    checks.check_device("draft_token_ids", draft_token_ids, like.device, like.name)
+    checks.check_last_stride("draft_token_ids", draft_token_ids)
+    if draft_logits is None:
+        return
+    _check_scores("draft_logits", draft_logits)
+    shape = (like.rows, num_drafts, like.vocab_size)
+    checks.check_shape("draft_logits", draft_logits, "(rows, n, vocab_size)", shape)
+    checks.check_device("draft_logits", draft_logits, like.device, like.name)
+    checks.check_last_stride("draft_logits", draft_logits)
+
+
+def _check_lengths(draft_lengths: IntKnob | None, num_drafts: int, like: Like) -> int | Tensor:
+    if not isinstance(draft_lengths, Tensor):
+        length = num_drafts if draft_lengths is None else draft_lengths
+        checks.count_up_to("draft_lengths", length, num_drafts)
+        return int(length)
+    checks.check_dtype("draft_lengths", draft_lengths, torch.int64)
+    checks.check_shape("draft_lengths", draft_lengths, "(rows,)", (like.rows,))
+    checks.check_device("draft_lengths", draft_lengths, like.device, like.name)
+    # To look through a tensor of a GPU the host would have to wait for it.
+    if draft_lengths.device.type == "cpu":
+        for row in ((draft_lengths < 0) | (draft_lengths > num_drafts)).nonzero()[:1].flatten().tolist():
+            got = f"{int(draft_lengths[row])} in row {row}"
+            raise ValueError(f"`draft_lengths` must be in [0, {num_drafts}], got {got}")
+    return draft_lengths.contiguous()
+
+
+def _check_uniforms(uniforms: Tensor | None, noise: Tensor | None, num_drafts: int, like: Like) -> None:
+    if (uniforms is None) != (noise is None):
+        given, missing = ("noise", "uniforms") if uniforms is None else ("uniforms", "noise")
+        raise ValueError(f"`{missing}` must be given where `{given}` is, got None")
+    if uniforms is None:
+        return
+    checks.check_tensor("uniforms", uniforms)
+    checks.check_dtype("uniforms", uniforms, torch.float32)
+    checks.check_shape("uniforms", uniforms, "(rows, n)", (like.rows, num_drafts))
+    checks.check_device("uniforms", uniforms, like.device, like.name)
+    for row, i in (~((uniforms >= 0) & (uniforms < 1))).nonzero()[:1].tolist():
+        raise ValueError(f"`uniforms` must be in [0, 1), got {uniforms[row, i].item()} in row {row} at draft {i}")
+
+
+def _cpu(call: _Call, out: DraftOutput) -> None:
+    from pygen import _C
+
+    _C.verify_draft(torch.get_num_threads(), **_arguments(call, out))
+
+
+def _arguments(call: _Call, out: DraftOutput) -> dict[str, Any]:
+    target, draft = call.target, call.draft
+    return {
+        "rows": target.shape[0],
+        "vocab_size": target.shape[2],
+        "num_drafts": target.shape[1] - 1,
+        "target_dtype": DTYPE_CODES[target.dtype],
+        "target_ptr": target.data_ptr(),
+        "target_row_stride": target.stride(0),
+        "target_position_stride": target.stride(1),
+        "draft_dtype": 0 if draft is None else DTYPE_CODES[draft.dtype],
+        "draft_ptr": 0 if draft is None else draft.data_ptr(),
+        "draft_row_stride": 0 if draft is None else draft.stride(0),
+        "draft_position_stride": 0 if draft is None else draft.stride(1),
+        "draft_ids_ptr": call.draft_token_ids.data_ptr(),
+        "draft_ids_stride": call.draft_token_ids.stride(0),
+        **_knob("lengths", call.lengths),
+        **_knob("temperature", call.temperature),
+        "step": call.step,
+        **call.noise.kernel_arguments(),
+        "uniforms_ptr": 0 if call.uniforms is None else call.uniforms.data_ptr(),
+        "accepted_ptr": out.accepted_lengths.data_ptr(),
+        "token_ids_ptr": out.token_ids.data_ptr(),
+        "status_ptr": out.status.data_ptr(),
+    }
+
+
+def _knob(name: str, value: float | Tensor) -> dict[str, float]:
+    if isinstance(value, Tensor):
+        return {name: 0, f"{name}_ptr": value.data_ptr()}
+    return {name: value, f"{name}_ptr": 0}
+
+
+def _torch(call: _Call, out: DraftOutput) -> None:
+    from pygen.reference.verify_draft import verify_draft as reference
+
+    with torch.no_grad():
+        result = reference(
+            call.target,
+            call.draft_token_ids,
+            call.draft,
+            draft_lengths=call.lengths,
+            temperature=call.temperature,
+            uniforms=call.uniforms,
+            **{name: value for name, value in call.noise.reference_arguments(call.step).items() if name != "rng"},
+        )
+        for target, source in zip(out, result, strict=True):
+            target.copy_(source)
+
+
+_dispatch: Dispatcher[Callable[[_Call, DraftOutput], None]] = Dispatcher("verify_draft", cpu=_cpu, torch=_torch)
