@@ -30,22 +30,22 @@ cudaError_t run(const Launch& launch, const void* kernel, Body body, const void*
 
 }  // namespace host
 
-inline uint4 load_vector(const void* p) {
+PYGEN_FORWARD uint4 load_vector(const void* p) {
   host::note_load(p, 16);
   uint4 v;
   __builtin_memcpy(&v, p, 16);
   return v;
 }
 template <typename T>
-inline T load_scalar(const T* p) {
+PYGEN_FORWARD T load_scalar(const T* p) {
   host::note_load(p, sizeof(T));
   return *p;
 }
 
-inline float float_from_half_bits(uint16_t bits) { return host::half_to_float(bits); }
+PYGEN_FORWARD float float_from_half_bits(uint16_t bits) { return host::half_to_float(bits); }
 
-inline void wait_for_previous_kernel() { host::note_wait(); }
-inline void trigger_next_kernel() {}
+PYGEN_FORWARD void wait_for_previous_kernel() { host::note_wait(); }
+PYGEN_FORWARD void trigger_next_kernel() {}
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch_kernel(void (*kernel)(Parameters...), const Launch& launch, const Arguments&... arguments) {

@@ -35,44 +35,48 @@ class Shared {
   Shared() = default;
   explicit Shared(const host::SharedArray& array, long long first = 0) : array_(array), first_(first) {}
 
-  T get(long long i) const { return *touch(i, host::Access::kRead); }
-  void set(long long i, T value) const { *touch(i, host::Access::kWrite) = value; }
-  T peek(long long i) const { return *touch(i, host::Access::kPeek); }
-  T add(long long i, T value) const {
+  PYGEN_FORWARD T get(long long i) const { return *touch(i, host::Access::kRead); }
+  PYGEN_FORWARD void set(long long i, T value) const { *touch(i, host::Access::kWrite) = value; }
+  PYGEN_FORWARD T peek(long long i) const { return *touch(i, host::Access::kPeek); }
+  PYGEN_FORWARD T add(long long i, T value) const {
     static_assert(sizeof(T) == 4 || std::is_unsigned_v<T>, "8 bytes are added as an unsigned number on the device");
     return change(i, [=](T old) { return host::wrapping_sum(old, value); });
   }
-  T bit_or(long long i, T value) const {
+  PYGEN_FORWARD T bit_or(long long i, T value) const {
     return change(i, [=](T old) { return static_cast<T>(old | value); });
   }
-  T max(long long i, T value) const {
+  PYGEN_FORWARD T max(long long i, T value) const {
     static_assert(kComparable, "8 bytes are compared as an unsigned number on the device");
     return change(i, [=](T old) { return old < value ? value : old; });
   }
-  T min(long long i, T value) const {
+  PYGEN_FORWARD T min(long long i, T value) const {
     static_assert(kComparable, "8 bytes are compared as an unsigned number on the device");
     return change(i, [=](T old) { return value < old ? value : old; });
   }
-  T compare_and_swap(long long i, T expected, T value) const {
+  PYGEN_FORWARD T compare_and_swap(long long i, T expected, T value) const {
     static_assert(std::is_integral_v<T>);
     return change(i, [=](T old) { return old == expected ? value : old; });
   }
-  uint4 get_vector(long long i) const { return *static_cast<const uint4*>(touch_bytes(i, 16, host::Access::kRead)); }
-  void set_vector(long long i, uint4 value) const {
+  PYGEN_FORWARD uint4 get_vector(long long i) const {
+    return *static_cast<const uint4*>(touch_bytes(i, 16, host::Access::kRead));
+  }
+  PYGEN_FORWARD void set_vector(long long i, uint4 value) const {
     *static_cast<uint4*>(touch_bytes(i, 16, host::Access::kWrite)) = value;
   }
-  Shared from(long long offset) const { return Shared(array_, first_ + offset); }
-  Shared of_block(unsigned rank) const { return Shared(host::shared_of_block(array_, rank), first_); }
+  PYGEN_FORWARD Shared from(long long offset) const { return Shared(array_, first_ + offset); }
+  PYGEN_FORWARD Shared of_block(unsigned rank) const { return Shared(host::shared_of_block(array_, rank), first_); }
 
  private:
   static constexpr bool kComparable = std::is_integral_v<T> && (sizeof(T) == 4 || std::is_unsigned_v<T>);
 
-  void* touch_bytes(long long i, unsigned bytes, host::Access access) const {
+  PYGEN_FORWARD void* touch_bytes(long long i, unsigned bytes, host::Access access) const {
     return host::touch_shared(array_, (first_ + i) * static_cast<long long>(sizeof(T)), bytes, access);
   }
-  T* touch(long long i, host::Access access) const { return static_cast<T*>(touch_bytes(i, sizeof(T), access)); }
+  PYGEN_FORWARD T* touch(long long i, host::Access access) const {
+    return static_cast<T*>(touch_bytes(i, sizeof(T), access));
+  }
   template <typename Change>
-  T change(long long i, const Change& formula) const {
+  PYGEN_FORWARD T change(long long i, const Change& formula) const {
     static_assert(sizeof(T) == 4 || sizeof(T) == 8, "atomics have 4 or 8 bytes");
     return host::atomically(touch(i, host::Access::kAtomic), formula);
   }
@@ -84,7 +88,7 @@ class Shared {
 class SharedMemory {
  public:
   template <typename T>
-  Shared<T> take(int count) {
+  PYGEN_FORWARD Shared<T> take(int count) {
     const unsigned long long bytes = static_cast<unsigned long long>(count) * sizeof(T);
     const host::SharedArray array = host::take_shared(next_, bytes, number_++);
     next_ += static_cast<unsigned>((bytes + 15) / 16 * 16);

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "cuda_host/types.h"
+
 namespace pygen::cuda::host {
 
 enum class BlockOp { kSync, kCount, kAnd, kOr };
@@ -57,63 +59,63 @@ template <typename T>
 using Promoted = decltype(+T{});
 
 template <typename T>
-inline Promoted<T> shuffled(WarpOp op, unsigned mask, T value, int argument, int width) {
+PYGEN_FORWARD Promoted<T> shuffled(WarpOp op, unsigned mask, T value, int argument, int width) {
   const Promoted<T> promoted = value;
   return narrowed<Promoted<T>>(meet_warp(op, mask, widened(promoted), argument, width));
 }
 
 }  // namespace pygen::cuda::host
 
-inline void __syncthreads() { pygen::cuda::host::meet_block(pygen::cuda::host::BlockOp::kSync, false); }
-inline int __syncthreads_count(int predicate) {
+PYGEN_FORWARD void __syncthreads() { pygen::cuda::host::meet_block(pygen::cuda::host::BlockOp::kSync, false); }
+PYGEN_FORWARD int __syncthreads_count(int predicate) {
   return pygen::cuda::host::meet_block(pygen::cuda::host::BlockOp::kCount, predicate != 0);
 }
-inline int __syncthreads_and(int predicate) {
+PYGEN_FORWARD int __syncthreads_and(int predicate) {
   return pygen::cuda::host::meet_block(pygen::cuda::host::BlockOp::kAnd, predicate != 0);
 }
-inline int __syncthreads_or(int predicate) {
+PYGEN_FORWARD int __syncthreads_or(int predicate) {
   return pygen::cuda::host::meet_block(pygen::cuda::host::BlockOp::kOr, predicate != 0);
 }
 
-inline void __syncwarp(unsigned mask = 0xffffffffu) {
+PYGEN_FORWARD void __syncwarp(unsigned mask = 0xffffffffu) {
   pygen::cuda::host::meet_warp(pygen::cuda::host::WarpOp::kSync, mask, 0);
 }
-inline unsigned __ballot_sync(unsigned mask, int predicate) {
+PYGEN_FORWARD unsigned __ballot_sync(unsigned mask, int predicate) {
   return static_cast<unsigned>(pygen::cuda::host::meet_warp(pygen::cuda::host::WarpOp::kBallot, mask, predicate != 0));
 }
-inline int __any_sync(unsigned mask, int predicate) {
+PYGEN_FORWARD int __any_sync(unsigned mask, int predicate) {
   return static_cast<int>(pygen::cuda::host::meet_warp(pygen::cuda::host::WarpOp::kAny, mask, predicate != 0));
 }
-inline int __all_sync(unsigned mask, int predicate) {
+PYGEN_FORWARD int __all_sync(unsigned mask, int predicate) {
   return static_cast<int>(pygen::cuda::host::meet_warp(pygen::cuda::host::WarpOp::kAll, mask, predicate != 0));
 }
 
 template <typename T>
-inline auto __shfl_sync(unsigned mask, T value, int source, int width = 32) {
+PYGEN_FORWARD auto __shfl_sync(unsigned mask, T value, int source, int width = 32) {
   return pygen::cuda::host::shuffled(pygen::cuda::host::WarpOp::kShuffle, mask, value, source, width);
 }
 template <typename T>
-inline auto __shfl_up_sync(unsigned mask, T value, unsigned distance, int width = 32) {
+PYGEN_FORWARD auto __shfl_up_sync(unsigned mask, T value, unsigned distance, int width = 32) {
   return pygen::cuda::host::shuffled(pygen::cuda::host::WarpOp::kShuffleUp, mask, value, static_cast<int>(distance),
                                      width);
 }
 template <typename T>
-inline auto __shfl_down_sync(unsigned mask, T value, unsigned distance, int width = 32) {
+PYGEN_FORWARD auto __shfl_down_sync(unsigned mask, T value, unsigned distance, int width = 32) {
   return pygen::cuda::host::shuffled(pygen::cuda::host::WarpOp::kShuffleDown, mask, value, static_cast<int>(distance),
                                      width);
 }
 template <typename T>
-inline auto __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32) {
+PYGEN_FORWARD auto __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32) {
   return pygen::cuda::host::shuffled(pygen::cuda::host::WarpOp::kShuffleXor, mask, value, lanes, width);
 }
 
 template <typename T>
-inline unsigned __match_any_sync(unsigned mask, T value) {
+PYGEN_FORWARD unsigned __match_any_sync(unsigned mask, T value) {
   return static_cast<unsigned>(
       pygen::cuda::host::meet_warp(pygen::cuda::host::WarpOp::kMatchAny, mask, pygen::cuda::host::widened(value)));
 }
 template <typename T>
-inline unsigned __match_all_sync(unsigned mask, T value, int* all) {
+PYGEN_FORWARD unsigned __match_all_sync(unsigned mask, T value, int* all) {
   const unsigned found = static_cast<unsigned>(
       pygen::cuda::host::meet_warp(pygen::cuda::host::WarpOp::kMatchAll, mask, pygen::cuda::host::widened(value)));
   *all = found != 0;
@@ -121,7 +123,7 @@ inline unsigned __match_all_sync(unsigned mask, T value, int* all) {
 }
 
 #define PYGEN_REDUCTION(name, type, op)                                                                        \
-  inline type name(unsigned mask, type value) {                                                                \
+  PYGEN_FORWARD type name(unsigned mask, type value) {                                                         \
     return static_cast<type>(                                                                                  \
         pygen::cuda::host::meet_warp(pygen::cuda::host::WarpOp::op, mask, pygen::cuda::host::widened(value))); \
   }
@@ -138,8 +140,8 @@ PYGEN_REDUCTION(__reduce_xor_sync, unsigned, kReduceXor)
 
 namespace pygen::cuda {
 
-inline unsigned cluster_size() { return host::size_of_cluster(); }
-inline unsigned cluster_rank() { return host::rank_in_cluster(); }
-inline void cluster_sync() { host::meet_cluster(); }
+PYGEN_FORWARD unsigned cluster_size() { return host::size_of_cluster(); }
+PYGEN_FORWARD unsigned cluster_rank() { return host::rank_in_cluster(); }
+PYGEN_FORWARD void cluster_sync() { host::meet_cluster(); }
 
 }  // namespace pygen::cuda

@@ -11,6 +11,8 @@
 #define __align__(n) __attribute__((aligned(n)))
 
 #define PYGEN_DEVICE inline
+// What only passes a call on: reports then name the line in the kernel.
+#define PYGEN_FORWARD inline __attribute__((always_inline))
 
 struct uint3 {
   unsigned x, y, z;

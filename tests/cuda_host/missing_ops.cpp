@@ -1,0 +1,26 @@
+// Stands in for launchers whose .cu file does not exist yet.
+#include <cstdint>
+
+#include "cuda/launchers.h"
+
+#define PYGEN_MISSING(op, Params) \
+  __attribute__((weak)) Error op(const Params&, const Context&) { return 801; }
+#define PYGEN_MISSING_WORKSPACE(op, Params) \
+  __attribute__((weak)) size_t op(const Params&, const Device&) { return 0; }
+
+namespace pygen::cuda {
+
+PYGEN_MISSING(sample, SampleParams)
+PYGEN_MISSING(process_logits, ProcessParams)
+PYGEN_MISSING(beam_step, BeamParams)
+PYGEN_MISSING(beam_finalize, FinalizeParams)
+PYGEN_MISSING(reorder_cache, ReorderParams)
+PYGEN_MISSING(token_logprobs, LogprobParams)
+PYGEN_MISSING(verify_draft, DraftParams)
+PYGEN_MISSING_WORKSPACE(sample_workspace, SampleParams)
+PYGEN_MISSING_WORKSPACE(process_logits_workspace, ProcessParams)
+PYGEN_MISSING_WORKSPACE(beam_step_workspace, BeamParams)
+PYGEN_MISSING_WORKSPACE(token_logprobs_workspace, LogprobParams)
+PYGEN_MISSING_WORKSPACE(verify_draft_workspace, DraftParams)
+
+}  // namespace pygen::cuda

@@ -1,0 +1,127 @@
+"""The CUDA kernels for a host compiler (tests/cuda_host): building them, loading them, and asking what went wrong.
+
+They carry AddressSanitizer, which has to be in the process before anything else: `environment()` for a new one, or
+`python -m tests.helpers.cuda_host FILE ...`, which runs a Python file (or `-m MODULE ...`) that way.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / f"cuda_host-{sys.implementation.cache_tag}"
+SANITIZERS = ("libasan.so", "libubsan.so")
+
+
+def _tool(name: str) -> str:
+    path = os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()])
+    tool = shutil.which(name, path=path)
+    if tool is None:
+        raise RuntimeError(f"the CUDA kernels cannot be built for the host: no `{name}` found")
+    return tool
+
+
+def _run(*command: str) -> str:
+    # A process with the sanitizers hands them to no compiler.
+    plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    result = subprocess.run(command, capture_output=True, text=True, env=plain)
+    if result.returncode != 0:
+        raise RuntimeError(f"`{' '.join(command)}` failed:\n{result.stdout}{result.stderr}")
+    return result.stdout
+
+
+@functools.cache
+def build(*targets: str) -> Path:
+    """The folder of the modules, all of them or `targets`, built anew where a source changed."""
+    import pybind11
+
+    if not (BUILD / "build.ninja").exists():
+        BUILD.mkdir(parents=True, exist_ok=True)
+        _run(
+            _tool("cmake"), "-S", str(ROOT / "tests/cuda_host"), "-B", str(BUILD), "-G", "Ninja",
+            f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}", f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPYGEN_OUTPUT_DIR={BUILD}",
+        )  # fmt: skip
+    _run(_tool("cmake"), "--build", str(BUILD), "--target", *(targets or ("all",)))
+    return BUILD
+
+
+def sanitizer_libraries() -> list[str]:
+    """The paths of the sanitizers' runtimes; RuntimeError where the compiler has none."""
+    paths = [_run(_tool("g++"), f"-print-file-name={name}").strip() for name in SANITIZERS]
+    missing = [name for name, path in zip(SANITIZERS, paths, strict=True) if not Path(path).is_absolute()]
+    if missing:
+        raise RuntimeError(f"g++ has no {' and no '.join(missing)}: the CUDA kernels cannot be tested on the host")
+    return paths
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """os.environ for a process that can load the modules."""
+    options = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **options, "LD_PRELOAD": " ".join(sanitizer_libraries()), **variables}
+
+
+@functools.cache
+def load(file: str, name: str) -> ModuleType:
+    """Module `name` out of the built file `file`."""
+    if SANITIZERS[0] not in os.environ.get("LD_PRELOAD", ""):
+        raise RuntimeError(f"{SANITIZERS[0]} is not preloaded: start Python with tests.helpers.cuda_host.environment()")
+    path = str(build(file) / f"{file}{EXTENSION_SUFFIXES[0]}")
+    loader = ExtensionFileLoader(f"cuda_host.{name}", path)
+    spec = importlib.util.spec_from_file_location(loader.name, path, loader=loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def kernels() -> ModuleType:
+    """What pygen._C is with CUDA, on the CPU."""
+    return load("_C", "_C")
+
+
+def host(file: str = "_C") -> ModuleType:
+    """The runtime inside of `file`: failures, counted loads, the device, the order."""
+    return load(file, "_host")
+
+
+def failure_text(failure: dict[str, Any]) -> str:
+    place = f"block {failure['block']}, thread {failure['thread']}: " if failure["thread"] >= 0 else ""
+    times = f" ({failure['count']} times)" if failure["count"] > 1 else ""
+    return f"{failure['kind']} in {failure['kernel']}: {place}{failure['text']} [{failure['where']}]{times}"
+
+
+def raise_failures() -> None:
+    """AssertionError with all that kernels did wrong since the last call."""
+    failures = host().take_failures()
+    assert not failures, "\n".join(map(failure_text, failures))
+
+
+@contextmanager
+def _on_the_host(device: object) -> Any:
+    yield 0, 0
+
+
+def entry(cuda_entry: Callable[..., Any]) -> Callable[..., Any]:
+    """A CUDA entry of an op, with the kernels of the host in the place of the extension and the device."""
+    raise NotImplementedError
+
+
+def main(arguments: list[str]) -> int:
+    build()
+    return subprocess.run([sys.executable, *arguments], env=environment(), cwd=ROOT).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
