@@ -93,6 +93,14 @@ def _cuda(state: BeamState, num_return_sequences: int, longest: int) -> tuple[Te
     return outputs
 
 
+def _triton(state: BeamState, num_return_sequences: int, longest: int) -> tuple[Tensor, Tensor]:
+    from pygen.triton_kernels.beam_finalize import beam_finalize as kernel
+
+    outputs, _ = _arguments(state, num_return_sequences, longest)
+    kernel(state, num_return_sequences, longest, *outputs)
+    return outputs
+
+
 def _arguments(
     state: BeamState, num_return_sequences: int, longest: int
 ) -> tuple[tuple[Tensor, Tensor], dict[str, int]]:
@@ -128,5 +136,5 @@ def _torch(state: BeamState, num_return_sequences: int, longest: int) -> tuple[T
 
 
 _dispatch: Dispatcher[Callable[[BeamState, int, int], tuple[Tensor, Tensor]]] = Dispatcher(
-    "beam_finalize", cpu=_cpu, cuda=_cuda, torch=_torch
+    "beam_finalize", cpu=_cpu, cuda=_cuda, triton=_triton, torch=_torch
 )

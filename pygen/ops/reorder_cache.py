@@ -150,6 +150,12 @@ def _arguments(
     return layouts, beam_idx.shape[0], beam_idx.data_ptr(), value, address
 
 
+def _triton(tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor, length: int) -> None:
+    from pygen.triton_kernels.reorder_cache import reorder_cache as kernel
+
+    kernel(tensors, beam_idx, start, length)
+
+
 def _torch(tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor, length: int) -> None:
     from pygen.reference.reorder_cache import reorder_cache as reference
 
@@ -158,5 +164,5 @@ def _torch(tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor, length:
 
 
 _dispatch: Dispatcher[Callable[[list[Tensor], Tensor, int | Tensor, int], None]] = Dispatcher(
-    "reorder_cache", cpu=_cpu, cuda=_cuda, torch=_torch
+    "reorder_cache", cpu=_cpu, cuda=_cuda, triton=_triton, torch=_torch
 )

@@ -87,21 +87,23 @@ def test_any_map_over_any_layout(backend: str, kind: str, layout: str) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_several_tensors_of_any_kind_at_once(backend: str, threads: int) -> None:
+    if threads > 1 and backend != "cpu":
+        pytest.skip("has no threads")
     torch.manual_seed(threads)
     shapes_and_dtypes = [
-        ((6, 2, 700, 64), torch.float32),  # many blocks
-        ((6, 1, 600, 1), torch.int8),
-        ((6, 3, 501, 80), torch.bfloat16),
-        ((6, 1, 500, 9000), torch.float64),  # one position is more than a block
-        ((6, 2, 500, 16), torch.bool),
+        ((6, 2, 170, 640), torch.float32),  # many blocks
+        ((6, 1, 150, 1), torch.int8),
+        ((6, 3, 121, 80), torch.bfloat16),
+        ((6, 1, 120, 4200), torch.float64),  # one position is more than a block
+        ((6, 2, 120, 16), torch.bool),
     ]
     caches = [(torch.rand(shape) * 100).to(dtype) for shape, dtype in shapes_and_dtypes]
-    beam_idx, start = torch.tensor([3, 1, 0, 2, 2, 5]), torch.tensor([5, 0, 30, 17, 499, 2])
-    wanted = [gathered(cache, beam_idx, start, 500) for cache in caches]
+    beam_idx, start = torch.tensor([3, 1, 0, 2, 2, 5]), torch.tensor([5, 0, 30, 17, 119, 2])
+    wanted = [gathered(cache, beam_idx, start, 120) for cache in caches]
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        reorder_cache(caches, beam_idx, start, 500, backend=backend)
+        reorder_cache(caches, beam_idx, start, 120, backend=backend)
     finally:
         torch.set_num_threads(before)
     for cache, want in zip(caches, wanted, strict=True):

@@ -1,0 +1,110 @@
+"""Every compiled form of a Triton kernel, ahead of time for its GPUs: each fits, and no other form is launched."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pygen.triton_kernels._specialization import Specialization, launch, signature_of
+
+from tests.helpers.triton_compile import SHARED_LIMITS, Usage, ops
+from tests.helpers.triton_launches import only_listed_launches
+
+MOST_REGISTERS = 255
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_compiled(folder: Path, *arguments: str) -> str:
+    """Runs Python with Triton's compiler instead of its interpreter, and a cache of its own."""
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", *arguments], cwd=ROOT, capture_output=True, text=True,
+        env={**environment, "TRITON_CACHE_DIR": str(folder / "triton")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def usages(tmp_path_factory: pytest.TempPathFactory) -> list[Usage]:
+    folder = tmp_path_factory.mktemp("compiled")
+    print(run_compiled(folder, "-m", "tests.helpers.triton_compile", "--json", str(folder / "usages.json")))
+    return [Usage(*values) for values in json.loads((folder / "usages.json").read_text())]
+
+
+@pytest.mark.parametrize("arch", SHARED_LIMITS)
+@pytest.mark.parametrize("op", ops())
+def test_ahead_of_time(usages: list[Usage], op: str, arch: int) -> None:
+    of_op = [usage for usage in usages if (usage.op, usage.arch) == (op, arch)]
+    assert of_op
+    for usage in of_op:
+        assert not usage.error, f"{usage.name}: {usage.error}"
+        assert usage.stack == 0, f"{usage.name} spills {usage.stack} bytes"
+        assert usage.shared <= SHARED_LIMITS[arch], f"{usage.name} takes {usage.shared} bytes of shared memory"
+        assert 0 < usage.registers <= MOST_REGISTERS, f"{usage.name} takes {usage.registers} registers"
+
+
+def test_ahead_of_time_sees_spills(tmp_path: Path) -> None:
+    script = (
+        "from tests.helpers.triton_compile import *; (one, *_) = specializations('reorder_cache');"
+        "print(usage('', one, 90).stack, usage('', one, 90, maxnreg=24).stack)"
+    )
+    as_it_is, with_few_registers = map(int, run_compiled(tmp_path, "-c", script).split())
+    assert as_it_is == 0 < with_few_registers
+
+
+class FakeKernel:
+    """Stands for a kernel of this module."""
+
+    __name__ = "fake"
+
+    def __init__(self, fn: Callable[..., None]) -> None:
+        self.fn, self.arg_names, self.launches = fn, fn.__code__.co_varnames, 0
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def run(*arguments: Any, **options: Any) -> None:
+            self.launches += 1
+
+        return run
+
+
+def _scale(x, factor: torch.float32, BLOCK: constexpr) -> None:  # type: ignore[no-untyped-def]  # noqa: F821
+    """Annotated like a kernel."""
+
+
+_scale.__annotations__["factor"] = torch.float32
+KERNEL = FakeKernel(_scale)
+
+
+def specializations() -> list[Specialization]:
+    signature = signature_of(KERNEL, {"x": "fp16"})
+    assert signature == {"x": "*fp16", "factor": "fp32"}
+    return [Specialization("", KERNEL, signature, {"BLOCK": 64}, 4)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "block", "num_warps", "listed"),
+    [
+        (torch.float16, 64, 4, True),
+        (torch.bfloat16, 64, 4, False),
+        (torch.float16, 128, 4, False),
+        (torch.float16, 64, 8, False),
+    ],
+)
+def test_launches_of_listed_forms_only(dtype: torch.dtype, block: int, num_warps: int, listed: bool) -> None:
+    before = KERNEL.launches
+    with only_listed_launches():
+        if listed:
+            launch(KERNEL, (1,), torch.zeros(1, dtype=dtype), 0.5, num_warps=num_warps, BLOCK=block)
+        else:
+            with pytest.raises(AssertionError, match="is not in specializations"):
+                launch(KERNEL, (1,), torch.zeros(1, dtype=dtype), 0.5, num_warps=num_warps, BLOCK=block)
+    assert KERNEL.launches == before + listed
