@@ -1,0 +1,147 @@
+// Tokens whose score is not what the logits say: seen in the history, banned, suppressed. A few of them, found by the
+// scan without a pass of their own: one bit per 8 positions says where a look into the table pays.
+//
+// The table of a block holds the tokens of its slice: in shared memory with open addressing, or, where the history is
+// long, as one word per token in the workspace, which is zeroed again by `release`.
+#pragma once
+
+#include "common/penalties.h"
+#include "cuda/row_layout.cuh"
+
+namespace pygen::cuda {
+
+// Ids of history and suppression up to which the table lies in shared memory; twice as many slots of 8 bytes.
+constexpr int64_t kMostTableIds = 4096;
+
+// What is known of a token: how often it was generated, and two flags.
+constexpr uint32_t kSeen = 1u << 30;
+constexpr uint32_t kBanned = 1u << 31;
+constexpr uint32_t kCountMask = kSeen - 1;
+
+template <DType kDType>
+class Exceptions {
+ public:
+  // All threads of a block. `slots`: of the table, a power of two; 0: none is needed. `dense`: the row's words in the
+  // workspace, or null.
+  PYGEN_DEVICE Exceptions(const ShapingParams& params, int64_t row, const RowLayout<kDType>& layout, int slots,
+                          int slice_positions, uint32_t* dense, SharedMemory& shared)
+      : slots_(slots), dense_(dense), origin_(layout.first_vector() * LogitVector<kDType>::kCount - layout.head()) {
+    if (!any()) return;
+    bits_ = shared.take<uint32_t>(slice_positions / 256 + 1);
+    tokens_ = shared.take<uint32_t>(slots);
+    facts_ = shared.take<uint32_t>(slots);
+    for (int i = thread_index(); i < slice_positions / 256 + 1; i += kThreads) bits_.set(i, 0);
+    for (int i = thread_index(); i < slots; i += kThreads) {
+      tokens_.set(i, 0);
+      facts_.set(i, 0);
+    }
+    repetition_ = knob_at(params.repetition_penalty, row);
+    presence_ = knob_at(params.presence_penalty, row);
+    frequency_ = knob_at(params.frequency_penalty, row);
+    __syncthreads();
+    each(params, row, layout, [&](int token, uint32_t facts) { note(token, facts); });
+    __syncthreads();
+  }
+
+  PYGEN_DEVICE bool any() const { return slots_ > 0 || dense_ != nullptr; }
+
+  // Whether one of the 8 tokens around may be an exception. `token` lies in the slice.
+  PYGEN_DEVICE bool near(int token) const {
+    const int group = (token - origin_) / 8;
+    return (bits_.get(group / 32) >> (group % 32) & 1u) != 0;
+  }
+
+  PYGEN_DEVICE float apply(int token, float score) const {
+    const uint32_t facts = find(token);
+    if (facts == 0) return score;
+    if ((facts & kBanned) != 0) return -kInfinity;
+    if ((facts & kSeen) != 0 && repetition_ != 1.0f) score = repetition_penalized(score, repetition_);
+    const uint32_t count = facts & kCountMask;
+    return count > 0 ? count_penalized(score, count, presence_, frequency_) : score;
+  }
+
+  // Leaves the workspace zero. All threads, when no block of the row looks anything up any more.
+  PYGEN_DEVICE void release(const ShapingParams& params, int64_t row, const RowLayout<kDType>& layout) const {
+    if (dense_ == nullptr) return;
+    each(params, row, layout, [&](int token, uint32_t) { dense_[token] = 0; });
+  }
+
+ private:
+  // note(token, facts) for every occurrence of a token of the slice.
+  template <typename Note>
+  PYGEN_DEVICE void each(const ShapingParams& params, int64_t row, const RowLayout<kDType>& layout,
+                         const Note& note) const {
+    const int64_t ngram = knob_at(params.no_repeat_ngram_size, row);
+    const bool penalised = repetition_ != 1.0f || presence_ != 0.0f || frequency_ != 0.0f;
+    if (params.input_ids != nullptr && (penalised || ngram > 0)) {
+      const int64_t* history = params.input_ids + row * params.input_ids_stride;
+      const int64_t prompt_length = knob_at(params.prompt_lengths, row);
+      for (int64_t i = thread_index(); i < params.history_length; i += kThreads) {
+        const int64_t id = history[i];
+        if (id < 0 || id >= layout.vocab_size() || !layout.in_slice(static_cast<int>(id))) continue;
+        const bool banned = ngram > 0 && completes_ngram(params, history, ngram, i);
+        if (!penalised && !banned) continue;
+        const uint32_t seen = penalised ? kSeen | static_cast<uint32_t>(i >= prompt_length) : 0u;
+        note(static_cast<int>(id), seen | (banned ? kBanned : 0u));
+      }
+    }
+    if (params.suppress == nullptr) return;
+    const int64_t* suppressed = params.suppress + row * params.suppress_stride;
+    for (int64_t i = thread_index(); i < params.suppress_count; i += kThreads) {
+      const int64_t id = suppressed[i];
+      if (id >= 0 && id < layout.vocab_size() && layout.in_slice(static_cast<int>(id)))
+        note(static_cast<int>(id), kBanned);
+    }
+  }
+
+  // Whether the n - 1 ids in front of history[at] are the last ones.
+  PYGEN_DEVICE bool completes_ngram(const ShapingParams& params, const int64_t* history, int64_t n, int64_t at) const {
+    if (at < n - 1) return false;
+    const int64_t* suffix = history + params.history_length - (n - 1);
+    for (int64_t j = 0; j < n - 1; ++j) {
+      const int64_t id = suffix[j];
+      if (history[at - (n - 1) + j] != id || id < 0 || id >= params.vocab_size) return false;
+    }
+    return true;
+  }
+
+  PYGEN_DEVICE int slot_of(int token) const {
+    return static_cast<int>((static_cast<uint32_t>(token) * 2654435769u) >> 7) & (slots_ - 1);
+  }
+
+  PYGEN_DEVICE void note(int token, uint32_t facts) const {
+    const int group = (token - origin_) / 8;
+    bits_.bit_or(group / 32, 1u << (group % 32));
+    if (dense_ != nullptr) {
+      atomicOr(dense_ + token, facts & ~kCountMask);
+      if ((facts & kCountMask) != 0) atomicAdd(dense_ + token, facts & kCountMask);
+      return;
+    }
+    const uint32_t name = static_cast<uint32_t>(token) + 1;
+    int slot = slot_of(token);
+    for (;; slot = (slot + 1) & (slots_ - 1)) {
+      const uint32_t there = tokens_.compare_and_swap(slot, 0u, name);
+      if (there == 0 || there == name) break;
+    }
+    facts_.bit_or(slot, facts & ~kCountMask);
+    if ((facts & kCountMask) != 0) facts_.add(slot, facts & kCountMask);
+  }
+
+  PYGEN_DEVICE uint32_t find(int token) const {
+    if (dense_ != nullptr) return dense_[token];
+    const uint32_t name = static_cast<uint32_t>(token) + 1;
+    for (int slot = slot_of(token);; slot = (slot + 1) & (slots_ - 1)) {
+      const uint32_t there = tokens_.get(slot);
+      if (there == name) return facts_.get(slot);
+      if (there == 0) return 0;
+    }
+  }
+
+  int slots_;
+  uint32_t* dense_;
+  int origin_;  // token of the slice's first position; negative in the head
+  Shared<uint32_t> bits_, tokens_, facts_;
+  float repetition_ = 1.0f, presence_ = 0.0f, frequency_ = 0.0f;
+};
+
+}  // namespace pygen::cuda

@@ -1,0 +1,103 @@
+// Host side: how a launch cuts its rows.
+#pragma once
+
+#include "cuda/launchers.h"
+#include "cuda/race.cuh"
+#include "cuda/shaping.cuh"
+
+namespace pygen::cuda {
+
+// A block of a cluster shall have this many positions at least: less takes no longer than the barriers that it costs.
+constexpr int64_t kLeastSlice = 4096;
+// Scalar top_k up to here never makes a whole row be looked at again, unless thousands of scores tie.
+constexpr int64_t kSmallTopK = 256;
+
+struct RowLaunch {
+  Geometry geometry;
+  int table_slots = 0;
+  bool dense = false;  // exceptions lie in the workspace
+  bool sums = false;
+};
+
+template <typename T>
+bool may_differ(const Knob<T>& knob, T neutral) {
+  return knob.per_row != nullptr || knob.value != neutral;
+}
+
+inline bool may_have_filters(const ShapingParams& p) {
+  return may_differ(p.top_h, 0.0f) || may_differ(p.top_k, int64_t{0}) || may_differ(p.top_p, 1.0f) ||
+         may_differ(p.min_p, 0.0f) || may_differ(p.typical_p, 1.0f) || may_differ(p.epsilon_cutoff, 0.0f) ||
+         may_differ(p.eta_cutoff, 0.0f);
+}
+
+// Whether the first filter is known to leave few.
+inline bool first_filter_is_small(const ShapingParams& p) {
+  if (p.top_h.per_row == nullptr && p.top_h.value > 0) return true;
+  return p.top_k.per_row == nullptr && p.top_k.value > 0 && p.top_k.value <= kSmallTopK &&
+         p.min_tokens_to_keep.per_row == nullptr && p.min_tokens_to_keep.value <= kSmallTopK;
+}
+
+inline int64_t ids_of_exceptions(const ShapingParams& p) {
+  return (p.input_ids != nullptr ? p.history_length : 0) + (p.suppress != nullptr ? p.suppress_count : 0);
+}
+
+inline bool has_history_rules(const ShapingParams& p) {
+  return p.input_ids != nullptr &&
+         (may_differ(p.repetition_penalty, 1.0f) || may_differ(p.presence_penalty, 0.0f) ||
+          may_differ(p.frequency_penalty, 0.0f) || may_differ(p.no_repeat_ngram_size, int64_t{0}));
+}
+
+// Bytes of the words of all rows.
+inline size_t exceptions_workspace(const ShapingParams& p) {
+  return ids_of_exceptions(p) > kMostTableIds ? static_cast<size_t>(p.rows) * static_cast<size_t>(p.vocab_size) * 4 : 0;
+}
+
+template <DType kDType>
+size_t shared_of(const RowLaunch& launch) {
+  return RowScores<kDType>::shared_bytes(launch.geometry, launch.table_slots, launch.dense, launch.sums) +
+         RowRooms::kBytes + RaceRooms::kBytes + 16;
+}
+
+template <DType kDType>
+void cut(RowLaunch& launch, int64_t vocab_size, int cluster) {
+  using Vector = LogitVector<kDType>;
+  constexpr int kLog2Most = Vector::kLog2Count + 5;  // a stripe
+  Geometry& g = launch.geometry;
+  const int64_t positions = vocab_size + Vector::kCount - 1;
+  g.log2_tile = 3;
+  while (g.log2_tile < kLog2Most && (positions >> g.log2_tile) >= kMostTiles) ++g.log2_tile;
+  const int64_t stripes = (positions + RowLayout<kDType>::kStripe - 1) / RowLayout<kDType>::kStripe;
+  g.cluster = cluster;
+  g.stripes = static_cast<int>((stripes + cluster - 1) / cluster);
+  g.tiles = static_cast<int>((stripes * RowLayout<kDType>::kStripe) >> g.log2_tile);
+}
+
+// Blocks per row: as many as find a multiprocessor of their own; where the row may be looked at again, as many as it takes
+// to keep it in shared memory.
+template <DType kDType>
+RowLaunch plan_rows(const ShapingParams& params, const Device& device, bool sums, bool rereads) {
+  RowLaunch launch;
+  launch.sums = sums;
+  if (has_history_rules(params) || params.suppress != nullptr) {
+    const int64_t ids = ids_of_exceptions(params);
+    launch.dense = ids > kMostTableIds;
+    if (!launch.dense && ids > 0)
+      for (launch.table_slots = 64; launch.table_slots < 2 * ids;) launch.table_slots *= 2;
+  }
+  const int most = device.major >= 9 ? RowRooms::kMostBlocks : 1;
+  int cluster = 1;
+  while (cluster < most && params.rows * cluster * 2 <= device.multiprocessors &&
+         params.vocab_size >= kLeastSlice * cluster * 2)
+    cluster *= 2;
+  cut<kDType>(launch, params.vocab_size, cluster);
+  if (!rereads || device.major < 9) return launch;
+  for (int wider = cluster; wider <= most; wider *= 2) {
+    RowLaunch resident = launch;
+    resident.geometry.resident = true;
+    cut<kDType>(resident, params.vocab_size, wider);
+    if (shared_of<kDType>(resident) <= static_cast<size_t>(device.shared_per_block)) return resident;
+  }
+  return launch;
+}
+
+}  // namespace pygen::cuda

@@ -1,0 +1,71 @@
+// The noise E of the exponential race, token by token.
+#pragma once
+
+#include <cmath>
+
+#include "common/draft_params.h"
+#include "common/philox.h"
+#include "common/sample_params.h"
+#include "cuda/device.cuh"
+
+namespace pygen::cuda {
+
+// Of one row. `row` is that of the noise: a beam for beam_step.
+class RowNoise {
+ public:
+  template <typename Params>
+  PYGEN_DEVICE RowNoise(const Params& params, int64_t row, int64_t step) : kind_(params.rng) {
+    if (kind_ == Rng::kPhilox) {
+      seed_ = static_cast<uint64_t>(params.seeds[row]);
+      step_ = static_cast<uint32_t>(step);
+    } else if (kind_ == Rng::kGiven) {
+      given_ = params.noise + row * params.noise_stride;
+    } else {
+      torch_ = &params.torch_noise;
+      seed_ = torch_->generator != nullptr ? torch_->generator[0] : torch_->seed;
+      offset_ = torch_->generator != nullptr ? torch_->generator[1] : torch_->offset;
+      first_ = row * params.shaping.vocab_size;
+    }
+  }
+
+  PYGEN_DEVICE RowNoise(const DraftParams& params, int64_t row, uint32_t step) : kind_(params.rng), step_(step) {
+    if (kind_ == Rng::kPhilox) {
+      seed_ = static_cast<uint64_t>(params.seeds[row]);
+    } else {
+      given_ = params.noise + row * params.noise_stride;
+    }
+  }
+
+  PYGEN_DEVICE bool philox() const { return kind_ == Rng::kPhilox; }
+  // The words of tokens 4 * block to 4 * block + 3, of the philox kind.
+  PYGEN_DEVICE PhiloxBlock words(int block) const {
+    return philox4x32_10(static_cast<uint32_t>(block), step_, kTargetDraws, 0, seed_);
+  }
+
+  PYGEN_DEVICE double exponential(int token) const {
+    if (kind_ == Rng::kPhilox)
+      return -log1p(-static_cast<double>(uniform_from_word(noise_word(seed_, step_, kTargetDraws, token))));
+    return other(token);
+  }
+  // The same within a few units of float32's last place.
+  PYGEN_DEVICE float about(int token) const {
+    if (kind_ == Rng::kPhilox) return about_word(noise_word(seed_, step_, kTargetDraws, token));
+    return other(token);
+  }
+  PYGEN_DEVICE static float about_word(uint32_t word) { return -log1pf(-uniform_from_word(word)); }
+
+ private:
+  PYGEN_DEVICE float other(int token) const {
+    if (kind_ == Rng::kGiven) return given_[token];
+    return torch_cuda_exponential(torch_cuda_word(*torch_, seed_, offset_, first_ + token));
+  }
+
+  Rng kind_;
+  uint64_t seed_ = 0, offset_ = 0;
+  uint32_t step_ = 0;
+  const float* given_ = nullptr;
+  const TorchCudaNoise* torch_ = nullptr;
+  int64_t first_ = 0;  // element of token 0 in torch's tensor
+};
+
+}  // namespace pygen::cuda

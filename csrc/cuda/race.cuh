@@ -1,0 +1,221 @@
+// The exponential race: the token with the largest score - ln E wins, ties to the lowest id, and a survivor beats none.
+//
+// Values are compared in float32 first. That decides wherever the best is clear of the second best; else `exact_value`
+// is computed, in double, for those near the best.
+#pragma once
+
+#include "cuda/noise.cuh"
+#include "cuda/row_view.cuh"
+
+namespace pygen::cuda {
+
+constexpr float kLowestFloat = -3.402823466e38f;
+
+// How low the value in float32 of a token may be that wins over one whose value is `best`.
+PYGEN_DEVICE float bar_below(float best) {
+  if (best >= -kLowestFloat) return -kLowestFloat;
+  return fmaxf(best - (1e-4f + 4e-6f * (fabsf(best) + 32.0f)), kLowestFloat);
+}
+
+PYGEN_DEVICE float value_about(float score, float exponential) {
+  return fmaxf(score - logf(exponential), kLowestFloat);
+}
+PYGEN_DEVICE double exact_value(float score, double exponential) {
+  return fmax(static_cast<double>(score) - log(exponential), -1.7976931348623157e308);
+}
+
+// The best of some tokens, in float32.
+struct Racer {
+  float best = -kInfinity, second = -kInfinity;  // values; -inf: there is none
+  int token = -1;
+  float score = -kInfinity;
+
+  PYGEN_DEVICE void offer(float value, int id, float of_score) {
+    second = fmaxf(second, fminf(best, value));
+    if (!(value > best)) return;
+    best = value;
+    token = id;
+    score = of_score;
+  }
+  // Whether it won, as far as float32 can tell.
+  PYGEN_DEVICE bool clear() const { return second < bar_below(best); }
+};
+
+PYGEN_DEVICE Racer shuffle_xor(Racer r, int mask) {
+  return {shuffle_xor(r.best, mask), shuffle_xor(r.second, mask), shuffle_xor(r.token, mask),
+          shuffle_xor(r.score, mask)};
+}
+
+struct FasterRacer {
+  PYGEN_DEVICE Racer operator()(const Racer& a, const Racer& b) const {
+    Racer r = b.best > a.best ? b : a;
+    r.second = fmaxf(fmaxf(a.second, b.second), fminf(a.best, b.best));
+    return r;
+  }
+};
+
+// The best by exact values.
+struct Winner {
+  double value = 0;
+  int token = -1;
+  float score = -kInfinity;
+
+  PYGEN_DEVICE bool loses_to(const Winner& other) const {
+    if (token < 0 || other.token < 0) return other.token >= 0;
+    return other.value > value || (other.value == value && other.token < token);
+  }
+};
+
+PYGEN_DEVICE Winner shuffle_xor(Winner w, int mask) {
+  return {shuffle_xor(w.value, mask), shuffle_xor(w.token, mask), shuffle_xor(w.score, mask)};
+}
+
+struct BetterWinner {
+  PYGEN_DEVICE Winner operator()(const Winner& a, const Winner& b) const { return a.loses_to(b) ? b : a; }
+};
+
+// Of the tokens of a vector: `x` are scores before temperature, -inf for those that do not race, `most` the largest.
+// All lanes of a warp. `bar`: what a value has to reach to matter, kept by the lane.
+template <int kCount, typename R>
+PYGEN_DEVICE void race_vector(const float (&x)[kCount], int token, float most, float temperature, const RowNoise& noise,
+                              R& racer, float& bar) {
+  constexpr int kBlocks = kCount / 4 + 1;
+  const int shift = token & 3;  // of the first token in its Philox block
+  uint32_t words[4 * kBlocks];
+  bool hopeful = most > -kInfinity;
+  if (noise.philox()) {
+    uint32_t smallest = 0xFFFFFFFFu;
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+      if (b == kBlocks - 1 && shift == 0) break;
+      const PhiloxBlock block = noise.words((token >> 2) + b);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        words[4 * b + i] = block.word[i];
+        smallest = block.word[i] < smallest ? block.word[i] : smallest;
+      }
+    }
+    // E >= u >= word * 2^-32, and ln from below as the bits spell it: log2(2^k (1 + f)) >= k + f (Mitchell 1962).
+    constexpr float kLn2 = 0.6931471805599453f;
+    const float bits = static_cast<float>(static_cast<int>(bits_of(static_cast<float>(smallest))));
+    const float least = fmaf(bits, kLn2 * 0x1p-23f, kLn2 * (-32.0f - 127.0f));
+    hopeful = hopeful && most / temperature - least >= bar;
+  }
+  if (__ballot_sync(kAllLanes, hopeful) == 0) return;
+  if (hopeful) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (!(x[i] > -kInfinity)) continue;
+      const float score = x[i] / temperature;
+      float exponential;
+      if (noise.philox()) {
+        const uint32_t word = shift == 0   ? words[i]
+                              : shift == 1 ? words[i + 1]
+                              : shift == 2 ? words[i + 2]
+                                           : words[i + 3];
+        exponential = RowNoise::about_word(word);
+      } else {
+        exponential = noise.about(token + i);
+      }
+      racer.offer(value_about(score, exponential), token + i, score);
+    }
+  }
+  bar = bar_below(warp_reduce(racer.best, Larger{}));
+}
+
+// Rooms for the racers and winners of a block's warps and of the blocks of a row.
+struct RaceRooms {
+  Shared<Racer> racers;
+  Shared<Winner> winners;
+
+  static constexpr int kRacers = kWarps + RowRooms::kMostBlocks;
+  static constexpr size_t kBytes = kRacers * (sizeof(Racer) + sizeof(Winner));
+
+  PYGEN_DEVICE explicit RaceRooms(SharedMemory& shared)
+      : racers(shared.take<Racer>(kRacers)), winners(shared.take<Winner>(kRacers)) {}
+};
+
+// Sends the best of a block's threads to all blocks of the row; `best_of_blocks` tells it after a barrier of the row.
+template <typename T, typename Op>
+PYGEN_DEVICE void send_best(T own, const Op& op, const RowTeam& team, Shared<T> room) {
+  own = block_reduce(own, op, room);
+  if (team.cluster() == 1) {
+    if (thread_index() == 0) room.set(kWarps, own);
+  } else if (thread_index() < team.cluster()) {
+    room.of_block(threadIdx.x).set(kWarps + static_cast<int>(cluster_rank()), own);
+  }
+}
+template <typename T, typename Op>
+PYGEN_DEVICE T best_of_blocks(const Op& op, const RowTeam& team, Shared<T> room) {
+  T best = room.get(kWarps);
+  for (int i = 1; i < team.cluster(); ++i) best = op(best, room.get(kWarps + i));
+  return best;
+}
+
+struct WholeShare {
+  PYGEN_DEVICE double operator()(float, int) const { return 0.0; }
+};
+
+// Where float32 could not tell: the winner among the survivors of `view` near the best racer. All threads of the row.
+// share(score, token): ln of the share of its weight, at most 1, with which a token races; -inf keeps it out.
+template <typename View, typename Share = WholeShare>
+PYGEN_DEVICE Racer race_exactly(const View& view, const RowNoise& noise, const Racer& racer, RowTeam& team,
+                                const RaceRooms& rooms, const Share& share = Share()) {
+  const float bar = bar_below(racer.best);
+  Winner own;
+  view.for_each([&](float score, int token) {
+    if (value_about(score, noise.about(token)) < bar) return;
+    const double log_share = share(score, token);
+    if (log_share == -kInfinity) return;
+    const Winner other{exact_value(score, noise.exponential(token)) + log_share, token, score};
+    if (own.loses_to(other)) own = other;
+  });
+  send_best(own, BetterWinner{}, team, rooms.winners);
+  team.sync();
+  const Winner winner = best_of_blocks(BetterWinner{}, team, rooms.winners);
+  return {racer.best, racer.second, winner.token, winner.score};
+}
+
+// The winner of the whole row's survivors. All threads of the row.
+template <DType kDType>
+PYGEN_DEVICE Racer race_row(const RowScores<kDType>& row, const RowView<kDType>& view, float temperature,
+                            const RowNoise& noise, RowTeam& team, const RaceRooms& rooms) {
+  constexpr int kCount = RowScores<kDType>::kCount;
+  Racer racer;
+  float bar = -kInfinity;
+  const Interval& interval = view.interval();
+  row.for_each_vector([&](float most) { return most / temperature >= interval.low; },
+                      [&](float (&x)[kCount], int token) {
+                        float most = -kInfinity;
+#pragma unroll
+                        for (int i = 0; i < kCount; ++i) {
+                          if (!interval.keeps(x[i] / temperature, token + i)) x[i] = -kInfinity;
+                          most = fmaxf(most, x[i]);
+                        }
+                        race_vector(x, token, most, temperature, noise, racer, bar);
+                      });
+  send_best(racer, FasterRacer{}, team, rooms.racers);
+  team.sync();
+  racer = best_of_blocks(FasterRacer{}, team, rooms.racers);
+  return racer.clear() ? racer : race_exactly(view, noise, racer, team, rooms);
+}
+
+// The winner of a list's survivors. All threads of the block that holds it.
+PYGEN_DEVICE Racer race_list(const SortedList& list, const RowNoise& noise, const RaceRooms& rooms) {
+  Racer racer;
+  for (int i = list.begin() + thread_index(); i < list.end(); i += kThreads)
+    racer.offer(value_about(list.score(i), noise.about(list.token(i))), list.token(i), list.score(i));
+  racer = block_reduce(racer, FasterRacer{}, rooms.racers);
+  if (racer.clear()) return racer;
+  const float bar = bar_below(racer.best);
+  Winner own;
+  for (int i = list.begin() + thread_index(); i < list.end(); i += kThreads) {
+    if (value_about(list.score(i), noise.about(list.token(i))) < bar) continue;
+    const Winner other{exact_value(list.score(i), noise.exponential(list.token(i))), list.token(i), list.score(i)};
+    if (own.loses_to(other)) own = other;
+  }
+  own = block_reduce(own, BetterWinner{}, rooms.winners);
+  return {racer.best, racer.second, own.token, own.score};
+}
+
+}  // namespace pygen::cuda

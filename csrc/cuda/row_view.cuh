@@ -1,0 +1,295 @@
+// A view of filters.cuh over the whole row, for rows whose survivors are too many for a list: shared by all threads of
+// all blocks of the row. Selections are three rounds of counting digits; weights are integers, so they are exact and the
+// same however the row is split.
+#pragma once
+
+#include "cuda/sorted_list.cuh"
+
+namespace pygen::cuda {
+
+// Rooms in the shared memory of every block, taken by all blocks alike.
+struct RowRooms {
+  Shared<uint64_t> list;      // kListCapacity
+  WideSums sums;              // kListCapacity: masses of the list, digits of a selection, tiles of a gathering
+  Shared<uint64_t> reduce;    // kWarps
+  Shared<uint64_t> board;     // kBoardWords: what blocks tell each other
+  Shared<uint32_t> counters;  // 2, of RowScores::gather
+
+  static constexpr int kMostBlocks = 8;
+  static constexpr int kBoardWords = 2 * kMostBlocks + 4;
+
+  PYGEN_DEVICE explicit RowRooms(SharedMemory& shared)
+      : list(shared.take<uint64_t>(kListCapacity)),
+        sums{shared.take<uint32_t>(kListCapacity), shared.take<uint32_t>(kListCapacity)},
+        reduce(shared.take<uint64_t>(kWarps)),
+        board(shared.take<uint64_t>(kBoardWords)),
+        counters(shared.take<uint32_t>(2)) {
+    if (thread_index() < 2) counters.set(thread_index(), 0);
+  }
+  static constexpr size_t kBytes = kListCapacity * 16 + kWarps * 8 + kBoardWords * 8 + 16;
+};
+
+// What the blocks of a row do together. All their threads call, and all get the result.
+class RowTeam {
+ public:
+  PYGEN_DEVICE RowTeam(int cluster, const RowRooms& rooms) : cluster_(cluster), rooms_(rooms) {}
+
+  PYGEN_DEVICE int cluster() const { return cluster_; }
+  PYGEN_DEVICE bool leads() const { return cluster_ == 1 || cluster_rank() == 0; }
+  PYGEN_DEVICE void sync() const { row_sync(cluster_); }
+  PYGEN_DEVICE const RowRooms& rooms() const { return rooms_; }
+
+  // Orders shared memory of the row, as a barrier does.
+  template <typename Op>
+  PYGEN_DEVICE uint64_t reduce(uint64_t value, const Op& op) {
+    value = block_reduce(value, op, rooms_.reduce);
+    if (cluster_ == 1) return value;
+    turn_ ^= 1;
+    const int at = turn_ * RowRooms::kMostBlocks;
+    if (thread_index() < cluster_) rooms_.board.of_block(threadIdx.x).set(at + static_cast<int>(cluster_rank()), value);
+    sync();
+    value = rooms_.board.get(at);
+    for (int i = 1; i < cluster_; ++i) value = op(value, rooms_.board.get(at + i));
+    return value;
+  }
+
+  // The leader's value; likewise.
+  PYGEN_DEVICE uint64_t from_leader(uint64_t value) {
+    turn_ ^= 1;
+    const int at = 2 * RowRooms::kMostBlocks + turn_;
+    if (leads() && thread_index() < cluster_)
+      (cluster_ == 1 ? rooms_.board : rooms_.board.of_block(threadIdx.x)).set(at, value);
+    sync();
+    return rooms_.board.get(at);
+  }
+
+ private:
+  int cluster_;
+  RowRooms rooms_;
+  int turn_ = 0;  // who is late may still read what was told before
+};
+
+template <DType kDType>
+class RowView {
+ public:
+  // `row` was scanned and is ok; `largest`: its largest score over the temperature.
+  PYGEN_DEVICE RowView(const RowScores<kDType>& row, RowTeam& team, float temperature, float largest)
+      : row_(row), team_(team), temperature_(temperature), largest_(largest) {}
+
+  PYGEN_DEVICE const Interval& interval() const { return interval_; }
+  PYGEN_DEVICE void restrict_to(const Interval& interval) { interval_ = interval; }
+
+  // Calls f(score over temperature, token) for the survivors of the slice.
+  template <typename F>
+  PYGEN_DEVICE void for_each(const F& f) const {
+    row_.for_each_vector([&](float most) { return most / temperature_ >= interval_.low; },
+                         [&](float (&x)[RowScores<kDType>::kCount], int token) {
+#pragma unroll
+                           for (int i = 0; i < RowScores<kDType>::kCount; ++i) {
+                             if (!(x[i] > -kInfinity)) continue;
+                             const float score = x[i] / temperature_;
+                             if (interval_.keeps(score, token + i)) f(score, token + i);
+                           }
+                         });
+  }
+
+  PYGEN_DEVICE uint64_t mass() const {
+    return total([&](float score) { return mass_of(score, largest_); });
+  }
+
+  PYGEN_DEVICE Distribution distribution() const {
+    const uint64_t energy = total([&](float score) { return energy_of(score, largest_); });
+    return distribution_of(mass(), energy);
+  }
+
+  PYGEN_DEVICE bool holds_at_least(float low, int n) const {
+    return total([&](float score) { return static_cast<uint64_t>(score >= low); }) >= static_cast<uint64_t>(n);
+  }
+
+  PYGEN_DEVICE void keep_at_least(float low) {
+    if (!(low > interval_.low)) return;
+    interval_.low = low;
+    interval_.last_id = 0x7FFFFFFF;
+  }
+
+  PYGEN_DEVICE void keep_largest_and_ties(int n) {
+    const Cut cut = select(Key::kScore, Weight::kCount, n, 0.0, 0.0f);
+    if (cut.found) keep_at_least(value_of_key(cut.key));
+  }
+
+  PYGEN_DEVICE void keep_largest(int n) {
+    const Cut cut = select(Key::kScore, Weight::kCount, n, 0.0, 0.0f);
+    if (cut.found) keep_of_ties(value_of_key(cut.key), n - cut.above, cut.at);
+  }
+
+  PYGEN_DEVICE bool keep_nucleus(float p, int n) {
+    const Cut cut = select(Key::kScore, Weight::kMass, 0, p, 0.0f);
+    if (!cut.found) return true;
+    const float score = value_of_key(cut.key);
+    const uint64_t each = mass_of(score, largest_);
+    const uint64_t kept = (cut.target - cut.above + each - 1) / each;
+    if (n > 1) {
+      const uint64_t above = total([&](float other) { return static_cast<uint64_t>(other > score); });
+      if (above + kept < static_cast<uint64_t>(n)) {
+        keep_largest(n);
+        return true;
+      }
+    }
+    keep_of_ties(score, kept, cut.at / each);
+    return true;
+  }
+
+  PYGEN_DEVICE void keep_typical(float center, float p, int n) {
+    const Cut by_mass = select(Key::kNearness, Weight::kMass, 0, p, center);
+    uint32_t bar = by_mass.found ? by_mass.key : 0;
+    if (n > 1) {
+      const Cut by_count = select(Key::kNearness, Weight::kCount, n, 0.0, center);
+      bar = !by_count.found ? 0 : by_count.key < bar ? by_count.key : bar;
+    }
+    uint64_t low = 0xFFFFFFFFu, high = 0;
+    for_each([&](float score, int) {
+      if (nearness(score, center) < bar) return;
+      const uint64_t key = ordered_key(score);
+      low = key < low ? key : low;
+      high = key > high ? key : high;
+    });
+    low = team_.reduce(low, Smaller{});
+    high = team_.reduce(high, Larger{});
+    keep_at_least(value_of_key(static_cast<uint32_t>(low)));
+    interval_.high = value_of_key(static_cast<uint32_t>(high));
+  }
+
+  // Sends the survivors, at most kListCapacity, to the leader's list, and returns how many.
+  PYGEN_DEVICE int list_survivors() const {
+    const RowRooms& rooms = team_.rooms();
+    if (thread_index() < 2) rooms.counters.set(thread_index(), 0);
+    team_.sync();
+    const Shared<uint32_t> counters = team_.cluster() == 1 ? rooms.counters : rooms.counters.of_block(0);
+    const Shared<uint64_t> list = team_.cluster() == 1 ? rooms.list : rooms.list.of_block(0);
+    for_each([&](float score, int token) {
+      const uint32_t at = counters.add(0, 1);
+      if (at < kListCapacity) list.set(static_cast<int>(at), list_entry(score, token));
+    });
+    team_.sync();
+    return static_cast<int>(team_.from_leader(rooms.counters.get(0)));
+  }
+
+  PYGEN_DEVICE void keep_top_h(float top_h) {
+    keep_largest(kTopHTokens);
+    const int count = list_survivors();
+    int kept = 0;
+    if (team_.leads()) {
+      SortedList list(team_.rooms().list, count, team_.rooms().sums, team_.rooms().reduce, largest_, -1);
+      list.keep_top_h(top_h);
+      kept = list.end();
+    }
+    keep_largest(static_cast<int>(team_.from_leader(static_cast<uint64_t>(kept))));
+  }
+
+ private:
+  enum class Key { kScore, kNearness, kLowId };
+  enum class Weight { kCount, kMass };
+
+  // The largest key at which the weight of all keys >= it reaches the target.
+  struct Cut {
+    bool found;
+    uint32_t key;
+    uint64_t above;   // weight of larger keys
+    uint64_t at;      // of this one
+    uint64_t target;  // the weight that was asked for
+  };
+
+  PYGEN_DEVICE static uint32_t nearness(float score, float center) { return ~bits_of(fabsf(score - center)); }
+
+  template <typename WeightOf>
+  PYGEN_DEVICE uint64_t total(const WeightOf& weight_of) const {
+    uint64_t sum = 0;
+    for_each([&](float score, int) { sum += weight_of(score); });
+    return team_.reduce(sum, Add{});
+  }
+
+  // Of `equal` survivors with this score, the lowest there are, the first `kept` stay.
+  PYGEN_DEVICE void keep_of_ties(float score, uint64_t kept, uint64_t equal) {
+    keep_at_least(score);
+    if (kept >= equal) return;
+    const Cut cut = select(Key::kLowId, Weight::kCount, kept, 0.0, score);
+    interval_.last_id = static_cast<int>(~cut.key);
+  }
+
+  // `share`: of the weight of all survivors; 0: `target` says it. `about`: the center of kNearness; the only score that
+  // counts for kLowId.
+  PYGEN_DEVICE Cut select(Key kind, Weight weight, uint64_t target, double share, float about) const {
+    constexpr int kDigits = kListCapacity;
+    const WideSums& sums = team_.rooms().sums;
+    Cut cut{true, 0, 0, 0, target};
+    int shift = 32;
+    for (const int bits : {11, 11, 10}) {
+      const int known = shift;
+      shift -= bits;
+      for (int i = thread_index(); i < kDigits; i += kThreads) sums.set(i, 0);
+      __syncthreads();
+      for_each([&](float score, int token) {
+        if (kind == Key::kLowId && score != about) return;
+        const uint32_t key = kind == Key::kScore      ? ordered_key(score)
+                             : kind == Key::kNearness ? nearness(score, about)
+                                                      : ~static_cast<uint32_t>(token);
+        if (known < 32 && key >> known != cut.key >> known) return;
+        const uint64_t own = weight == Weight::kCount ? 1 : mass_of(score, largest_);
+        if (own > 0) sums.add(static_cast<int>(key >> shift & ((1u << bits) - 1)), own);
+      });
+      team_.sync();
+      if (!team_.leads()) {
+        for (int i = thread_index(); i < kDigits; i += kThreads)
+          if (const uint64_t own = sums.get(i); own > 0) sums.of_block(0).add(i, own);
+      }
+      team_.sync();
+      uint64_t digit = 0;
+      if (team_.leads()) digit = find_digit(sums, share, cut);
+      cut.target = team_.from_leader(cut.target);
+      cut.above = team_.from_leader(cut.above);
+      cut.at = team_.from_leader(cut.at);
+      digit = team_.from_leader(digit);
+      cut.found = digit < kDigits;
+      if (!cut.found) return cut;
+      cut.key |= static_cast<uint32_t>(digit) << shift;
+      share = 0.0;
+    }
+    return cut;
+  }
+
+  // The leader's part of a round: the digit at which the target is reached, kListCapacity where it is not.
+  PYGEN_DEVICE uint64_t find_digit(const WideSums& sums, double share, Cut& cut) const {
+    constexpr int kEach = kListCapacity / kThreads;
+    const int last = kListCapacity - 1 - thread_index() * kEach;
+    uint64_t own = 0, all;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) own += sums.get(last - i);
+    const Shared<uint64_t> room = team_.rooms().reduce;
+    uint64_t above = cut.above + block_inclusive_sum(own, room, all) - own;
+    if (share > 0) cut.target = share_of(share, static_cast<double>(all));
+    __syncthreads();
+    if (thread_index() == 0) room.set(0, kListCapacity);
+    __syncthreads();
+    if (above < cut.target && above + own >= cut.target) {
+      int digit = last;
+      while (above + sums.get(digit) < cut.target) above += sums.get(digit--);
+      room.set(0, static_cast<uint64_t>(digit));
+      room.set(1, above);
+    }
+    __syncthreads();
+    const uint64_t digit = room.get(0);
+    if (digit < kListCapacity) {
+      cut.above = room.get(1);
+      cut.at = sums.get(static_cast<int>(digit));
+    }
+    return digit;
+  }
+
+  const RowScores<kDType>& row_;
+  RowTeam& team_;
+  float temperature_;
+  float largest_;
+  Interval interval_;
+};
+
+}  // namespace pygen::cuda

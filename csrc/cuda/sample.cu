@@ -1,0 +1,223 @@
+// sample: one launch from raw logits to token, log-probabilities and the row's bookkeeping. One pass over a row's logits
+// gives the maxima of its tiles; the few tiles that can hold a survivor are looked at again, and the filters and the race
+// work on their scores. Exact: no threshold is sampled. Bytes per row: one read of the logits; a row whose survivors are
+// too many for a list is looked at again, in shared memory where a cluster holds it, else through the cache.
+#include <climits>
+
+#include "cuda/bookkeeping.cuh"
+#include "cuda/geometry.h"
+
+namespace pygen::cuda {
+namespace {
+
+constexpr float kNaN = __builtin_nanf("");
+
+// Where one row's results go. Called by the leader's threads.
+class Results {
+ public:
+  PYGEN_DEVICE Results(const SampleParams& params, int64_t row) : params_(params), row_(row) {}
+
+  PYGEN_DEVICE bool wants_logprobs() const { return params_.logprobs != nullptr; }
+  PYGEN_DEVICE int wanted_tops() const {
+    const int64_t most = params_.shaping.vocab_size;
+    return params_.top_ids == nullptr ? 1 : static_cast<int>(params_.num_logprobs < most ? params_.num_logprobs : most);
+  }
+
+  PYGEN_DEVICE void write_logprob(float score, double log_sum) const {
+    if (thread_index() == 0) params_.logprobs[row_] = static_cast<float>(score - log_sum);
+  }
+  // The survivors of a list are the best `first` to `first + (end - begin)`; what follows is nobody.
+  PYGEN_DEVICE void write_tops(const SortedList& list, int64_t first, bool last, double log_sum) const {
+    if (params_.top_ids == nullptr) return;
+    const int64_t count = list.end() - list.begin();
+    for (int64_t i = first + thread_index(); i < params_.num_logprobs; i += kThreads) {
+      const int64_t at = row_ * params_.num_logprobs + i;
+      const int from = list.begin() + static_cast<int>(i - first);
+      if (i - first < count) {
+        params_.top_ids[at] = list.token(from);
+        params_.top_logprobs[at] = static_cast<float>(list.score(from) - log_sum);
+      } else if (last) {
+        params_.top_ids[at] = -1;
+        params_.top_logprobs[at] = -kInfinity;
+      } else {
+        break;
+      }
+    }
+  }
+  PYGEN_DEVICE void write_no_logprobs() const {
+    if (thread_index() == 0) params_.logprobs[row_] = kNaN;
+    for (int64_t i = thread_index(); params_.top_ids != nullptr && i < params_.num_logprobs; i += kThreads) {
+      params_.top_ids[row_ * params_.num_logprobs + i] = -1;
+      params_.top_logprobs[row_ * params_.num_logprobs + i] = kNaN;
+    }
+  }
+
+ private:
+  const SampleParams& params_;
+  int64_t row_;
+};
+
+PYGEN_DEVICE double log_sum_exp(float largest, double mass) { return largest + log(mass / kMassUnits); }
+
+// The log-probabilities of a row whose survivors are known by a view alone, a list at a time. All threads of the row.
+template <DType kDType>
+PYGEN_DEVICE void write_logprobs_of_row(const Results& results, RowView<kDType>& view, RowTeam& team, float score,
+                                        float largest) {
+  const double log_sum = log_sum_exp(largest, static_cast<double>(view.mass()));
+  if (team.leads()) results.write_logprob(score, log_sum);
+  const int64_t wanted = results.wanted_tops();
+  const Interval all = view.interval();
+  Interval rest = all;
+  for (int64_t first = 0; first < wanted;) {
+    const int64_t asked = wanted - first < kListCapacity ? wanted - first : kListCapacity;
+    view.restrict_to(rest);
+    view.keep_largest(static_cast<int>(asked));
+    const int count = view.list_survivors();
+    const bool last = count < asked || first + count == wanted;
+    uint64_t lowest = 0;
+    if (team.leads()) {
+      const RowRooms& rooms = team.rooms();
+      const SortedList list(rooms.list, count, rooms.sums, rooms.reduce, largest, -1);
+      results.write_tops(list, first, last, log_sum);
+      if (count > 0) lowest = list_entry(list.score(count - 1), list.token(count - 1));
+    }
+    lowest = team.from_leader(lowest);
+    if (last) break;
+    rest.high = score_of_entry(lowest);
+    rest.after_id = token_of_entry(lowest);
+    first += count;
+  }
+  view.restrict_to(all);
+}
+
+// The row's token, and its log-probabilities written. All threads of the row; the leader's get the token.
+template <DType kDType>
+PYGEN_DEVICE int draw_row(const SampleParams& params, int64_t row, const RowScores<kDType>& scores, RowTeam& team,
+                          const RaceRooms& race_rooms) {
+  const RowRooms& rooms = team.rooms();
+  const Results results(params, row);
+  Filters filters(params.shaping, row);
+  const bool greedy = filters.greedy();
+  const bool unfiltered = !greedy && !filters.any();
+  const RowNoise noise(params, row, knob_at(params.step, row));
+  const float temperature = greedy ? 1.0f : filters.temperature;
+
+  Racer racer;
+  float bar = -kInfinity;
+  const bool nan = scores.scan(temperature, [&](const float (&x)[RowScores<kDType>::kCount], int token, float most) {
+    if (unfiltered) race_vector(x, token, most, temperature, noise, racer, bar);
+  });
+  if (unfiltered) send_best(racer, FasterRacer{}, team, race_rooms.racers);
+  const RowFacts facts = facts_of_scan(scores, team, nan, filters);
+  if (team.leads() && thread_index() == 0) params.status[row] = facts.status;
+
+  if (facts.status != kOk || (greedy && !results.wants_logprobs())) {
+    const int token = static_cast<int>(
+        team.reduce(static_cast<uint64_t>(scores.lowest_token_of(facts.most, rooms.reduce)), Smaller{}));
+    if (team.leads() && results.wants_logprobs()) results.write_no_logprobs();
+    return token != INT_MAX ? token : 0;
+  }
+
+  const float largest = facts.most / temperature;
+  if (unfiltered) {
+    racer = best_of_blocks(FasterRacer{}, team, race_rooms.racers);
+    if (!racer.clear())
+      racer = race_exactly(RowView<kDType>(scores, team, temperature, largest), noise, racer, team, race_rooms);
+    if (!results.wants_logprobs()) return racer.token;
+  }
+  if (greedy) filters = Filters();
+
+  filter_row(
+      scores, team, filters, largest, results.wanted_tops(),
+      [&](const SortedList& list, double mass) {
+        if (greedy) {
+          racer.token = list.token(0);
+          racer.score = list.score(0);
+        } else if (!unfiltered) {
+          racer = race_list(list, noise, race_rooms);
+        }
+        if (!results.wants_logprobs()) return;
+        const double log_sum = log_sum_exp(largest, mass);
+        results.write_logprob(racer.score, log_sum);
+        results.write_tops(list, 0, true, log_sum);
+      },
+      [&](RowView<kDType>& view) {
+        if (greedy) {
+          racer.token = static_cast<int>(
+              team.reduce(static_cast<uint64_t>(scores.lowest_token_of(facts.most, rooms.reduce)), Smaller{}));
+          racer.score = largest;
+        } else if (!unfiltered) {
+          racer = race_row(scores, view, temperature, noise, team, race_rooms);
+        }
+        if (results.wants_logprobs()) write_logprobs_of_row(results, view, team, racer.score, largest);
+      });
+  return racer.token;
+}
+
+template <DType kDType>
+__global__ void __launch_bounds__(kThreads)
+    sample_rows(const SampleParams params, const RowLaunch launch, void* workspace) {
+  const int cluster = launch.geometry.cluster;
+  const int64_t row = blockIdx.x / cluster;
+  auto* counters = static_cast<LaunchCounters*>(workspace);
+  auto* words = reinterpret_cast<uint32_t*>(static_cast<char*>(workspace) + kCounterBytes);
+  uint32_t* dense = launch.dense ? words + row * params.shaping.vocab_size : nullptr;
+
+  SharedMemory shared;
+  const RowRooms rooms(shared);
+  const RaceRooms race_rooms(shared);
+  RowTeam team(cluster, rooms);
+  const RowScores<kDType> scores(params.shaping, launch.geometry, row, launch.table_slots, dense, launch.sums, shared);
+  team.sync();
+  const int token = draw_row(params, row, scores, team, race_rooms);
+  __syncthreads();
+  scores.exceptions().release(params.shaping, row, scores.layout());
+  if (!team.leads() || thread_index() >= kWarp) return;
+
+  int64_t taken = token;
+  bool still_open = false;
+  if (params.state.token_ids != nullptr)
+    taken = extend_sequence(params.state, row, knob_at(params.step, row), token, still_open);
+  if (thread_index() != 0) return;
+  params.token_ids[row] = taken;
+  leave(params, counters, still_open);
+}
+
+template <DType kDType>
+Error launch_sample(const SampleParams& params, const Context& context) {
+  const ShapingParams& shaping = params.shaping;
+  const bool filtered = may_have_filters(shaping);
+  const bool small = first_filter_is_small(shaping);
+  const bool logprobs = params.logprobs != nullptr;
+  const bool sums = logprobs || (may_differ(shaping.top_p, 1.0f) && !small);
+  const bool rereads = filtered && !small && shaping.vocab_size > kListCapacity;
+  const RowLaunch rows = plan_rows<kDType>(shaping, context.device, sums, rereads);
+  Launch launch;
+  launch.blocks = static_cast<unsigned>(shaping.rows * rows.geometry.cluster);
+  launch.threads = kThreads;
+  launch.cluster = static_cast<unsigned>(rows.geometry.cluster);
+  launch.shared = static_cast<unsigned>(shared_of<kDType>(rows));
+  launch.stream = context.stream;
+  return launch_kernel(sample_rows<kDType>, launch, params, rows, context.workspace);
+}
+
+}  // namespace
+
+size_t sample_workspace(const SampleParams& params, const Device&) {
+  return kCounterBytes + exceptions_workspace(params.shaping);
+}
+
+Error sample(const SampleParams& params, const Context& context) {
+  if (params.shaping.rows == 0) return 0;
+  SampleParams own = params;
+  if (own.rng == Rng::kTorch && own.torch_noise.threads == 0)
+    set_torch_launch(own.torch_noise, own.shaping.rows * own.shaping.vocab_size, context.device.multiprocessors,
+                     context.device.threads_per_multiprocessor);
+  switch (own.shaping.dtype) {
+    case DType::kFloat16: return launch_sample<DType::kFloat16>(own, context);
+    case DType::kBFloat16: return launch_sample<DType::kBFloat16>(own, context);
+    default: return launch_sample<DType::kFloat32>(own, context);
+  }
+}
+
+}  // namespace pygen::cuda

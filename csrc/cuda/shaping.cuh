@@ -1,0 +1,115 @@
+// The steps that sample and process_logits share: what the scan tells about a row, and its filters.
+#pragma once
+
+#include "cuda/largest.cuh"
+#include "cuda/row_view.cuh"
+
+namespace pygen::cuda {
+
+// How many of the largest scores are gathered for a nucleus before the whole row is looked at.
+constexpr int kNucleus = 256;
+// More are not asked of a list: what lies in a tile beside them has to fit too.
+constexpr int kMostWanted = kListCapacity * 5 / 8;
+
+struct RowFacts {
+  float most;        // the largest score before temperature; NaN does not count
+  RowStatus status;  // over the temperature, unless the row is greedy
+};
+
+// After the scan; orders shared memory of the row. `nan`: whether the thread saw one.
+template <DType kDType>
+PYGEN_DEVICE RowFacts facts_of_scan(const RowScores<kDType>& row, RowTeam& team, bool nan, const Filters& filters) {
+  __syncthreads();
+  uint32_t most = ordered_key(-kInfinity);
+  for (int i = row.layout().first_tile() + thread_index(); i < row.layout().last_tile(); i += kThreads) {
+    const uint32_t key = ordered_key(row.maxima().get(i));
+    most = key > most ? key : most;
+  }
+  const uint64_t both =
+      team.reduce(static_cast<uint64_t>(most) << 1 | static_cast<uint64_t>(nan),
+                  [](uint64_t a, uint64_t b) { return ((a > b ? a : b) & ~uint64_t{1}) | ((a | b) & 1); });
+  RowFacts facts{value_of_key(static_cast<uint32_t>(both >> 1)), kOk};
+  const float largest = filters.greedy() ? facts.most : facts.most / filters.temperature;
+  if ((both & 1) != 0) {
+    facts.status = kNan;
+  } else if (facts.most == kInfinity || largest == kInfinity) {
+    facts.status = kPosInf;
+  } else if (facts.most == -kInfinity || largest == -kInfinity) {
+    facts.status = kAllMasked;
+  }
+  return facts;
+}
+
+// About the mass of the row, in units; the block needs all tiles' maxima and sums: the leader.
+template <DType kDType>
+PYGEN_DEVICE double mass_of_tiles(const RowScores<kDType>& row, float temperature, float largest,
+                                  Shared<uint64_t> room) {
+  constexpr float kFiner = 0x1p8f;  // a tile has up to 256 tokens, and so many fewer are summed
+  uint64_t sum = 0;
+  for (int i = thread_index(); i < row.layout().tiles(); i += kThreads) {
+    const float most = row.maxima().get(i);
+    if (most == -kInfinity) continue;
+    const double units = exp_nonpositive(most / temperature - largest) * static_cast<double>(kMassUnits / kFiner);
+    sum += static_cast<uint64_t>(units * row.sums().get(i));
+  }
+  return static_cast<double>(block_reduce(sum, Add{}, room)) * kFiner;
+}
+
+// How many of the largest scores the list of a row has to hold; 0: no list will do. `also`: needed whatever the filters.
+PYGEN_DEVICE int wanted_of_list(const Filters& filters, int also, int vocab_size, int tiles) {
+  if (vocab_size <= kListCapacity) return vocab_size;
+  int wanted = also;
+  if (filters.any()) {
+    wanted = filters.bound();
+    if (wanted == 0 && filters.top_p < 1) wanted = kNucleus < tiles / 8 ? kNucleus : tiles / 8 > 0 ? tiles / 8 : 1;
+    if (wanted == 0 && !(filters.min_p > 0)) return 0;
+    if (filters.bound() == 0 && wanted < filters.min_tokens_to_keep) wanted = filters.min_tokens_to_keep;
+  }
+  return wanted <= tiles / 2 && wanted <= kMostWanted ? wanted : 0;
+}
+
+// Applies the filters to a list of the largest scores if that does, and calls on_list(SortedList&, mass of the survivors
+// in units) with the threads of the leader; else to the whole row, and calls on_row(RowView&) with all threads of the
+// row. Which of them is returned. `largest`: the largest score over the temperature; `also`: so many of the largest are
+// of interest beside what the filters need.
+template <DType kDType, typename OnList, typename OnRow>
+PYGEN_DEVICE bool filter_row(const RowScores<kDType>& row, RowTeam& team, const Filters& filters, float largest,
+                             int also, const OnList& on_list, const OnRow& on_row) {
+  const RowRooms& rooms = team.rooms();
+  const float temperature = filters.temperature;
+  const int vocab_size = row.layout().vocab_size();
+  const int wanted = wanted_of_list(filters, also, vocab_size, row.layout().tiles());
+  bool listed = false;
+  if (wanted > 0) {
+    float low = -kInfinity;
+    if (vocab_size > kListCapacity) {
+      if (team.leads()) {
+        low = bound_of_largest(row.maxima(), row.layout().tiles(), wanted, rooms.reduce) / temperature;
+        if (filters.bound() == 0 && !(filters.top_p < 1) && filters.min_p > 0)
+          low = fminf(low, rounded_up(largest + log(static_cast<double>(filters.min_p))));
+      }
+      low = float_of(static_cast<uint32_t>(team.from_leader(bits_of(low))));
+    }
+    row.gather(low, temperature, rooms.sums.low, rooms.counters, rooms.list);
+    team.sync();
+    if (team.leads()) {
+      const int count = static_cast<int>(rooms.counters.get(0));
+      if (count <= kListCapacity) {
+        const bool partial =
+            vocab_size > kListCapacity && filters.bound() == 0 && (filters.top_p < 1 || !filters.any());
+        const double total = partial && row.has_sums() ? mass_of_tiles(row, temperature, largest, rooms.reduce) : -1.0;
+        SortedList list(rooms.list, count, rooms.sums, rooms.reduce, largest, total);
+        listed = apply_filters(list, filters, largest);
+        if (listed) on_list(list, partial && !filters.any() ? total : static_cast<double>(list.mass()));
+      }
+    }
+    listed = team.from_leader(static_cast<uint64_t>(listed)) != 0;
+  }
+  if (listed) return true;
+  RowView<kDType> view(row, team, temperature, largest);
+  apply_filters(view, filters, largest);
+  on_row(view);
+  return false;
+}
+
+}  // namespace pygen::cuda

@@ -1,0 +1,227 @@
+// The largest scores of a row, sorted, in the shared memory of one block. Survivors are a range of the list, so most
+// filters are a search in it or in the running sums of the masses.
+#pragma once
+
+#include "common/exp.h"
+#include "cuda/filters.cuh"
+#include "cuda/row_scores.cuh"
+
+namespace pygen::cuda {
+
+// Up to here a list is sorted by counting for every entry the larger ones.
+constexpr int kRankedDirectly = 128;
+
+// How far a sum of the tiles' masses may be from the exact one, as a fraction: float32 sums of e^x.
+constexpr double kTileMassError = 4e-6;
+
+PYGEN_DEVICE uint64_t mass_of(float score, float largest) {
+  return static_cast<uint64_t>(exp_nonpositive(score - largest) * kMassUnits);
+}
+// (largest - score) e^(score - largest), in the same units.
+PYGEN_DEVICE uint64_t energy_of(float score, float largest) {
+  const float below = fminf(largest - score, 88.0f);
+  return static_cast<uint64_t>(exp_nonpositive(score - largest) * below * kMassUnits);
+}
+PYGEN_DEVICE Distribution distribution_of(uint64_t mass, uint64_t energy) {
+  const double total = static_cast<double>(mass);
+  return {total / kMassUnits, log(total / kMassUnits) + static_cast<double>(energy) / total};
+}
+// What has to be kept to reach a share of a mass.
+PYGEN_DEVICE uint64_t share_of(double share, double mass) { return static_cast<uint64_t>(ceil(share * mass)); }
+
+// Where survivors lie: from (high, ids above after_id) down to (low, ids up to last_id).
+struct Interval {
+  float low = -kInfinity, high = kInfinity;
+  int last_id = 0x7FFFFFFF, after_id = -1;
+
+  PYGEN_DEVICE bool keeps(float score, int id) const {
+    return score > -kInfinity && (score > low || (score == low && id <= last_id)) &&
+           (score < high || (score == high && id > after_id));
+  }
+};
+
+// 64-bit sums in two arrays of 32 bits, because shared memory adds those at once.
+struct WideSums {
+  Shared<uint32_t> low, high;
+
+  PYGEN_DEVICE uint64_t get(int i) const { return static_cast<uint64_t>(high.get(i)) << 32 | low.get(i); }
+  PYGEN_DEVICE void set(int i, uint64_t value) const {
+    low.set(i, static_cast<uint32_t>(value));
+    high.set(i, static_cast<uint32_t>(value >> 32));
+  }
+  PYGEN_DEVICE void add(int i, uint64_t value) const {
+    const uint32_t addend = static_cast<uint32_t>(value);
+    const uint32_t carry = low.add(i, addend) > 0xFFFFFFFFu - addend;
+    const uint32_t rest = static_cast<uint32_t>(value >> 32) + carry;
+    if (rest != 0) high.add(i, rest);
+  }
+  PYGEN_DEVICE WideSums of_block(unsigned rank) const { return {low.of_block(rank), high.of_block(rank)}; }
+};
+
+// Sorts downwards; the entries of a list are distinct. All threads of the block; has barriers before and after.
+PYGEN_DEVICE void sort_list(Shared<uint64_t> list, int count) {
+  __syncthreads();
+  if (count <= kRankedDirectly) {
+    constexpr int kShare = kThreads / kRankedDirectly;
+    const int i = thread_index() / kShare;
+    const uint64_t own = i < count ? list.get(i) : 0;
+    int rank = 0;
+    if (i < count)
+      for (int j = thread_index() % kShare; j < count; j += kShare) rank += list.get(j) > own;
+    rank = warp_reduce(rank, Add{}, kShare);
+    __syncthreads();
+    if (i < count && thread_index() % kShare == 0) list.set(rank, own);
+    __syncthreads();
+    return;
+  }
+  int size = 2 * kRankedDirectly;
+  while (size < count) size *= 2;
+  for (int i = count + thread_index(); i < size; i += kThreads) list.set(i, 0);
+  __syncthreads();
+  for (int run = 2; run <= size; run *= 2) {
+    for (int distance = run / 2; distance > 0; distance /= 2) {
+      for (int i = thread_index(); i < size / 2; i += kThreads) {
+        const int a = 2 * i - (i & (distance - 1)), b = a + distance;
+        const uint64_t first = list.get(a), second = list.get(b);
+        if ((first < second) == ((a & run) == 0)) {
+          list.set(a, second);
+          list.set(b, first);
+        }
+      }
+      __syncthreads();
+    }
+  }
+}
+
+// A view of filters.cuh, shared by the threads of one block.
+class SortedList {
+ public:
+  // `list`: `count` entries in any order, room for kListCapacity; `masses`: room for as many; `room` as in
+  // block_reduce. `largest`: the row's largest score over the temperature. `total`: about the mass of the whole row, in
+  // units, where the list may lack some of it; negative: the list holds all that counts.
+  PYGEN_DEVICE SortedList(Shared<uint64_t> list, int count, const WideSums& masses, Shared<uint64_t> room,
+                          float largest, double total)
+      : list_(list), masses_(masses), room_(room), end_(count), largest_(largest), total_(total) {
+    sort_list(list, count);
+    uint64_t before = 0;
+    for (int first = 0; first < count; first += kThreads) {
+      const int i = first + thread_index();
+      uint64_t of_round;
+      const uint64_t sum = block_inclusive_sum(i < count ? mass_of(score(i), largest_) : uint64_t{0}, room_, of_round);
+      if (i < count) masses_.set(i, before + sum);
+      before += of_round;
+    }
+    __syncthreads();
+  }
+
+  // The survivors are entries [begin, end), largest first, the lower id first where scores tie.
+  PYGEN_DEVICE int begin() const { return begin_; }
+  PYGEN_DEVICE int end() const { return end_; }
+  PYGEN_DEVICE float score(int i) const { return score_of_entry(list_.get(i)); }
+  PYGEN_DEVICE int token(int i) const { return token_of_entry(list_.get(i)); }
+  PYGEN_DEVICE Interval interval() const {
+    return {score(end_ - 1), score(begin_), token(end_ - 1), token(begin_) - 1};
+  }
+  PYGEN_DEVICE uint64_t mass() const { return mass_of_range(begin_, end_); }
+
+  PYGEN_DEVICE void keep_largest(int n) { end_ = n < end_ - begin_ ? begin_ + n : end_; }
+  PYGEN_DEVICE void keep_largest_and_ties(int n) {
+    if (n < end_ - begin_) keep_at_least(score(begin_ + n - 1));
+  }
+  PYGEN_DEVICE bool holds_at_least(float low, int n) const { return first_below(low) - begin_ >= n; }
+  PYGEN_DEVICE void keep_at_least(float low) { end_ = first_below(low); }
+
+  PYGEN_DEVICE void keep_top_h(float top_h) {
+    constexpr double kUnits = 0x1p56;  // of sums up to 100
+    keep_largest(kTopHTokens);
+    const int i = thread_index();
+    const double below = i < end_ ? static_cast<double>(score(i)) - score(0) : 0;
+    const uint64_t weight = i < end_ ? static_cast<uint64_t>(exp(below) * kUnits) : 0;
+    const double log_prob = below - log(static_cast<double>(block_reduce(weight, Add{}, room_)) / kUnits);
+    const uint64_t term = i < end_ ? static_cast<uint64_t>(-exp(log_prob) * log_prob * kUnits) : 0;
+    uint64_t entropy;
+    const uint64_t reached = block_inclusive_sum(term, room_, entropy);
+    const double most = static_cast<double>(top_h) * static_cast<double>(entropy);
+    const int kept = block_count(i < end_ && static_cast<double>(reached) <= most, room_);
+    end_ = kept > 0 ? kept : 1;
+  }
+
+  PYGEN_DEVICE bool keep_nucleus(float p, int n) {
+    const bool partial = total_ >= 0;
+    const double total = partial ? total_ : static_cast<double>(mass());
+    const double error = partial ? kTileMassError : 0.0;
+    const int last = first_to_reach(share_of(p, total * (1 - error)));
+    if (partial && (last == end_ || first_to_reach(share_of(p, total * (1 + error))) != last)) return false;
+    const int kept = last - begin_ + 1;
+    keep_largest(kept > n ? kept : n);
+    return true;
+  }
+
+  PYGEN_DEVICE Distribution distribution() const {
+    uint64_t energy = 0;
+    for (int i = begin_ + thread_index(); i < end_; i += kThreads) energy += energy_of(score(i), largest_);
+    return distribution_of(mass(), block_reduce(energy, Add{}, room_));
+  }
+
+  // The survivors not further from `center` than some distance are a range; the least distance whose range suffices is
+  // that of an entry.
+  PYGEN_DEVICE void keep_typical(float center, float p, int n) {
+    const uint64_t target = share_of(p, static_cast<double>(mass()));
+    const uint64_t none = bits_of(kInfinity);
+    uint64_t for_mass = none, for_count = none;
+    for (int i = begin_ + thread_index(); i < end_; i += kThreads) {
+      const float distance = fabsf(score(i) - center);
+      const int first = first_within(center, distance), last = first_beyond(center, distance);
+      const uint64_t bits = bits_of(distance);
+      if (mass_of_range(first, last) >= target && bits < for_mass) for_mass = bits;
+      if (last - first >= n && bits < for_count) for_count = bits;
+    }
+    for_mass = block_reduce(for_mass, Smaller{}, room_);
+    for_count = block_reduce(for_count, Smaller{}, room_);
+    const float distance = float_of(static_cast<uint32_t>(for_mass > for_count ? for_mass : for_count));
+    const int first = first_within(center, distance);
+    end_ = first_beyond(center, distance);
+    begin_ = first;
+  }
+
+ private:
+  // The first survivor for which `holds`, which is false up to some place and true from there on; end_ without one.
+  template <typename Holds>
+  PYGEN_DEVICE int first_where(const Holds& holds) const {
+    int low = begin_, high = end_;
+    while (low < high) {
+      const int middle = (low + high) / 2;
+      if (holds(middle)) {
+        high = middle;
+      } else {
+        low = middle + 1;
+      }
+    }
+    return low;
+  }
+  PYGEN_DEVICE int first_below(float low) const {
+    return first_where([&](int i) { return score(i) < low; });
+  }
+  PYGEN_DEVICE int first_within(float center, float distance) const {
+    return first_where([&](int i) { return score(i) - center <= distance; });
+  }
+  PYGEN_DEVICE int first_beyond(float center, float distance) const {
+    return first_where([&](int i) { return center - score(i) > distance; });
+  }
+  // The first survivor at which the survivors' mass reaches the target.
+  PYGEN_DEVICE int first_to_reach(uint64_t target) const {
+    const uint64_t before = mass_before(begin_);
+    return first_where([&](int i) { return masses_.get(i) - before >= target; });
+  }
+  PYGEN_DEVICE uint64_t mass_before(int i) const { return i > 0 ? masses_.get(i - 1) : 0; }
+  PYGEN_DEVICE uint64_t mass_of_range(int begin, int end) const { return mass_before(end) - mass_before(begin); }
+
+  Shared<uint64_t> list_;
+  WideSums masses_;
+  Shared<uint64_t> room_;
+  int begin_ = 0, end_;
+  float largest_;
+  double total_;
+};
+
+}  // namespace pygen::cuda
