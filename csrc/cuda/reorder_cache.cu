@@ -11,7 +11,7 @@ namespace pygen::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBlocksPerMultiprocessor = 8;
+constexpr int kBlocksPerMultiprocessor = 3;
 constexpr int kTensorsPerLaunch = 64;
 constexpr int kCopiesInFlight = 4;
 constexpr int kWordBits = 32;
@@ -76,7 +76,6 @@ class Moves {
         waiting_(memory, pack.rows),
         read_(memory, pack.rows),
         ready_(memory, pack.rows),
-        any_(memory.take<int>(1)),
         first_(memory.take<uint64_t>(1)) {
     waiting_.clear();
     if (threadIdx.x == 0) first_.set(0, static_cast<uint64_t>(pack.length));
@@ -102,18 +101,17 @@ class Moves {
   PYGEN_DEVICE bool next_round() const {
     read_.clear();
     __syncthreads();
-    if (threadIdx.x == 0) any_.set(0, 0);
     for (int row = threadIdx.x; row < pack_.rows; row += kThreads)
       if (waiting_.has(row)) read_.add(source(row));
     __syncthreads();
+    bool any = false;
     for (int i = threadIdx.x; i < waiting_.words(); i += kThreads) {
       const uint32_t ready = waiting_.word(i) & ~read_.word(i);
       ready_.set_word(i, ready);
       waiting_.set_word(i, waiting_.word(i) & ~ready);
-      if (ready != 0) any_.set(0, 1);
+      any |= ready != 0;
     }
-    __syncthreads();
-    return any_.get(0) != 0;
+    return __syncthreads_or(any) != 0;
   }
 
   // Then every waiting row lies on a cycle: turns to the lowest row of each.
@@ -130,7 +128,6 @@ class Moves {
  private:
   const Pack& pack_;
   RowSet waiting_, read_, ready_;
-  Shared<int> any_;
   Shared<uint64_t> first_;
 };
 
@@ -203,7 +200,8 @@ PYGEN_DEVICE void copy_all(const Pack& pack, const Moves& moves, bool cycles) {
   }
 }
 
-__global__ void __launch_bounds__(kThreads) reorder_cache_kernel(const Pack pack) {
+// Without a bound on the blocks ptxas keeps to 64 registers, and spills.
+__global__ void __launch_bounds__(kThreads, 3) reorder_cache_kernel(const Pack pack) {
   SharedMemory memory;
   const Moves moves(pack, memory);
   while (moves.next_round()) copy_all(pack, moves, /*cycles=*/false);
@@ -236,7 +234,7 @@ Cache cache_of(const CacheTensor& tensor, const ReorderParams& params) {
 
 unsigned shared_bytes(int64_t rows) {
   const int64_t set = ((rows + kWordBits - 1) / kWordBits * sizeof(uint32_t) + 15) / 16 * 16;
-  return static_cast<unsigned>(3 * set + 2 * 16);
+  return static_cast<unsigned>(3 * set + 16);
 }
 
 }  // namespace
