@@ -212,6 +212,13 @@ def _cuda(shaping: Shaping, out: Tensor) -> Run:
     return run
 
 
+def _triton(shaping: Shaping, out: Tensor) -> Run:
+    from pygen.triton_kernels import process_logits as kernels
+
+    run: Run = kernels.prepare(shaping, out)
+    return run
+
+
 def _torch(shaping: Shaping, out: Tensor) -> Run:
     from pygen.reference.process_logits import process_logits as reference
 
@@ -223,5 +230,5 @@ def _torch(shaping: Shaping, out: Tensor) -> Run:
 
 
 _dispatch: Dispatcher[Callable[[Shaping, Tensor], Run]] = Dispatcher(
-    "process_logits", cpu=_cpu, cuda=_cuda, torch=_torch
+    "process_logits", cpu=_cpu, cuda=_cuda, triton=_triton, torch=_torch
 )

@@ -169,7 +169,9 @@ def prepare_sample(
     state: its sequences stand for `input_ids` and its prompt length for `prompt_lengths`, and every call extends them
         at column prompt_length + step: a finished row takes `pad_token_id`; the others take their token, count it in
         `num_generated`, and are finished if it is one of `eos_token_ids`. `unfinished` is then counted anew. The
-        result holds the tokens as appended; status and log-probabilities of a finished row mean nothing.
+        result holds the tokens as appended; status and log-probabilities of a finished row mean nothing. Where it has
+        `steps`, row r is at steps[r] instead of the call's step, and every call adds 1 to them; where it has a
+        `generator_state`, torch's noise is taken from that.
     """
     shaping = check_shaping(
         logits,
@@ -204,7 +206,7 @@ def prepare_sample(
         shaping.like,
         draws=do_sample is not False,
         seed=seed,
-        step=step,
+        step=step if state is None else state.steps,
         noise=noise,
         rng=rng,
         generator=generator,
@@ -231,26 +233,28 @@ def _cpu(call: _Call) -> Run:
 
     run_plan = _C.SamplePlan(**_arguments(call, torch.get_num_threads())).run
     generator = call.noise.generator
+    held = 0 if call.state is None or call.state.generator_state is None else call.state.generator_state.data_ptr()
 
     def run(logits: Tensor, step: int, length: int) -> None:
-        run_plan(logits.data_ptr(), logits.stride(0), step, length, 0)
+        run_plan(logits.data_ptr(), logits.stride(0), step, length, held)
 
     def run_advancing(logits: Tensor, step: int, length: int) -> None:
         generator_state = generator.get_state()
         run_plan(logits.data_ptr(), logits.stride(0), step, length, generator_state.data_ptr())
         generator.set_state(generator_state)
 
-    return run_advancing if call.noise.advances_generator else run
+    return run_advancing if call.noise.advances_generator and not held else run
 
 
 def _cuda(call: _Call) -> Run:
     plan = cuda.kernels().SamplePlan(**_arguments(call, threads=1))
     launch = cuda.Launches(plan, call.shaping.like.device)
-    increment = plan.generator_increment if call.noise.advances_generator else 0
+    held = 0 if call.state is None or call.state.generator_state is None else call.state.generator_state.data_ptr()
+    increment = plan.generator_increment if call.noise.advances_generator and not held else 0
 
     def run(logits: Tensor, step: int, length: int) -> None:
         seed, offset = cuda.take_noise(call.noise.generator, increment) if increment else (0, 0)
-        launch(logits.data_ptr(), logits.stride(0), step, length, seed, offset, 0)
+        launch(logits.data_ptr(), logits.stride(0), step, length, seed, offset, held)
 
     return run
 
@@ -262,6 +266,13 @@ def _arguments(call: _Call, threads: int) -> dict[str, Any]:
         **output_arguments(call.out, call.num_logprobs),
         **state_arguments(call.state),
     }
+
+
+def _triton(call: _Call) -> Run:
+    from pygen.triton_kernels import sample as kernels
+
+    run: Run = kernels.prepare(call.shaping, call.noise, call.num_logprobs, call.out, call.state)
+    return run
 
 
 def _torch(call: _Call) -> Run:
@@ -283,4 +294,4 @@ def _torch(call: _Call) -> Run:
     return run
 
 
-_dispatch: Dispatcher[Callable[[_Call], Run]] = Dispatcher("sample", cpu=_cpu, cuda=_cuda, torch=_torch)
+_dispatch: Dispatcher[Callable[[_Call], Run]] = Dispatcher("sample", cpu=_cpu, cuda=_cuda, triton=_triton, torch=_torch)
