@@ -23,6 +23,8 @@ def can_expand(cache: Any) -> bool:
     """
     if hasattr(cache, "cross_attention_cache"):
         return can_expand(cache.self_attention_cache) and can_expand(cache.cross_attention_cache)
+    if _reorders_suffixes(cache):
+        return True
     layers = getattr(cache, "layers", None)
     if layers is None or not hasattr(cache, "batch_repeat_interleave"):
         return False
@@ -41,6 +43,8 @@ def can_crop(cache: Any) -> bool:
     """Whether `crop` gives back the very state before the dropped tokens: full attention over keys and values only."""
     if hasattr(cache, "cross_attention_cache"):
         return can_crop(cache.self_attention_cache)
+    if _reorders_suffixes(cache):
+        return True
     layers = getattr(cache, "layers", None) or ()
     return (
         len(layers) > 0
@@ -84,6 +88,10 @@ def reorder(cache: Any, source_rows: Tensor, shared: Tensor, generated: int) -> 
     Raises TypeError for anything else, and NotImplementedError naming the class whose `reorder_cache` leaves out a part
     of what it holds, as that of quantized layers does.
     """
+    own = getattr(cache, "self_attention_cache", cache)
+    if _reorders_suffixes(own):
+        own.reorder_suffix(source_rows, shared, generated)
+        return cache
     pairs, others = _split(cache)
     if generated == 0:
         return cache
@@ -125,6 +133,11 @@ def _pair(name: str, layer: Any) -> tuple[Tensor, Tensor, int]:
             shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TypeError(f"`{name}` must hold tensors (rows, heads, positions, head_dim), got {shape}")
     return (*layer, layer[0].shape[2])
+
+
+def _reorders_suffixes(cache: Any) -> bool:
+    """Whether a cache is `pygen.runtime.static_cache.StaticCache`, which knows all the verbs itself."""
+    return hasattr(cache, "reorder_suffix")
 
 
 def _holds_more(layer: Any) -> bool:

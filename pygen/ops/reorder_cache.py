@@ -61,6 +61,12 @@ def reorder_cache(
         entry(tensors, beam_idx.contiguous(), start, limit)
 
 
+def reorder_cache_unchecked(tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor, length: int) -> None:
+    """`reorder_cache` of arguments known to be right: the host reads nothing of them, so that it can be captured."""
+    _, entry = _dispatch.resolve(tensors[0].device, "auto")
+    entry(tensors, beam_idx, start, length)
+
+
 def _check_tensors(cache_tensors: object) -> list[Tensor]:
     if isinstance(cache_tensors, Tensor):
         tensors, name = [cache_tensors], "cache_tensors"
