@@ -92,6 +92,7 @@ ShapingParams take_shaping(Arguments& arguments) {
   params.input_ids = arguments.take_pointer<int64_t>("input_ids_ptr");
   params.input_ids_stride = arguments.take<int64_t>("input_ids_stride");
   params.history_length = arguments.take<int64_t>("input_ids_length");
+  params.history_steps = arguments.take_pointer<int64_t>("history_steps_ptr");
   params.bias = arguments.take_pointer<float>("bias_ptr");
   params.bias_stride = arguments.take<int64_t>("bias_stride");
   params.suppress = arguments.take_pointer<int64_t>("suppress_ptr");
@@ -191,6 +192,7 @@ class SamplePlan {
     state.eos_count = arguments.take<int64_t>("eos_count");
     state.pad_token_id = arguments.take<int64_t>("pad_token_id");
     state.append_offset = arguments.take<int64_t>("append_offset");
+    state.steps = arguments.take_pointer<int64_t>("state_steps_ptr");
     arguments.finish();
     if (params_.shaping.rows > 0 && (params_.token_ids == nullptr || params_.status == nullptr))
       throw std::invalid_argument("token_ids or status is a null pointer");

@@ -31,7 +31,7 @@ struct ShapingParams {
   int threads = 1;               // CPU only
   const void* logits = nullptr;  // (rows, vocab_size)
   int64_t logits_stride = 0;     // between rows
-  int64_t history_length = 0;    // columns of input_ids in use
+  int64_t history_length = 0;    // columns of input_ids in use, of row r history_steps[r] more
 
   Knob<float> temperature{1.0f};  // 0: a greedy row, on which the filters do not act
   Knob<float> top_p{1.0f};
@@ -50,7 +50,8 @@ struct ShapingParams {
 
   const int64_t* input_ids = nullptr;  // (rows, history_length); ids outside the vocabulary are ignored
   int64_t input_ids_stride = 0;
-  const float* bias = nullptr;  // (rows or 1, vocab_size)
+  const int64_t* history_steps = nullptr;  // (rows,) or null
+  const float* bias = nullptr;             // (rows or 1, vocab_size)
   int64_t bias_stride = 0;
   const int64_t* suppress = nullptr;  // (rows or 1, suppress_count)
   int64_t suppress_stride = 0;
@@ -58,6 +59,10 @@ struct ShapingParams {
   const int32_t* bitmask = nullptr;  // (rows or 1, ceil(vocab_size / 32)), bit 1 = allowed
   int64_t bitmask_stride = 0;
 };
+
+PYGEN_HOST_DEVICE int64_t history_length_of(const ShapingParams& params, int64_t row) {
+  return params.history_length + (params.history_steps != nullptr ? params.history_steps[row] : 0);
+}
 
 // The sequences that a draw extends. All pointers null: the op only returns its tokens.
 struct StateParams {
@@ -72,6 +77,7 @@ struct StateParams {
   int64_t eos_count = 0;
   int64_t pad_token_id = 0;
   int64_t append_offset = 0;  // column of step 0
+  int64_t* steps = nullptr;   // (rows,) the steps of the rows, counted up by the op; or null: the step of the call
 };
 
 struct SampleParams {

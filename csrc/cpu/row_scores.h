@@ -310,7 +310,8 @@ class RowScores {
 
   void collect_history(const int64_t* history) {
     const int64_t prompt_length = knob_at(params_.prompt_lengths, row_);
-    for (int64_t i = 0; i < params_.history_length; ++i) {
+    const int64_t length = history_length_of(params_, row_);
+    for (int64_t i = 0; i < length; ++i) {
       if (!in_vocabulary(history[i])) continue;
       Exception& e = exception(history[i]);
       e.seen = true;
@@ -320,7 +321,7 @@ class RowScores {
 
   // Bans every token that would complete an n-gram which the history already holds.
   void ban_repeated_ngrams(const int64_t* history, int64_t n) {
-    const int64_t length = params_.history_length;
+    const int64_t length = history_length_of(params_, row_);
     if (length < n) return;
     const int64_t* suffix = history + length - (n - 1);
     for (int64_t i = n - 1; i < length; ++i) {

@@ -154,6 +154,7 @@ void extend_sequences(const SampleParams& params) {
     state.token_ids[row * state.token_ids_stride + column] = token;
     if (state.history != state.token_ids) state.history[row * state.history_stride + column] = token;
     unfinished += state.finished[row] == 0;
+    if (state.steps != nullptr) ++state.steps[row];
   }
   *state.unfinished = unfinished;
 }

@@ -25,6 +25,10 @@ class DecodeState:
     unfinished: (1,) int64, the number of rows that are not finished.
     eos_token_ids: (n,) int64, or None when no token ends a row.
     pad_token_id: what finished rows emit.
+    steps: (rows,) int64 or None. Where given, row r is at step steps[r] whatever step a call names, and the op that
+        draws counts it up: so a captured graph goes on with every replay. The caller sees to it that columns exist.
+    generator_state: stands for the torch.Generator of the call, which is left alone, and is advanced in its place: its
+        `get_state()` on the CPU, (2,) int64 seed and offset on CUDA. None: the generator itself.
     """
 
     token_ids: Tensor
@@ -35,6 +39,8 @@ class DecodeState:
     unfinished: Tensor
     eos_token_ids: Tensor | None
     pad_token_id: int
+    steps: Tensor | None = None
+    generator_state: Tensor | None = None
 
     @classmethod
     def create(

@@ -27,6 +27,7 @@ class Prepared(Generic[Output]):
 
     logits: shape, dtype, device and contiguous last dimension as in preparation; the rows may have another stride.
     step: tokens generated so far, an int in [0, 2**32); with a state, the column to write has to exist.
+        Without effect where the state counts the steps itself.
     length: columns of `input_ids` in use; default all, or with a state its prompt length + step.
 
     Tables given in preparation (input_ids, bias, suppress, token_bitmask, noise, a tensor `step`) are read anew by
@@ -73,6 +74,9 @@ class Prepared(Generic[Output]):
             self._last_step = state.token_ids.shape[1] - state.prompt_length - 1
             self._length = state.prompt_length
             self._growth = 1
+            if getattr(state, "steps", None) is not None:
+                self._last_step = checks.STEP_LIMIT - 1
+                self._growth = 0
 
     def __call__(self, logits: Tensor, *, step: int = 0, length: int | None = None) -> Output:
         # One condition that costs about a microsecond; the sentences are made where it fails.

@@ -63,6 +63,7 @@ class Shaping:
     bias: Tensor | None
     suppress: Tensor | None
     token_bitmask: Tensor | None
+    history_steps: Tensor | None = None  # (rows,) int64: row r has read as many columns more than the call says
 
     @property
     def history_length(self) -> int:
@@ -94,6 +95,7 @@ class Shaping:
             arguments[f"{name}_ptr"] = 0 if table is None else table.data_ptr()
             arguments[f"{name}_stride"] = 0 if table is None or table.dim() == 1 else table.stride(0)
         arguments["input_ids_length"] = self.history_length
+        arguments["history_steps_ptr"] = 0 if self.history_steps is None else self.history_steps.data_ptr()
         arguments["suppress_count"] = 0 if self.suppress is None else self.suppress.shape[-1]
         return arguments
 
@@ -101,7 +103,17 @@ class Shaping:
         """Keyword arguments of the reference, for the first `length` columns of `input_ids`."""
         names = (*_FLOAT_KNOBS, *_INT_KNOBS, "bias", "suppress", "token_bitmask")
         arguments = {name: getattr(self, name) for name in names}
+        if self.history_steps is not None and self.input_ids is not None:
+            return {**arguments, **self._aligned_history(self.input_ids, length + self.history_steps)}
         return {**arguments, "input_ids": None if self.input_ids is None else self.input_ids[:, :length]}
+
+    def _aligned_history(self, input_ids: Tensor, lengths: Tensor) -> dict[str, Any]:
+        """Histories of different lengths moved to the right, behind ids that are outside every vocabulary."""
+        width = int(lengths.max())
+        ahead = width - lengths
+        columns = torch.arange(width, device=input_ids.device) - ahead[:, None]
+        ids = input_ids.gather(1, columns.clamp(min=0)).masked_fill(columns < 0, -1)
+        return {"input_ids": ids, "prompt_lengths": self.prompt_lengths + ahead}
 
 
 def check_shaping(
@@ -168,6 +180,7 @@ def check_shaping(
         else checks.row_table("bias", bias, torch.float32, "vocab_size", like.vocab_size, like),
         suppress=None if suppress is None else checks.id_table("suppress", suppress, like),
         token_bitmask=None if token_bitmask is None else _check_bitmask(token_bitmask, like),
+        history_steps=None if state is None else state.steps,
     )
     _require_history(shaping)
     return shaping

@@ -24,6 +24,7 @@ _ARGUMENTS = (
     "eos_ptr",
     "eos_count",
     "pad_token_id",
+    "state_steps_ptr",
 )
 
 
@@ -42,6 +43,13 @@ def check_state(state: DecodeState, like: Like) -> None:
     if state.eos_token_ids is not None:
         count = (state.eos_token_ids.numel(),)
         checks.check_output("state.eos_token_ids", state.eos_token_ids, torch.int64, "(n,)", count, like)
+    if state.steps is not None:
+        checks.check_output("state.steps", state.steps, torch.int64, "(rows,)", (like.rows,), like)
+    if state.generator_state is not None:
+        on_host = like.device.type == "cpu"
+        size = torch.default_generator.get_state().numel() if on_host else 2
+        dtype = torch.uint8 if on_host else torch.int64
+        checks.check_output("state.generator_state", state.generator_state, dtype, f"({size},)", (size,), like)
     if not 0 <= state.prompt_length <= capacity:
         raise ValueError(f"`state.prompt_length` must be in [0, {capacity}], got {state.prompt_length}")
 
@@ -64,4 +72,6 @@ def state_arguments(state: DecodeState | None) -> dict[str, Any]:
     if state.eos_token_ids is not None:
         arguments["eos_ptr"] = state.eos_token_ids.data_ptr()
         arguments["eos_count"] = state.eos_token_ids.numel()
+    if state.steps is not None:
+        arguments["state_steps_ptr"] = state.steps.data_ptr()
     return arguments

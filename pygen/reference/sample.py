@@ -158,13 +158,17 @@ def best_of(scores: Tensor, logprobs: Tensor, status: Tensor, n: int) -> TopLogp
 def append_tokens(state: DecodeState, token_ids: Tensor, step: int) -> None:
     """Writes the tokens of one step into the sequences of `state`, in place, and into `token_ids` what was written.
 
-    A finished row takes the pad token. The others count one more generated token and finish at an EOS token.
+    A finished row takes the pad token. The others count one more generated token and finish at an EOS token. Where the
+    state has steps of its own, they stand for `step` and are counted up.
     """
     token_ids.masked_fill_(state.finished, state.pad_token_id)
-    column = state.prompt_length + step
-    state.token_ids[:, column] = token_ids
-    state.history[:, column] = token_ids
+    rows, steps = torch.arange(state.rows, device=token_ids.device), state.steps
+    columns = state.prompt_length + (torch.full_like(rows, step) if steps is None else steps)
+    state.token_ids[rows, columns] = token_ids
+    state.history[rows, columns] = token_ids
     state.num_generated += ~state.finished
     if state.eos_token_ids is not None:
         state.finished |= torch.isin(token_ids, state.eos_token_ids) & ~state.finished
     state.unfinished.copy_((~state.finished).sum())
+    if steps is not None:
+        steps += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -94,3 +95,77 @@ def test_a_bad_row_is_reported_and_appended_as_it_is(backend: str) -> None:
     out = prepare_sample(logits, seed=1, state=state, backend=backend)(logits)
     assert out.status.tolist() == [0, 1, 2, 0]
     assert state.column(0).tolist() == [1, 2, 0, 4]
+
+
+def stepping(state: DecodeState) -> DecodeState:
+    """`state` with steps of its own, from which every call goes on."""
+    return dataclasses.replace(state, steps=torch.zeros(state.rows, dtype=torch.int64))
+
+
+SHAPED: dict[str, Any] = {"repetition_penalty": 1.8, "frequency_penalty": 0.5, "no_repeat_ngram_size": 2, "top_k": 20}
+
+
+@pytest.mark.parametrize("source", [{"seed": 3}, {"rng": "torch"}, {"do_sample": False}])
+@pytest.mark.parametrize("masked", [False, True])
+def test_steps_of_the_state_stand_for_those_of_the_call(backend: str, masked: bool, source: dict[str, Any]) -> None:
+    visible = (torch.arange(PROMPT) > 1).long().expand(ROWS, PROMPT) if masked else None
+    given = make_state(visible=visible, eos_token_ids=[7], pad_token_id=59)
+    counted = stepping(make_state(visible=visible, eos_token_ids=[7], pad_token_id=59))
+    example = make_logits("normal", ROWS, VOCAB_SIZE)
+    by_call = prepare_sample(example, **SHAPED, **source, state=given, backend=backend)
+    by_state = prepare_sample(example, **SHAPED, **source, state=counted, backend=backend)
+    shaped = prepare_process_logits(example, **SHAPED, state=given, backend=backend)
+    shaped_by_state = prepare_process_logits(example, **SHAPED, state=counted, backend=backend)
+    for step in range(STEPS):
+        logits = make_logits("normal", ROWS, VOCAB_SIZE, seed=step)
+        assert shaped_by_state(logits).equal(shaped(logits, step=step))
+        tokens = []
+        for prepared, number in ((by_call, step), (by_state, 0)):
+            torch.manual_seed(step)
+            tokens.append(prepared(logits, step=number).token_ids.clone())
+        assert tokens[0].equal(tokens[1])
+        assert counted.steps is not None and counted.steps.tolist() == [step + 1] * ROWS
+    for name in ("token_ids", "history", "num_generated", "finished", "unfinished"):
+        assert getattr(given, name).equal(getattr(counted, name)), name
+
+
+def test_every_row_is_at_its_own_step(backend: str) -> None:
+    steps = [3, 0, 2, 1]
+    state = stepping(make_state(pad_token_id=59))
+    assert state.steps is not None
+    state.steps.copy_(torch.tensor(steps))
+    state.token_ids[:, PROMPT:] = make_history(ROWS, STEPS, VOCAB_SIZE, seed=4)
+    before = state.token_ids.clone()
+    logits = make_logits("normal", ROWS, VOCAB_SIZE)
+    tokens = prepare_sample(logits, **SHAPED, seed=3, state=state, backend=backend)(logits).token_ids
+    for row, step in enumerate(steps):
+        alone = {**SHAPED, "input_ids": before[:, : PROMPT + step], "prompt_lengths": PROMPT}
+        assert tokens[row] == sample(logits, **alone, seed=3, step=step, backend=backend).token_ids[row]
+        before[row, PROMPT + step] = tokens[row]
+    assert state.token_ids.equal(before) and state.steps.tolist() == [step + 1 for step in steps]
+
+
+def test_a_generator_state_stands_for_the_generator() -> None:
+    generator, twin = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
+    state = dataclasses.replace(make_state(), generator_state=generator.get_state())
+    logits = make_logits("normal", ROWS, VOCAB_SIZE)
+    held = prepare_sample(logits, rng="torch", generator=generator, state=state, backend="cpu")
+    usual = prepare_sample(logits, rng="torch", generator=twin, state=make_state(), backend="cpu")
+    for step in range(STEPS):
+        assert held(logits, step=step).token_ids.equal(usual(logits, step=step).token_ids)
+    assert state.generator_state is not None and state.generator_state.equal(twin.get_state())
+    assert generator.get_state().equal(torch.Generator().manual_seed(5).get_state())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [
+        ("steps", torch.zeros(ROWS, dtype=torch.int32), TypeError),
+        ("steps", torch.zeros(ROWS + 1, dtype=torch.int64), ValueError),
+        ("generator_state", torch.zeros(2, dtype=torch.int64), TypeError),
+        ("generator_state", torch.zeros(2, dtype=torch.uint8), ValueError),
+    ],
+)
+def test_wrong_tensors_of_the_state(field: str, value: Tensor, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"`state.{field}` must"):
+        prepare_sample(one_hot([0] * ROWS), state=dataclasses.replace(make_state(), **{field: value}))
