@@ -20,7 +20,5 @@ PYGEN_MISSING(verify_draft, DraftParams)
 PYGEN_MISSING_WORKSPACE(sample_workspace, SampleParams)
 PYGEN_MISSING_WORKSPACE(process_logits_workspace, ProcessParams)
 PYGEN_MISSING_WORKSPACE(beam_step_workspace, BeamParams)
-PYGEN_MISSING_WORKSPACE(token_logprobs_workspace, LogprobParams)
-PYGEN_MISSING_WORKSPACE(verify_draft_workspace, DraftParams)
 
 }  // namespace pygen::cuda

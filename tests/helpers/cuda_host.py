@@ -12,12 +12,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from pygen.ops import _cuda
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / f"cuda_host-{sys.implementation.cache_tag}"
@@ -104,18 +106,45 @@ def failure_text(failure: dict[str, Any]) -> str:
 
 def raise_failures() -> None:
     """AssertionError with all that kernels did wrong since the last call."""
-    failures = host().take_failures()
-    assert not failures, "\n".join(map(failure_text, failures))
+    failures = "\n".join(map(failure_text, host().take_failures()))
+    assert not failures, failures
 
 
 @contextmanager
-def _on_the_host(device: object) -> Any:
+def _here(device: object) -> Iterator[tuple[int, int]]:
     yield 0, 0
 
 
+@contextmanager
+def _in_place_of_cuda() -> Iterator[None]:
+    kept = _cuda.kernels, _cuda.on
+    _cuda.kernels, _cuda.on = kernels, _here
+    try:
+        yield
+    finally:
+        _cuda.kernels, _cuda.on = kept
+        raise_failures()
+
+
 def entry(cuda_entry: Callable[..., Any]) -> Callable[..., Any]:
-    """A CUDA entry of an op, with the kernels of the host in the place of the extension and the device."""
-    raise NotImplementedError
+    """A CUDA entry of an op, with the kernels of the host in the place of the extension, on CPU tensors.
+
+    AssertionError, from the call or from the run that it returns, with all that the kernels did wrong.
+    """
+
+    def wrapped(*arguments: Any) -> Any:
+        with _in_place_of_cuda():
+            result = cuda_entry(*arguments)
+        if not callable(result):
+            return result
+
+        def run(*step: Any) -> None:
+            with _in_place_of_cuda():
+                result(*step)
+
+        return run
+
+    return wrapped
 
 
 def main(arguments: list[str]) -> int:
