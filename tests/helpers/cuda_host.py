@@ -6,6 +6,7 @@ They carry AddressSanitizer, which has to be in the process before anything else
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import importlib.util
 import os
@@ -22,7 +23,9 @@ from typing import Any
 from pygen.ops import _cuda
 
 ROOT = Path(__file__).resolve().parents[2]
-BUILD = ROOT / "build" / f"cuda_host-{sys.implementation.cache_tag}"
+# Stems of .cu files with commas between, to leave out what does not compile; all when empty.
+OPS = os.environ.get("PYGEN_CUDA_HOST_OPS", "")
+BUILD = ROOT / "build" / "-".join(filter(None, ["cuda_host", sys.implementation.cache_tag, OPS.replace(",", "-")]))
 SANITIZERS = ("libasan.so", "libubsan.so")
 
 
@@ -48,14 +51,17 @@ def build(*targets: str) -> Path:
     """The folder of the modules, all of them or `targets`, built anew where a source changed."""
     import pybind11
 
-    if not (BUILD / "build.ninja").exists():
-        BUILD.mkdir(parents=True, exist_ok=True)
-        _run(
-            _tool("cmake"), "-S", str(ROOT / "tests/cuda_host"), "-B", str(BUILD), "-G", "Ninja",
-            f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}", f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPYGEN_OUTPUT_DIR={BUILD}",
-        )  # fmt: skip
-    _run(_tool("cmake"), "--build", str(BUILD), "--target", *(targets or ("all",)))
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (BUILD / "build.ninja").exists():
+            _run(
+                _tool("cmake"), "-S", str(ROOT / "tests/cuda_host"), "-B", str(BUILD), "-G", "Ninja",
+                f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}", f"-DPython_EXECUTABLE={sys.executable}",
+                f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPYGEN_OUTPUT_DIR={BUILD}",
+                f"-DPYGEN_HOST_OPS={OPS.replace(',', ';')}",
+            )  # fmt: skip
+        _run(_tool("cmake"), "--build", str(BUILD), "--target", *(targets or ("all",)))
     return BUILD
 
 
