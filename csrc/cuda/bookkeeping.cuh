@@ -30,6 +30,7 @@ PYGEN_DEVICE int64_t extend_sequence(const StateParams& state, int64_t row, int6
   if (first) {
     if (!finished) ++state.num_generated[row];
     if (ends) state.finished[row] = 1;
+    if (state.steps != nullptr) ++state.steps[row];
     const int64_t column = state.append_offset + step;
     state.token_ids[row * state.token_ids_stride + column] = token;
     if (state.history != state.token_ids) state.history[row * state.history_stride + column] = token;

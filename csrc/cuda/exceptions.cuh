@@ -39,7 +39,7 @@ class Exceptions {
     presence_ = knob_at(params.presence_penalty, row);
     frequency_ = knob_at(params.frequency_penalty, row);
     __syncthreads();
-    each(params, row, layout, [&](int token, uint32_t facts) { note(token, facts); });
+    collect(params, row, layout);
     __syncthreads();
   }
 
@@ -63,44 +63,50 @@ class Exceptions {
   // Leaves the workspace zero. All threads, when no block of the row looks anything up any more.
   PYGEN_DEVICE void release(const ShapingParams& params, int64_t row, const RowLayout<kDType>& layout) const {
     if (dense_ == nullptr) return;
-    each(params, row, layout, [&](int token, uint32_t) { dense_[token] = 0; });
+    each_id(params, row, layout, [&](int token, int64_t) { dense_[token] = 0; });
   }
 
  private:
-  // note(token, facts) for every occurrence of a token of the slice.
-  template <typename Note>
-  PYGEN_DEVICE void each(const ShapingParams& params, int64_t row, const RowLayout<kDType>& layout,
-                         const Note& note) const {
-    const int64_t ngram = knob_at(params.no_repeat_ngram_size, row);
-    const bool penalised = repetition_ != 1.0f || presence_ != 0.0f || frequency_ != 0.0f;
-    if (params.input_ids != nullptr && (penalised || ngram > 0)) {
+  // visit(token, place in the history, -1 where it is suppressed) for every occurrence of a token of the slice.
+  template <typename Visit>
+  PYGEN_DEVICE void each_id(const ShapingParams& params, int64_t row, const RowLayout<kDType>& layout,
+                            const Visit& visit) const {
+    const auto inside = [&](int64_t id) {
+      return id >= 0 && id < layout.vocab_size() && layout.in_slice(static_cast<int>(id));
+    };
+    if (params.input_ids != nullptr) {
       const int64_t* history = params.input_ids + row * params.input_ids_stride;
-      const int64_t prompt_length = knob_at(params.prompt_lengths, row);
-      for (int64_t i = thread_index(); i < params.history_length; i += kThreads) {
-        const int64_t id = history[i];
-        if (id < 0 || id >= layout.vocab_size() || !layout.in_slice(static_cast<int>(id))) continue;
-        const bool banned = ngram > 0 && completes_ngram(params, history, ngram, i);
-        if (!penalised && !banned) continue;
-        const uint32_t seen = penalised ? kSeen | static_cast<uint32_t>(i >= prompt_length) : 0u;
-        note(static_cast<int>(id), seen | (banned ? kBanned : 0u));
-      }
+      const int64_t length = history_length_of(params, row);
+      for (int64_t i = thread_index(); i < length; i += kThreads)
+        if (inside(history[i])) visit(static_cast<int>(history[i]), i);
     }
-    if (params.suppress == nullptr) return;
-    const int64_t* suppressed = params.suppress + row * params.suppress_stride;
-    for (int64_t i = thread_index(); i < params.suppress_count; i += kThreads) {
-      const int64_t id = suppressed[i];
-      if (id >= 0 && id < layout.vocab_size() && layout.in_slice(static_cast<int>(id)))
-        note(static_cast<int>(id), kBanned);
+    if (params.suppress != nullptr) {
+      const int64_t* suppressed = params.suppress + row * params.suppress_stride;
+      for (int64_t i = thread_index(); i < params.suppress_count; i += kThreads)
+        if (inside(suppressed[i])) visit(static_cast<int>(suppressed[i]), -1);
     }
   }
 
-  // Whether the n - 1 ids in front of history[at] are the last ones.
-  PYGEN_DEVICE bool completes_ngram(const ShapingParams& params, const int64_t* history, int64_t n, int64_t at) const {
-    if (at < n - 1) return false;
-    const int64_t* suffix = history + params.history_length - (n - 1);
+  PYGEN_DEVICE void collect(const ShapingParams& params, int64_t row, const RowLayout<kDType>& layout) const {
+    const int64_t ngram = knob_at(params.no_repeat_ngram_size, row);
+    const int64_t prompt_length = knob_at(params.prompt_lengths, row);
+    const bool penalised = repetition_ != 1.0f || presence_ != 0.0f || frequency_ != 0.0f;
+    each_id(params, row, layout, [&](int token, int64_t place) {
+      uint32_t facts = place < 0 ? kBanned : 0u;
+      if (place >= 0 && penalised) facts = kSeen | static_cast<uint32_t>(place >= prompt_length);
+      if (place >= 0 && ngram > 0 && completes_ngram(params, row, ngram, place)) facts |= kBanned;
+      if (facts != 0) note(token, facts);
+    });
+  }
+
+  // Whether the n - 1 ids in front of a place in the history are also its last ones.
+  PYGEN_DEVICE static bool completes_ngram(const ShapingParams& params, int64_t row, int64_t n, int64_t place) {
+    if (place < n - 1) return false;
+    const int64_t* history = params.input_ids + row * params.input_ids_stride;
+    const int64_t* suffix = history + history_length_of(params, row) - (n - 1);
     for (int64_t j = 0; j < n - 1; ++j) {
       const int64_t id = suffix[j];
-      if (history[at - (n - 1) + j] != id || id < 0 || id >= params.vocab_size) return false;
+      if (history[place - (n - 1) + j] != id || id < 0 || id >= params.vocab_size) return false;
     }
     return true;
   }

@@ -55,6 +55,8 @@ struct Filters {
   }
   // How many of the largest scores hold all that the first filter keeps, ties aside; 0: no bound.
   PYGEN_DEVICE int bound() const { return top_h > 0 ? kTopHTokens : top_k; }
+  PYGEN_DEVICE bool first_is_top_p() const { return bound() == 0 && top_p < 1; }
+  PYGEN_DEVICE bool first_is_min_p() const { return bound() == 0 && !(top_p < 1) && min_p > 0; }
 };
 
 // The smallest float that is not below.

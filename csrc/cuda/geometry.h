@@ -37,8 +37,10 @@ inline bool first_filter_is_small(const ShapingParams& p) {
          p.min_tokens_to_keep.per_row == nullptr && p.min_tokens_to_keep.value <= kSmallTopK;
 }
 
+// At most.
 inline int64_t ids_of_exceptions(const ShapingParams& p) {
-  return (p.input_ids != nullptr ? p.history_length : 0) + (p.suppress != nullptr ? p.suppress_count : 0);
+  const int64_t length = p.history_steps != nullptr ? p.input_ids_stride : p.history_length;
+  return (p.input_ids != nullptr ? length : 0) + (p.suppress != nullptr ? p.suppress_count : 0);
 }
 
 inline bool has_history_rules(const ShapingParams& p) {

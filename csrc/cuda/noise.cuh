@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "common/draft_params.h"
+#include "common/ordered_key.h"
 #include "common/philox.h"
 #include "common/sample_params.h"
 #include "cuda/device.cuh"
@@ -53,6 +54,13 @@ class RowNoise {
     return other(token);
   }
   PYGEN_DEVICE static float about_word(uint32_t word) { return -log1pf(-uniform_from_word(word)); }
+  // Not above ln E of a word: E >= u >= word * 2^-32, and log2(2^k (1 + f)) >= k + f, which is what the bits of a float
+  // spell (Mitchell 1962).
+  PYGEN_DEVICE static float log_from_below(uint32_t word) {
+    constexpr float kLn2 = 0.6931471805599453f;
+    const float bits = static_cast<float>(static_cast<int>(bits_of(static_cast<float>(word))));
+    return fmaf(bits, kLn2 * 0x1p-23f, kLn2 * (-32.0f - 127.0f));
+  }
 
  private:
   PYGEN_DEVICE float other(int token) const {

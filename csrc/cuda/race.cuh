@@ -74,53 +74,42 @@ struct BetterWinner {
   PYGEN_DEVICE Winner operator()(const Winner& a, const Winner& b) const { return a.loses_to(b) ? b : a; }
 };
 
-// Of the tokens of a vector: `x` are scores before temperature, -inf for those that do not race, `most` the largest.
-// All lanes of a warp. `bar`: what a value has to reach to matter, kept by the lane.
+// The tokens of a vector: `x` are scores before temperature, -inf for those that do not race, `most` the largest. All
+// lanes of a warp. `bar`: what a value has to reach to matter, kept by the lane. R is a Racer, or offers as it does.
 template <int kCount, typename R>
 PYGEN_DEVICE void race_vector(const float (&x)[kCount], int token, float most, float temperature, const RowNoise& noise,
                               R& racer, float& bar) {
-  constexpr int kBlocks = kCount / 4 + 1;
-  const int shift = token & 3;  // of the first token in its Philox block
-  uint32_t words[4 * kBlocks];
-  bool hopeful = most > -kInfinity;
+  bool hopeful = false;
   if (noise.philox()) {
-    uint32_t smallest = 0xFFFFFFFFu;
+    const int shift = token & 3;  // of the first token in its Philox block
 #pragma unroll
-    for (int b = 0; b < kBlocks; ++b) {
-      if (b == kBlocks - 1 && shift == 0) break;
-      const PhiloxBlock block = noise.words((token >> 2) + b);
+    for (int first = 0; first <= kCount; first += 4) {
+      if (!(most > -kInfinity) || (first == kCount && shift == 0)) continue;
+      const PhiloxBlock block = noise.words((token + first) >> 2);
+      const uint32_t smallest = min(min(block.word[0], block.word[1]), min(block.word[2], block.word[3]));
+      if (!(most / temperature - RowNoise::log_from_below(smallest) >= bar)) continue;
+      hopeful = true;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        words[4 * b + i] = block.word[i];
-        smallest = block.word[i] < smallest ? block.word[i] : smallest;
+        float score = -kInfinity;  // of token + at, this word's
+        const int at = first + i - shift;
+#pragma unroll
+        for (int j = max(first + i - 3, 0); j <= first + i && j < kCount; ++j) score = j == at ? x[j] : score;
+        if (!(score > -kInfinity)) continue;
+        score = score / temperature;
+        racer.offer(value_about(score, RowNoise::about_word(block.word[i])), token + at, score);
       }
     }
-    // E >= u >= word * 2^-32, and ln from below as the bits spell it: log2(2^k (1 + f)) >= k + f (Mitchell 1962).
-    constexpr float kLn2 = 0.6931471805599453f;
-    const float bits = static_cast<float>(static_cast<int>(bits_of(static_cast<float>(smallest))));
-    const float least = fmaf(bits, kLn2 * 0x1p-23f, kLn2 * (-32.0f - 127.0f));
-    hopeful = hopeful && most / temperature - least >= bar;
-  }
-  if (__ballot_sync(kAllLanes, hopeful) == 0) return;
-  if (hopeful) {
+  } else {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       if (!(x[i] > -kInfinity)) continue;
+      hopeful = true;
       const float score = x[i] / temperature;
-      float exponential;
-      if (noise.philox()) {
-        const uint32_t word = shift == 0   ? words[i]
-                              : shift == 1 ? words[i + 1]
-                              : shift == 2 ? words[i + 2]
-                                           : words[i + 3];
-        exponential = RowNoise::about_word(word);
-      } else {
-        exponential = noise.about(token + i);
-      }
-      racer.offer(value_about(score, exponential), token + i, score);
+      racer.offer(value_about(score, noise.about(token + i)), token + i, score);
     }
   }
-  bar = bar_below(warp_reduce(racer.best, Larger{}));
+  if (__ballot_sync(kAllLanes, hopeful) != 0) bar = bar_below(warp_reduce(racer.best, Larger{}));
 }
 
 // Rooms for the racers and winners of a block's warps and of the blocks of a row.

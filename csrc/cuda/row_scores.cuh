@@ -129,7 +129,10 @@ class RowScores {
     return nan;
   }
 
-  // The scores of a vector of the slice, once more.
+  // The scores of a vector of the slice, without a scan before.
+  PYGEN_DEVICE void look(int vector, float (&x)[kCount]) const { compose(vector, layout_.load(vector), x); }
+
+  // The same once more.
   PYGEN_DEVICE void look_again(int vector, float (&x)[kCount]) const {
     const uint4 raw = resident_ ? raw_.get_vector((vector - layout_.first_vector()) * 4) : layout_.load(vector);
     compose(vector, raw, x);

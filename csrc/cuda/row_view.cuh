@@ -5,6 +5,13 @@
 
 #include "cuda/sorted_list.cuh"
 
+// A function that stays one, so that rows which seldom need it pay no registers for it.
+#if defined(__CUDACC__)
+#define PYGEN_COLD __device__ __noinline__
+#else
+#define PYGEN_COLD inline
+#endif
+
 namespace pygen::cuda {
 
 // Rooms in the shared memory of every block, taken by all blocks alike.
@@ -93,17 +100,10 @@ class RowView {
                          });
   }
 
-  PYGEN_DEVICE uint64_t mass() const {
-    return total([&](float score) { return mass_of(score, largest_); });
-  }
-
-  PYGEN_DEVICE Distribution distribution() const {
-    const uint64_t energy = total([&](float score) { return energy_of(score, largest_); });
-    return distribution_of(mass(), energy);
-  }
-
+  PYGEN_DEVICE uint64_t mass() const { return total(Total::kMass, 0.0f); }
+  PYGEN_DEVICE Distribution distribution() const { return distribution_of(mass(), total(Total::kEnergy, 0.0f)); }
   PYGEN_DEVICE bool holds_at_least(float low, int n) const {
-    return total([&](float score) { return static_cast<uint64_t>(score >= low); }) >= static_cast<uint64_t>(n);
+    return total(Total::kCount, low) >= static_cast<uint64_t>(n);
   }
 
   PYGEN_DEVICE void keep_at_least(float low) {
@@ -129,7 +129,7 @@ class RowView {
     const uint64_t each = mass_of(score, largest_);
     const uint64_t kept = (cut.target - cut.above + each - 1) / each;
     if (n > 1) {
-      const uint64_t above = total([&](float other) { return static_cast<uint64_t>(other > score); });
+      const uint64_t above = total(Total::kCount, nextafterf(score, kInfinity));
       if (above + kept < static_cast<uint64_t>(n)) {
         keep_largest(n);
         return true;
@@ -160,7 +160,7 @@ class RowView {
   }
 
   // Sends the survivors, at most kListCapacity, to the leader's list, and returns how many.
-  PYGEN_DEVICE int list_survivors() const {
+  PYGEN_COLD int list_survivors() const {
     const RowRooms& rooms = team_.rooms();
     if (thread_index() < 2) rooms.counters.set(thread_index(), 0);
     team_.sync();
@@ -189,6 +189,7 @@ class RowView {
  private:
   enum class Key { kScore, kNearness, kLowId };
   enum class Weight { kCount, kMass };
+  enum class Total { kMass, kEnergy, kCount };
 
   // The largest key at which the weight of all keys >= it reaches the target.
   struct Cut {
@@ -201,10 +202,14 @@ class RowView {
 
   PYGEN_DEVICE static uint32_t nearness(float score, float center) { return ~bits_of(fabsf(score - center)); }
 
-  template <typename WeightOf>
-  PYGEN_DEVICE uint64_t total(const WeightOf& weight_of) const {
+  // Over the survivors; kCount: over those that reach `low`.
+  PYGEN_COLD uint64_t total(Total of, float low) const {
     uint64_t sum = 0;
-    for_each([&](float score, int) { sum += weight_of(score); });
+    for_each([&](float score, int) {
+      sum += of == Total::kMass     ? mass_of(score, largest_)
+             : of == Total::kEnergy ? energy_of(score, largest_)
+                                    : static_cast<uint64_t>(score >= low);
+    });
     return team_.reduce(sum, Add{});
   }
 
@@ -218,7 +223,7 @@ class RowView {
 
   // `share`: of the weight of all survivors; 0: `target` says it. `about`: the center of kNearness; the only score that
   // counts for kLowId.
-  PYGEN_DEVICE Cut select(Key kind, Weight weight, uint64_t target, double share, float about) const {
+  PYGEN_COLD Cut select(Key kind, Weight weight, uint64_t target, double share, float about) const {
     constexpr int kDigits = kListCapacity;
     const WideSums& sums = team_.rooms().sums;
     Cut cut{true, 0, 0, 0, target};

@@ -90,73 +90,93 @@ PYGEN_DEVICE void write_logprobs_of_row(const Results& results, RowView<kDType>&
   view.restrict_to(all);
 }
 
+// What the last steps of a row need, by value: the functions that seldom run take a copy, so that in the others it stays
+// in registers.
+template <DType kDType>
+struct Drawing {
+  const SampleParams& params;
+  int64_t row;
+  RowScores<kDType> scores;
+  RowTeam team;
+  RaceRooms rooms;
+  Filters filters;
+  RowNoise noise;
+  float largest;  // score over the temperature
+};
+
+enum class Draw { kFilter, kFinishRace, kKnown };
+
+// Where no list does: filters, race and log-probabilities of the whole row. `racer`: what is known of the winner.
+template <DType kDType>
+PYGEN_COLD Racer draw_from_row(Drawing<kDType> d, Draw draw, Racer racer, bool logprobs) {
+  RowView<kDType> view(d.scores, d.team, d.filters.temperature, d.largest);
+  if (draw == Draw::kFilter) {
+    apply_filters(view, d.filters, d.largest);
+    racer = race_row(d.scores, view, d.filters.temperature, d.noise, d.team, d.rooms);
+  } else if (draw == Draw::kFinishRace) {
+    racer = race_exactly(view, d.noise, racer, d.team, d.rooms);
+  }
+  if (logprobs) write_logprobs_of_row(Results(d.params, d.row), view, d.team, racer.score, d.largest);
+  return racer;
+}
+
 // The row's token, and its log-probabilities written. All threads of the row; the leader's get the token.
 template <DType kDType>
 PYGEN_DEVICE int draw_row(const SampleParams& params, int64_t row, const RowScores<kDType>& scores, RowTeam& team,
                           const RaceRooms& race_rooms) {
-  const RowRooms& rooms = team.rooms();
   const Results results(params, row);
-  Filters filters(params.shaping, row);
-  const bool greedy = filters.greedy();
-  const bool unfiltered = !greedy && !filters.any();
-  const RowNoise noise(params, row, knob_at(params.step, row));
-  const float temperature = greedy ? 1.0f : filters.temperature;
-
+  bool greedy, unfiltered;
+  float temperature;
   Racer racer;
-  float bar = -kInfinity;
-  const bool nan = scores.scan(temperature, [&](const float (&x)[RowScores<kDType>::kCount], int token, float most) {
-    if (unfiltered) race_vector(x, token, most, temperature, noise, racer, bar);
-  });
-  if (unfiltered) send_best(racer, FasterRacer{}, team, race_rooms.racers);
-  const RowFacts facts = facts_of_scan(scores, team, nan, filters);
+  RowFacts facts;
+  {
+    // What follows the scan is read again behind it: the scan needs the registers.
+    const Filters filters(params.shaping, row);
+    const RowNoise noise(params, row, knob_at(params.step, row));
+    greedy = filters.greedy();
+    unfiltered = !greedy && !filters.any();
+    temperature = greedy ? 1.0f : filters.temperature;
+    float bar = -kInfinity;
+    const bool nan = scores.scan(temperature, [&](const float (&x)[RowScores<kDType>::kCount], int token, float most) {
+      if (unfiltered) race_vector(x, token, most, temperature, noise, racer, bar);
+    });
+    if (unfiltered) send_best(racer, FasterRacer{}, team, race_rooms.racers);
+    facts = facts_of_scan(scores, team, nan, temperature);
+  }
   if (team.leads() && thread_index() == 0) params.status[row] = facts.status;
-
-  if (facts.status != kOk || (greedy && !results.wants_logprobs())) {
-    const int token = static_cast<int>(
-        team.reduce(static_cast<uint64_t>(scores.lowest_token_of(facts.most, rooms.reduce)), Smaller{}));
-    if (team.leads() && results.wants_logprobs()) results.write_no_logprobs();
-    return token != INT_MAX ? token : 0;
-  }
-
   const float largest = facts.most / temperature;
-  if (unfiltered) {
-    racer = best_of_blocks(FasterRacer{}, team, race_rooms.racers);
-    if (!racer.clear())
-      racer = race_exactly(RowView<kDType>(scores, team, temperature, largest), noise, racer, team, race_rooms);
-    if (!results.wants_logprobs()) return racer.token;
-  }
-  if (greedy) filters = Filters();
 
-  filter_row(
-      scores, team, filters, largest, results.wanted_tops(),
-      [&](const SortedList& list, double mass) {
-        if (greedy) {
-          racer.token = list.token(0);
-          racer.score = list.score(0);
-        } else if (!unfiltered) {
-          racer = race_list(list, noise, race_rooms);
-        }
+  if (facts.status != kOk || greedy) {
+    racer.token = lowest_token_of(scores, team, facts.most);
+    racer.score = largest;
+    if (facts.status != kOk && results.wants_logprobs() && team.leads()) results.write_no_logprobs();
+    if (facts.status != kOk || !results.wants_logprobs()) return racer.token;
+  } else if (unfiltered) {
+    racer = best_of_blocks(FasterRacer{}, team, race_rooms.racers);
+  }
+  const Filters filters = greedy ? Filters() : Filters(params.shaping, row);
+  const RowNoise noise(params, row, knob_at(params.step, row));
+  const Drawing<kDType> drawing{params, row, scores, team, race_rooms, filters, noise, largest};
+  if (unfiltered && !racer.clear())
+    return draw_from_row(drawing, Draw::kFinishRace, racer, results.wants_logprobs()).token;
+  const bool known = greedy || unfiltered;
+  if (known && !results.wants_logprobs()) return racer.token;
+
+  const bool listed =
+      filter_list(scores, team, filters, largest, results.wanted_tops(), [&](const SortedList& list, double mass) {
+        if (!known) racer = race_list(list, noise, race_rooms);
         if (!results.wants_logprobs()) return;
         const double log_sum = log_sum_exp(largest, mass);
         results.write_logprob(racer.score, log_sum);
         results.write_tops(list, 0, true, log_sum);
-      },
-      [&](RowView<kDType>& view) {
-        if (greedy) {
-          racer.token = static_cast<int>(
-              team.reduce(static_cast<uint64_t>(scores.lowest_token_of(facts.most, rooms.reduce)), Smaller{}));
-          racer.score = largest;
-        } else if (!unfiltered) {
-          racer = race_row(scores, view, temperature, noise, team, race_rooms);
-        }
-        if (results.wants_logprobs()) write_logprobs_of_row(results, view, team, racer.score, largest);
       });
-  return racer.token;
+  if (listed) return racer.token;
+  return draw_from_row(drawing, known ? Draw::kKnown : Draw::kFilter, racer, results.wants_logprobs()).token;
 }
 
 template <DType kDType>
-__global__ void __launch_bounds__(kThreads)
-    sample_rows(const SampleParams params, const RowLaunch launch, void* workspace) {
+__global__ void __launch_bounds__(kThreads, 1) sample_rows(const __grid_constant__ SampleParams params,
+                                                           const __grid_constant__ RowLaunch launch, void* workspace) {
   const int cluster = launch.geometry.cluster;
   const int64_t row = blockIdx.x / cluster;
   auto* counters = static_cast<LaunchCounters*>(workspace);
@@ -172,6 +192,7 @@ __global__ void __launch_bounds__(kThreads)
   const int token = draw_row(params, row, scores, team, race_rooms);
   __syncthreads();
   scores.exceptions().release(params.shaping, row, scores.layout());
+  if (launch.dense) team.sync();
   if (!team.leads() || thread_index() >= kWarp) return;
 
   int64_t taken = token;

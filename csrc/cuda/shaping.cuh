@@ -16,9 +16,9 @@ struct RowFacts {
   RowStatus status;  // over the temperature, unless the row is greedy
 };
 
-// After the scan; orders shared memory of the row. `nan`: whether the thread saw one.
+// After the scan; orders shared memory of the row. `nan`: whether the thread saw one. `temperature`: 1 for a greedy row.
 template <DType kDType>
-PYGEN_DEVICE RowFacts facts_of_scan(const RowScores<kDType>& row, RowTeam& team, bool nan, const Filters& filters) {
+PYGEN_DEVICE RowFacts facts_of_scan(const RowScores<kDType>& row, RowTeam& team, bool nan, float temperature) {
   __syncthreads();
   uint32_t most = ordered_key(-kInfinity);
   for (int i = row.layout().first_tile() + thread_index(); i < row.layout().last_tile(); i += kThreads) {
@@ -29,7 +29,7 @@ PYGEN_DEVICE RowFacts facts_of_scan(const RowScores<kDType>& row, RowTeam& team,
       team.reduce(static_cast<uint64_t>(most) << 1 | static_cast<uint64_t>(nan),
                   [](uint64_t a, uint64_t b) { return ((a > b ? a : b) & ~uint64_t{1}) | ((a | b) & 1); });
   RowFacts facts{value_of_key(static_cast<uint32_t>(both >> 1)), kOk};
-  const float largest = filters.greedy() ? facts.most : facts.most / filters.temperature;
+  const float largest = facts.most / temperature;
   if ((both & 1) != 0) {
     facts.status = kNan;
   } else if (facts.most == kInfinity || largest == kInfinity) {
@@ -38,6 +38,14 @@ PYGEN_DEVICE RowFacts facts_of_scan(const RowScores<kDType>& row, RowTeam& team,
     facts.status = kAllMasked;
   }
   return facts;
+}
+
+// The lowest token whose score is `most`, the row's largest; 0 where all are NaN. All threads of the row.
+template <DType kDType>
+PYGEN_DEVICE int lowest_token_of(const RowScores<kDType>& row, RowTeam& team, float most) {
+  const auto of_slice = static_cast<uint64_t>(row.lowest_token_of(most, team.rooms().reduce));
+  const uint64_t token = team.reduce(of_slice, Smaller{});
+  return token < static_cast<uint64_t>(row.layout().vocab_size()) ? static_cast<int>(token) : 0;
 }
 
 // About the mass of the row, in units; the block needs all tiles' maxima and sums: the leader.
@@ -55,61 +63,50 @@ PYGEN_DEVICE double mass_of_tiles(const RowScores<kDType>& row, float temperatur
   return static_cast<double>(block_reduce(sum, Add{}, room)) * kFiner;
 }
 
-// How many of the largest scores the list of a row has to hold; 0: no list will do. `also`: needed whatever the filters.
-PYGEN_DEVICE int wanted_of_list(const Filters& filters, int also, int vocab_size, int tiles) {
-  if (vocab_size <= kListCapacity) return vocab_size;
+// How many of the largest scores the list of a long row has to hold; 0: no list will do.
+PYGEN_DEVICE int wanted_of_list(const Filters& filters, int also, int tiles) {
   int wanted = also;
   if (filters.any()) {
     wanted = filters.bound();
-    if (wanted == 0 && filters.top_p < 1) wanted = kNucleus < tiles / 8 ? kNucleus : tiles / 8 > 0 ? tiles / 8 : 1;
-    if (wanted == 0 && !(filters.min_p > 0)) return 0;
-    if (filters.bound() == 0 && wanted < filters.min_tokens_to_keep) wanted = filters.min_tokens_to_keep;
+    if (filters.first_is_top_p()) wanted = min(kNucleus, max(tiles / 8, 1));
+    if (filters.bound() == 0) wanted = max(wanted, filters.min_tokens_to_keep);
+    if (filters.bound() == 0 && !filters.first_is_top_p() && !filters.first_is_min_p()) return 0;
   }
   return wanted <= tiles / 2 && wanted <= kMostWanted ? wanted : 0;
 }
 
-// Applies the filters to a list of the largest scores if that does, and calls on_list(SortedList&, mass of the survivors
-// in units) with the threads of the leader; else to the whole row, and calls on_row(RowView&) with all threads of the
-// row. Which of them is returned. `largest`: the largest score over the temperature; `also`: so many of the largest are
-// of interest beside what the filters need.
-template <DType kDType, typename OnList, typename OnRow>
-PYGEN_DEVICE bool filter_row(const RowScores<kDType>& row, RowTeam& team, const Filters& filters, float largest,
-                             int also, const OnList& on_list, const OnRow& on_row) {
+// Applies the filters to a list of the largest scores if that does, calls on_list(SortedList&, mass of the survivors in
+// units) with the threads of the leader, and returns true with all threads of the row. Else the filters have to look at
+// the whole row. `largest`: the largest score over the temperature; `also`: so many of the largest are of interest
+// where there are no filters.
+template <DType kDType, typename OnList>
+PYGEN_DEVICE bool filter_list(const RowScores<kDType>& row, RowTeam& team, const Filters& filters, float largest,
+                              int also, const OnList& on_list) {
   const RowRooms& rooms = team.rooms();
   const float temperature = filters.temperature;
-  const int vocab_size = row.layout().vocab_size();
-  const int wanted = wanted_of_list(filters, also, vocab_size, row.layout().tiles());
-  bool listed = false;
-  if (wanted > 0) {
-    float low = -kInfinity;
-    if (vocab_size > kListCapacity) {
-      if (team.leads()) {
-        low = bound_of_largest(row.maxima(), row.layout().tiles(), wanted, rooms.reduce) / temperature;
-        if (filters.bound() == 0 && !(filters.top_p < 1) && filters.min_p > 0)
-          low = fminf(low, rounded_up(largest + log(static_cast<double>(filters.min_p))));
-      }
-      low = float_of(static_cast<uint32_t>(team.from_leader(bits_of(low))));
-    }
-    row.gather(low, temperature, rooms.sums.low, rooms.counters, rooms.list);
-    team.sync();
+  const int tiles = row.layout().tiles();
+  const bool whole = row.layout().vocab_size() <= kListCapacity;
+  const int wanted = whole ? 1 : wanted_of_list(filters, also, tiles);
+  if (wanted == 0) return false;
+  float low = -kInfinity;
+  if (!whole) {
     if (team.leads()) {
-      const int count = static_cast<int>(rooms.counters.get(0));
-      if (count <= kListCapacity) {
-        const bool partial =
-            vocab_size > kListCapacity && filters.bound() == 0 && (filters.top_p < 1 || !filters.any());
-        const double total = partial && row.has_sums() ? mass_of_tiles(row, temperature, largest, rooms.reduce) : -1.0;
-        SortedList list(rooms.list, count, rooms.sums, rooms.reduce, largest, total);
-        listed = apply_filters(list, filters, largest);
-        if (listed) on_list(list, partial && !filters.any() ? total : static_cast<double>(list.mass()));
-      }
+      low = bound_of_largest(row.maxima(), tiles, wanted, rooms.reduce) / temperature;
+      if (filters.first_is_min_p()) low = fminf(low, rounded_up(largest + log(static_cast<double>(filters.min_p))));
     }
-    listed = team.from_leader(static_cast<uint64_t>(listed)) != 0;
+    low = float_of(static_cast<uint32_t>(team.from_leader(bits_of(low))));
   }
-  if (listed) return true;
-  RowView<kDType> view(row, team, temperature, largest);
-  apply_filters(view, filters, largest);
-  on_row(view);
-  return false;
+  row.gather(low, temperature, rooms.sums.low, rooms.counters, rooms.list);
+  team.sync();
+  bool listed = false;
+  if (const int count = static_cast<int>(rooms.counters.get(0)); team.leads() && count <= kListCapacity) {
+    const bool partial = !whole && (filters.first_is_top_p() || !filters.any());
+    const double total = partial && row.has_sums() ? mass_of_tiles(row, temperature, largest, rooms.reduce) : -1.0;
+    SortedList list(rooms.list, count, rooms.sums, rooms.reduce, largest, total);
+    listed = apply_filters(list, filters, largest);
+    if (listed) on_list(list, partial && !filters.any() ? total : static_cast<double>(list.mass()));
+  }
+  return team.from_leader(static_cast<uint64_t>(listed)) != 0;
 }
 
 }  // namespace pygen::cuda

@@ -1,0 +1,136 @@
+// process_logits: the scores that `sample` draws from, written out: -inf where a filter or a ban removed the token. The
+// steps of sample up to the filters, and one more look at the row. Bytes per row: one read of the logits and one write
+// of the scores where a cluster holds the row; elsewhere the second look goes through the cache.
+#include "cuda/bookkeeping.cuh"
+#include "cuda/geometry.h"
+
+namespace pygen::cuda {
+namespace {
+
+// What is written of a row.
+struct Kept {
+  Interval interval;
+  bool all;           // whatever it is, NaN too
+  float temperature;  // that scores are divided by
+};
+
+// Where no list does.
+template <DType kDType>
+PYGEN_COLD Interval filter_whole_row(RowScores<kDType> row, RowTeam team, Filters filters, float largest) {
+  RowView<kDType> view(row, team, filters.temperature, largest);
+  apply_filters(view, filters, largest);
+  return view.interval();
+}
+
+// All threads of the row.
+template <DType kDType>
+PYGEN_DEVICE Kept shape_row(const ShapingParams& params, int64_t row, const RowScores<kDType>& scores, RowTeam& team) {
+  const Filters filters(params, row);
+  const bool nan = scores.scan(filters.temperature, [](const auto&, int, float) {});
+  const RowFacts facts = facts_of_scan(scores, team, nan, filters.temperature);
+  if (facts.status != kOk) return {Interval{}, true, 1.0f};
+  if (!filters.any()) return {Interval{}, true, filters.temperature};
+  const float largest = facts.most / filters.temperature;
+  uint64_t low = 0, high = 0;
+  const bool listed = filter_list(scores, team, filters, largest, 0, [&](const SortedList& list, double) {
+    const Interval interval = list.interval();
+    low = list_entry(interval.low, interval.last_id);
+    high = list_entry(interval.high, interval.after_id);
+  });
+  if (!listed) return {filter_whole_row(scores, team, filters, largest), false, filters.temperature};
+  low = team.from_leader(low);
+  high = team.from_leader(high);
+  const Interval interval{score_of_entry(low), score_of_entry(high), token_of_entry(low), token_of_entry(high)};
+  return {interval, false, filters.temperature};
+}
+
+template <int kCount>
+PYGEN_DEVICE void write_scores(float* out, int token, int vocab_size, const float (&x)[kCount]) {
+  float* const to = out + token;
+  if (token >= 0 && token + kCount <= vocab_size && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
+#pragma unroll
+    for (int i = 0; i < kCount; i += 4) *reinterpret_cast<float4*>(to + i) = float4{x[i], x[i + 1], x[i + 2], x[i + 3]};
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kCount; ++i)
+    if (token + i >= 0 && token + i < vocab_size) to[i] = x[i];
+}
+
+template <DType kDType>
+__global__ void __launch_bounds__(kThreads, 1) process_rows(const __grid_constant__ ProcessParams params,
+                                                            const __grid_constant__ RowLaunch launch, void* workspace) {
+  constexpr int kCount = RowScores<kDType>::kCount;
+  const int cluster = launch.geometry.cluster;
+  const int64_t row = blockIdx.x / cluster;
+  auto* words = reinterpret_cast<uint32_t*>(static_cast<char*>(workspace) + kCounterBytes);
+  uint32_t* dense = launch.dense ? words + row * params.shaping.vocab_size : nullptr;
+
+  SharedMemory shared;
+  const RowRooms rooms(shared);
+  RowTeam team(cluster, rooms);
+  const RowScores<kDType> scores(params.shaping, launch.geometry, row, launch.table_slots, dense, launch.sums, shared);
+  team.sync();
+  const Filters filters(params.shaping, row);
+  // Nothing is removed and nothing divided: no need to know the row first.
+  const bool as_it_is = filters.greedy() || (filters.temperature == 1.0f && !filters.any());
+  const Kept kept = as_it_is ? Kept{Interval{}, true, 1.0f} : shape_row(params.shaping, row, scores, team);
+
+  float* out = params.out + row * params.out_stride;
+  const RowLayout<kDType>& layout = scores.layout();
+  for (int vector = layout.first_vector() + thread_index(); vector < layout.last_vector(); vector += kThreads) {
+    float x[kCount];
+    const int token = layout.token_of(vector);
+    const bool none =
+        !kept.all && !(scores.maxima().get(layout.tile_of(vector)) / kept.temperature >= kept.interval.low);
+    if (none) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) x[i] = -kInfinity;
+    } else if (as_it_is) {
+      scores.look(vector, x);
+    } else {
+      scores.look_again(vector, x);
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      x[i] = x[i] / kept.temperature;
+      if (!kept.all && !kept.interval.keeps(x[i], token + i)) x[i] = -kInfinity;
+    }
+    write_scores(out, token, layout.vocab_size(), x);
+  }
+  __syncthreads();
+  scores.exceptions().release(params.shaping, row, layout);
+}
+
+template <DType kDType>
+Error launch_process(const ProcessParams& params, const Context& context) {
+  const ShapingParams& shaping = params.shaping;
+  const bool small = first_filter_is_small(shaping);
+  const bool sums = may_differ(shaping.top_p, 1.0f) && !small;
+  const bool rereads = !small && (may_have_filters(shaping) || may_differ(shaping.temperature, 1.0f));
+  const RowLaunch rows = plan_rows<kDType>(shaping, context.device, sums, rereads);
+  Launch launch;
+  launch.blocks = static_cast<unsigned>(shaping.rows * rows.geometry.cluster);
+  launch.threads = kThreads;
+  launch.cluster = static_cast<unsigned>(rows.geometry.cluster);
+  launch.shared = static_cast<unsigned>(shared_of<kDType>(rows));
+  launch.stream = context.stream;
+  return launch_kernel(process_rows<kDType>, launch, params, rows, context.workspace);
+}
+
+}  // namespace
+
+size_t process_logits_workspace(const ProcessParams& params, const Device&) {
+  return kCounterBytes + exceptions_workspace(params.shaping);
+}
+
+Error process_logits(const ProcessParams& params, const Context& context) {
+  if (params.shaping.rows == 0) return 0;
+  switch (params.shaping.dtype) {
+    case DType::kFloat16: return launch_process<DType::kFloat16>(params, context);
+    case DType::kBFloat16: return launch_process<DType::kBFloat16>(params, context);
+    default: return launch_process<DType::kFloat32>(params, context);
+  }
+}
+
+}  // namespace pygen::cuda
