@@ -153,12 +153,13 @@ class StaticCache(_Cache):
         if layer_idx == 0:
             self._begin(key_states.shape[0], key_states.shape[2])
         elif layer_idx != self._next_layer:
-            raise ValueError(f"`layer_idx` must be {self._next_layer}, the layer after the last, got {layer_idx}")
+            raise ValueError(f"`layer_idx` must be 0 or one more than before, got {layer_idx}")
         states: tuple[Tensor, Tensor] = self.layers[layer_idx].update(key_states, value_states)
         self._next_layer = layer_idx + 1
         if self._next_layer == len(self.layers):
             self.device_length.add_(key_states.shape[2])
             self.length += key_states.shape[2]
+            self._next_layer = 0
         return states
 
     def _begin(self, rows: int, count: int) -> None:

@@ -21,6 +21,8 @@ from transformers import (
 
 from pygen import cache as verbs
 from pygen.generate import generate
+from pygen.runtime import static_cache
+from pygen.runtime.cache_refusals import layer_kinds
 
 
 def filled(config: Any, length: int = 3) -> DynamicCache:
@@ -120,6 +122,8 @@ CACHES: dict[str, Callable[[], Any]] = {
         ]
     ),
     "encoder-decoder": lambda: EncoderDecoderCache(DynamicCache(config=MISTRAL), cross_attention()),
+    "ours": lambda: static_cache.StaticCache(layer_kinds(MISTRAL), rows=PROMPTS * BEAMS, capacity=32),
+    "ours, encoder-decoder": lambda: EncoderDecoderCache(CACHES["ours"](), cross_attention()),
 }
 
 
