@@ -522,6 +522,16 @@ void launch_beam_finalize(int ordinal, uintptr_t stream, const py::kwargs& kwarg
   check_launch(pygen::cuda::beam_finalize(finalize_params(Arguments(kwargs)),
                                           {device_of(ordinal), pointer<CUstream_st>(stream), nullptr}));
 }
+
+void launch_token_logprobs(int ordinal, uintptr_t stream, const py::kwargs& kwargs) {
+  check_launch(pygen::cuda::token_logprobs(logprob_params(Arguments(kwargs)),
+                                           {device_of(ordinal), pointer<CUstream_st>(stream), nullptr}));
+}
+
+void launch_verify_draft(int ordinal, uintptr_t stream, const py::kwargs& kwargs) {
+  check_launch(pygen::cuda::verify_draft(draft_params(Arguments(kwargs)),
+                                         {device_of(ordinal), pointer<CUstream_st>(stream), nullptr}));
+}
 #endif
 
 py::dict build_info() {
@@ -572,6 +582,8 @@ PYBIND11_MODULE(_C, m) {
   def_launches(beam_plan).def_property_readonly("generator_increment", &BeamPlan::generator_increment);
   m.def("launch_reorder_cache", &launch_reorder_cache);
   m.def("launch_beam_finalize", &launch_beam_finalize);
+  m.def("launch_token_logprobs", &launch_token_logprobs);
+  m.def("launch_verify_draft", &launch_verify_draft);
 #endif
   m.def("reorder_cache", &reorder_cache);
   m.def("beam_finalize", &beam_finalize);

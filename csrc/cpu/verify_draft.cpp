@@ -5,7 +5,7 @@
 #include <cmath>
 #include <limits>
 
-#include "common/draft_params.h"
+#include "common/speculative.h"
 #include "cpu/filters.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
@@ -14,8 +14,6 @@
 
 namespace pygen::cpu::PYGEN_ISA {
 namespace {
-
-constexpr double kNoWeight = -std::numeric_limits<double>::infinity();
 
 ShapingParams one_row(const void* logits, int64_t offset, DType dtype, int64_t vocab_size) {
   ShapingParams params;
@@ -54,7 +52,7 @@ class LogSoftmax {
   double log_sum_ = 0;
 };
 
-// Hands a race among p on as one among max(p - q, 0): ln(p - q) = ln p + ln(1 - q / p).
+// Hands a race among p on as one among max(p - q, 0).
 struct Residual {
   Winner& winner;
   const LogSoftmax& target;
@@ -63,8 +61,7 @@ struct Residual {
 
   double log_share(int64_t token_id, float score) const {
     if (draft == nullptr) return token_id == draft_id ? kNoWeight : 0.0;
-    const double ratio = draft->of_token(token_id) - target.of_score(score);
-    return ratio < 0 ? std::log1p(-std::exp(ratio)) : kNoWeight;
+    return log_residual_share(target.of_score(score), draft->of_token(token_id));
   }
   void offer(double value, int64_t token_id, float score) {
     const double share = log_share(token_id, score);
@@ -110,13 +107,6 @@ class Row {
     const int64_t offset = row_ * params_.draft_row_stride + i * params_.draft_position_stride;
     return one_row(params_.draft, offset, params_.draft_dtype, params_.vocab_size);
   }
-  uint32_t step_at(int64_t i) const { return static_cast<uint32_t>(knob_at(params_.step, row_) + i); }
-
-  float uniform(int64_t i, int64_t draft) const {
-    if (params_.rng == Rng::kGiven) return params_.uniforms[row_ * params_.num_drafts + i];
-    const uint64_t seed = static_cast<uint64_t>(params_.seeds[row_]);
-    return uniform_from_word(noise_word(seed, step_at(i), kAcceptance, static_cast<uint32_t>(draft)));
-  }
 
   Verdict judge_greedy(int64_t i, int64_t draft) const {
     const ShapingParams logits = target_at(i);
@@ -140,7 +130,8 @@ class Row {
 
     const double p = target.of_token(draft_id);
     const double q = certain ? 0.0 : draft.of_token(draft_id);
-    if (p != kNoWeight && uniform(i, draft_id) < std::exp(p - q)) return {true, draft_id, kOk};
+    const float uniform = acceptance_uniform(params_, row_, i, static_cast<uint32_t>(draft_id));
+    if (draft_stays(p, q, uniform)) return {true, draft_id, kOk};
     const int64_t recovered =
         race(target, i, [&](Winner& winner) { return Residual{winner, target, certain ? nullptr : &draft, draft_id}; });
     return {false, recovered >= 0 ? recovered : draw(target, i), kOk};
@@ -165,7 +156,8 @@ class Row {
   int64_t race(const LogSoftmax& target, int64_t i, const Entry& entry) const {
     if (params_.rng == Rng::kGiven)
       return race_with(target, GivenNoise{params_.noise + row_ * params_.noise_stride, params_.vocab_size}, entry);
-    return race_with(target, PhiloxNoise(static_cast<uint64_t>(params_.seeds[row_]), step_at(i)), entry);
+    const uint64_t seed = static_cast<uint64_t>(params_.seeds[row_]);
+    return race_with(target, PhiloxNoise(seed, draft_step(params_, row_, i)), entry);
   }
 
   template <typename Noise, typename Entry>

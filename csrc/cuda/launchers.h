@@ -39,8 +39,6 @@ Error device_of(int ordinal, Device& device);
 size_t sample_workspace(const SampleParams& params, const Device& device);
 size_t process_logits_workspace(const ProcessParams& params, const Device& device);
 size_t beam_step_workspace(const BeamParams& params, const Device& device);
-size_t token_logprobs_workspace(const LogprobParams& params, const Device& device);
-size_t verify_draft_workspace(const DraftParams& params, const Device& device);
 
 Error sample(const SampleParams& params, const Context& context);
 Error process_logits(const ProcessParams& params, const Context& context);

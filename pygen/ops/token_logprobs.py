@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pygen.backends import Dispatcher
 from pygen.ops import _checks as checks
+from pygen.ops import _cuda as cuda
 from pygen.ops._outputs import TopLogprobs
 from pygen.ops._shaping import DTYPE_CODES
 
@@ -106,6 +107,11 @@ def _cpu(logits: Tensor, token_ids: Tensor, out: TokenLogprobs) -> None:
     _C.token_logprobs(torch.get_num_threads(), **_arguments(logits, token_ids, out))
 
 
+def _cuda(logits: Tensor, token_ids: Tensor, out: TokenLogprobs) -> None:
+    with cuda.on(logits.device) as (ordinal, stream):
+        cuda.kernels().launch_token_logprobs(ordinal, stream, **_arguments(logits, token_ids, out))
+
+
 def _arguments(logits: Tensor, token_ids: Tensor, out: TokenLogprobs) -> dict[str, Any]:
     top = out.top_logprobs
     return {
@@ -139,5 +145,5 @@ def _torch(logits: Tensor, token_ids: Tensor, out: TokenLogprobs) -> None:
 
 
 _dispatch: Dispatcher[Callable[[Tensor, Tensor, TokenLogprobs], None]] = Dispatcher(
-    "token_logprobs", cpu=_cpu, torch=_torch
+    "token_logprobs", cpu=_cpu, cuda=_cuda, torch=_torch
 )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pygen.backends import Dispatcher
 from pygen.ops import _checks as checks
+from pygen.ops import _cuda as cuda
 from pygen.ops._checks import Like
 from pygen.ops._noise import Noise, check_noise
 from pygen.ops._shaping import DTYPE_CODES, BoolKnob, FloatKnob, IntKnob, greedy_is_zero
@@ -196,6 +197,11 @@ def _cpu(call: _Call, out: DraftOutput) -> None:
     _C.verify_draft(torch.get_num_threads(), **_arguments(call, out))
 
 
+def _cuda(call: _Call, out: DraftOutput) -> None:
+    with cuda.on(call.target.device) as (ordinal, stream):
+        cuda.kernels().launch_verify_draft(ordinal, stream, **_arguments(call, out))
+
+
 def _arguments(call: _Call, out: DraftOutput) -> dict[str, Any]:
     target, draft = call.target, call.draft
     return {
@@ -246,4 +252,6 @@ def _torch(call: _Call, out: DraftOutput) -> None:
             target.copy_(source)
 
 
-_dispatch: Dispatcher[Callable[[_Call, DraftOutput], None]] = Dispatcher("verify_draft", cpu=_cpu, torch=_torch)
+_dispatch: Dispatcher[Callable[[_Call, DraftOutput], None]] = Dispatcher(
+    "verify_draft", cpu=_cpu, cuda=_cuda, torch=_torch
+)

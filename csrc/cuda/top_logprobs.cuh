@@ -1,0 +1,63 @@
+// The best tokens of a row with their log-probabilities, as the results of ops hold them.
+#pragma once
+
+#include "cuda/row_view.cuh"
+
+namespace pygen::cuda {
+
+// ln of a sum of masses, in units, of scores of which the largest is `largest`.
+PYGEN_DEVICE double log_sum_exp(float largest, double mass) { return largest + log(mass / kMassUnits); }
+
+// Where the `count` best of a row go. Called by the threads of the leader.
+struct TopLogprobs {
+  int64_t* ids;
+  float* logprobs;
+  int64_t count;
+
+  // The survivors of a list are the next best from place `first` on; after the `last` of them there is none.
+  PYGEN_DEVICE void write(const SortedList& list, int64_t first, bool last, double log_sum) const {
+    const int64_t found = list.end() - list.begin();
+    const int64_t end = last || first + found > count ? count : first + found;
+    for (int64_t i = first + thread_index(); i < end; i += kThreads) {
+      const int from = list.begin() + static_cast<int>(i - first);
+      ids[i] = i - first < found ? list.token(from) : -1;
+      logprobs[i] = i - first < found ? static_cast<float>(list.score(from) - log_sum) : -kInfinity;
+    }
+  }
+  // Of a row that is not OK.
+  PYGEN_DEVICE void write_none() const {
+    for (int64_t i = thread_index(); i < count; i += kThreads) {
+      ids[i] = -1;
+      logprobs[i] = __builtin_nanf("");
+    }
+  }
+};
+
+// The best of a row that are too many for one list, a list at a time. All threads of the row.
+template <DType kDType>
+PYGEN_COLD void write_top_of_row(TopLogprobs top, RowScores<kDType> scores, RowTeam team, float largest,
+                                 double log_sum) {
+  RowView<kDType> view(scores, team, 1.0f, largest);
+  Interval rest;
+  for (int64_t first = 0; first < top.count;) {
+    const int64_t asked = top.count - first < kListCapacity ? top.count - first : kListCapacity;
+    view.restrict_to(rest);
+    view.keep_largest(static_cast<int>(asked));
+    const int found = view.list_survivors();
+    const bool last = found < asked;
+    uint64_t lowest = 0;
+    if (team.leads()) {
+      const RowRooms& rooms = team.rooms();
+      const SortedList list(rooms.list, found, rooms.sums, rooms.reduce, largest, -1);
+      top.write(list, first, last, log_sum);
+      if (found > 0) lowest = list_entry(list.score(found - 1), list.token(found - 1));
+    }
+    lowest = team.from_leader(lowest);
+    if (last) break;
+    rest.high = score_of_entry(lowest);
+    rest.after_id = token_of_entry(lowest);
+    first += found;
+  }
+}
+
+}  // namespace pygen::cuda

@@ -1,0 +1,268 @@
+// verify_draft: a row of blocks goes through its positions until a draft is refused. A position costs one read of the
+// target's logits, which gives log-sum-exp and the maxima of tiles, and one of the drafts'; the race for the token behind
+// the accepted drafts looks at the target's once more.
+#include "common/speculative.h"
+#include "cuda/geometry.h"
+#include "cuda/logit_at.cuh"
+
+namespace pygen::cuda {
+namespace {
+
+// ln softmax(x / temperature) of one position's logits x, the quotient in float32.
+struct LogSoftmax {
+  const void* logits;
+  DType dtype;
+  float temperature;
+  float largest;   // over the temperature
+  double log_sum;  // of e^(x / temperature - largest)
+  RowStatus status;
+
+  PYGEN_DEVICE double of_score(float score) const { return static_cast<double>(score) - largest - log_sum; }
+  PYGEN_DEVICE double of_token(int token) const { return of_score(logit_at(dtype, logits, token) / temperature); }
+};
+
+PYGEN_HOST_DEVICE ShapingParams one_row(const void* logits, int64_t vocab_size) {
+  ShapingParams params;
+  params.rows = 1;
+  params.vocab_size = vocab_size;
+  params.logits = logits;
+  return params;
+}
+
+template <DType kDType>
+PYGEN_DEVICE const void* position_at(const void* logits, int64_t offset) {
+  return static_cast<const char*>(logits) + offset * LogitVector<kDType>::kBytes;
+}
+
+// Scans a position. All threads of the row, which get the result; orders its shared memory.
+template <DType kDType>
+PYGEN_DEVICE LogSoftmax scan_position(const RowScores<kDType>& scores, const void* logits, float temperature,
+                                      RowTeam& team, RowFacts& facts) {
+  const bool nan = scores.scan(temperature, [](const float (&)[RowScores<kDType>::kCount], int, float) {});
+  facts = facts_of_scan(scores, team, nan, temperature);
+  const float largest = facts.most / temperature;
+  double log_sum = 0.0;
+  if (team.leads() && facts.status == kOk)
+    log_sum = log(mass_of_tiles(scores, temperature, largest, team.rooms().reduce) / kMassUnits);
+  log_sum = __longlong_as_double(
+      static_cast<long long>(team.from_leader(static_cast<uint64_t>(__double_as_longlong(log_sum)))));
+  return {logits, kDType, temperature, largest, log_sum, facts.status};
+}
+
+template <DType kDType>
+PYGEN_COLD LogSoftmax scan_draft(const void* logits, int64_t vocab_size, Geometry geometry, float temperature,
+                                 RowTeam team, SharedMemory shared) {
+  const RowScores<kDType> scores(one_row(logits, vocab_size), geometry, 0, 0, nullptr, true, shared);
+  RowFacts facts;
+  return scan_position(scores, logits, temperature, team, facts);
+}
+
+// What a token's probability in the race is made of.
+enum class Weights {
+  kTarget,    // p
+  kOthers,    // p, but for the draft
+  kResidual,  // max(p - q, 0)
+};
+
+// The share of p with which tokens race.
+struct Share {
+  Weights weights;
+  LogSoftmax target, draft;
+  int draft_id;
+
+  // ln of it, -inf for none.
+  PYGEN_DEVICE double operator()(float score, int token) const {
+    if (weights != Weights::kResidual) return weights == Weights::kOthers && token == draft_id ? kNoWeight : 0.0;
+    return log_residual_share(target.of_score(score), draft.of_token(token));
+  }
+  // In float32.
+  PYGEN_DEVICE float about(float score, int token) const {
+    if (weights != Weights::kResidual) return weights == Weights::kOthers && token == draft_id ? -kInfinity : 0.0f;
+    const double ratio = draft.of_token(token) - target.of_score(score);
+    return ratio < 0 ? logf(-expm1f(static_cast<float>(ratio))) : -kInfinity;
+  }
+};
+
+// A racer that runs with a share of its weight.
+class SharedRacer : private Racer {
+ public:
+  using Racer::best;
+
+  PYGEN_DEVICE explicit SharedRacer(const Share& share) : share_(share) {}
+  PYGEN_DEVICE const Racer& racer() const { return *this; }
+
+  PYGEN_DEVICE void offer(float value, int id, float of_score) {
+    // A share is at most 1: nearly all end here.
+    if (value < bar_below(best)) return;
+    const float own = share_.about(of_score, id);
+    if (own > -kInfinity) Racer::offer(fmaxf(value + own, kLowestFloat), id, of_score);
+  }
+
+ private:
+  const Share& share_;
+};
+
+// The token that wins; -1 where none has a share. All threads of the row.
+template <DType kDType>
+PYGEN_COLD int race_shares(RowScores<kDType> scores, Share share, RowNoise noise, RowTeam team, RaceRooms rooms) {
+  const float temperature = share.target.temperature;
+  SharedRacer own(share);
+  float bar = -kInfinity;
+  scores.for_each_vector([](float) { return true; },
+                         [&](const float (&x)[RowScores<kDType>::kCount], int token) {
+                           float most = -kInfinity;
+#pragma unroll
+                           for (int i = 0; i < RowScores<kDType>::kCount; ++i) most = fmaxf(most, x[i]);
+                           race_vector(x, token, most, temperature, noise, own, bar);
+                         });
+  send_best(own.racer(), FasterRacer{}, team, rooms.racers);
+  team.sync();
+  const Racer racer = best_of_blocks(FasterRacer{}, team, rooms.racers);
+  if (racer.token < 0 || racer.clear()) return racer.token;
+  const RowView<kDType> view(scores, team, temperature, share.target.largest);
+  return race_exactly(view, noise, racer, team, rooms, share).token;
+}
+
+// One row, with all its threads.
+template <DType kDType>
+class Verification {
+ public:
+  PYGEN_DEVICE Verification(const DraftParams& params, int64_t row, const RowLaunch& target, const RowLaunch& draft,
+                            RowTeam& team, const RaceRooms& race_rooms, const SharedMemory& shared)
+      : params_(params),
+        row_(row),
+        target_(target),
+        draft_(draft),
+        team_(team),
+        race_rooms_(race_rooms),
+        shared_(shared),
+        temperature_(knob_at(params.temperature, row)) {}
+
+  PYGEN_DEVICE void run() {
+    int64_t length = knob_at(params_.lengths, row_);
+    length = length < 0 ? 0 : length > params_.num_drafts ? params_.num_drafts : length;
+    int64_t position = 0;
+    while (stays(position, position < length ? draft_at(position) : -1)) ++position;
+    if (!team_.leads() || thread_index() != 0) return;
+    params_.accepted[row_] = position;
+    params_.token_ids[row_] = token_;
+    params_.status[row_] = status_;
+  }
+
+ private:
+  // -1 where there is none.
+  PYGEN_DEVICE int draft_at(int64_t position) const {
+    const int64_t id = params_.draft_ids[row_ * params_.draft_ids_stride + position];
+    return id >= 0 && id < params_.vocab_size ? static_cast<int>(id) : -1;
+  }
+
+  // Whether the draft of a position stays; if not, `token_` and `status_` are what follows.
+  PYGEN_DEVICE bool stays(int64_t position, int draft_id) {
+    const bool greedy = temperature_ == 0.0f;
+    const bool has_scores = params_.draft != nullptr && draft_id >= 0 && !greedy;
+    LogSoftmax draft{};
+    if (has_scores) draft = scan_draft_at(position);
+
+    const void* logits = position_at<kDType>(
+        params_.target, row_ * params_.target_row_stride + position * params_.target_position_stride);
+    SharedMemory shared = shared_;
+    const RowScores<kDType> scores(one_row(logits, params_.vocab_size), target_.geometry, 0, 0, nullptr, true, shared);
+    const float temperature = greedy ? 1.0f : temperature_;
+    RowFacts facts;
+    const LogSoftmax target = scan_position(scores, logits, temperature, team_, facts);
+    status_ = target.status == kOk && has_scores ? draft.status : target.status;
+    if (status_ != kOk || greedy) {
+      token_ = lowest_token_of(scores, team_, facts.most);
+      return status_ == kOk && token_ == draft_id;
+    }
+
+    Weights weights = Weights::kTarget;
+    if (draft_id >= 0) {
+      const float uniform = acceptance_uniform(params_, row_, position, static_cast<uint32_t>(draft_id));
+      if (draft_stays(target.of_token(draft_id), has_scores ? draft.of_token(draft_id) : 0.0, uniform)) return true;
+      weights = has_scores ? Weights::kResidual : Weights::kOthers;
+    }
+    const RowNoise noise(params_, row_, draft_step(params_, row_, position));
+    token_ = race_shares(scores, Share{weights, target, draft, draft_id}, noise, team_, race_rooms_);
+    // Through rounding there may be no residual; and given noise may be NaN everywhere.
+    if (token_ < 0 && draft_id >= 0)
+      token_ = race_shares(scores, Share{Weights::kTarget, target, draft, draft_id}, noise, team_, race_rooms_);
+    if (token_ < 0) token_ = 0;
+    return false;
+  }
+
+  PYGEN_DEVICE LogSoftmax scan_draft_at(int64_t position) const {
+    switch (params_.draft_dtype) {
+      case DType::kFloat16: return scan_draft_of<DType::kFloat16>(position);
+      case DType::kBFloat16: return scan_draft_of<DType::kBFloat16>(position);
+      default: return scan_draft_of<DType::kFloat32>(position);
+    }
+  }
+  template <DType kDraft>
+  PYGEN_DEVICE LogSoftmax scan_draft_of(int64_t position) const {
+    const void* logits =
+        position_at<kDraft>(params_.draft, row_ * params_.draft_row_stride + position * params_.draft_position_stride);
+    return scan_draft<kDraft>(logits, params_.vocab_size, draft_.geometry, temperature_, team_, shared_);
+  }
+
+  const DraftParams& params_;
+  const int64_t row_;
+  const RowLaunch& target_;
+  const RowLaunch& draft_;
+  RowTeam& team_;
+  const RaceRooms& race_rooms_;
+  const SharedMemory& shared_;  // free for the scores of one position after the other
+  const float temperature_;
+  int token_ = 0;
+  RowStatus status_ = kOk;
+};
+
+template <DType kDType>
+__global__ void __launch_bounds__(kThreads)
+    verify_rows(const DraftParams params, const RowLaunch target, const RowLaunch draft) {
+  SharedMemory shared;
+  const RowRooms rooms(shared);
+  const RaceRooms race_rooms(shared);
+  RowTeam team(target.geometry.cluster, rooms);
+  team.sync();
+  const int64_t row = blockIdx.x / target.geometry.cluster;
+  Verification<kDType>(params, row, target, draft, team, race_rooms, shared).run();
+}
+
+template <DType kDType>
+RowLaunch plan(const DraftParams& params, const Device& device) {
+  ShapingParams logits = one_row(nullptr, params.vocab_size);
+  logits.rows = params.rows;
+  return plan_rows<kDType>(logits, device, true, false);
+}
+
+template <DType kDType>
+Error launch_rows(const DraftParams& params, const Context& context) {
+  const RowLaunch target = plan<kDType>(params, context.device);
+  // Both half types are cut alike.
+  const bool half = params.draft_dtype != DType::kFloat32;
+  const RowLaunch draft =
+      half ? plan<DType::kFloat16>(params, context.device) : plan<DType::kFloat32>(params, context.device);
+  const size_t of_target = shared_of<kDType>(target);
+  const size_t of_draft = half ? shared_of<DType::kFloat16>(draft) : shared_of<DType::kFloat32>(draft);
+  Launch launch;
+  launch.blocks = static_cast<unsigned>(params.rows * target.geometry.cluster);
+  launch.threads = kThreads;
+  launch.cluster = static_cast<unsigned>(target.geometry.cluster);
+  launch.shared = static_cast<unsigned>(of_target > of_draft ? of_target : of_draft);
+  launch.stream = context.stream;
+  return launch_kernel(verify_rows<kDType>, launch, params, target, draft);
+}
+
+}  // namespace
+
+Error verify_draft(const DraftParams& params, const Context& context) {
+  if (params.rows == 0) return 0;
+  switch (params.target_dtype) {
+    case DType::kFloat16: return launch_rows<DType::kFloat16>(params, context);
+    case DType::kBFloat16: return launch_rows<DType::kBFloat16>(params, context);
+    default: return launch_rows<DType::kFloat32>(params, context);
+  }
+}
+
+}  // namespace pygen::cuda
