@@ -2,6 +2,7 @@
 // out of either.
 #include "self_test.h"
 
+#include <cstring>
 #include <map>
 
 #include "cuda/device.cuh"
@@ -192,6 +193,11 @@ __global__ void dependent(long long* out, unsigned* in) {
   wait_for_previous_kernel();
   trigger_next_kernel();
   if (index() < 2) out[index()] = load_scalar(in + index());
+}
+
+__global__ void many_barriers(long long* out, unsigned*) {
+  for (int i = 0; i < 100; ++i) __syncthreads();
+  if (index() == 0) out[0] = 100;
 }
 
 // Any order is a right one.
@@ -433,10 +439,10 @@ __global__ void store_to_input(long long*, unsigned* in) { in[3] = 0; }
 
 __global__ void global_bounds(long long* out, unsigned*) { out[1000] = 1; }
 __global__ void stack_bounds(long long* out, unsigned* in) {
-  int local[4] = {};
+  unsigned char local[16] = {};
   __syncthreads();
-  for (int i = 0; i < 5; ++i) local[i] += static_cast<int>(in[i]);
-  out[0] = local[in[0]];
+  std::memset(local, 1, in[6]);
+  out[0] = local[in[1]];
 }
 __global__ void shift_too_far(long long* out, unsigned* in) { out[0] = 1 << (in[33] + 7); }
 
@@ -464,6 +470,7 @@ const std::map<std::string, Case>& cases() {
       {"memory_twice", {one_block(32, 128), memory_twice}},
       {"warp_order", {one_block(32, 128), warp_order}},
       {"dependent", {{2, 32, 1, 0, true, nullptr}, dependent}},
+      {"many_barriers", {one_block(512), many_barriers}},
       {"order", {{4, 64, 1, 0, false, nullptr}, order}},
       {"barrier_of_some", {one_block(64), barrier_of_some}},
       {"barrier_after_return", {one_block(64), barrier_after_return}},

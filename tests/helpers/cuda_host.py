@@ -20,8 +20,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pygen.ops import _cuda
-
 ROOT = Path(__file__).resolve().parents[2]
 # Stems of .cu files with commas between, to leave out what does not compile; all when empty.
 OPS = os.environ.get("PYGEN_CUDA_HOST_OPS", "")
@@ -123,6 +121,8 @@ def _here(device: object) -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def _in_place_of_cuda() -> Iterator[None]:
+    from pygen.ops import _cuda
+
     kept = _cuda.kernels, _cuda.on
     _cuda.kernels, _cuda.on = kernels, _here
     try:
