@@ -32,7 +32,8 @@ STEPS_GIVEN = tl.constexpr(2)
 STORES = tl.constexpr(4)  # the scan writes the scores it sees
 EXTENDS = tl.constexpr(8)  # the draws extend sequences
 
-NUM_WARPS = 8
+SCAN_WARPS = 8
+ROW_WARPS = 8
 
 
 def real_room(vocab_size: int) -> int:

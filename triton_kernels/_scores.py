@@ -68,7 +68,7 @@ def mark_tokens(
             for j in range(1, ngram_size):
                 wanted = tl.load(history + length - j)
                 found = tl.load(history + at - j, mask=at < length, other=-1)
-                same = same & (found == wanted) & (wanted >= 0) & (wanted < vocab_size)
+                same = same & (found == wanted) & (found >= 0) & (found < vocab_size)
             _set_bits(banned, token, same)
     if (tables & SUPPRESS) != 0:
         for start in range(0, suppress_count, _RUN):

@@ -7,11 +7,10 @@ programs there are.
 import triton
 import triton.language as tl
 
-TILE = tl.constexpr(2048)  # scores looked at together
+TILE = tl.constexpr(1024)  # scores looked at together
 ALL = tl.constexpr(2**30)  # more than there are
 
-_DIGIT_BITS = tl.constexpr(4)
-_DIGITS = tl.constexpr(16)
+_TURNS = tl.constexpr(11)
 _SIGN = tl.constexpr(-(2**31))
 
 
@@ -39,21 +38,23 @@ def key_of(score, by_distance, center):
 def cut_of(array, size, target, by_mass, by_distance, largest, center):
     """The largest key from which on the weights reach `target`, and the weight above it; the least int32 if none does.
 
-    The weight of a score is 1, or e^(score - largest) where `by_mass`. Sixteen thresholds at a time, eight times.
+    The weight of a score is 1, or e^(score - largest) where `by_mass`. A turn settles three bits of the key, the last
+    one two: thresholds past those two are known to be too high.
     array: (size,) float32. target, and the weight: float64.
     """
-    digits = tl.arange(0, _DIGITS)
-    prefix = size * 0
+    digits = tl.arange(0, 8)
+    none = size * 0
+    least = none
     above = target * 0.0
     key = tl.full((TILE,), 0, tl.int32)
     weight = tl.full((TILE,), 0.0, tl.float32)
-    for turn in range(32 // _DIGIT_BITS):
-        shift = 32 - _DIGIT_BITS - turn * _DIGIT_BITS
-        thresholds = (prefix | (digits << shift)) ^ _SIGN
-        reached = tl.full((_DIGITS,), 0.0, tl.float64)
+    unread = none + 1
+    for turn in range(_TURNS):
+        shift = tl.maximum(none + (29 - 3 * turn), 0)
+        thresholds = (least + (digits << shift)) ^ _SIGN
+        reached = tl.full((8,), 0.0, tl.float64)
         for start in range(0, size, TILE):
-            # An array of one tile stays in registers.
-            if (size * 0 + turn == 0) | (size > TILE):
+            if unread != 0:
                 at = start + tl.arange(0, TILE)
                 score = tl.load(array + at, mask=at < size, other=float("-inf"))
                 weight = tl.where(by_mass, tl.exp(score - largest), 1.0)
@@ -61,11 +62,12 @@ def cut_of(array, size, target, by_mass, by_distance, largest, center):
                 key = key_of(score, by_distance, center)
             reaching = tl.where(key[:, None] >= thresholds[None, :], weight[:, None], 0.0)
             reached += tl.sum(reaching, axis=0).to(tl.float64)
-        digit = tl.maximum(tl.sum((reached >= target).to(tl.int32)) - 1, 0)
-        beyond = tl.sum(tl.where(digits == digit + 1, reached, 0.0))
-        above = tl.where(digit + 1 < _DIGITS, beyond, above)
-        prefix = prefix | (digit << shift)
-    return prefix ^ _SIGN, above
+        enough = reached >= target
+        least += tl.maximum(tl.sum(enough.to(tl.int32)) - 1, 0) << shift
+        above = tl.maximum(above, tl.max(tl.where(enough, 0.0, reached)))
+        # An array of one tile stays in registers.
+        unread = tl.where(size > TILE, 1, 0)
+    return least ^ _SIGN, above
 
 
 @triton.jit

@@ -11,7 +11,8 @@ from pygen.triton_kernels._rows import (
     FILTERED,
     FLAGS,
     MIN_TOKENS_TO_KEEP,
-    NUM_WARPS,
+    ROW_WARPS,
+    SCAN_WARPS,
     STORES,
     TEMPERATURE,
     integers_of,
@@ -38,9 +39,9 @@ def prepare(shaping: Shaping, out: Tensor) -> Run:
         logits = logits.detach()
         aligned = arguments.is_aligned(logits)
         row_arguments = of_rows.of_call(logits, 0, length)
-        launch(scan_rows_kernel, (rows, parts), *row_arguments, tokens, num_warps=NUM_WARPS, ALIGNED=aligned)
+        launch(scan_rows_kernel, (rows, parts), *row_arguments, tokens, num_warps=SCAN_WARPS, ALIGNED=aligned)
         launch(
-            filter_rows_kernel, (rows,), *of_rows.knobs_and_workspace(), vocab_size, rows, parts, num_warps=NUM_WARPS
+            filter_rows_kernel, (rows,), *of_rows.knobs_and_workspace(), vocab_size, rows, parts, num_warps=ROW_WARPS
         )
 
     return run
@@ -92,4 +93,4 @@ def specializations() -> list[Specialization]:
     """The launch that filters; the scan is listed by `sample`."""
     pointers = {"knobs": "fp32", "counters": "i32", "reals": "fp32", "integers": "i32", "stored": "fp32"}
     signature = signature_of(filter_rows_kernel, pointers)
-    return [Specialization("filter", filter_rows_kernel, signature, {}, NUM_WARPS)]
+    return [Specialization("filter", filter_rows_kernel, signature, {}, ROW_WARPS)]

@@ -18,8 +18,9 @@ from pygen.triton_kernels._rows import (
     MARKED,
     MIN_TOKENS_TO_KEEP,
     NOISE_GIVEN,
-    NUM_WARPS,
     RACES,
+    ROW_WARPS,
+    SCAN_WARPS,
     STEPS_GIVEN,
     STORES,
     TEMPERATURE,
@@ -63,9 +64,9 @@ def prepare(shaping: Shaping, noise: Noise, num_logprobs: int, out: SampleOutput
         row_arguments = of_rows.of_call(logits, step, length)
         if not small:
             aligned = arguments.is_aligned(logits)
-            launch(scan_rows_kernel, (rows, parts), *row_arguments, tokens, num_warps=NUM_WARPS, ALIGNED=aligned)
+            launch(scan_rows_kernel, (rows, parts), *row_arguments, tokens, num_warps=SCAN_WARPS, ALIGNED=aligned)
         column = 0 if state is None else state.prompt_length + step
-        launch(sample_rows_kernel, (rows,), *row_arguments, parts, *results, *sequences, column, num_warps=NUM_WARPS)
+        launch(sample_rows_kernel, (rows,), *row_arguments, parts, *results, *sequences, column, num_warps=ROW_WARPS)
 
     return run
 
@@ -214,7 +215,7 @@ def specializations() -> list[Specialization]:
         for aligned in (False, True):
             name = f"scan {dtype}{' aligned' if aligned else ''}"
             constexprs: dict[str, object] = {"ALIGNED": aligned}
-            listed.append(Specialization(name, scan_rows_kernel, signature, constexprs, NUM_WARPS))
+            listed.append(Specialization(name, scan_rows_kernel, signature, constexprs, SCAN_WARPS))
         signature = signature_of(sample_rows_kernel, {**pointers, **_POINTERS_OF_DRAW})
-        listed.append(Specialization(f"rows {dtype}", sample_rows_kernel, signature, {}, NUM_WARPS))
+        listed.append(Specialization(f"rows {dtype}", sample_rows_kernel, signature, {}, ROW_WARPS))
     return listed
