@@ -29,6 +29,7 @@ from pygen.outputs import (
     TopLogprobs,
 )
 from pygen.patching import Patch, patch
+from pygen.releasing import release
 from pygen.stopping import (
     ConfidenceCriteria,
     EosTokenCriteria,
@@ -93,6 +94,7 @@ __all__ = [
     "ops",
     "patch",
     "processors",
+    "release",
     "stream",
     "use_backend",
     "validate_stopping_criteria",

@@ -22,7 +22,8 @@ class Call:
 
     num_copies: rows per prompt, the copies side by side.
     model, logits_processor, prefix_allowed_tokens_fn, negative_prompt_ids, negative_prompt_attention_mask, streamer,
-    generator, cancel, progress, tokenizer, assistant_model, assistant_tokenizer: as they were passed to `generate`.
+    generator, cancel, progress, tokenizer, assistant_model, assistant_tokenizer, runtime: as they were passed to
+    `generate`.
     """
 
     adapter: ModelAdapter
@@ -46,6 +47,7 @@ class Call:
     assistant_model: Any = None
     assistant_tokenizer: Any = None
     synced_gpus: bool = False
+    runtime: str = "auto"
 
     @property
     def config(self) -> GenerationConfig:
@@ -73,8 +75,12 @@ class Call:
         """Whether rows may finish before others, and emit the pad token then: transformers' rule."""
         return self.stopping.pads
 
-    def start(self) -> None:
-        """Makes the model ready: cache, buffers, and the encoder's forward."""
+    def start(self, **arguments: Any) -> None:
+        """Makes the model ready: cache, buffers, and the encoder's forward. arguments: more ones of the adapter's."""
         self.adapter.start(
-            self.prompt, mode=self.mode, num_copies=self.num_copies, max_new_tokens=self.lengths.max_new_tokens
+            self.prompt,
+            mode=self.mode,
+            num_copies=self.num_copies,
+            max_new_tokens=self.lengths.max_new_tokens,
+            **arguments,
         )

@@ -19,6 +19,7 @@ from pygen.config_rules import EXTENSION_RULES, RULES, SAMPLING_ONLY, shown
 from pygen.generate import LOOPS, generate, prepare_call
 from pygen.integrations.module import ModuleAdapter
 from pygen.plan import Plan, make_plan
+from pygen.runtime.choice import CAPTURED_MODES, choose_runtime
 from pygen.stages import Fused
 
 _CACHES = ("past_key_values", "cache_params")
@@ -59,7 +60,8 @@ class Stages:
 class Explanation:
     """The parts of a call; printing it gives all of them.
 
-    model: its class, and by which adapter it runs. loop: the module that runs the mode.
+    model: its class, and by which adapter it runs. loop: the module that runs the mode. runtime: whether its steps are
+        captured in a graph, and why not.
     batch_size: prompts. rows: what is decoded at once, beams and copies included.
     max_new_tokens: steps at most; min_new_tokens: steps without an end-of-sequence token.
     eos_token_ids, pad_token_id: as they act; None where there is none.
@@ -73,6 +75,7 @@ class Explanation:
     model: str
     mode: str
     loop: str
+    runtime: str
     batch_size: int
     rows: int
     prompt_length: int
@@ -108,6 +111,7 @@ class Explanation:
         parts = [
             ("model", [self.model]),
             ("mode", [f"{self.mode}, by {self.loop}"]),
+            ("runtime", [self.runtime]),
             ("rows", [f"{self.rows} of {self.batch_size} prompts"]),
             ("lengths", [lengths]),
             ("stopping", self.stopping),
@@ -141,10 +145,12 @@ def explain(model: Any, *args: Any, **kwargs: Any) -> Explanation:
         call = prepare_call(arguments.pop("model"), kwargs=settings, **arguments)
         groups = call.config.num_beam_groups or 1
         plan = make_plan(dataclasses.replace(call, num_copies=call.num_copies // groups) if groups > 1 else call)
+        runtime = choose_runtime(call, plan if call.mode in CAPTURED_MODES else None)
     return Explanation(
         model=f"{type(call.model).__name__}, by {type(call.adapter).__module__}",
         mode=call.mode.value,
         loop=LOOPS[call.mode].__module__,
+        runtime=str(runtime),
         batch_size=call.batch_size,
         rows=call.rows,
         prompt_length=call.prompt.input_ids.shape[1],
@@ -152,7 +158,7 @@ def explain(model: Any, *args: Any, **kwargs: Any) -> Explanation:
         min_new_tokens=call.lengths.min_new_tokens,
         eos_token_ids=call.stopping.eos_token_ids,
         pad_token_id=call.tokens.pad,
-        settings=_settings(call),
+        settings=_settings(call, runtime.name == "graph"),
         stages=tuple(Stages(s.first, s.end, plan.stages(s.first)) for s in plan.segments),
         not_fused=plan.reasons(),
         backends={op: _backend(op, call) for op in _ops(call, plan)},
@@ -163,16 +169,18 @@ def explain(model: Any, *args: Any, **kwargs: Any) -> Explanation:
     )
 
 
-def _settings(call: Call) -> tuple[Setting, ...]:
+def _settings(call: Call, captured: bool) -> tuple[Setting, ...]:
     values = vars(call.config)
     return tuple(
-        Setting(name, values[name], call.settings.sources.get(name, "default"), _ignored(name, values[name], call))
+        Setting(
+            name, values[name], call.settings.sources.get(name, "default"), _ignored(name, values[name], call, captured)
+        )
         for name in sorted(values)
         if values[name] is not None and not name.startswith("_") and name != "transformers_version"
     )
 
 
-def _ignored(name: str, value: Any, call: Call) -> str:
+def _ignored(name: str, value: Any, call: Call, captured: bool) -> str:
     """Why a setting has no effect in this call, or ""."""
     config = call.config
     reasons: tuple[tuple[bool, str], ...] = (
@@ -191,7 +199,7 @@ def _ignored(name: str, value: Any, call: Call) -> str:
         (name in ("cache_implementation", "cache_config") and config.use_cache is False, "`use_cache` is False"),
         (name == "cache_config" and config.cache_implementation != "quantized", "acts on quantized caches only"),
         (name == "decoder_start_token_id" and not call.adapter.is_encoder_decoder, "the model has no encoder"),
-        (name == "disable_compile", "no forward is compiled"),
+        (name in ("compile_config", "disable_compile") and not captured, "only captured steps are compiled"),
         (name not in RULES and name not in EXTENSION_RULES, "no setting of generation"),
     )
     return next((reason for applies, reason in reasons if applies), "")

@@ -24,6 +24,7 @@ from pygen.modes.sampling import generate_by_sampling
 from pygen.outputs import GenerateOutput
 from pygen.remote_code import load_custom_generate
 from pygen.request import refuse_unavailable, resolve_lengths, resolve_settings, resolve_special_tokens
+from pygen.runtime.choice import CAPTURED_MODES, check_runtime, choose_runtime
 from pygen.stopping import build_criteria
 from pygen.streamers import end_stream
 
@@ -67,6 +68,7 @@ def generate(
     generator: torch.Generator | None = None,
     cancel: threading.Event | None = None,
     progress: bool = False,
+    runtime: str = "auto",
     **kwargs: Any,
 ) -> Tensor | GenerateOutput:
     """Generates text: greedy search, or sampling with `do_sample=True`; with `num_beams` > 1 beam search or beam
@@ -102,6 +104,10 @@ def generate(
         generator: where noise is taken from without `seed`; None is torch's default generator.
         cancel: once set, generation ends after the step in progress.
         progress: shows a progress bar.
+        runtime: "graph" captures the step of greedy search or sampling in a CUDA graph on first use and replays it for
+            every token, without waiting for the device; later calls with as many rows and of similar length use the
+            capture again, until `pygen.release(model)`. "eager" launches every step. "auto" captures on CUDA where a
+            call is long enough to pay for it; `pygen.explain` tells. The tokens are the same.
         kwargs: settings of `GenerationConfig`, the ones below, and inputs of the model.
 
     Settings beyond transformers (also accepted inside a config):
@@ -120,13 +126,15 @@ def generate(
         by side, with beams the best first, finished rows filled with `pad_token_id`; with `return_dict_in_generate` one
         of the classes of `pygen.outputs`. The prompt is the decoder's.
 
-    Raises ValueError and TypeError for arguments, NotImplementedError for what this version does not offer, both before
-    the model runs. Nothing that is passed in is modified, but a cache given as `past_key_values` is extended.
+    Raises ValueError and TypeError for arguments, NotImplementedError for what this version does not offer (of these
+    BackendError for a `runtime` that cannot run), all before the model runs. Nothing that is passed in is modified, but
+    a cache given as `past_key_values` is extended.
     Penalties and n-gram bans do not see prompt positions that `attention_mask` hides.
     """
     trust_remote_code = kwargs.pop("trust_remote_code", None)
     if isinstance(custom_generate, str):
-        beyond = {"generator": generator, "cancel": cancel, "progress": progress}
+        beyond: dict[str, Any] = {"generator": generator, "cancel": cancel, "progress": progress}
+        beyond["runtime"] = None if check_runtime(runtime) == "auto" else runtime
         result: Tensor | GenerateOutput = load_custom_generate(custom_generate, trust_remote_code)(
             model=model,
             inputs=inputs,
@@ -163,10 +171,13 @@ def generate(
         generator=generator,
         cancel=cancel,
         progress=progress,
+        runtime=runtime,
         any_search=loop is not None,
     )
     if call.config.token_healing:
         call = dataclasses.replace(call, prompt=heal(call.prompt, call.tokenizer, functools.partial(generate, model)))
+    if loop is not None or call.mode not in CAPTURED_MODES:
+        choose_runtime(call, None)
     if loop is not None:
         return loop(call)
     with Lockstep(call.adapter, call.prompt.input_ids.device) if call.synced_gpus else contextlib.nullcontext():
@@ -190,6 +201,7 @@ def prepare_call(
     generator: torch.Generator | None,
     cancel: threading.Event | None,
     progress: bool,
+    runtime: str,
     any_search: bool = False,
 ) -> Call:
     """The arguments of `generate`, checked and resolved, as far as that goes without running the model.
@@ -250,6 +262,7 @@ def prepare_call(
         assistant_model=assistant_model,
         assistant_tokenizer=assistant_tokenizer,
         synced_gpus=synced_gpus,
+        runtime=check_runtime(runtime),
     )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from pygen.ops import SampleOutput, prepare_process_logits, prepare_sample
+from pygen.ops.sample import PreparedSample
 from pygen.processors.base import call_processor
 from pygen.stages import Called, Fused, Segment
 
@@ -108,6 +109,14 @@ class SamplePipeline(Pipeline):
         # Before the draw, which appends to the history that penalties read.
         kept = None if self._keeps is None else self.kept(scores, step)
         return Choice(self.choose(scores, step=step), kept)
+
+
+def bind_draws(plan: Plan, logits: Tensor, state: DecodeState) -> dict[int, PreparedSample]:
+    """The ops that draw, by the first step of the segment that each is for; for plans whose steps are one op each."""
+    _check_ids(plan, logits.shape[1])
+    binding = SampleBinding(plan, state)
+    draws = ((segment.first, _bind(plan, segment, logits, binding)[2]) for segment in plan.segments)
+    return {first: cast(PreparedSample, draw) for first, draw in draws}
 
 
 def check_knobs(plan: Plan, binding: Binding, rows: int, device: torch.device) -> None:

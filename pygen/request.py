@@ -100,12 +100,7 @@ def _as_dict(name: str, config: Any) -> dict[str, Any]:
 
 
 def refuse_unavailable(config: GenerationConfig) -> None:
-    """NotImplementedError for the first setting that asks for what this version does not have.
-
-    `compile_config` changes no token: the forward runs as it is, with a warning.
-    """
-    if config.compile_config is not None:
-        logger.warning("`compile_config` is not used: the model's forward is not compiled in this version.")
+    """NotImplementedError for the first setting that asks for what this version does not have."""
     for name, (neutral, what) in _UNAVAILABLE.items():
         value = getattr(config, name, None)
         if value not in neutral:

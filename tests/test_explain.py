@@ -77,7 +77,7 @@ def test_values_and_sources() -> None:
         ({"output_scores": True}, {"output_scores": "`return_dict_in_generate` is not True"}),
         ({"output_scores": True, "return_dict_in_generate": True}, {}),
         ({"use_cache": False, "cache_implementation": "dynamic"}, {"cache_implementation": "`use_cache` is False"}),
-        ({"disable_compile": True}, {"disable_compile": "no forward is compiled"}),
+        ({"disable_compile": True}, {"disable_compile": "only captured steps are compiled"}),
         ({"decoder_start_token_id": 3}, {"decoder_start_token_id": "the model has no encoder"}),
     ],
 )

@@ -61,6 +61,12 @@ class GrowingInputs:
         """Views that cover the prompt and the first `generated` tokens, or, below 0, all but the prompt's last ones."""
         return {name: buffer[..., : length + generated] for name, buffer, length in self._buffers}
 
+    def at(self, generated: int) -> dict[str, Tensor]:
+        """Views of one column: that of the newest of `generated` tokens."""
+        return {
+            name: buffer[..., length + generated - 1 : length + generated] for name, buffer, length in self._buffers
+        }
+
     def expand(self, num_copies: int, batch_size: int) -> None:
         """Repeats every row, copies side by side."""
         self._buffers = [

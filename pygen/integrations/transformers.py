@@ -99,7 +99,10 @@ class TransformersAdapter:
         self._unseen = unseen_length(self._hooks, prompt)
         return prompt
 
-    def start(self, prompt: Prompt, *, mode: GenerationMode, num_copies: int, max_new_tokens: int) -> None:
+    def start(
+        self, prompt: Prompt, *, mode: GenerationMode, num_copies: int, max_new_tokens: int, cache: Any = None
+    ) -> None:
+        """`cache`: takes the place of the one that the settings ask for."""
         config, kwargs = self._config, dict(prompt.model_kwargs)
         self._batch_size, self._prompt_length = prompt.input_ids.shape
         self._prompt_ids = prompt.input_ids
@@ -116,19 +119,21 @@ class TransformersAdapter:
         if "logits_to_keep" not in kwargs and "logits_to_keep" in inspect.signature(self._hooks.forward).parameters:
             kwargs["logits_to_keep"] = 1
         longest = prompt.embeds_length + self._prompt_length + max_new_tokens - 1
-        add_cache(self._hooks, kwargs, config, mode=mode, batch_size=self._batch_size, max_cache_length=longest)
+        if cache is not None:
+            kwargs["past_key_values"] = cache
+        else:
+            add_cache(self._hooks, kwargs, config, mode=mode, batch_size=self._batch_size, max_cache_length=longest)
         kwargs["use_cache"] = self._use_cache
         self._kwargs = kwargs
-        cache = self.cache
         # The caller's cache already has a row per output row, or none yet: transformers' rule.
         self._expands_late = (
             num_copies > 1
             and not callers_cache
             and is_default(self._hooks, "_expand_inputs_for_generation")
-            and (cache_verbs.can_expand(cache) if self._use_cache else True)
+            and (cache_verbs.can_expand(self.cache) if self._use_cache else True)
         )
         self._cache_is_visible = callers_cache or bool(config.return_dict_in_generate)
-        self.can_rewind = not self._cache_is_visible or not self._use_cache or cache_verbs.can_crop(cache)
+        self.can_rewind = not self._cache_is_visible or not self._use_cache or cache_verbs.can_crop(self.cache)
 
     def idle(self) -> None:
         kwargs: dict[str, Any] = {"use_cache": False}
@@ -203,6 +208,21 @@ class TransformersAdapter:
     @property
     def cache(self) -> Any:
         return next((self._kwargs[name] for name in CACHE_NAMES if self._kwargs.get(name) is not None), None)
+
+    def replace_cache(self, cache: Any) -> None:
+        """Makes `cache` the one that the caller gets back."""
+        name = next(name for name in CACHE_NAMES if self._kwargs.get(name) is not None)
+        self._kwargs[name] = cache
+
+    @property
+    def hooks(self) -> Any:
+        """The model, without the wrapper that compiled it."""
+        return self._hooks
+
+    def decode_arguments(self) -> tuple[dict[str, Any], GrowingInputs]:
+        """What a forward over generated tokens is given, after `prefill`: what stays the same, and what grows."""
+        assert self._growing is not None
+        return self._kwargs, self._growing
 
     @property
     def encoder_outputs(self) -> Any:

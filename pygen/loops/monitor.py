@@ -122,6 +122,14 @@ class Monitor:
         invalid, running = divmod(int(signal), self._state.rows + 1)
         if invalid:
             self._raise_invalid(step, logits, choice.output.status)
+        return self._pass_on(step, running)
+
+    def finish_reasons(self) -> list[str]:
+        """Why every row ended: "eos", "stop" or "length"."""
+        return [reason or ("stop" if self._cut_short else "length") for reason in self._reasons()]
+
+    def _pass_on(self, step: int, running: int) -> bool:
+        """Tells streamer and progress bar of `step`, after which `running` rows go on; whether it was the last."""
         if running > 0:
             self._cut_short |= self._deadline is not None and time.monotonic() > self._deadline
         over = running == 0 or self.cancelled()
@@ -132,24 +140,27 @@ class Monitor:
         # A streamer may have cancelled.
         return over or self.cancelled()
 
-    def finish_reasons(self) -> list[str]:
-        """Why every row ended: "eos", "stop" or "length"."""
-        return [reason or ("stop" if self._cut_short else "length") for reason in self._reasons()]
-
     def _reasons(self) -> list[str | None]:
         """Why rows have ended so far; None for those that go on."""
         stopped, finished = torch.stack([self._stopped, self._state.finished]).tolist()
         ended = zip(stopped, finished, strict=True)
         return ["stop" if by_criterion else "eos" if by_token else None for by_criterion, by_token in ended]
 
+    def _tokens(self, step: int) -> Tensor:
+        """(rows,) int64 on the CPU, of the streamer's own."""
+        return self._state.column(step).to("cpu", copy=True)
+
+    def _logprobs(self, step: int) -> Tensor | None:
+        return self._recorder.step_logprobs(step)
+
     def _send(self, step: int, over: bool) -> None:
-        tokens = self._state.column(step).to("cpu", copy=True)
+        tokens = self._tokens(step)
         if not hasattr(self._streamer, "put_step"):
             self._streamer.put(tokens)
             return
         over |= self._state.token_ids.shape[1] == self._state.prompt_length + step + 1
         reasons = self.finish_reasons() if over else self._reasons()
-        self._streamer.put_step(tokens, self._recorder.step_logprobs(step), reasons)
+        self._streamer.put_step(tokens, self._logprobs(step), reasons)
 
     def _end_invalid_rows(self, step: int, status: Tensor) -> None:
         state = self._state

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
+from pygen.backends import BackendError
 from pygen.call import Call
 from pygen.loops.monitor import Monitor, Recorder
 from pygen.loops.sample import sample
@@ -13,11 +15,27 @@ from pygen.loops.state import DecodeState
 from pygen.outputs import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput, GenerateOutput
 from pygen.plan import Plan, make_plan, num_top_logprobs
 from pygen.progress import progress_bar
+from pygen.runtime.choice import choose_runtime, compile_options
+
+if TYPE_CHECKING:
+    from pygen.runtime.captures import Slot
+
+AnyMonitor = TypeVar("AnyMonitor", bound=Monitor)
 
 
 def generate_by_sampling(call: Call) -> Tensor | GenerateOutput:
-    """Greedy search and sampling."""
+    """Greedy search and sampling: by captured steps where `choose_runtime` says so, else eagerly."""
     plan = make_plan(call)
+    runtime = choose_runtime(call, plan)
+    if runtime.name == "graph":
+        from pygen.runtime.captures import take_slot
+
+        slot = take_slot(call.model, call.rows, runtime.capacity)
+        if slot is not None:
+            with slot.taken():
+                return _generate_captured(call, plan, slot)
+        if call.runtime == "graph":
+            raise BackendError("`runtime`='graph' cannot run here: another call is using the captured step")
 
     def loop(state: DecodeState, monitor: Monitor) -> int:
         ahead = state.token_ids.device.type != "cpu" and call.adapter.can_rewind
@@ -26,10 +44,44 @@ def generate_by_sampling(call: Call) -> Tensor | GenerateOutput:
     return generate_tokens(call, plan, loop, Monitor)
 
 
+def _generate_captured(call: Call, plan: Plan, slot: Slot) -> Tensor | GenerateOutput:
+    from pygen.integrations.transformers import TransformersAdapter
+    from pygen.runtime.decode import dynamic_copy, sample_captured
+    from pygen.runtime.late_monitor import LateMonitor
+
+    adapter = call.adapter
+    assert isinstance(adapter, TransformersAdapter)
+
+    def loop(state: DecodeState, monitor: LateMonitor) -> int:
+        steps = sample_captured(
+            adapter,
+            state,
+            plan,
+            monitor,
+            slot,
+            max_new_tokens=call.lengths.max_new_tokens,
+            on_invalid=vars(call.config)["on_invalid"],
+            compile_options=compile_options(call.config),
+        )
+        if call.wants_dict:
+            # The slot's own is the next call's.
+            adapter.replace_cache(dynamic_copy(slot.cache, call.model.config))
+        return steps
+
+    return generate_tokens(call, plan, loop, LateMonitor, cache=slot.cache)
+
+
 def generate_tokens(
-    call: Call, plan: Plan, loop: Callable[[DecodeState, Monitor], int], monitor_class: type[Monitor]
+    call: Call,
+    plan: Plan,
+    loop: Callable[[DecodeState, AnyMonitor], int],
+    monitor_class: type[AnyMonitor],
+    **start: Any,
 ) -> Tensor | GenerateOutput:
-    """Runs a loop that appends a token to every row in each of its steps, of which it returns the number."""
+    """Runs a loop that appends a token to every row in each of its steps, of which it returns the number.
+
+    start: arguments of `Call.start`.
+    """
     config, adapter, max_new_tokens = call.config, call.adapter, call.lengths.max_new_tokens
     on_invalid = vars(config)["on_invalid"]
     _check_padding(call, on_invalid)
@@ -41,7 +93,7 @@ def generate_tokens(
         visible=_visible(plan, call),
     )
     plan.check(state)
-    call.start()
+    call.start(**start)
 
     recorder = Recorder(
         state,

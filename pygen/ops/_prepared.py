@@ -31,7 +31,7 @@ class Prepared(Generic[Output]):
     length: columns of `input_ids` in use; default all, or with a state its prompt length + step.
 
     Tables given in preparation (input_ids, bias, suppress, token_bitmask, noise, a tensor `step`) are read anew by
-    every call, so that they can be changed in place; per-row knobs and seeds were copied.
+    every call, so that they can be changed in place; per-row knobs and seeds were copied, into `shaping` and `noise`.
     """
 
     __slots__ = (
@@ -45,7 +45,9 @@ class Prepared(Generic[Output]):
         "_run",
         "_shape",
         "backend",
+        "noise",
         "out",
+        "shaping",
     )
 
     def __init__(
@@ -60,7 +62,8 @@ class Prepared(Generic[Output]):
     ) -> None:
         self.out = out
         # Kernels use these tensors through pointers, and the caller may drop his.
-        self._kept = (shaping, noise, out, *([] if state is None else vars(state).values()))
+        self.shaping, self.noise = shaping, noise
+        self._kept = () if state is None else tuple(vars(state).values())
         self.backend = backend
         self._run = run if shaping.like.rows > 0 else _nothing_to_do
         self._shape = logits.shape

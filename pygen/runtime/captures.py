@@ -1,0 +1,139 @@
+"""The captured steps of models: kept outside of them, and no longer than they live."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pygen.integrations.inputs import GrowingInputs
+from pygen.runtime.cuda_graph import CAPTURES, Capture
+from pygen.runtime.static_cache import StaticCache
+from pygen.runtime.static_forward import StaticForward, fixed_arguments
+from pygen.runtime.static_sample import SampleForm, StaticSample
+from pygen.runtime.stop_poll import Mailbox, mailbox
+
+if TYPE_CHECKING:
+    from pygen.integrations.transformers import TransformersAdapter
+
+# Of one model; past it the one that was used least recently goes. Each holds a cache of its own.
+_MOST_SLOTS = 4
+
+
+class CapturedStep:
+    """Forward, draw and bookkeeping over buffers of their own; captured on first use."""
+
+    def __init__(self, forward: StaticForward, sample: StaticSample) -> None:
+        self.forward, self.sample = forward, sample
+        self.mailbox: Mailbox = mailbox(sample.message.words)
+        self._capture: Capture | None = None
+
+    def replay(self) -> None:
+        assert self._capture is not None
+        self._capture.replay()
+
+    def ensure_captured(self, growing: GrowingInputs, length: int, pool: Any) -> None:
+        """Leaves the state of the draw anyhow, the forward before the first generated token of `length` positions."""
+
+        def restore() -> None:
+            self.forward.begin(growing, 1, length)
+
+        restore()
+        if self._capture is None:
+            tokens = self.sample.message.output.token_ids.zero_()
+            kind = CAPTURES[tokens.device.type]
+            self._capture = kind([functools.partial(self.forward.run, tokens), self._draw], restore, pool)
+            restore()
+
+    def _draw(self) -> None:
+        self.sample(self.forward.logits)
+
+
+class Slot:
+    """One cache, and the steps that were captured over it. Taken by one call at a time."""
+
+    def __init__(self, model: Any, rows: int, capacity: int) -> None:
+        self.cache = StaticCache.for_model(model, rows=rows, capacity=capacity)
+        self._steps: dict[Hashable, CapturedStep] = {}
+        self._lock = threading.Lock()
+        self._pool = CAPTURES[model.device.type].new_pool()
+        self._left: torch.cuda.Event | None = None
+
+    def take(self) -> bool:
+        """Whether the slot was free; it is the caller's then, until `taken` ends."""
+        return self._lock.acquire(blocking=False)
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """The call that has taken the slot: the cache is empty when it begins.
+
+        Work of it may still be queued when it ends; that of the next call waits for it, on whatever stream.
+        """
+        device = self.cache.device_length.device
+        try:
+            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+                if self._left is not None:
+                    torch.cuda.current_stream().wait_event(self._left)
+                self.cache.reset()
+                try:
+                    yield
+                finally:
+                    if device.type == "cuda":
+                        self._left = torch.cuda.Event()
+                        self._left.record()
+        finally:
+            self._lock.release()
+
+    def step(
+        self, adapter: TransformersAdapter, example: Tensor, form: SampleForm, compile_options: dict[str, Any] | None
+    ) -> CapturedStep:
+        """The step for calls of this form; `adapter` has read its prompt, and `example` are logits."""
+        key = (form, repr(compile_options), fixed_arguments(adapter))
+        if key not in self._steps:
+            forward = StaticForward(adapter, self.cache, compile_options)
+            self._steps[key] = CapturedStep(forward, StaticSample(example, form, self.cache.capacity))
+        return self._steps[key]
+
+    def capture(self, step: CapturedStep, growing: GrowingInputs, length: int) -> None:
+        step.ensure_captured(growing, length, self._pool)
+
+
+_slots: weakref.WeakKeyDictionary[Any, OrderedDict[tuple[int, int], Slot]] = weakref.WeakKeyDictionary()
+_slots_lock = threading.Lock()
+
+
+def take_slot(model: Any, rows: int, capacity: int) -> Slot | None:
+    """A slot for calls of `rows` rows and at most `capacity` positions; None where another call is using it.
+
+    `model`: of transformers, without a wrapper. Raises CacheRefused.
+    """
+    with _slots_lock:
+        slots = _slots.setdefault(model, OrderedDict())
+        slot = slots.get((rows, capacity))
+        if slot is None:
+            slot = slots[rows, capacity] = Slot(model, rows, capacity)
+            while len(slots) > _MOST_SLOTS:
+                slots.popitem(last=False)
+        slots.move_to_end((rows, capacity))
+        return slot if slot.take() else None
+
+
+def has_slot(model: Any, rows: int, capacity: int) -> bool:
+    """Whether calls of this size have run captured."""
+    return (rows, capacity) in _slots.get(model, {})
+
+
+def drop(model: Any) -> None:
+    """See `pygen.release`."""
+    with _slots_lock:
+        slots = _slots.pop(model, None) if isinstance(model, torch.nn.Module) else None
+    if slots and model.device.type == "cuda":
+        slots.clear()
+        torch.cuda.empty_cache()

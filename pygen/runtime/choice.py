@@ -1,0 +1,173 @@
+"""Whether a call runs by captured steps, and why not."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pygen.backends import BackendError
+from pygen.config import GenerationConfig, GenerationMode
+from pygen.integrations.inputs import GrowingInputs
+from pygen.stages import Called
+
+if TYPE_CHECKING:
+    from pygen.call import Call
+    from pygen.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+RUNTIMES = ("auto", "eager", "graph")
+# Steps that a call has to be allowed before "auto" captures one. A capture runs the step three times and records a few
+# thousand launches, which takes as long as some tens of eager steps; a captured step saves at best all of one.
+LEAST_STEPS = 64
+
+CAPTURED_MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+_KEPT_PER_STEP = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+_OWN_INPUTS = ("input_ids", "inputs_embeds", *GrowingInputs.KINDS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """name: "graph" or "eager". reason: why not "graph", or "". capacity: positions of the cache of "graph"."""
+
+    name: str
+    reason: str
+    capacity: int = 0
+
+    def __str__(self) -> str:
+        return f"graph, over a cache of {self.capacity} positions" if self.name == "graph" else f"eager: {self.reason}"
+
+
+def check_runtime(runtime: Any) -> str:
+    if runtime not in RUNTIMES:
+        raise ValueError(f"`runtime` must be one of {', '.join(map(repr, RUNTIMES))}, got {runtime!r}")
+    return str(runtime)
+
+
+def choose_runtime(call: Call, plan: Plan | None) -> Choice:
+    """What runs `call`. Raises BackendError where it asks for "graph" and there is a reason against it.
+
+    plan: None for loops that are never captured.
+    """
+    if call.runtime == "eager":
+        return _eager(call, "`runtime`='eager'")
+    reason = _reason_against(call, plan)
+    if reason is not None and call.runtime == "graph":
+        raise BackendError(f"`runtime`='graph' cannot run here: {reason}")
+    if reason is not None:
+        return _eager(call, reason)
+    from pygen.runtime.captures import has_slot
+    from pygen.runtime.static_cache import bucket
+
+    prompt, steps = call.prompt, call.lengths.max_new_tokens
+    capacity = bucket(prompt.embeds_length + prompt.input_ids.shape[1] + steps - 1)
+    if call.runtime == "auto" and steps < LEAST_STEPS and not has_slot(_hooks(call), call.rows, capacity):
+        return _eager(call, f"a capture does not pay for {steps} tokens; it does from {LEAST_STEPS} on")
+    return Choice("graph", "", capacity)
+
+
+def compile_options(config: GenerationConfig) -> dict[str, Any] | None:
+    """Arguments of torch.compile for the forward, or None. The capture is ours: modes that make one of their own lose
+    it."""
+    if config.compile_config is None or config.disable_compile:
+        return None
+    options = config.compile_config.to_dict()
+    without = {"reduce-overhead": None, "max-autotune": "max-autotune-no-cudagraphs"}
+    options["mode"] = None if options["options"] else without.get(options["mode"], options["mode"])
+    return options
+
+
+def _eager(call: Call, reason: str) -> Choice:
+    if compile_options(call.config) is not None:
+        logger.warning("`compile_config` is not used: only captured steps are compiled, and %s.", reason)
+    return Choice("eager", reason)
+
+
+def _hooks(call: Call) -> Any:
+    return getattr(call.model, "_orig_mod", call.model)
+
+
+def _reason_against(call: Call, plan: Plan | None) -> str | None:
+    """Why no step of `call` can be captured, the first reason there is."""
+    if plan is None:
+        if call.mode in CAPTURED_MODES:
+            return "`custom_generate` decodes"
+        return f"steps of {call.mode.value.replace('_', ' ')} are not captured in this version"
+    return _reason_of_model(call) or _reason_of_plan(call, plan) or _reason_of_settings(call) or _reason_of_cache(call)
+
+
+def _reason_of_model(call: Call) -> str | None:
+    from pygen.runtime.cuda_graph import CAPTURES
+
+    model, hooks = call.model, _hooks(call)
+    device = call.prompt.input_ids.device
+    if device.type not in CAPTURES:
+        return f"it needs a CUDA model, got one on {device}"
+    if type(call.adapter).__name__ != "TransformersAdapter":
+        return f"{type(hooks).__name__} is no model of transformers, whose caches a captured step writes"
+    if call.adapter.is_encoder_decoder:
+        return "steps of encoder-decoder models are not captured in this version"
+    if hooks is not model:
+        return "the model is compiled already; `compile_config` compiles its forward inside the capture"
+    if hooks.training:
+        return "the model is in training mode"
+    hooked = next((name for name, module in hooks.named_modules() if _is_hooked(module)), None)
+    if hooked is not None:
+        return f"`{hooked or type(hooks).__name__}` has hooks or a forward of its own, which a replay would not call"
+    return None
+
+
+def _is_hooked(module: torch.nn.Module) -> bool:
+    # transformers' own hooks only collect what the forward returns.
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return hasattr(module, "_hf_hook") or any(
+        not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks
+    )
+
+
+def _reason_of_plan(call: Call, plan: Plan) -> str | None:
+    for segment in plan.segments:
+        for stage in segment.early:
+            if isinstance(stage, Called):
+                item = stage.items[0]
+                return f"`{item.name}` ({item.label}) is a call of Python"
+            return "the order of the processors needs more than one op"
+    from pygen.ops.sample import _dispatch
+
+    backend, _ = _dispatch.choose(call.prompt.input_ids.device)
+    if backend == "torch":
+        return "`sample` in torch reads numbers on the host"
+    return None
+
+
+def _reason_of_settings(call: Call) -> str | None:
+    if call.synced_gpus:
+        return "`synced_gpus`: other processes are told of every forward"
+    if call.criteria:
+        criterion = call.criteria[0]
+        name = getattr(criterion, "__name__", type(criterion).__name__)
+        return f"the stopping criterion {name} is a call of Python"
+    kept = next((name for name in _KEPT_PER_STEP if call.wants_dict and getattr(call.config, name)), None)
+    if kept is not None:
+        return f"`{kept}` keeps tensors of every step"
+    return None
+
+
+def _reason_of_cache(call: Call) -> str | None:
+    from pygen.runtime.cache_refusals import refusal
+
+    kwargs, kind = call.prompt.model_kwargs, call.config.cache_implementation
+    if call.config.use_cache is False:
+        return "`use_cache` is False"
+    given = next((name for name in ("past_key_values", "cache_params") if kwargs.get(name) is not None), None)
+    if given is not None:
+        return f"`{given}`: the cache is the caller's"
+    if kind not in (None, "static"):
+        return refusal(_hooks(call), kind) or f"`cache_implementation`={kind!r} is another cache than a static one"
+    own = next((n for n, v in kwargs.items() if isinstance(v, torch.Tensor) and n not in _OWN_INPUTS), None)
+    if own is not None:
+        return f"`{own}` is an input that only this call has"
+    return refusal(_hooks(call))

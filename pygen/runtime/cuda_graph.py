@@ -1,0 +1,56 @@
+"""Captured work: recorded once, run again without its Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+
+Part = Callable[[], None]
+
+# Runs before a capture: kernels are chosen, compiled and loaded, and libraries make their workspaces.
+_WARM_UPS = 2
+
+
+class Capture(Protocol):
+    """Work that was recorded by running it; `replay` runs it again, over the same tensors and in the same order.
+
+    Recording may run it more than once, or let Python run without the device: whatever the work changes has to be put
+    right before the first replay.
+    """
+
+    def replay(self) -> None: ...
+
+
+class CudaGraph:
+    """A CUDA graph; all those of one model take their memory from one `pool`, since they never run at once."""
+
+    def __init__(self, parts: Sequence[Part], restore: Part, pool: Any) -> None:
+        """Records `parts`, one after the other; `restore` puts right what a run of them changed.
+
+        They must not read on the host. pool: of `new_pool`.
+        """
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):
+                for part in parts:
+                    part()
+                restore()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=pool):
+            for part in parts:
+                part()
+
+    @staticmethod
+    def new_pool() -> Any:
+        return torch.cuda.graph_pool_handle()
+
+    def replay(self) -> None:
+        self._graph.replay()
+
+
+# By the type of the device that the work is for.
+CAPTURES: dict[str, Any] = {"cuda": CudaGraph}

@@ -1,0 +1,50 @@
+"""What stands for a CUDA graph where there is no GPU: plain calls, and the forward's kernels without its Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from tests.runtime.tape import Tape
+
+Part = Callable[[], None]
+
+
+class PlainCalls:
+    """Runs the parts again, Python and all."""
+
+    made = 0
+
+    def __init__(self, parts: Sequence[Part], restore: Part, pool: Any) -> None:
+        type(self).made += 1
+        for part in parts:
+            part()
+        restore()
+        self._parts = parts
+
+    @staticmethod
+    def new_pool() -> Any:
+        return None
+
+    def replay(self) -> None:
+        for part in self._parts:
+            part()
+
+
+class TapedForward(PlainCalls):
+    """Of the forward only what torch ran: whatever it took from the host stays as it was when it was captured."""
+
+    def __init__(self, parts: Sequence[Part], restore: Part, pool: Any) -> None:
+        run, draw = parts
+        forward = run.func.__self__  # type: ignore[attr-defined]
+        run()
+        restore()
+        logits = torch.empty_like(forward.logits)
+        tape = Tape()
+        with tape:
+            run()
+            logits.copy_(forward.logits)
+        forward.logits = logits
+        super().__init__([tape.replay, draw], restore, pool)
