@@ -21,6 +21,15 @@ PYGEN_HOST_DEVICE float length_normaliser(int64_t length, double length_penalty)
   return static_cast<float>(pow(static_cast<double>(length), length_penalty));
 }
 
+// A continuation of a beam. `value` orders: the score, or in a draw the score minus ln E.
+struct Candidate {
+  double value;
+  float score;     // sum of scores, the parent's included
+  int32_t parent;  // rank of the beam that it continues
+  int64_t token_id;
+};
+static_assert(sizeof(Candidate) == 24, "pygen/ops/beam_step.py makes room for 24 bytes");
+
 struct BeamParams {
   ShapingParams shaping;  // by row
   bool normalized = false;
@@ -78,5 +87,48 @@ struct BeamParams {
   bool select = true;   // find the candidates
   bool advance = true;  // update the state with them
 };
+
+// By what the score of a hypothesis that ends in this step is divided, and that of the best running beam when it is
+// compared with the finished ones.
+PYGEN_HOST_DEVICE float finished_normaliser(const BeamParams& params) {
+  return length_normaliser(params.step + 1, params.length_penalty);
+}
+PYGEN_HOST_DEVICE float running_normaliser(const BeamParams& params) {
+  const bool favourable = params.early_stopping == EarlyStopping::kNever && params.length_penalty > 0;
+  return length_normaliser(favourable ? params.max_new_tokens : params.step + 1, params.length_penalty);
+}
+
+// Whether a candidate cannot go on; one without a token is none.
+PYGEN_HOST_DEVICE bool candidate_ends(const BeamParams& params, int64_t token_id, bool criteria_say_so) {
+  if (token_id < 0 || params.step + 1 == params.max_new_tokens || criteria_say_so) return true;
+  for (int64_t e = 0; e < params.eos_count; ++e)
+    if (token_id == params.eos_token_ids[e]) return true;
+  return false;
+}
+
+// A candidate's score among the finished hypotheses. Bars are added one after the other, as float32 rounds them.
+PYGEN_HOST_DEVICE float finished_score(float score, float normaliser, bool is_full, bool closed, bool joins) {
+  score = score / normaliser + (is_full ? kNeverWins : 0.0f);
+  score = score + (closed ? kNeverWins : 0.0f);
+  return score + (joins ? 0.0f : kNeverWins);
+}
+
+// And among the beams that go on.
+PYGEN_HOST_DEVICE float running_score(float score, bool ends) { return score + (ends ? kNeverWins : 0.0f); }
+
+// Whether the best running beam beats one of the finished hypotheses, of which `worst` is the last.
+PYGEN_HOST_DEVICE bool stays_open(float attainable, float worst, bool any_finished, bool all_finished) {
+  return (any_finished && attainable > worst) || (!all_finished && attainable > kNeverWins);
+}
+
+// A row without a token counts only where the prompt has nothing left at all, and nothing counts in a closed prompt.
+PYGEN_HOST_DEVICE int32_t reported_status(int32_t status, bool was_open, bool stuck) {
+  return !was_open || (status == kAllMasked && !stuck) ? static_cast<int32_t>(kOk) : status;
+}
+
+// Whether the search is over, whatever prompts are open.
+PYGEN_HOST_DEVICE bool search_is_over(const BeamParams& params, bool all_ended, bool all_finished) {
+  return all_ended || (params.early_stopping == EarlyStopping::kYes && all_finished);
+}
 
 }  // namespace pygen

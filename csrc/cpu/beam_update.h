@@ -68,17 +68,12 @@ class PromptUpdate {
  private:
   bool exists(int64_t i) const { return ids_[i] >= 0; }
 
-  bool ended(int64_t i) const {
-    if (!exists(i) || params_.step + 1 == params_.max_new_tokens || ends_[i] != 0) return true;
-    for (int64_t e = 0; e < params_.eos_count; ++e)
-      if (ids_[i] == params_.eos_token_ids[e]) return true;
-    return false;
-  }
+  bool ended(int64_t i) const { return candidate_ends(params_, ids_[i], ends_[i] != 0); }
 
-  bool all_finished() const {
-    for (int64_t i = 0; i < n_; ++i)
-      if (params_.finished[first_ + i] == 0) return false;
-    return true;
+  int64_t num_finished() const {
+    int64_t count = 0;
+    for (int64_t i = 0; i < n_; ++i) count += params_.finished[first_ + i] != 0;
+    return count;
   }
 
   // Indices of the n largest of `scratch_.keys`.
@@ -90,8 +85,8 @@ class PromptUpdate {
   }
 
   void update_finished() {
-    const float normaliser = length_normaliser(params_.step + 1, params_.length_penalty);
-    const bool is_full = params_.early_stopping == EarlyStopping::kYes && all_finished();
+    const float normaliser = finished_normaliser(params_);
+    const bool is_full = params_.early_stopping == EarlyStopping::kYes && num_finished() == n_;
     const bool closed = params_.open[prompt_] == 0;
     float* keys = scratch_.keys.reserve(n_ + count_);
     Hypothesis* pool = scratch_.pool.reserve(n_ + count_);
@@ -102,9 +97,7 @@ class PromptUpdate {
     }
     for (int64_t i = 0; i < count_; ++i) {
       const bool joins = i < n_ && exists(i) && ended(i);
-      // One after the other, as float32 rounds them.
-      float score = scores_[i] / normaliser;
-      for (const bool barred : {is_full, closed, !joins}) score += barred ? kNeverWins : 0.0f;
+      const float score = finished_score(scores_[i], normaliser, is_full, closed, joins);
       pool[n_ + i] = {score, static_cast<int32_t>(first_ + parents_[i]), params_.step, ids_[i], joins};
     }
     for (int64_t i = 0; i < n_ + count_; ++i) keys[i] = pool[i].score;
@@ -122,7 +115,7 @@ class PromptUpdate {
 
   void update_running() {
     float* keys = scratch_.keys.reserve(count_);
-    for (int64_t i = 0; i < count_; ++i) keys[i] = scores_[i] + (ended(i) ? kNeverWins : 0.0f);
+    for (int64_t i = 0; i < count_; ++i) keys[i] = running_score(scores_[i], ended(i));
     const int32_t* order = largest(count_);
     int64_t* parents = scratch_.parents.reserve(n_);
     const int64_t at_step = params_.step * params_.shaping.rows + first_;
@@ -136,16 +129,11 @@ class PromptUpdate {
   }
 
   void update_open() {
-    const bool favourable = params_.early_stopping == EarlyStopping::kNever && params_.length_penalty > 0;
-    const int64_t length = favourable ? params_.max_new_tokens : params_.step + 1;
-    const float attainable = params_.running_scores[first_] / length_normaliser(length, params_.length_penalty);
-    bool beats = false;
-    for (int64_t i = 0; i < n_; ++i) {
-      // Sorted: the worst stands last.
-      const float bar = params_.finished[first_ + i] != 0 ? params_.finished_scores[first_ + n_ - 1] : kNeverWins;
-      beats |= attainable > bar;
-    }
-    params_.open[prompt_] = params_.open[prompt_] != 0 && beats;
+    const float attainable = params_.running_scores[first_] / running_normaliser(params_);
+    const int64_t finished = num_finished();
+    // Sorted: the worst stands last.
+    const float worst = params_.finished_scores[first_ + n_ - 1];
+    params_.open[prompt_] = params_.open[prompt_] != 0 && stays_open(attainable, worst, finished > 0, finished == n_);
   }
 
   int32_t& shared(int64_t a, int64_t b) { return params_.shared[(first_ + a) * n_ + b]; }
@@ -203,12 +191,10 @@ class PromptUpdate {
     std::copy(from + common, from + params_.step, table + (first_ + target) * stride + params_.prompt_length + common);
   }
 
-  // A row without a token counts only where the prompt has nothing left at all, and nothing counts in a closed prompt.
   void report(bool was_open) const {
-    bool stuck = !exists(0);
-    for (int64_t i = 0; i < n_; ++i) stuck &= params_.finished[first_ + i] == 0;
+    const bool stuck = !exists(0) && num_finished() == 0;
     for (int64_t r = first_; r < first_ + n_; ++r)
-      if (!was_open || (params_.status[r] == kAllMasked && !stuck)) params_.status[r] = kOk;
+      params_.status[r] = reported_status(params_.status[r], was_open, stuck);
   }
 
   const BeamParams& params_;
@@ -229,8 +215,7 @@ inline void advance_beams(const BeamParams& params) {
     open += params.open[prompt] != 0;
   }
   for (int64_t i = 0; i < params.shaping.rows; ++i) all_finished &= params.finished[i] != 0;
-  const bool over = all_ended || (params.early_stopping == EarlyStopping::kYes && all_finished);
-  *params.unfinished = over ? 0 : open;
+  *params.unfinished = search_is_over(params, all_ended, all_finished) ? 0 : open;
 }
 
 }  // namespace pygen::cpu::PYGEN_ISA

@@ -9,15 +9,6 @@
 
 namespace pygen::cpu::PYGEN_ISA {
 
-// `value` orders: the score, or in a draw the score minus ln E.
-struct Candidate {
-  double value;
-  float score;     // sum of scores, the parent's included
-  int32_t parent;  // rank of the beam that it continues
-  int64_t token_id;
-};
-static_assert(sizeof(Candidate) == 24, "pygen/ops/beam_step.py makes room for 24 bytes");
-
 // Best first, ties to the better parent and then to the lower id.
 struct BetterCandidate {
   bool operator()(const Candidate& a, const Candidate& b) const {

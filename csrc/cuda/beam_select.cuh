@@ -1,0 +1,315 @@
+// The K best continuations of one beam, sorted, by the blocks of a cluster.
+//
+// One pass over the raw logits gives the maxima of the tiles and the sums of their e^(x - maximum), so the row's
+// log-sum-exp. Only tiles that hold an exception, or all where bias or bitmask touch every token, are looked at again
+// for the maxima of the processed scores; then only tiles that reach the K-th largest of those.
+#pragma once
+
+#include "common/beam_params.h"
+#include "cuda/best_first.cuh"
+#include "cuda/geometry.h"
+
+namespace pygen::cuda {
+
+// What the filters leave of a whole row, where no list does. By value, so that its copies alone leave the registers.
+template <DType kDType>
+PYGEN_COLD Interval survivors_of_row(RowScores<kDType> scores, RowTeam team, Filters filters, float largest) {
+  RowView<kDType> view(scores, team, filters.temperature, largest);
+  apply_filters(view, filters, largest);
+  return view.interval();
+}
+
+template <DType kDType, bool kDraws>
+class BeamSelection {
+ public:
+  using Scores = RowScores<kDType>;
+  static constexpr int kCount = Scores::kCount;
+
+  // `words`: (rows, vocab_size) of the workspace, where exceptions lie there.
+  PYGEN_DEVICE BeamSelection(const BeamParams& params, const RowLaunch& plan, int64_t beam, uint32_t* words,
+                             SharedMemory& memory)
+      : params_(params),
+        beam_(beam),
+        row_(params.slots[beam]),
+        running_(params.running_scores[beam]),
+        rooms_(memory),
+        team_(plan.geometry.cluster, rooms_),
+        raw_(without_shaping(params.shaping), plan.geometry, row_, 0, nullptr, /*sums=*/true, memory),
+        scores_(params.shaping, plan.geometry, row_, plan.table_slots,
+                plan.dense ? words + row_ * params.shaping.vocab_size : nullptr, kDraws, memory),
+        tiles_(memory.take<int>(plan.geometry.tiles)),
+        count_(memory.take<int>(1)),
+        best_(memory, static_cast<int>(params.num_candidates)) {}
+
+  static size_t bytes(const BeamParams& params, const RowLaunch& plan) {
+    const Geometry& geometry = plan.geometry;
+    return RowRooms::kBytes + Scores::shared_bytes(geometry, 0, false, true) +
+           Scores::shared_bytes(geometry, plan.table_slots, plan.dense, kDraws) + geometry.tiles * 4 + 2 * 16 +
+           BestOf::bytes(params.num_candidates);
+  }
+
+  PYGEN_DEVICE void run() {
+    const Filters filters = kDraws ? Filters(params_.shaping, row_) : Filters();
+    team_.sync();
+    const RowFacts facts = scan(filters);
+    if (facts.status == kOk && running_ != -kInfinity) {
+      if constexpr (kDraws) {
+        draw(filters, facts.most / filters.temperature);
+      } else {
+        take_largest();
+      }
+    }
+    trigger_next_kernel();
+    bring_together();
+    team_.sync();  // what other blocks look at stays until they did
+    scores_.exceptions().release(params_.shaping, row_, scores_.layout());
+    if (team_.leads()) write(facts.status);
+  }
+
+ private:
+  PYGEN_DEVICE static ShapingParams without_shaping(const ShapingParams& params) {
+    ShapingParams raw;
+    raw.vocab_size = params.vocab_size;
+    raw.logits = params.logits;
+    raw.logits_stride = params.logits_stride;
+    return raw;
+  }
+
+  // Ready for all that follows: the maxima of the processed scores.
+  PYGEN_DEVICE RowFacts scan(const Filters& filters) {
+    const auto nothing = [](const float (&)[kCount], int, float) {};
+    if (params_.normalized)
+      return facts_of_scan(scores_, team_, scores_.scan(filters.temperature, nothing), filters.temperature);
+    const bool nan = raw_.scan(1.0f, nothing);
+    const RowFacts facts = facts_of_scan(raw_, team_, nan, 1.0f);
+    if (facts.status != kOk) return facts;
+    const float log_sum = log_sum_of_tiles(facts.most);
+    scores_.normalize(facts.most, log_sum);
+    // A nucleus is told from the sums of the scores.
+    const bool again = kDraws && filters.bound() == 0 && filters.top_p < 1;
+    const bool wrong = again ? scores_.scan(filters.temperature, nothing) : make_maxima(facts.most, log_sum);
+    return facts_of_scan(scores_, team_, wrong, filters.temperature);
+  }
+
+  // ln of the sum of e^(logit - most). Integers, so that it does not depend on how the row was split.
+  PYGEN_DEVICE float log_sum_of_tiles(float most) {
+    uint64_t sum = 0;
+    for (int tile = raw_.layout().first_tile() + thread_index(); tile < raw_.layout().last_tile(); tile += kThreads) {
+      const float largest = raw_.maxima().get(tile);
+      if (largest == -kInfinity) continue;
+      const double mass = static_cast<double>(raw_.sums().get(tile)) * exp_nonpositive(largest - most);
+      sum += static_cast<uint64_t>(mass * kMassUnits);
+    }
+    sum = team_.reduce(sum, Add{});
+    return static_cast<float>(log(static_cast<double>(sum) / kMassUnits));
+  }
+
+  // The maxima of the scores from those of the logits; whether the thread saw a NaN.
+  PYGEN_DEVICE bool make_maxima(float max_logit, float log_sum) {
+    const RowLayout<kDType>& layout = scores_.layout();
+    const bool everywhere = params_.shaping.bias != nullptr || params_.shaping.bitmask != nullptr;
+    const int lanes = 1 << layout.log2_lanes();
+    bool nan = false;
+    for (int vector = layout.first_vector() + thread_index(); vector < layout.last_vector(); vector += kThreads) {
+      const int tile = layout.tile_of(vector);
+      float most = (raw_.maxima().get(tile) - max_logit) - log_sum;
+      const bool look =
+          everywhere || (scores_.exceptions().any() && scores_.exceptions().near(layout.token_of(vector)));
+      if (__ballot_sync(kAllLanes, look) != 0) {
+        float x[kCount];
+        scores_.look_again(vector, x);
+        most = -kInfinity;
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) {
+          nan |= x[i] != x[i];
+          most = fmaxf(most, x[i]);
+        }
+        most = warp_reduce(most, Larger{}, lanes);
+      }
+      if (lane_index() % lanes != 0) continue;
+      scores_.maxima().set(tile, most);
+      if (!team_.leads()) scores_.maxima().of_block(0).set(tile, most);
+    }
+    return nan && everywhere;
+  }
+
+  PYGEN_DEVICE float bound_of_best(Shared<float> maxima) {
+    float bound = 0.0f;
+    if (team_.leads())
+      bound =
+          bound_of_largest(maxima, scores_.layout().tiles(), static_cast<int>(params_.num_candidates), rooms_.reduce);
+    return float_of(static_cast<uint32_t>(team_.from_leader(bits_of(bound))));
+  }
+
+  PYGEN_DEVICE void take_largest() {
+    const float bound = bound_of_best(scores_.maxima()) + running_;
+    const float running = running_;
+    if (bound > -kInfinity) best_.raise_bar(ordered_key(static_cast<double>(bound)));
+    const int vectors = list_tiles(scores_.maxima(), [=](float most) { return most + running >= bound; });
+    for (int first = 0; first < vectors; first += kThreads) {
+      uint64_t keys[kCount] = {};
+      float sums[kCount] = {};
+      int token = 0;
+      if (const int i = first + thread_index(); i < vectors) {
+        token = look_again(i, sums);
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) {
+          sums[j] = sums[j] + running;
+          keys[j] = sums[j] > -kInfinity ? ordered_key(static_cast<double>(sums[j])) : 0;
+        }
+      }
+      best_.offer(keys, token, sums);
+    }
+  }
+
+  PYGEN_DEVICE void draw(const Filters& filters, float largest) {
+    const RowNoise noise(params_, beam_, params_.step);
+    const bool listed = filter_list(scores_, team_, filters, largest, 0, [&](const SortedList& list, double) {
+      offer_draws(list.begin(), list.end(), noise);
+    });
+    if (listed) return;
+    Interval survivors;
+    if (filters.any()) survivors = survivors_of_row(scores_, team_, filters, largest);
+    team_.sync();
+    const float temperature = filters.temperature;
+    find_races(survivors, temperature, noise);
+    team_.sync();
+    const float bound = bound_of_best(raw_.maxima());
+    offer_races(survivors, temperature, noise, bound > -kInfinity ? bar_below(bound) : bound);
+  }
+
+  // Entries [begin, end) of the block's list.
+  PYGEN_DEVICE void offer_draws(int begin, int end, const RowNoise& noise) {
+    for (int first = begin; first < end; first += kThreads) {
+      const int i = first + thread_index();
+      uint64_t key[] = {0};
+      float sum[] = {0.0f};
+      int token = 0;
+      if (i < end) {
+        const uint64_t entry = rooms_.list.get(i);
+        token = token_of_entry(entry);
+        sum[0] = score_of_entry(entry) + running_;
+        key[0] = ordered_key(exact_value(sum[0], noise.exponential(token)));
+      }
+      best_.offer(key, token, sum);
+    }
+  }
+
+  // Without the running score, beside which float32 might lose it.
+  PYGEN_DEVICE float value_in_race(float score, int token, const RowNoise& noise) const {
+    return value_about((score + running_) - running_, noise.about(token));
+  }
+
+  // Too many survivors for a list: the best value in a tile takes the place of its maximum, in `raw_`.
+  PYGEN_DEVICE void find_races(const Interval& survivors, float temperature, const RowNoise& noise) {
+    const RowLayout<kDType>& layout = scores_.layout();
+    const Shared<float> races = raw_.maxima();
+    const int lanes = 1 << layout.log2_lanes();
+    for (int vector = layout.first_vector() + thread_index(); vector < layout.last_vector(); vector += kThreads) {
+      const int tile = layout.tile_of(vector);
+      const float largest = scores_.maxima().get(tile);
+      float most = -kInfinity;
+      if (largest > -kInfinity && largest / temperature >= survivors.low) {
+        float x[kCount];
+        scores_.look_again(vector, x);
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) {
+          const int token = layout.token_of(vector) + i;
+          const float score = x[i] / temperature;
+          if (survivors.keeps(score, token)) most = fmaxf(most, value_in_race(score, token, noise));
+        }
+      }
+      most = warp_reduce(most, Larger{}, lanes);
+      if (lane_index() % lanes != 0) continue;
+      races.set(tile, most);
+      if (!team_.leads()) races.of_block(0).set(tile, most);
+    }
+  }
+
+  // Offers the survivors whose value reaches the bar, a list at a time.
+  PYGEN_DEVICE void offer_races(const Interval& survivors, float temperature, const RowNoise& noise, float bar) {
+    constexpr int kAtOnce = kListCapacity / kCount < kThreads ? kListCapacity / kCount : kThreads;
+    const int vectors = list_tiles(raw_.maxima(), [=](float most) { return most >= bar; });
+    for (int first = 0; first < vectors; first += kAtOnce) {
+      if (thread_index() == 0) count_.set(0, 0);
+      __syncthreads();
+      if (const int i = first + thread_index(); thread_index() < kAtOnce && i < vectors) {
+        float x[kCount];
+        const int token = look_again(i, x);
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) {
+          const float score = x[j] / temperature;
+          if (survivors.keeps(score, token + j) && value_in_race(score, token + j, noise) >= bar)
+            rooms_.list.set(count_.add(0, 1), list_entry(score, token + j));
+        }
+      }
+      __syncthreads();
+      offer_draws(0, count_.get(0), noise);
+      __syncthreads();
+    }
+  }
+
+  // Lists the slice's tiles whose maximum is `wanted`, and returns how many vectors they have.
+  template <typename Wanted>
+  PYGEN_DEVICE int list_tiles(Shared<float> maxima, const Wanted& wanted) {
+    const RowLayout<kDType>& layout = scores_.layout();
+    if (thread_index() == 0) count_.set(0, 0);
+    __syncthreads();
+    for (int tile = layout.first_tile() + thread_index(); tile < layout.last_tile(); tile += kThreads) {
+      const float most = maxima.get(tile);
+      if (most > -kInfinity && wanted(most)) tiles_.set(count_.add(0, 1), tile);
+    }
+    __syncthreads();
+    const int vectors = count_.get(0) << layout.log2_lanes();
+    __syncthreads();
+    return vectors;
+  }
+
+  // The scores of vector i of the listed tiles; returns its first token.
+  PYGEN_DEVICE int look_again(int i, float (&x)[kCount]) const {
+    const int log2_lanes = scores_.layout().log2_lanes();
+    const int vector = (tiles_.get(i >> log2_lanes) << log2_lanes) + (i & ((1 << log2_lanes) - 1));
+    scores_.look_again(vector, x);
+    return scores_.layout().token_of(vector);
+  }
+
+  // The leader takes over what the other blocks have found.
+  PYGEN_DEVICE void bring_together() {
+    if (team_.cluster() == 1) return;
+    team_.sync();
+    if (!team_.leads()) return;
+    for (int rank = 1; rank < team_.cluster(); ++rank) {
+      const Ranking theirs = best_.ranking().of_block(rank);
+      const int count = best_.size().of_block(rank).get(0);
+      for (int first = 0; first < count; first += kThreads) {
+        const int i = first + thread_index();
+        const uint64_t key[] = {i < count ? theirs.key(i) : 0};
+        const float sum[] = {i < count ? theirs.score(i) : 0.0f};
+        best_.offer(key, i < count ? theirs.place(i) : 0, sum);
+      }
+    }
+  }
+
+  PYGEN_DEVICE void write(RowStatus status) {
+    const int count = best_.keep_best();
+    auto* const out = static_cast<Candidate*>(params_.best_of_row) + beam_ * params_.num_candidates;
+    const int32_t parent = static_cast<int32_t>(beam_ % params_.num_beams);
+    const Ranking& ranking = best_.ranking();
+    for (int i = thread_index(); i < count; i += kThreads)
+      out[i] = {value_of_key(ranking.key(i)), ranking.score(i), parent, ranking.place(i)};
+    if (thread_index() != 0) return;
+    params_.status[row_] = status;
+    params_.count_of_row[beam_] = count;
+  }
+
+  const BeamParams& params_;
+  const int64_t beam_, row_;
+  const float running_;
+  RowRooms rooms_;
+  RowTeam team_;
+  Scores raw_, scores_;
+  Shared<int> tiles_, count_;
+  BestOf best_;
+};
+
+}  // namespace pygen::cuda

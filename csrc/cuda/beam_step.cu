@@ -1,0 +1,120 @@
+// beam_step: two launches. In the first a cluster per beam reads the row's logits once and leaves the beam's K best
+// continuations, sorted; in the second a block per prompt merges those of its beams and makes of them the finished
+// hypotheses, the running beams and the rows that hold them. Bytes per row: one read of the logits from memory.
+#include "cuda/beam_select.cuh"
+#include "cuda/beam_update.cuh"
+
+namespace pygen::cuda {
+namespace {
+
+constexpr size_t kTotalsBytes = 256;
+
+template <DType kDType, bool kDraws>
+__global__ void __launch_bounds__(kThreads, 1)
+    select_continuations(const BeamParams params, const RowLaunch plan, void* workspace) {
+  auto* words = reinterpret_cast<uint32_t*>(static_cast<char*>(workspace) + kTotalsBytes);
+  SharedMemory memory;
+  BeamSelection<kDType, kDraws>(params, plan, blockIdx.x / plan.geometry.cluster, words, memory).run();
+}
+
+PYGEN_DEVICE void take_candidates(const BeamParams& params, int64_t prompt, const PromptCandidates& candidates) {
+  for (int i = thread_index(); i < params.num_candidates; i += kThreads) {
+    const int64_t at = prompt * params.num_candidates + i;
+    candidates.ids.set(i, params.candidate_ids[at]);
+    candidates.parents.set(i, static_cast<int>(params.candidate_parents[at]));
+    candidates.scores.set(i, params.candidate_scores[at]);
+  }
+  __syncthreads();
+}
+
+PYGEN_DEVICE void give_candidates(const BeamParams& params, int64_t prompt, const PromptCandidates& candidates) {
+  for (int i = thread_index(); i < params.num_candidates; i += kThreads) {
+    const int64_t at = prompt * params.num_candidates + i;
+    params.candidate_ids[at] = candidates.ids.get(i);
+    params.candidate_parents[at] = candidates.parents.get(i);
+    params.candidate_scores[at] = candidates.scores.get(i);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads, 1)
+    finish_step(const BeamParams params, const StepNormalisers normalisers, BeamTotals* totals) {
+  wait_for_previous_kernel();
+  if (blockIdx.x == 0 && threadIdx.x == 0) {
+    const bool drew = params.select && params.do_sample && params.rng == Rng::kTorch;
+    if (drew && params.torch_noise.generator != nullptr)
+      params.torch_noise.generator[1] += static_cast<uint64_t>(params.torch_noise.increment);
+    if (params.advance && params.shaping.rows == 0) *params.unfinished = 0;
+  }
+  if (params.shaping.rows == 0) return;
+
+  const int64_t prompt = blockIdx.x;
+  SharedMemory memory;
+  const PromptCandidates candidates(memory, static_cast<int>(params.num_candidates));
+  PromptMerge merge(params, prompt, memory);
+  if (params.select) {
+    merge.run(candidates);
+    give_candidates(params, prompt, candidates);
+  } else {
+    take_candidates(params, prompt, candidates);
+  }
+  if (params.advance) PromptUpdate(params, normalisers, prompt, candidates, merge.ranking(), memory).run(totals);
+}
+
+template <DType kDType, bool kDraws>
+Error launch_selection(const BeamParams& params, const Context& context) {
+  const RowLaunch plan = plan_rows<kDType>(params.shaping, context.device, /*sums=*/false, /*rereads=*/false);
+  Launch launch;
+  launch.blocks = static_cast<unsigned>(params.shaping.rows * plan.geometry.cluster);
+  launch.threads = kThreads;
+  launch.cluster = static_cast<unsigned>(plan.geometry.cluster);
+  launch.shared = static_cast<unsigned>(BeamSelection<kDType, kDraws>::bytes(params, plan));
+  launch.stream = context.stream;
+  return launch_kernel(select_continuations<kDType, kDraws>, launch, params, plan, context.workspace);
+}
+
+template <DType kDType>
+Error launch_selection(const BeamParams& params, const Context& context) {
+  return params.do_sample ? launch_selection<kDType, true>(params, context)
+                          : launch_selection<kDType, false>(params, context);
+}
+
+Error launch_finish(const BeamParams& params, const Context& context) {
+  const int64_t prompts = params.shaping.rows / params.num_beams;
+  const StepNormalisers normalisers{finished_normaliser(params), running_normaliser(params)};
+  Launch launch;
+  launch.blocks = static_cast<unsigned>(prompts > 0 ? prompts : 1);
+  launch.threads = kThreads;
+  launch.shared = static_cast<unsigned>(PromptCandidates::bytes(params.num_candidates) + PromptMerge::bytes(params) +
+                                        (params.advance ? PromptUpdate::bytes(params) : 0));
+  launch.dependent = params.select && params.shaping.rows > 0 && context.device.major >= 9;
+  launch.stream = context.stream;
+  return launch_kernel(finish_step, launch, params, normalisers, static_cast<BeamTotals*>(context.workspace));
+}
+
+}  // namespace
+
+size_t beam_step_workspace(const BeamParams& params, const Device&) {
+  ShapingParams most = params.shaping;
+  const int64_t capacity = params.prompt_length + params.max_new_tokens;
+  if (most.history_length < capacity) most.history_length = capacity;
+  return kTotalsBytes + exceptions_workspace(most);
+}
+
+Error beam_step(const BeamParams& params, const Context& context) {
+  BeamParams own = params;
+  if (own.do_sample && own.rng == Rng::kTorch && own.torch_noise.threads == 0)
+    set_torch_launch(own.torch_noise, own.shaping.rows * own.shaping.vocab_size, context.device.multiprocessors,
+                     context.device.threads_per_multiprocessor);
+  if (own.select && own.shaping.rows > 0) {
+    Error error;
+    switch (own.shaping.dtype) {
+      case DType::kFloat16: error = launch_selection<DType::kFloat16>(own, context); break;
+      case DType::kBFloat16: error = launch_selection<DType::kBFloat16>(own, context); break;
+      default: error = launch_selection<DType::kFloat32>(own, context); break;
+    }
+    if (error != cudaSuccess) return error;
+  }
+  return launch_finish(own, context);
+}
+
+}  // namespace pygen::cuda
