@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -55,6 +56,18 @@ WINDOWED: dict[str, Callable[[], Any]] = {
     ),
     "gemma2 mixed": lambda: transformers.Gemma2Config(**SIZES, sliding_window=4, layer_types=MIXED),
     "gemma3 mixed": lambda: transformers.Gemma3TextConfig(**SIZES, sliding_window=5, layer_types=MIXED),
+    # The last layers have no keys of their own.
+    "gemma3n shared": lambda: transformers.Gemma3nTextConfig(
+        **{**SIZES, "num_hidden_layers": 5, "intermediate_size": [48] * 5},
+        sliding_window=4,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention", "sliding_attention"],
+        num_kv_shared_layers=2,
+        vocab_size_per_layer_input=60,
+        hidden_size_per_layer_input=8,
+        laurel_rank=4,
+        activation_sparsity_pattern=[0.0] * 5,
+        altup_num_inputs=2,
+    ),
 }
 DECODERS = ["llama", "gpt2", "qwen2", *WINDOWED]
 PAIRS = ["t5", "bart", "whisper"]
@@ -356,6 +369,23 @@ def test_beams_in_a_replayed_step() -> None:
         token = theirs.read(token).argmax(-1)[:, None][swapped]
         theirs.cache.reorder_cache(swapped)
         assert step.token.equal(token), index
+
+
+def test_a_compiled_forward_is_compiled_for_all_steps() -> None:
+    """A second time where the host's length turns out to change, and never again."""
+    readers = Readers("gemma2 mixed")
+    ours, theirs = readers.both
+    step = Step(ours, readers.read(PROMPTS, VISIBLE))
+    counter, tokens = CompileCounter(), [step.token.clone()]
+    forward = torch.compile(readers.model.forward, backend=counter, fullgraph=True)
+    for index in range(6):
+        logits = forward(**step.inputs).logits[:, -1]
+        torch.testing.assert_close(logits, theirs.read(tokens[-1]), rtol=1e-4, atol=1e-4)
+        tokens.append(logits.argmax(-1, keepdim=True))
+        step.token.copy_(tokens[-1])
+        step.positions.add_(1)
+        assert readers.static.length == int(readers.static.device_length) == 8 + index
+    assert counter.frame_count <= 2
 
 
 def test_the_host_is_put_right() -> None:
