@@ -11,7 +11,8 @@ constexpr size_t kTotalsBytes = 256;
 
 template <DType kDType, bool kDraws>
 __global__ void __launch_bounds__(kThreads, 1)
-    select_continuations(const BeamParams params, const RowLaunch plan, void* workspace) {
+    select_continuations(const __grid_constant__ BeamParams params, const __grid_constant__ RowLaunch plan,
+                         void* workspace) {
   auto* words = reinterpret_cast<uint32_t*>(static_cast<char*>(workspace) + kTotalsBytes);
   SharedMemory memory;
   BeamSelection<kDType, kDraws>(params, plan, blockIdx.x / plan.geometry.cluster, words, memory).run();
@@ -37,7 +38,7 @@ PYGEN_DEVICE void give_candidates(const BeamParams& params, int64_t prompt, cons
 }
 
 __global__ void __launch_bounds__(kThreads, 1)
-    finish_step(const BeamParams params, const StepNormalisers normalisers, BeamTotals* totals) {
+    finish_step(const __grid_constant__ BeamParams params, const StepNormalisers normalisers, BeamTotals* totals) {
   wait_for_previous_kernel();
   if (blockIdx.x == 0 && threadIdx.x == 0) {
     const bool drew = params.select && params.do_sample && params.rng == Rng::kTorch;
@@ -93,11 +94,11 @@ Error launch_finish(const BeamParams& params, const Context& context) {
 
 }  // namespace
 
-size_t beam_step_workspace(const BeamParams& params, const Device&) {
+size_t beam_step_workspace(const BeamParams& params, const Device& device) {
   ShapingParams most = params.shaping;
   const int64_t capacity = params.prompt_length + params.max_new_tokens;
   if (most.history_length < capacity) most.history_length = capacity;
-  return kTotalsBytes + exceptions_workspace(most);
+  return kTotalsBytes + exceptions_workspace(most, device);
 }
 
 Error beam_step(const BeamParams& params, const Context& context) {

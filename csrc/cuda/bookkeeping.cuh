@@ -38,7 +38,8 @@ PYGEN_DEVICE int64_t extend_sequence(const StateParams& state, int64_t row, int6
   return token;
 }
 
-// One thread per row, its last act. The last of them publishes the number of unfinished rows and moves torch's generator.
+// One thread per row, its last act. The last of them publishes the number of unfinished rows and moves torch's
+// generator.
 PYGEN_DEVICE void leave(const SampleParams& params, LaunchCounters* counters, bool still_open) {
   const bool counts = params.state.token_ids != nullptr;
   const bool advances = params.rng == Rng::kTorch && params.torch_noise.generator != nullptr;

@@ -10,9 +10,6 @@
 
 namespace pygen::cuda {
 
-// Ids of history and suppression up to which the table lies in shared memory; twice as many slots of 8 bytes.
-constexpr int64_t kMostTableIds = 4096;
-
 // What is known of a token: how often it was generated, and two flags.
 constexpr uint32_t kSeen = 1u << 30;
 constexpr uint32_t kBanned = 1u << 31;

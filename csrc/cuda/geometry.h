@@ -16,7 +16,7 @@ struct RowLaunch {
   Geometry geometry;
   int table_slots = 0;
   bool dense = false;  // exceptions lie in the workspace
-  bool sums = false;
+  bool sums = false;   // of the tiles' masses; without them a nucleus is looked for in the whole row
 };
 
 template <typename T>
@@ -49,9 +49,14 @@ inline bool has_history_rules(const ShapingParams& p) {
           may_differ(p.frequency_penalty, 0.0f) || may_differ(p.no_repeat_ngram_size, int64_t{0}));
 }
 
-// Bytes of the words of all rows.
-inline size_t exceptions_workspace(const ShapingParams& p) {
-  return ids_of_exceptions(p) > kMostTableIds ? static_cast<size_t>(p.rows) * static_cast<size_t>(p.vocab_size) * 4 : 0;
+// Ids of history and suppression up to which the table of exceptions lies in shared memory: twice as many slots of 8
+// bytes, beside which the rest of a row of 2^20 still has to fit.
+inline int64_t most_table_ids(const Device& device) { return device.shared_per_block >= 150 * 1024 ? 4096 : 1024; }
+
+// Bytes of the words of all rows, where it does not.
+inline size_t exceptions_workspace(const ShapingParams& p, const Device& device) {
+  if (ids_of_exceptions(p) <= most_table_ids(device)) return 0;
+  return static_cast<size_t>(p.rows) * static_cast<size_t>(p.vocab_size) * 4;
 }
 
 template <DType kDType>
@@ -74,15 +79,15 @@ void cut(RowLaunch& launch, int64_t vocab_size, int cluster) {
   g.tiles = static_cast<int>((stripes * RowLayout<kDType>::kStripe) >> g.log2_tile);
 }
 
-// Blocks per row: as many as find a multiprocessor of their own; where the row may be looked at again, as many as it takes
-// to keep it in shared memory.
+// Blocks per row: as many as find a multiprocessor of their own; where the row may be looked at again, as many as it
+// takes to keep it in shared memory.
 template <DType kDType>
 RowLaunch plan_rows(const ShapingParams& params, const Device& device, bool sums, bool rereads) {
   RowLaunch launch;
   launch.sums = sums;
   if (has_history_rules(params) || params.suppress != nullptr) {
     const int64_t ids = ids_of_exceptions(params);
-    launch.dense = ids > kMostTableIds;
+    launch.dense = ids > most_table_ids(device);
     if (!launch.dense && ids > 0)
       for (launch.table_slots = 64; launch.table_slots < 2 * ids;) launch.table_slots *= 2;
   }
@@ -92,6 +97,7 @@ RowLaunch plan_rows(const ShapingParams& params, const Device& device, bool sums
          params.vocab_size >= kLeastSlice * cluster * 2)
     cluster *= 2;
   cut<kDType>(launch, params.vocab_size, cluster);
+  if (shared_of<kDType>(launch) > static_cast<size_t>(device.shared_per_block)) launch.sums = false;
   if (!rereads || device.major < 9) return launch;
   for (int wider = cluster; wider <= most; wider *= 2) {
     RowLaunch resident = launch;

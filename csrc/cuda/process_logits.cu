@@ -120,8 +120,8 @@ Error launch_process(const ProcessParams& params, const Context& context) {
 
 }  // namespace
 
-size_t process_logits_workspace(const ProcessParams& params, const Device&) {
-  return kCounterBytes + exceptions_workspace(params.shaping);
+size_t process_logits_workspace(const ProcessParams& params, const Device& device) {
+  return kCounterBytes + exceptions_workspace(params.shaping, device);
 }
 
 Error process_logits(const ProcessParams& params, const Context& context) {

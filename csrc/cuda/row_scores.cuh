@@ -1,6 +1,6 @@
 // One row's scores before temperature: logits + bias, penalties, bans, suppression and bitmask, computed where they are
-// looked at and never stored. One pass over memory, `scan`, leaves the maxima of the tiles with the leader, the block of
-// rank 0, and with the block that owns them; `gather` looks again only at tiles that reach a bound.
+// looked at and never stored. One pass over memory, `scan`, leaves the maxima of the tiles with the leader, the block
+// of rank 0, and with the block that owns them; `gather` looks again only at tiles that reach a bound.
 //
 // For beams the scores may start as log-softmax(logits): `normalize`.
 #pragma once
@@ -152,8 +152,8 @@ class RowScores {
   }
 
   // Sends every score whose quotient by the temperature is at least `low`, and not -inf, to the leader's list, in any
-  // order. `counters`, two of them and zero before: [0] of the leader counts all that were sent, kept or not; [1] is the
-  // block's own. `tiles`: kListCapacity numbers of room. Needs barriers before and after.
+  // order. `counters`, two of them and zero before: [0] of the leader counts all that were sent, kept or not; [1] is
+  // the block's own. `tiles`: kListCapacity numbers of room. Needs barriers before and after.
   PYGEN_DEVICE void gather(float low, float temperature, Shared<uint32_t> tiles, Shared<uint32_t> counters,
                            Shared<uint64_t> list) const {
     for (int tile = layout_.first_tile() + thread_index(); tile < layout_.last_tile(); tile += kThreads) {

@@ -1,6 +1,6 @@
 // A view of filters.cuh over the whole row, for rows whose survivors are too many for a list: shared by all threads of
-// all blocks of the row. Selections are three rounds of counting digits; weights are integers, so they are exact and the
-// same however the row is split.
+// all blocks of the row. Selections count digits, or steps and then list one of them; weights are integers, so the
+// result is exact and the same however the row is split.
 #pragma once
 
 #include "cuda/sorted_list.cuh"
@@ -23,7 +23,8 @@ struct RowRooms {
   Shared<uint32_t> counters;  // 2, of RowScores::gather
 
   static constexpr int kMostBlocks = 8;
-  static constexpr int kBoardWords = 2 * kMostBlocks + 4;
+  static constexpr int kTold = 4;
+  static constexpr int kBoardWords = 2 * kMostBlocks + 2 * kTold;
 
   PYGEN_DEVICE explicit RowRooms(SharedMemory& shared)
       : list(shared.take<uint64_t>(kListCapacity)),
@@ -60,14 +61,25 @@ class RowTeam {
     return value;
   }
 
-  // The leader's value; likewise.
-  PYGEN_DEVICE uint64_t from_leader(uint64_t value) {
+  // The leader's values; likewise.
+  template <int kCount>
+  PYGEN_DEVICE void take_from_leader(uint64_t (&values)[kCount]) {
+    static_assert(kCount <= RowRooms::kTold);
     turn_ ^= 1;
-    const int at = 2 * RowRooms::kMostBlocks + turn_;
-    if (leads() && thread_index() < cluster_)
-      (cluster_ == 1 ? rooms_.board : rooms_.board.of_block(threadIdx.x)).set(at, value);
+    const int at = 2 * RowRooms::kMostBlocks + turn_ * RowRooms::kTold;
+    if (leads() && thread_index() < cluster_) {
+      const Shared<uint64_t> board = cluster_ == 1 ? rooms_.board : rooms_.board.of_block(threadIdx.x);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) board.set(at + i, values[i]);
+    }
     sync();
-    return rooms_.board.get(at);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) values[i] = rooms_.board.get(at + i);
+  }
+  PYGEN_DEVICE uint64_t from_leader(uint64_t value) {
+    uint64_t values[1] = {value};
+    take_from_leader(values);
+    return values[0];
   }
 
  private:
@@ -94,7 +106,7 @@ class RowView {
 #pragma unroll
                            for (int i = 0; i < RowScores<kDType>::kCount; ++i) {
                              if (!(x[i] > -kInfinity)) continue;
-                             const float score = x[i] / temperature_;
+                             const float score = temperature_ == 1.0f ? x[i] : x[i] / temperature_;
                              if (interval_.keeps(score, token + i)) f(score, token + i);
                            }
                          });
@@ -113,29 +125,37 @@ class RowView {
   }
 
   PYGEN_DEVICE void keep_largest_and_ties(int n) {
+    const Place place = place_of(Weight::kCount, n, 0.0);
+    if (place.known) {
+      keep_at_least(place.score);
+      return;
+    }
     const Cut cut = select(Key::kScore, Weight::kCount, n, 0.0, 0.0f);
     if (cut.found) keep_at_least(value_of_key(cut.key));
   }
 
   PYGEN_DEVICE void keep_largest(int n) {
+    const Place place = place_of(Weight::kCount, n, 0.0);
+    if (place.known) return keep_down_to(place);
     const Cut cut = select(Key::kScore, Weight::kCount, n, 0.0, 0.0f);
     if (cut.found) keep_of_ties(value_of_key(cut.key), n - cut.above, cut.at);
   }
 
   PYGEN_DEVICE bool keep_nucleus(float p, int n) {
-    const Cut cut = select(Key::kScore, Weight::kMass, 0, p, 0.0f);
-    if (!cut.found) return true;
-    const float score = value_of_key(cut.key);
-    const uint64_t each = mass_of(score, largest_);
-    const uint64_t kept = (cut.target - cut.above + each - 1) / each;
-    if (n > 1) {
-      const uint64_t above = total(Total::kCount, nextafterf(score, kInfinity));
-      if (above + kept < static_cast<uint64_t>(n)) {
-        keep_largest(n);
-        return true;
-      }
+    const Interval before = interval_;
+    const Place place = place_of(Weight::kMass, 0, p);
+    if (place.known) {
+      keep_down_to(place);
+    } else {
+      const Cut cut = select(Key::kScore, Weight::kMass, 0, p, 0.0f);
+      if (!cut.found) return true;
+      const uint64_t each = mass_of(value_of_key(cut.key), largest_);
+      keep_of_ties(value_of_key(cut.key), (cut.target - cut.above + each - 1) / each, cut.at / each);
     }
-    keep_of_ties(score, kept, cut.at / each);
+    if (n > 1 && !holds_at_least(-kInfinity, n)) {
+      interval_ = before;
+      keep_largest(n);
+    }
     return true;
   }
 
@@ -242,19 +262,7 @@ class RowView {
         const uint64_t own = weight == Weight::kCount ? 1 : mass_of(score, largest_);
         if (own > 0) sums.add(static_cast<int>(key >> shift & ((1u << bits) - 1)), own);
       });
-      team_.sync();
-      if (!team_.leads()) {
-        for (int i = thread_index(); i < kDigits; i += kThreads)
-          if (const uint64_t own = sums.get(i); own > 0) sums.of_block(0).add(i, own);
-      }
-      team_.sync();
-      uint64_t digit = 0;
-      if (team_.leads()) digit = find_digit(sums, share, cut);
-      cut.target = team_.from_leader(cut.target);
-      cut.above = team_.from_leader(cut.above);
-      cut.at = team_.from_leader(cut.at);
-      digit = team_.from_leader(digit);
-      cut.found = digit < kDigits;
+      const uint64_t digit = take_digit(share, cut);
       if (!cut.found) return cut;
       cut.key |= static_cast<uint32_t>(digit) << shift;
       share = 0.0;
@@ -262,7 +270,95 @@ class RowView {
     return cut;
   }
 
-  // The leader's part of a round: the digit at which the target is reached, kListCapacity where it is not.
+  // Where a selection ends among the survivors.
+  struct Place {
+    bool known;
+    float score;  // -inf: it keeps all
+    int token;    // the last of those with this score
+  };
+
+  PYGEN_DEVICE void keep_down_to(const Place& place) {
+    if (place.score == -kInfinity) return;
+    interval_.low = place.score;
+    interval_.last_id = place.token;
+  }
+
+  // Two digits that ascend as a score falls below the largest: steps of 1/64 up to 32, and their parts.
+  PYGEN_DEVICE int step_of(float score, bool part) const {
+    constexpr float kSteps = kListCapacity;
+    const float steps = fminf((largest_ - score) * 64.0f, kSteps - 1.0f);
+    return static_cast<int>(part ? (steps - floorf(steps)) * kSteps : steps);
+  }
+
+  // The survivor, largest first, at which a weight is reached: what `select` tells, with the id, of scores that do not
+  // crowd. One count of steps, or two, and a list of those in one step.
+  PYGEN_COLD Place place_of(Weight weight, uint64_t target, double share) const {
+    const RowRooms& rooms = team_.rooms();
+    const auto weight_of = [&](float score) { return weight == Weight::kCount ? 1 : mass_of(score, largest_); };
+    Cut cut{true, 0, 0, 0, target};
+    int step = 0, part = -1;
+    for (int round = 0; round < 2; ++round) {
+      for (int i = thread_index(); i < kListCapacity; i += kThreads) rooms.sums.set(i, 0);
+      if (thread_index() < 2) rooms.counters.set(thread_index(), 0);
+      __syncthreads();
+      for_each([&](float score, int) {
+        if (round == 1 && step_of(score, false) != step) return;
+        const uint64_t own = weight_of(score);
+        if (own > 0) rooms.sums.add(kListCapacity - 1 - step_of(score, round == 1), own);
+      });
+      const uint64_t digit = take_digit(share, cut);
+      if (!cut.found) return {true, -kInfinity, 0};
+      (round == 0 ? step : part) = kListCapacity - 1 - static_cast<int>(digit);
+      if (step == kListCapacity - 1) return {false, 0.0f, 0};
+      const uint64_t least = weight_of(largest_ - (step + 1) / 64.0f);
+      if (least > 0 && cut.at / least <= kListCapacity) break;
+      share = 0.0;
+    }
+    const Shared<uint32_t> counters = team_.cluster() == 1 ? rooms.counters : rooms.counters.of_block(0);
+    const Shared<uint64_t> to = team_.cluster() == 1 ? rooms.list : rooms.list.of_block(0);
+    for_each([&](float score, int token) {
+      if (step_of(score, false) != step || (part >= 0 && step_of(score, true) != part) || weight_of(score) == 0) return;
+      const uint32_t at = counters.add(0, 1);
+      if (at < kListCapacity) to.set(static_cast<int>(at), list_entry(score, token));
+    });
+    team_.sync();
+    uint64_t entry = 0;
+    if (const int count = static_cast<int>(rooms.counters.get(0)); team_.leads() && count <= kListCapacity) {
+      const SortedList list(rooms.list, count, rooms.sums, rooms.reduce, largest_, -1);
+      const uint64_t wanted = cut.target - cut.above;
+      const int last = weight == Weight::kCount ? static_cast<int>(wanted) - 1 : list.first_to_reach(wanted);
+      entry = list_entry(list.score(last), list.token(last));
+    }
+    entry = team_.from_leader(entry);
+    return {entry != 0, score_of_entry(entry), token_of_entry(entry)};
+  }
+
+  // The end of a count of digits: the digit at which the target is reached, the leader's for all. `share`: where it is
+  // not 0, of all that was counted, the target.
+  PYGEN_DEVICE uint64_t take_digit(double share, Cut& cut) const {
+    const WideSums& sums = team_.rooms().sums;
+    team_.sync();
+    if (!team_.leads()) {
+      for (int i = thread_index(); i < kListCapacity; i += kThreads)
+        if (const uint64_t own = sums.get(i); own > 0) sums.of_block(0).add(i, own);
+    }
+    if (team_.cluster() > 1) team_.sync();
+    uint64_t told[4] = {};
+    if (team_.leads()) {
+      told[0] = find_digit(sums, share, cut);
+      told[1] = cut.above;
+      told[2] = cut.at;
+      told[3] = cut.target;
+    }
+    team_.take_from_leader(told);
+    cut.found = told[0] < kListCapacity;
+    cut.above = told[1];
+    cut.at = told[2];
+    cut.target = told[3];
+    return told[0];
+  }
+
+  // The leader's part of it: the digit at which the target is reached, kListCapacity where it is not.
   PYGEN_DEVICE uint64_t find_digit(const WideSums& sums, double share, Cut& cut) const {
     constexpr int kEach = kListCapacity / kThreads;
     const int last = kListCapacity - 1 - thread_index() * kEach;

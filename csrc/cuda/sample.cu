@@ -1,7 +1,8 @@
-// sample: one launch from raw logits to token, log-probabilities and the row's bookkeeping. One pass over a row's logits
-// gives the maxima of its tiles; the few tiles that can hold a survivor are looked at again, and the filters and the race
-// work on their scores. Exact: no threshold is sampled. Bytes per row: one read of the logits; a row whose survivors are
-// too many for a list is looked at again, in shared memory where a cluster holds it, else through the cache.
+// sample: one launch from raw logits to token, log-probabilities and the row's bookkeeping. One pass over a row's
+// logits gives the maxima of its tiles; the few tiles that can hold a survivor are looked at again, and the filters and
+// the race work on their scores. Exact: no threshold is sampled. Bytes per row: one read of the logits; a row whose
+// survivors are too many for a list is looked at again, in shared memory where a cluster holds it, else through the
+// cache.
 #include <climits>
 
 #include "cuda/bookkeeping.cuh"
@@ -90,8 +91,8 @@ PYGEN_DEVICE void write_logprobs_of_row(const Results& results, RowView<kDType>&
   view.restrict_to(all);
 }
 
-// What the last steps of a row need, by value: the functions that seldom run take a copy, so that in the others it stays
-// in registers.
+// What the last steps of a row need, by value: the functions that seldom run take a copy, so that in the others it
+// stays in registers.
 template <DType kDType>
 struct Drawing {
   const SampleParams& params;
@@ -224,8 +225,8 @@ Error launch_sample(const SampleParams& params, const Context& context) {
 
 }  // namespace
 
-size_t sample_workspace(const SampleParams& params, const Device&) {
-  return kCounterBytes + exceptions_workspace(params.shaping);
+size_t sample_workspace(const SampleParams& params, const Device& device) {
+  return kCounterBytes + exceptions_workspace(params.shaping, device);
 }
 
 Error sample(const SampleParams& params, const Context& context) {

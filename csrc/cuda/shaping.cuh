@@ -16,7 +16,8 @@ struct RowFacts {
   RowStatus status;  // over the temperature, unless the row is greedy
 };
 
-// After the scan; orders shared memory of the row. `nan`: whether the thread saw one. `temperature`: 1 for a greedy row.
+// After the scan; orders shared memory of the row. `nan`: whether the thread saw one. `temperature`: 1 for a greedy
+// row.
 template <DType kDType>
 PYGEN_DEVICE RowFacts facts_of_scan(const RowScores<kDType>& row, RowTeam& team, bool nan, float temperature) {
   __syncthreads();
@@ -48,19 +49,28 @@ PYGEN_DEVICE int lowest_token_of(const RowScores<kDType>& row, RowTeam& team, fl
   return token < static_cast<uint64_t>(row.layout().vocab_size()) ? static_cast<int>(token) : 0;
 }
 
-// About the mass of the row, in units; the block needs all tiles' maxima and sums: the leader.
+// About the masses, in units, of the row and of its tiles with a score of at least `low` over the temperature.
+struct TileMasses {
+  double all, reaching;
+};
+
+// The block needs all tiles' maxima and sums: the leader.
 template <DType kDType>
-PYGEN_DEVICE double mass_of_tiles(const RowScores<kDType>& row, float temperature, float largest,
-                                  Shared<uint64_t> room) {
+PYGEN_DEVICE TileMasses masses_of_tiles(const RowScores<kDType>& row, float temperature, float largest, float low,
+                                        Shared<uint64_t> room) {
   constexpr float kFiner = 0x1p8f;  // a tile has up to 256 tokens, and so many fewer are summed
-  uint64_t sum = 0;
+  uint64_t all = 0, reaching = 0;
   for (int i = thread_index(); i < row.layout().tiles(); i += kThreads) {
-    const float most = row.maxima().get(i);
+    const float most = row.maxima().get(i) / temperature;
     if (most == -kInfinity) continue;
-    const double units = exp_nonpositive(most / temperature - largest) * static_cast<double>(kMassUnits / kFiner);
-    sum += static_cast<uint64_t>(units * row.sums().get(i));
+    const double units = exp_nonpositive(most - largest) * static_cast<double>(kMassUnits / kFiner);
+    const auto mass = static_cast<uint64_t>(units * row.sums().get(i));
+    all += mass;
+    reaching += most >= low ? mass : 0;
   }
-  return static_cast<double>(block_reduce(sum, Add{}, room)) * kFiner;
+  all = block_reduce(all, Add{}, room);
+  reaching = block_reduce(reaching, Add{}, room);
+  return {static_cast<double>(all) * kFiner, static_cast<double>(reaching) * kFiner};
 }
 
 // How many of the largest scores the list of a long row has to hold; 0: no list will do.
@@ -86,22 +96,30 @@ PYGEN_DEVICE bool filter_list(const RowScores<kDType>& row, RowTeam& team, const
   const float temperature = filters.temperature;
   const int tiles = row.layout().tiles();
   const bool whole = row.layout().vocab_size() <= kListCapacity;
-  const int wanted = whole ? 1 : wanted_of_list(filters, also, tiles);
+  // A list that may lack some of the survivors' mass.
+  const bool partial = !whole && (filters.first_is_top_p() || !filters.any());
+  const int wanted = whole ? 1 : partial && !row.has_sums() ? 0 : wanted_of_list(filters, also, tiles);
   if (wanted == 0) return false;
   float low = -kInfinity;
+  double total = -1.0;
   if (!whole) {
     if (team.leads()) {
       low = bound_of_largest(row.maxima(), tiles, wanted, rooms.reduce) / temperature;
       if (filters.first_is_min_p()) low = fminf(low, rounded_up(largest + log(static_cast<double>(filters.min_p))));
+      if (partial) {
+        const TileMasses masses = masses_of_tiles(row, temperature, largest, low, rooms.reduce);
+        total = masses.all;
+        // Nothing is as large: the tiles that would be gathered cannot hold the nucleus.
+        if (masses.reaching < filters.top_p * total * (1 - 2 * kTileMassError) && filters.any()) low = kInfinity;
+      }
     }
     low = float_of(static_cast<uint32_t>(team.from_leader(bits_of(low))));
+    if (low == kInfinity) return false;
   }
   row.gather(low, temperature, rooms.sums.low, rooms.counters, rooms.list);
   team.sync();
   bool listed = false;
   if (const int count = static_cast<int>(rooms.counters.get(0)); team.leads() && count <= kListCapacity) {
-    const bool partial = !whole && (filters.first_is_top_p() || !filters.any());
-    const double total = partial && row.has_sums() ? mass_of_tiles(row, temperature, largest, rooms.reduce) : -1.0;
     SortedList list(rooms.list, count, rooms.sums, rooms.reduce, largest, total);
     listed = apply_filters(list, filters, largest);
     if (listed) on_list(list, partial && !filters.any() ? total : static_cast<double>(list.mass()));

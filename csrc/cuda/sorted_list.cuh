@@ -124,6 +124,12 @@ class SortedList {
   }
   PYGEN_DEVICE uint64_t mass() const { return mass_of_range(begin_, end_); }
 
+  // The first survivor at which the survivors' mass reaches the target; end() where it does not.
+  PYGEN_DEVICE int first_to_reach(uint64_t target) const {
+    const uint64_t before = mass_before(begin_);
+    return first_where([&](int i) { return masses_.get(i) - before >= target; });
+  }
+
   PYGEN_DEVICE void keep_largest(int n) { end_ = n < end_ - begin_ ? begin_ + n : end_; }
   PYGEN_DEVICE void keep_largest_and_ties(int n) {
     if (n < end_ - begin_) keep_at_least(score(begin_ + n - 1));
@@ -207,11 +213,6 @@ class SortedList {
   }
   PYGEN_DEVICE int first_beyond(float center, float distance) const {
     return first_where([&](int i) { return center - score(i) > distance; });
-  }
-  // The first survivor at which the survivors' mass reaches the target.
-  PYGEN_DEVICE int first_to_reach(uint64_t target) const {
-    const uint64_t before = mass_before(begin_);
-    return first_where([&](int i) { return masses_.get(i) - before >= target; });
   }
   PYGEN_DEVICE uint64_t mass_before(int i) const { return i > 0 ? masses_.get(i - 1) : 0; }
   PYGEN_DEVICE uint64_t mass_of_range(int begin, int end) const { return mass_before(end) - mass_before(begin); }
