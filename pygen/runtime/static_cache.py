@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,6 +31,44 @@ def bucket(length: int) -> int:
     return middle if size >= 512 and length <= middle else size
 
 
+@dataclass
+class _Extent:
+    """What the layers of a cache have in common. They do not know the cache, which would keep both from being freed."""
+
+    rows: int
+    capacity: int
+    device_length: Tensor  # () int64
+    positions: Tensor  # (count,) int64, of the running forward
+    rows_in_use: int = 0
+    length: int = 0
+
+
+class _Sized:
+    """The numbers of an extent, read by their names."""
+
+    extent: _Extent
+
+    @property
+    def rows(self) -> int:
+        return self.extent.rows
+
+    @property
+    def capacity(self) -> int:
+        return self.extent.capacity
+
+    @property
+    def rows_in_use(self) -> int:
+        return self.extent.rows_in_use
+
+    @property
+    def length(self) -> int:
+        return self.extent.length
+
+    @property
+    def device_length(self) -> Tensor:
+        return self.extent.device_length
+
+
 class StaticLayer(_CacheLayer):
     """Keys and values of one layer, (rows, heads, capacity, head_dim) each, allocated when the first ones come.
 
@@ -40,27 +79,27 @@ class StaticLayer(_CacheLayer):
     is_compileable = True
     is_croppable = True
 
-    def __init__(self, cache: StaticCache, is_sliding: bool) -> None:
+    def __init__(self, extent: _Extent, is_sliding: bool) -> None:
         super().__init__()
-        self._cache = cache
+        self._extent = extent
         self._buffers: tuple[Tensor, ...] = ()
         self.is_sliding = is_sliding
 
     @property
     def max_cache_len(self) -> int:
-        return self._cache.capacity
+        return self._extent.capacity
 
     @property
     def max_batch_size(self) -> int:
-        return self._cache.rows
+        return self._extent.rows
 
     @property
     def batch_size(self) -> int:
-        return self._cache.rows_in_use
+        return self._extent.rows_in_use
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        rows, capacity = self._cache.rows, self._cache.capacity
+        rows, capacity = self._extent.rows, self._extent.capacity
         self._buffers = tuple(
             states.new_zeros((rows, states.shape[1], capacity, states.shape[3]))
             for states in (key_states, value_states)
@@ -70,25 +109,25 @@ class StaticLayer(_CacheLayer):
 
     def show_rows(self) -> None:
         if self.is_initialized:
-            self.keys, self.values = (buffer[: self._cache.rows_in_use] for buffer in self._buffers)
+            self.keys, self.values = (buffer[: self._extent.rows_in_use] for buffer in self._buffers)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Writes at the positions of the running forward. A prompt from the start attends to itself alone."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        positions = self._cache.positions
+        positions = self._extent.positions
         self.keys.index_copy_(2, positions, key_states)
         self.values.index_copy_(2, positions, value_states)
-        return (key_states, value_states) if self._cache.length == 0 else (self.keys, self.values)
+        return (key_states, value_states) if self._extent.length == 0 else (self.keys, self.values)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return (query_length if self._cache.length == 0 else self._cache.capacity), 0
+        return (query_length if self._extent.length == 0 else self._extent.capacity), 0
 
     def get_seq_length(self) -> int | Tensor:
-        return self._cache.device_length if self._cache.length else 0
+        return self._extent.device_length if self._extent.length else 0
 
     def get_max_length(self) -> int:
-        return self._cache.capacity
+        return self._extent.capacity
 
     get_max_cache_shape = get_max_length
 
@@ -97,7 +136,7 @@ class StaticLayer(_CacheLayer):
             buffer.zero_()
 
 
-class StaticCache(_Cache):
+class StaticCache(_Sized, _Cache):
     """transformers' cache protocol over buffers that never move, for layers of full or sliding-window attention.
 
     The prompt is read once, by an ordinary forward with one row per prompt; `expand` then makes the copies that beams
@@ -119,12 +158,10 @@ class StaticCache(_Cache):
         for name, value in (("rows", rows), ("capacity", capacity)):
             if checks.count(name, value) == 0:
                 raise ValueError(f"`{name}` must be >= 1, got 0")
-        self.rows, self.capacity = rows, capacity
-        self.rows_in_use = self.length = 0
-        self.device_length = torch.zeros((), dtype=torch.int64, device=device)
-        self.positions = self.device_length.view(1)
+        start = torch.zeros((), dtype=torch.int64, device=device)
+        self.extent = _Extent(rows, capacity, start, start.view(1))
         self._next_layer = 0
-        super().__init__(layers=[StaticLayer(self, kind == "sliding_attention") for kind in kinds])
+        super().__init__(layers=[StaticLayer(self.extent, kind == "sliding_attention") for kind in kinds])
 
     @classmethod
     def for_model(cls, model: Any, *, rows: int, capacity: int) -> StaticCache | EncoderDecoderStaticCache:
@@ -158,7 +195,7 @@ class StaticCache(_Cache):
         self._next_layer = layer_idx + 1
         if self._next_layer == len(self.layers):
             self.device_length.add_(key_states.shape[2])
-            self.length += key_states.shape[2]
+            self.extent.length += key_states.shape[2]
             self._next_layer = 0
         return states
 
@@ -172,7 +209,7 @@ class StaticCache(_Cache):
         if rows != self.rows_in_use:
             self._use_rows(rows)
         first = self.device_length.view(1)
-        self.positions = first if count == 1 else torch.arange(count, device=first.device) + first
+        self.extent.positions = first if count == 1 else torch.arange(count, device=first.device) + first
 
     def _check_room(self, count: int) -> None:
         if self.length + count > self.capacity:
@@ -181,7 +218,7 @@ class StaticCache(_Cache):
             )
 
     def _use_rows(self, rows: int) -> None:
-        self.rows_in_use = rows
+        self.extent.rows_in_use = rows
         for layer in self.layers:
             layer.show_rows()
 
@@ -189,7 +226,7 @@ class StaticCache(_Cache):
         """Tells the host's `length` of `count` positions that replays wrote. The device is not touched."""
         checks.count("count", count)
         self._check_room(count)
-        self.length += count
+        self.extent.length += count
 
     def set_length(self, length: int) -> None:
         """Makes the first `length` positions those in use, on the host and, without waiting, on the device.
@@ -198,7 +235,7 @@ class StaticCache(_Cache):
         the host right.
         """
         checks.count_up_to("length", length, self.capacity)
-        self.length = length
+        self.extent.length = length
         self.device_length.fill_(length)
 
     def crop(self, length: int) -> None:
@@ -216,7 +253,7 @@ class StaticCache(_Cache):
     def reset(self) -> None:
         """Empties the cache for another call; the buffers stay where they are, and are zero."""
         super().reset()
-        self.rows_in_use = 0
+        self.extent.rows_in_use = 0
         self.set_length(0)
 
     def expand(self, num_copies: int) -> None:
@@ -284,13 +321,13 @@ class CrossAttentionCache(StaticCache):
 
     def _begin(self, rows: int, count: int) -> None:
         if not self.layers[0].is_initialized:
-            self.capacity = count
+            self.extent.capacity = count
         elif count != self.capacity:
             raise ValueError(f"the cache is for {self.capacity} positions of an encoder, got {count}")
         super()._begin(rows, count)
 
 
-class EncoderDecoderStaticCache(_EncoderDecoderCache):
+class EncoderDecoderStaticCache(_Sized, _EncoderDecoderCache):
     """A `StaticCache` for the decoder's attention to itself, and a `CrossAttentionCache`.
 
     Lengths, `crop` and `reorder_suffix` concern the first alone: beams of a prompt share the encoder's output.
@@ -300,24 +337,8 @@ class EncoderDecoderStaticCache(_EncoderDecoderCache):
     cross_attention_cache: CrossAttentionCache
 
     @property
-    def rows(self) -> int:
-        return self.self_attention_cache.rows
-
-    @property
-    def rows_in_use(self) -> int:
-        return self.self_attention_cache.rows_in_use
-
-    @property
-    def capacity(self) -> int:
-        return self.self_attention_cache.capacity
-
-    @property
-    def length(self) -> int:
-        return self.self_attention_cache.length
-
-    @property
-    def device_length(self) -> Tensor:
-        return self.self_attention_cache.device_length
+    def extent(self) -> _Extent:  # type: ignore[override]
+        return self.self_attention_cache.extent
 
     def advance(self, count: int) -> None:
         self.self_attention_cache.advance(count)

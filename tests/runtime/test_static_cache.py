@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import itertools
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -294,6 +296,22 @@ def test_a_forward_that_failed_has_not_happened() -> None:
     handle.remove()
     ours.visible = visible
     readers.go_on(token, 3)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_what_is_dropped_is_freed_at_once(family: str) -> None:
+    readers = Readers(family)
+    readers.go_on(readers.read(PROMPTS, VISIBLE), 2)
+    places = [
+        weakref.ref(layer._buffers[0])
+        for layer in getattr(readers.static, "self_attention_cache", readers.static).layers
+    ]
+    gc.disable()
+    try:
+        del readers
+        assert [place() for place in places] == [None] * len(places)
+    finally:
+        gc.enable()
 
 
 class Step:
