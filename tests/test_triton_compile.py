@@ -14,6 +14,7 @@ import pytest
 import torch
 from pygen.triton_kernels._specialization import Specialization, launch, signature_of
 
+from tests.helpers import triton_launches
 from tests.helpers.triton_compile import SHARED_LIMITS, Usage, ops
 from tests.helpers.triton_launches import only_listed_launches
 
@@ -99,8 +100,11 @@ def specializations() -> list[Specialization]:
         (torch.float16, 64, 8, False),
     ],
 )
-def test_launches_of_listed_forms_only(dtype: torch.dtype, block: int, num_warps: int, listed: bool) -> None:
+def test_launches_of_listed_forms_only(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, block: int, num_warps: int, listed: bool
+) -> None:
     before = KERNEL.launches
+    monkeypatch.setattr(triton_launches, "_listed", specializations)
     with only_listed_launches():
         if listed:
             launch(KERNEL, (1,), torch.zeros(1, dtype=dtype), 0.5, num_warps=num_warps, BLOCK=block)

@@ -301,7 +301,19 @@ def _cuda(call: _Call) -> Run:
     return run
 
 
-def _run_halves(call: _Call, work: _Workspace, step: int, launch: Callable[..., None], place: tuple[int, ...]) -> None:
+def _triton(call: _Call) -> Run:
+    from pygen.triton_kernels import beam_step as kernels
+
+    work = _Workspace.create(call.state)
+    launch = kernels.prepare(call, work)
+
+    def run(logits: Tensor, step: int, length: int) -> None:
+        _run_halves(call, work, step, launch, (logits, step, length))
+
+    return run
+
+
+def _run_halves(call: _Call, work: _Workspace, step: int, launch: Callable[..., None], place: tuple[Any, ...]) -> None:
     """Both halves of a step at once, or one after the other where the caller's criteria are asked between them."""
     if call.stopping_criteria is None:
         launch(*place, _SELECT | _ADVANCE)
@@ -378,4 +390,6 @@ def _torch(call: _Call) -> Run:
     return run
 
 
-_dispatch: Dispatcher[Callable[[_Call], Run]] = Dispatcher("beam_step", cpu=_cpu, cuda=_cuda, torch=_torch)
+_dispatch: Dispatcher[Callable[[_Call], Run]] = Dispatcher(
+    "beam_step", cpu=_cpu, cuda=_cuda, triton=_triton, torch=_torch
+)

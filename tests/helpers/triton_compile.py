@@ -67,7 +67,10 @@ def _compile_job(job: tuple[str, int, int]) -> Usage:
     try:
         return usage(op, specialization, arch)
     except Exception as error:
-        return Usage(op, specialization.name, arch, error=f"{type(error).__name__}: {error}")
+        texts, cause = [f"{type(error).__name__}: {error}"], error.__cause__
+        while cause is not None:
+            texts, cause = [*texts, str(cause)], cause.__cause__
+        return Usage(op, specialization.name, arch, error="\n".join(texts))
 
 
 def usage(op: str, specialization: Any, arch: int, **options: Any) -> Usage:
