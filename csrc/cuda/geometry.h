@@ -79,6 +79,13 @@ void cut(RowLaunch& launch, int64_t vocab_size, int cluster) {
   g.tiles = static_cast<int>((stripes * RowLayout<kDType>::kStripe) >> g.log2_tile);
 }
 
+// One block fills a multiprocessor, and a cluster needs several of one group of them: an H100 has 132, and takes 132
+// / 120 / 64 blocks in clusters of 2 / 4 / 8.
+inline int64_t blocks_at_once(const Device& device, int cluster) {
+  const int64_t all = device.multiprocessors;
+  return cluster == 8 ? all / 2 : cluster == 4 ? all * 10 / 11 : all;
+}
+
 // Blocks per row: as many as find a multiprocessor of their own; where the row may be looked at again, as many as it
 // takes to keep it in shared memory.
 template <DType kDType>
@@ -93,7 +100,7 @@ RowLaunch plan_rows(const ShapingParams& params, const Device& device, bool sums
   }
   const int most = device.major >= 9 ? RowRooms::kMostBlocks : 1;
   int cluster = 1;
-  while (cluster < most && params.rows * cluster * 2 <= device.multiprocessors &&
+  while (cluster < most && params.rows * cluster * 2 <= blocks_at_once(device, cluster * 2) &&
          params.vocab_size >= kLeastSlice * cluster * 2)
     cluster *= 2;
   cut<kDType>(launch, params.vocab_size, cluster);
