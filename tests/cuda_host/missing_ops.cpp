@@ -1,10 +1,9 @@
-// Stands in for launchers whose .cu file does not exist yet.
-#include <cstdint>
-
+// Stands in for launchers whose .cu file is not built: they answer "operation not supported".
 #include "cuda/launchers.h"
+#include "cuda_host/types.h"
 
 #define PYGEN_MISSING(op, Params) \
-  __attribute__((weak)) Error op(const Params&, const Context&) { return 801; }
+  __attribute__((weak)) Error op(const Params&, const Context&) { return cudaErrorNotSupported; }
 #define PYGEN_MISSING_WORKSPACE(op, Params) \
   __attribute__((weak)) size_t op(const Params&, const Device&) { return 0; }
 

@@ -1,13 +1,29 @@
-// Kernels that use every function of device.cuh once, and kernels with one planted mistake each.
+// Kernels for the runtime's own test: test_host.py says what has to come out of each.
 #pragma once
 
+#include <map>
 #include <string>
-#include <vector>
+
+#include "cuda/device.cuh"
 
 namespace pygen::cuda::self_test {
 
-std::vector<std::string> names();
-// Runs one: what it computed, for kernels without a mistake; std::out_of_range for an unknown name.
-std::vector<long long> run(const std::string& name);
+struct Case {
+  Launch launch;
+  // out: kOutputs zeros; in: 3 i + 1 for i < kInputs.
+  void (*kernel)(long long* out, unsigned* in);
+};
+using Cases = std::map<std::string, Case>;
+
+constexpr int kOutputs = 300;
+constexpr int kInputs = 64;
+
+const Cases& functions();
+const Cases& mistakes();
+
+inline Launch one_block(unsigned threads, unsigned shared = 0) { return {1, threads, 1, shared, false, nullptr}; }
+inline Launch one_cluster(unsigned blocks, unsigned shared = 0) { return {blocks, 32, blocks, shared, false, nullptr}; }
+
+PYGEN_DEVICE int index() { return static_cast<int>(threadIdx.x); }
 
 }  // namespace pygen::cuda::self_test

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
 import subprocess
 import sys
@@ -185,8 +186,8 @@ def test_it_reports(name: str, seed: int, results: dict[int, dict[str, Any]]) ->
     assert {failure["kind"] for failure in result["failures"]} <= {kind, *(["unwritten"] if kind == "race" else [])}
     if kind not in ("launch", "store"):
         kernel, where = found[0]["kernel"], found[0]["where"]
-        assert kernel.startswith(name) and found[0]["block"] >= 0 and found[0]["thread"] >= 0
-        assert re.search(r"tests/cuda_host/self_test\.cu:\d+$", where) or name == "dependent_without_wait"
+        assert kernel == name and found[0]["block"] >= 0 and found[0]["thread"] >= 0
+        assert re.search(r"tests/cuda_host/self_test_mistakes\.cu:\d+$", where) or name == "dependent_without_wait"
 
 
 @pytest.mark.parametrize("name", ENDS)
@@ -214,7 +215,9 @@ cuda_host.host("_self_test").set_device(8, 0, 108, 2048, 166912)
 
 
 def test_barriers_are_cheap(results: dict[int, dict[str, Any]]) -> None:
-    assert min(results[seed]["many_barriers"]["seconds"] for seed in SEEDS) < 0.1
+    """51,200 switches between threads; other processors than x86-64 make a system call of each."""
+    limit = 0.1 if platform.machine() == "x86_64" else 5.0
+    assert min(results[seed]["many_barriers"]["seconds"] for seed in SEEDS) < limit
 
 
 def test_without_the_sanitizers_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+// Why a cluster cannot go on.
 #pragma once
 
 namespace pygen::cuda::host {

@@ -34,6 +34,7 @@ const char* error_text(Error error) {
     case cudaSuccess: return "no error";
     case cudaErrorInvalidValue: return "invalid argument";
     case cudaErrorInvalidConfiguration: return "invalid configuration argument";
+    case cudaErrorNotSupported: return "operation not supported: this op was not built";
     case cudaErrorLaunchFailure: return "the host runtime reported failures of the kernel";
     case cudaErrorInvalidClusterSize: return "invalid cluster size";
     default: return "unrecognized error code";

@@ -13,7 +13,7 @@ __attribute__((weak)) void __sanitizer_finish_switch_fiber(void* save, const voi
 __attribute__((weak)) void __asan_unpoison_memory_region(const volatile void* address, size_t size);
 }
 
-#if defined(__x86_64__)
+#if PYGEN_SWITCH_IN_ASSEMBLY
 // Pushes what the System V ABI lets a callee keep, and goes on where the other stack pushed the same.
 extern "C" void pygen_switch_stack(void** save, void* to);
 asm(R"(
@@ -75,7 +75,7 @@ void prepare(Fiber& fiber, Entry entry) {
     fiber.bottom = new_stack();
     fiber.size = kStackBytes;
   }
-#if defined(__x86_64__)
+#if PYGEN_SWITCH_IN_ASSEMBLY
   // Six registers, the address that `ret` takes, and the return address of the entry: none, where a backtrace ends. It
   // lies 8 past a multiple of 16, as after a call.
   constexpr int kRegisters = 6;
@@ -97,7 +97,7 @@ void switch_fiber(Fiber& from, Fiber& to, bool leaves_for_good) {
   if (__sanitizer_start_switch_fiber != nullptr)
     __sanitizer_start_switch_fiber(leaves_for_good ? nullptr : &from.sanitizer_stack, to.bottom, to.size);
   left = &from;
-#if defined(__x86_64__)
+#if PYGEN_SWITCH_IN_ASSEMBLY
   pygen_switch_stack(&from.stack_pointer, to.stack_pointer);
 #else
   swapcontext(&from.context, &to.context);

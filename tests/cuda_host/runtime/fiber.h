@@ -3,7 +3,11 @@
 
 #include <cstddef>
 
-#if !defined(__x86_64__)
+// PYGEN_UCONTEXT asks for what other processors get.
+#if defined(__x86_64__) && !defined(PYGEN_UCONTEXT)
+#define PYGEN_SWITCH_IN_ASSEMBLY 1
+#else
+#define PYGEN_SWITCH_IN_ASSEMBLY 0
 #include <ucontext.h>
 #endif
 
@@ -11,7 +15,7 @@ namespace pygen::cuda::host {
 
 // One that was never prepared stands for the stack it is first left on.
 struct Fiber {
-#if defined(__x86_64__)
+#if PYGEN_SWITCH_IN_ASSEMBLY
   void* stack_pointer = nullptr;
 #else
   ucontext_t context;
