@@ -144,9 +144,13 @@ class SortedList {
     const double below = i < end_ ? static_cast<double>(score(i)) - score(0) : 0;
     const uint64_t weight = i < end_ ? static_cast<uint64_t>(exp(below) * kUnits) : 0;
     const double log_prob = below - log(static_cast<double>(block_reduce(weight, Add{}, room_)) / kUnits);
-    const uint64_t term = i < end_ ? static_cast<uint64_t>(-exp(log_prob) * log_prob * kUnits) : 0;
+    const double term = i < end_ ? fabs(exp(log_prob) * log_prob) : 0;
+    // In units of the largest: beside a certain token all of them may be tiny.
+    const auto bits = static_cast<uint64_t>(__double_as_longlong(term));
+    const double largest_term = __longlong_as_double(static_cast<long long>(block_reduce(bits, Larger{}, room_)));
+    const uint64_t share = largest_term > 0 ? static_cast<uint64_t>(term / largest_term * kUnits) : 0;
     uint64_t entropy;
-    const uint64_t reached = block_inclusive_sum(term, room_, entropy);
+    const uint64_t reached = block_inclusive_sum(share, room_, entropy);
     const double most = static_cast<double>(top_h) * static_cast<double>(entropy);
     const int kept = block_count(i < end_ && static_cast<double>(reached) <= most, room_);
     end_ = kept > 0 ? kept : 1;
