@@ -167,6 +167,8 @@ def _reason_of_cache(call: Call) -> str | None:
         return f"`{given}`: the cache is the caller's"
     if kind not in (None, "static"):
         return refusal(_hooks(call), kind) or f"`cache_implementation`={kind!r} is another cache than a static one"
+    if kind == "static" and call.wants_dict:
+        return "`past_key_values` of the output has to be the static cache that was asked for"
     own = next((n for n, v in kwargs.items() if isinstance(v, torch.Tensor) and n not in _OWN_INPUTS), None)
     if own is not None:
         return f"`{own}` is an input that only this call has"

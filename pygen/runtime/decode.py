@@ -90,8 +90,7 @@ def sample_captured(
 def _logits_again(step: CapturedStep, growing: Any, number: int, length: int) -> Tensor:
     """The logits of step `number`, which later replays have overwritten."""
     step.forward.begin(growing, number, length + number - 1)
-    step.forward.run(step.sample.column(number - 1))
-    return step.forward.logits
+    return step.forward.logits_after(step.sample.column(number - 1))
 
 
 def dynamic_copy(cache: StaticCache, config: Any) -> DynamicCache:

@@ -59,6 +59,10 @@ class StaticForward:
 
     def run(self, token_ids: Tensor) -> None:
         """`token_ids`: (rows,) int64."""
+        self.logits = self.logits_after(token_ids)
+
+    def logits_after(self, token_ids: Tensor) -> Tensor:
+        """What `run` leaves in `logits`, which stay as they are."""
         hooks = self._hooks()
         assert hooks is not None
         kwargs = {**self._kwargs, **self._mask, **self._current, self._cache_name: self.cache}
@@ -66,10 +70,10 @@ class StaticForward:
             ids = token_ids[:, None]
             inputs = hooks.prepare_inputs_for_generation(ids, next_sequence_length=1, **kwargs)
             outputs = self._call(hooks, inputs)
-        self.logits = tail_logits(outputs.logits, token_ids.shape[0], 1, token_ids.device)[:, 0]
         for name, value in self._current.items():
             if name.endswith("position_ids"):
                 value.add_(1)
+        return tail_logits(outputs.logits, token_ids.shape[0], 1, token_ids.device)[:, 0]
 
 
 def _call(model: Any, inputs: dict[str, Any]) -> Any:
