@@ -11,14 +11,6 @@
 
 namespace pygen::cuda {
 
-// What the filters leave of a whole row, where no list does. By value, so that its copies alone leave the registers.
-template <DType kDType>
-PYGEN_COLD Interval survivors_of_row(RowScores<kDType> scores, RowTeam team, Filters filters, float largest) {
-  RowView<kDType> view(scores, team, filters.temperature, largest);
-  apply_filters(view, filters, largest);
-  return view.interval();
-}
-
 template <DType kDType, bool kDraws>
 class BeamSelection {
  public:
@@ -37,14 +29,13 @@ class BeamSelection {
         raw_(without_shaping(params.shaping), plan.geometry, row_, 0, nullptr, /*sums=*/true, memory),
         scores_(params.shaping, plan.geometry, row_, plan.table_slots,
                 plan.dense ? words + row_ * params.shaping.vocab_size : nullptr, kDraws, memory),
-        tiles_(memory.take<int>(plan.geometry.tiles)),
         count_(memory.take<int>(1)),
         best_(memory, static_cast<int>(params.num_candidates)) {}
 
   static size_t bytes(const BeamParams& params, const RowLaunch& plan) {
     const Geometry& geometry = plan.geometry;
     return RowRooms::kBytes + Scores::shared_bytes(geometry, 0, false, true) +
-           Scores::shared_bytes(geometry, plan.table_slots, plan.dense, kDraws) + geometry.tiles * 4 + 2 * 16 +
+           Scores::shared_bytes(geometry, plan.table_slots, plan.dense, kDraws) + 16 +
            BestOf::bytes(params.num_candidates);
   }
 
@@ -78,17 +69,20 @@ class BeamSelection {
   // Ready for all that follows: the maxima of the processed scores.
   PYGEN_DEVICE RowFacts scan(const Filters& filters) {
     const auto nothing = [](const float (&)[kCount], int, float) {};
-    if (params_.normalized)
-      return facts_of_scan(scores_, team_, scores_.scan(filters.temperature, nothing), filters.temperature);
-    const bool nan = raw_.scan(1.0f, nothing);
-    const RowFacts facts = facts_of_scan(raw_, team_, nan, 1.0f);
-    if (facts.status != kOk) return facts;
-    const float log_sum = log_sum_of_tiles(facts.most);
-    scores_.normalize(facts.most, log_sum);
     // A nucleus is told from the sums of the scores.
-    const bool again = kDraws && filters.bound() == 0 && filters.top_p < 1;
-    const bool wrong = again ? scores_.scan(filters.temperature, nothing) : make_maxima(facts.most, log_sum);
-    return facts_of_scan(scores_, team_, wrong, filters.temperature);
+    bool whole = kDraws && filters.bound() == 0 && filters.top_p < 1;
+    float max_logit = 0.0f, log_sum = 0.0f;
+    if (params_.normalized) {
+      whole = true;
+    } else {
+      const RowFacts facts = facts_of_scan(raw_, team_, raw_.scan(1.0f, nothing), 1.0f);
+      if (facts.status != kOk) return facts;
+      max_logit = facts.most;
+      log_sum = log_sum_of_tiles(max_logit);
+      scores_.normalize(max_logit, log_sum);
+    }
+    const bool nan = whole ? scores_.scan(filters.temperature, nothing) : make_maxima(max_logit, log_sum);
+    return facts_of_scan(scores_, team_, nan, filters.temperature);
   }
 
   // ln of the sum of e^(logit - most). Integers, so that it does not depend on how the row was split.
@@ -163,23 +157,29 @@ class BeamSelection {
   }
 
   PYGEN_DEVICE void draw(const Filters& filters, float largest) {
-    const RowNoise noise(params_, beam_, params_.step);
-    const bool listed = filter_list(scores_, team_, filters, largest, 0, [&](const SortedList& list, double) {
-      offer_draws(list.begin(), list.end(), noise);
-    });
+    const bool listed = filter_list(scores_, team_, filters, largest, 0,
+                                    [&](const SortedList& list, double) { offer_draws(list.begin(), list.end()); });
     if (listed) return;
-    Interval survivors;
-    if (filters.any()) survivors = survivors_of_row(scores_, team_, filters, largest);
+    best_ = draw_from_row(*this, filters, largest);
     team_.sync();
-    const float temperature = filters.temperature;
-    find_races(survivors, temperature, noise);
-    team_.sync();
-    const float bound = bound_of_best(raw_.maxima());
-    offer_races(survivors, temperature, noise, bound > -kInfinity ? bar_below(bound) : bound);
+  }
+
+  // No list does. By value, so that its copies alone leave the registers; the best so far come back.
+  PYGEN_COLD static BestOf draw_from_row(BeamSelection self, Filters filters, float largest) {
+    const RowNoise noise(self.params_, self.beam_, self.params_.step);
+    RowView<kDType> view(self.scores_, self.team_, filters.temperature, largest);
+    if (filters.any()) apply_filters(view, filters, largest);
+    self.team_.sync();
+    self.find_races(view.interval(), filters.temperature, noise);
+    self.team_.sync();
+    const float bound = self.bound_of_best(self.raw_.maxima());
+    self.offer_races(view.interval(), filters.temperature, noise, bound > -kInfinity ? bar_below(bound) : bound);
+    return self.best_;
   }
 
   // Entries [begin, end) of the block's list.
-  PYGEN_DEVICE void offer_draws(int begin, int end, const RowNoise& noise) {
+  PYGEN_DEVICE void offer_draws(int begin, int end) {
+    const RowNoise noise(params_, beam_, params_.step);
     for (int first = begin; first < end; first += kThreads) {
       const int i = first + thread_index();
       uint64_t key[] = {0};
@@ -244,12 +244,12 @@ class BeamSelection {
         }
       }
       __syncthreads();
-      offer_draws(0, count_.get(0), noise);
+      offer_draws(0, count_.get(0));
       __syncthreads();
     }
   }
 
-  // Lists the slice's tiles whose maximum is `wanted`, and returns how many vectors they have.
+  // Lists the slice's tiles whose maximum is `wanted`, in place of their sums, and returns how many vectors they have.
   template <typename Wanted>
   PYGEN_DEVICE int list_tiles(Shared<float> maxima, const Wanted& wanted) {
     const RowLayout<kDType>& layout = scores_.layout();
@@ -257,7 +257,7 @@ class BeamSelection {
     __syncthreads();
     for (int tile = layout.first_tile() + thread_index(); tile < layout.last_tile(); tile += kThreads) {
       const float most = maxima.get(tile);
-      if (most > -kInfinity && wanted(most)) tiles_.set(count_.add(0, 1), tile);
+      if (most > -kInfinity && wanted(most)) raw_.sums().set(count_.add(0, 1), float_of(static_cast<uint32_t>(tile)));
     }
     __syncthreads();
     const int vectors = count_.get(0) << layout.log2_lanes();
@@ -268,7 +268,8 @@ class BeamSelection {
   // The scores of vector i of the listed tiles; returns its first token.
   PYGEN_DEVICE int look_again(int i, float (&x)[kCount]) const {
     const int log2_lanes = scores_.layout().log2_lanes();
-    const int vector = (tiles_.get(i >> log2_lanes) << log2_lanes) + (i & ((1 << log2_lanes) - 1));
+    const int tile = static_cast<int>(bits_of(raw_.sums().get(i >> log2_lanes)));
+    const int vector = (tile << log2_lanes) + (i & ((1 << log2_lanes) - 1));
     scores_.look_again(vector, x);
     return scores_.layout().token_of(vector);
   }
@@ -308,7 +309,7 @@ class BeamSelection {
   RowRooms rooms_;
   RowTeam team_;
   Scores raw_, scores_;
-  Shared<int> tiles_, count_;
+  Shared<int> count_;
   BestOf best_;
 };
 
