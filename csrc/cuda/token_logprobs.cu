@@ -36,7 +36,8 @@ __global__ void __launch_bounds__(kThreads, kWithTop ? 1 : 2)
 
   double log_sum = 0.0;
   if (team.leads()) {
-    if (facts.status == kOk) log_sum = log_sum_exp(facts.most, mass_of_tiles(scores, 1.0f, facts.most, rooms.reduce));
+    if (facts.status == kOk)
+      log_sum = log_sum_exp(facts.most, masses_of_tiles(scores, 1.0f, facts.most, kInfinity, rooms.reduce).all);
     write_logprobs<kDType>(params, row, facts.status, log_sum);
   }
   if constexpr (!kWithTop) return;

@@ -13,6 +13,7 @@ struct LogSoftmax {
   const void* logits;
   DType dtype;
   float temperature;
+  float most;      // of x; NaN does not count
   float largest;   // over the temperature
   double log_sum;  // of e^(x / temperature - largest)
   RowStatus status;
@@ -36,25 +37,16 @@ PYGEN_DEVICE const void* position_at(const void* logits, int64_t offset) {
 
 // Scans a position. All threads of the row, which get the result; orders its shared memory.
 template <DType kDType>
-PYGEN_DEVICE LogSoftmax scan_position(const RowScores<kDType>& scores, const void* logits, float temperature,
-                                      RowTeam& team, RowFacts& facts) {
+PYGEN_COLD LogSoftmax scan_position(RowScores<kDType> scores, const void* logits, float temperature, RowTeam team) {
   const bool nan = scores.scan(temperature, [](const float (&)[RowScores<kDType>::kCount], int, float) {});
-  facts = facts_of_scan(scores, team, nan, temperature);
+  const RowFacts facts = facts_of_scan(scores, team, nan, temperature);
   const float largest = facts.most / temperature;
   double log_sum = 0.0;
   if (team.leads() && facts.status == kOk)
-    log_sum = log(mass_of_tiles(scores, temperature, largest, team.rooms().reduce) / kMassUnits);
+    log_sum = log(masses_of_tiles(scores, temperature, largest, kInfinity, team.rooms().reduce).all / kMassUnits);
   log_sum = __longlong_as_double(
       static_cast<long long>(team.from_leader(static_cast<uint64_t>(__double_as_longlong(log_sum)))));
-  return {logits, kDType, temperature, largest, log_sum, facts.status};
-}
-
-template <DType kDType>
-PYGEN_COLD LogSoftmax scan_draft(const void* logits, int64_t vocab_size, Geometry geometry, float temperature,
-                                 RowTeam team, SharedMemory shared) {
-  const RowScores<kDType> scores(one_row(logits, vocab_size), geometry, 0, 0, nullptr, true, shared);
-  RowFacts facts;
-  return scan_position(scores, logits, temperature, team, facts);
+  return {logits, kDType, temperature, facts.most, largest, log_sum, facts.status};
 }
 
 // What a token's probability in the race is made of.
@@ -168,11 +160,10 @@ class Verification {
     SharedMemory shared = shared_;
     const RowScores<kDType> scores(one_row(logits, params_.vocab_size), target_.geometry, 0, 0, nullptr, true, shared);
     const float temperature = greedy ? 1.0f : temperature_;
-    RowFacts facts;
-    const LogSoftmax target = scan_position(scores, logits, temperature, team_, facts);
+    const LogSoftmax target = scan_position(scores, logits, temperature, team_);
     status_ = target.status == kOk && has_scores ? draft.status : target.status;
     if (status_ != kOk || greedy) {
-      token_ = lowest_token_of(scores, team_, facts.most);
+      token_ = lowest_token_of(scores, team_, target.most);
       return status_ == kOk && token_ == draft_id;
     }
 
@@ -202,7 +193,9 @@ class Verification {
   PYGEN_DEVICE LogSoftmax scan_draft_of(int64_t position) const {
     const void* logits =
         position_at<kDraft>(params_.draft, row_ * params_.draft_row_stride + position * params_.draft_position_stride);
-    return scan_draft<kDraft>(logits, params_.vocab_size, draft_.geometry, temperature_, team_, shared_);
+    SharedMemory shared = shared_;
+    const RowScores<kDraft> scores(one_row(logits, params_.vocab_size), draft_.geometry, 0, 0, nullptr, true, shared);
+    return scan_position(scores, logits, temperature_, team_);
   }
 
   const DraftParams& params_;

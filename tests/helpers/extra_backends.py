@@ -58,7 +58,7 @@ def _with_noise_given(entry: Entry) -> Entry:
 
     def wrapped(*arguments: Any) -> Any:
         call = arguments[0]
-        if not hasattr(call, "noise"):
+        if not (hasattr(call, "shaping") and hasattr(call, "noise")):
             return entry(*arguments)
         noise, refill = given_by_torch(call.noise, call.shaping.like)
         run = entry(dataclasses.replace(call, noise=noise))

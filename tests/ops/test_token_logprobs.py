@@ -51,13 +51,14 @@ def test_by_hand(backend: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
 def test_log_softmax(backend: str, vocab_size: int, dtype: torch.dtype) -> None:
-    rows = 9 if vocab_size < 1000 else 2
-    for kind in KINDS:
+    small = vocab_size < 1000
+    rows = 9 if small else 2
+    for kind in KINDS if small else KINDS[:2]:
         logits = make_logits(kind, rows, vocab_size, seed=3, dtype=dtype)
         wanted = torch.log_softmax(logits.double(), dim=1).float()
         ids = torch.randint(vocab_size, (rows, 5), generator=torch.Generator().manual_seed(1))
         order = torch.sort(logits.float(), dim=1, descending=True, stable=True).indices
-        for top in (0, 1, 20, 2000):
+        for top in (0, 1, 20, 2000) if small else (0, 20, 2000):
             output = token_logprobs(strided_rows(logits), ids, top=top, backend=backend)
             assert_near(output.logprobs, wanted.gather(1, ids))
             assert not output.status.any()

@@ -149,14 +149,12 @@ def test_the_oracle(backend: str, vocab_size: int, dtype: torch.dtype, certain: 
 
 
 @pytest.mark.parametrize("certain", [True, False])
-@pytest.mark.parametrize("vocab_size", [50257, 128256])
+@pytest.mark.parametrize("vocab_size", [32003, 128256])
 def test_large_vocabularies(kernel_backend: str, vocab_size: int, certain: bool) -> None:
     target, drafts, draft = make_case(2, 2, vocab_size)
     scores = None if certain else draft
-    for seed in range(3):
-        expected = verify_draft(target, drafts, scores, seed=seed, backend="torch")
-        output = verify_draft(target, drafts, scores, seed=seed, backend=kernel_backend)
-        assert all(mine.equal(theirs) for mine, theirs in zip(output, expected, strict=True))
+    expected = verify_draft(target, drafts, scores, seed=1, backend="torch")
+    assert equal(verify_draft(target, drafts, scores, seed=1, backend=kernel_backend), expected)
 
 
 def equal(first: DraftOutput, second: DraftOutput) -> bool:
