@@ -71,6 +71,9 @@ class RowArguments:
             if noise.given is not None:
                 given_noise, noise_stride = noise.given, noise.given.stride(0)
                 modes |= _rows.NOISE_GIVEN.value
+        if shaping.history_steps is not None:
+            # Those of a state, which the noise goes by as well.
+            steps, modes = shaping.history_steps, modes | _rows.HISTORY_GROWS.value
 
         self._shape = (
             vocab_size,

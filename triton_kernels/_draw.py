@@ -88,9 +88,11 @@ def write_no_logprobs(num_logprobs, logprob, top_ids, top_logprobs):
 @triton.jit
 def extend_sequence(
     token, row, rows, column, sequences, sequences_stride, history, history_stride,
-    finished, num_generated, unfinished, eos, eos_count, pad_token_id, ticket,
+    finished, num_generated, unfinished, eos, eos_count, pad_token_id, ticket, steps, counts_steps,
 ):  # fmt: skip
     """Appends the token, or the pad token to a finished row; returns which.
+
+    It goes to `column`, where `counts_steps` as many further as the row has steps, to which 1 is added.
 
     The last row to come counts: `ticket` holds in its upper half how many rows came, below how many go on, and is left
     at zero.
@@ -103,6 +105,10 @@ def extend_sequence(
     if was_finished == 0:
         tl.store(num_generated + row, tl.load(num_generated + row) + 1)
         tl.store(finished + row, ends.to(tl.uint8))
+    if counts_steps:
+        step = tl.load(steps + row)
+        tl.store(steps + row, step + 1)
+        column += step
     tl.store(sequences + row * sequences_stride + column, token)
     tl.store(history + row * history_stride + column, token)
     mine = tl.where(ends, 0, 1).to(tl.int64)

@@ -31,6 +31,7 @@ NOISE_GIVEN = tl.constexpr(1)
 STEPS_GIVEN = tl.constexpr(2)
 STORES = tl.constexpr(4)  # the scan writes the scores it sees
 EXTENDS = tl.constexpr(8)  # the draws extend sequences
+HISTORY_GROWS = tl.constexpr(16)  # by the steps of the row, which an extension of its sequence counts up
 
 SCAN_WARPS = 8
 ROW_WARPS = 8
@@ -94,6 +95,8 @@ def scan_part(
     repetition, presence, frequency = penalties_of(knobs, row, rows)
     block_max, block_sum, part_value, _, _ = reals_of(reals, row, reals_stride, vocab_size)
     seen, banned, part_id, part_nan, _, _, counts = integers_of(integers, row, integers_stride, vocab_size)
+    if (modes & HISTORY_GROWS) != 0:
+        length += tl.load(steps + row).to(tl.int32)
     if (flags & MARKED) != 0:
         mark_tokens(
             seen, banned, counts, begin, tl.minimum(end, vocab_size), vocab_size,

@@ -15,6 +15,7 @@ from pygen.triton_kernels._rows import (
     EXTENDS,
     FILTERED,
     FLAGS,
+    HISTORY_GROWS,
     MARKED,
     MIN_TOKENS_TO_KEEP,
     NOISE_GIVEN,
@@ -35,6 +36,7 @@ from pygen.triton_kernels._specialization import Specialization, launch, signatu
 from pygen.triton_kernels._survivors import first_largest, gather_or_fill, row_facts, status_of
 from torch import Tensor
 
+from pygen.backends import BackendError
 from pygen.ops._noise import Noise, given_by_torch
 from pygen.ops._outputs import SampleOutput
 from pygen.ops._prepared import Run
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
 def prepare(shaping: Shaping, noise: Noise, num_logprobs: int, out: SampleOutput, state: "DecodeState | None") -> Run:
     """The steps of a checked call. torch's noise is written to memory first, in a launch of torch's own."""
     rows, vocab_size, device = shaping.like.rows, shaping.like.vocab_size, shaping.like.device
+    if noise.advances_generator and state is not None and state.generator_state is not None:
+        raise BackendError("`sample`: backend 'triton' cannot take torch's noise from `state.generator_state`")
     noise, refill = given_by_torch(noise, shaping.like)
     small = vocab_size <= arguments.SMALL_VOCABULARY
     whole = small or num_logprobs > 0 or arguments.may_filter(shaping)
@@ -65,7 +69,7 @@ def prepare(shaping: Shaping, noise: Noise, num_logprobs: int, out: SampleOutput
         if not small:
             aligned = arguments.is_aligned(logits)
             launch(scan_rows_kernel, (rows, parts), *row_arguments, tokens, num_warps=SCAN_WARPS, ALIGNED=aligned)
-        column = 0 if state is None else state.prompt_length + step
+        column = 0 if state is None else state.prompt_length + (step if state.steps is None else 0)
         launch(sample_rows_kernel, (rows,), *row_arguments, parts, *results, *sequences, column, num_warps=ROW_WARPS)
 
     return run
@@ -192,6 +196,7 @@ def sample_rows_kernel(
         taken = extend_sequence(
             taken, row, rows, column, sequences, sequences_stride, sequence_history, sequence_history_stride,
             finished, num_generated, unfinished, eos, eos_count, pad_token_id, ticket,
+            steps, (modes & HISTORY_GROWS) != 0,
         )  # fmt: skip
     tl.store(token_ids + row, taken)
 
