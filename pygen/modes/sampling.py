@@ -62,6 +62,7 @@ def _generate_captured(call: Call, plan: Plan, slot: Slot) -> Tensor | GenerateO
             max_new_tokens=call.lengths.max_new_tokens,
             on_invalid=vars(call.config)["on_invalid"],
             compile_options=compile_options(call.config),
+            must_capture=call.runtime == "graph",
         )
         if call.wants_dict:
             # The slot's own is the next call's.

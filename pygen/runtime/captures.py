@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 import weakref
 from collections import OrderedDict
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pygen.backends import BackendError
 from pygen.integrations.inputs import GrowingInputs
-from pygen.runtime.cuda_graph import CAPTURES, Capture
+from pygen.runtime.cuda_graph import CAPTURES, Capture, Launches, Part
 from pygen.runtime.static_cache import StaticCache
 from pygen.runtime.static_forward import StaticForward, fixed_arguments
 from pygen.runtime.static_sample import SampleForm, StaticSample
@@ -22,6 +24,8 @@ from pygen.runtime.stop_poll import Mailbox, mailbox
 
 if TYPE_CHECKING:
     from pygen.integrations.transformers import TransformersAdapter
+
+logger = logging.getLogger(__name__)
 
 # Of one model; past it the one that was used least recently goes. Each holds a cache of its own.
 _MOST_SLOTS = 4
@@ -39,8 +43,12 @@ class CapturedStep:
         assert self._capture is not None
         self._capture.replay()
 
-    def ensure_captured(self, growing: GrowingInputs, length: int, pool: Any) -> None:
-        """Leaves the state of the draw anyhow, the forward before the first generated token of `length` positions."""
+    def ensure_captured(self, growing: GrowingInputs, length: int, pool: Any, *, must: bool) -> None:
+        """Leaves the state of the draw anyhow, the forward before the first generated token of `length` positions.
+
+        A step that turns out not to be capturable is a BackendError where it `must` be, and launched each time, with a
+        warning, where not.
+        """
 
         def restore() -> None:
             self.forward.begin(growing, 1, length)
@@ -49,7 +57,14 @@ class CapturedStep:
         if self._capture is None:
             tokens = self.sample.message.output.token_ids.zero_()
             kind = CAPTURES[tokens.device.type]
-            self._capture = kind([functools.partial(self.forward.run, tokens), self._draw], restore, pool)
+            parts: list[Part] = [functools.partial(self.forward.run, tokens), self._draw]
+            try:
+                self._capture = kind(parts, restore, pool)
+            except Exception as error:
+                if must:
+                    raise BackendError(f"`runtime`='graph' cannot run here: the capture failed, {error}") from error
+                logger.warning("The step could not be captured and is launched for every token: %s", error)
+                self._capture = Launches(parts)
             restore()
 
     def _draw(self) -> None:
@@ -101,8 +116,9 @@ class Slot:
             self._steps[key] = CapturedStep(forward, StaticSample(example, form, self.cache.capacity))
         return self._steps[key]
 
-    def capture(self, step: CapturedStep, growing: GrowingInputs, length: int) -> None:
-        step.ensure_captured(growing, length, self._pool)
+    def capture(self, step: CapturedStep, growing: GrowingInputs, length: int, *, must: bool) -> None:
+        """See `CapturedStep.ensure_captured`."""
+        step.ensure_captured(growing, length, self._pool, must=must)
 
 
 _slots: weakref.WeakKeyDictionary[Any, OrderedDict[tuple[int, int], Slot]] = weakref.WeakKeyDictionary()

@@ -140,6 +140,8 @@ def _reason_of_plan(call: Call, plan: Plan) -> str | None:
     backend, _ = _dispatch.choose(call.prompt.input_ids.device)
     if backend == "torch":
         return "`sample` in torch reads numbers on the host"
+    if backend == "triton" and plan.noise.get("rng") == "torch":
+        return "`sample` in Triton takes torch's noise from the generator itself; `seed` would not need it"
     return None
 
 

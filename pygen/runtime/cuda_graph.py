@@ -52,5 +52,16 @@ class CudaGraph:
         self._graph.replay()
 
 
+class Launches:
+    """What cannot be captured, launched again each time."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts = parts
+
+    def replay(self) -> None:
+        for part in self._parts:
+            part()
+
+
 # By the type of the device that the work is for.
 CAPTURES: dict[str, Any] = {"cuda": CudaGraph}

@@ -31,6 +31,7 @@ def sample_captured(
     max_new_tokens: int,
     on_invalid: str,
     compile_options: dict[str, Any] | None,
+    must_capture: bool,
 ) -> int:
     """`pygen.loops.sample.sample` by replays of a captured step; the same tokens, and the same state at the end.
 
@@ -48,7 +49,7 @@ def sample_captured(
     step = slot.step(adapter, logits, form, compile_options)
     _, growing = adapter.decode_arguments()
     if max_new_tokens > 1:
-        slot.capture(step, growing, length)
+        slot.capture(step, growing, length, must=must_capture)
     noise, sample, forward = ops[0].noise, step.sample, step.forward
     assert noise is not None
     sample.begin(state, noise)

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
+from pygen.runtime.cuda_graph import Launches
 from tests.runtime.tape import Tape
 
 Part = Callable[[], None]
 
 
-class PlainCalls:
+class PlainCalls(Launches):
     """Runs the parts again, Python and all."""
 
     made = 0
@@ -22,15 +23,11 @@ class PlainCalls:
         for part in parts:
             part()
         restore()
-        self._parts = parts
+        super().__init__(parts)
 
     @staticmethod
     def new_pool() -> Any:
         return None
-
-    def replay(self) -> None:
-        for part in self._parts:
-            part()
 
 
 class TapedForward(PlainCalls):

@@ -127,6 +127,15 @@ def test_in_torch_the_op_reads_on_the_host(capturing: Any) -> None:
         generate(llama(), IDS, runtime="graph", **LIMIT)
 
 
+def test_in_triton_the_generator_is_on_the_host(capturing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pygen.use_backend("triton"):
+        with pytest.raises(BackendError, match="`sample` in Triton takes torch's noise from the generator itself"):
+            pygen.explain(llama(), IDS, runtime="graph", do_sample=True, **LIMIT)
+        for settings in ({}, {"do_sample": True, "seed": 3}):
+            assert pygen.explain(llama(), IDS, runtime="graph", **settings, **LIMIT).runtime.startswith("graph")
+
+
 def test_without_a_gpu() -> None:
     model = llama()
     with pytest.raises(BackendError, match="cannot run here: it needs a CUDA model, got one on cpu"):
@@ -179,6 +188,28 @@ def test_the_bucket_holds_what_the_model_reads(prompt: int, steps: int, capacity
     ids = torch.full((1, prompt), 5)
     explained = pygen.explain(llama(), ids, max_new_tokens=steps, runtime="graph")
     assert explained.runtime == f"graph, over a cache of {capacity} positions"
+
+
+class Failing(PlainCalls):
+    """Fails in the middle of the second run of a step."""
+
+    def __init__(self, parts: Any, restore: Any, pool: Any) -> None:
+        super().__init__(parts, restore, pool)
+        parts[0]()
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def test_a_capture_that_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    model = copy.deepcopy(llama())
+    expected = generate(model, IDS, runtime="eager", do_sample=True, seed=1, max_new_tokens=LEAST_STEPS - 3)
+    monkeypatch.setitem(CAPTURES, "cpu", Failing)
+    monkeypatch.setattr("pygen.runtime.choice.LEAST_STEPS", 2)
+    asked: dict[str, Any] = {"do_sample": True, "seed": 1, "max_new_tokens": LEAST_STEPS - 3}
+    with pytest.raises(BackendError, match="cannot run here: the capture failed, operation not permitted"):
+        generate(model, IDS, runtime="graph", **asked)
+    for _ in range(2):
+        assert torch.equal(generate(model, IDS, **asked), expected)
+    assert caplog.text.count("could not be captured and is launched for every token: operation not permitted") == 1
 
 
 def test_release(capturing: Any) -> None:
