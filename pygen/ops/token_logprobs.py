@@ -112,6 +112,12 @@ def _cuda(logits: Tensor, token_ids: Tensor, out: TokenLogprobs) -> None:
         cuda.kernels().launch_token_logprobs(ordinal, stream, **_arguments(logits, token_ids, out))
 
 
+def _triton(logits: Tensor, token_ids: Tensor, out: TokenLogprobs) -> None:
+    from pygen.triton_kernels.token_logprobs import token_logprobs as kernel
+
+    kernel(logits, token_ids, out)
+
+
 def _arguments(logits: Tensor, token_ids: Tensor, out: TokenLogprobs) -> dict[str, Any]:
     top = out.top_logprobs
     return {
@@ -145,5 +151,5 @@ def _torch(logits: Tensor, token_ids: Tensor, out: TokenLogprobs) -> None:
 
 
 _dispatch: Dispatcher[Callable[[Tensor, Tensor, TokenLogprobs], None]] = Dispatcher(
-    "token_logprobs", cpu=_cpu, cuda=_cuda, torch=_torch
+    "token_logprobs", cpu=_cpu, cuda=_cuda, triton=_triton, torch=_torch
 )
