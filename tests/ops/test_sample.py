@@ -141,7 +141,7 @@ def test_a_row_does_not_depend_on_its_batch(kernel_backend: str, vocab_size: int
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
-def test_threads_do_not_matter(kernel_backend: str, rows: int) -> None:
+def test_threads_do_not_matter(cpu_backend: str, rows: int) -> None:
     threads = torch.get_num_threads()
     logits = make_logits("normal", rows, 60000)
     results = []
@@ -149,10 +149,10 @@ def test_threads_do_not_matter(kernel_backend: str, rows: int) -> None:
         torch.set_num_threads(count)
         try:
             for knobs in SETTINGS.values():
-                out = sample(logits, seed=3, logprobs=2, **knobs, backend=kernel_backend)
-                plain = sample(logits, seed=3, **knobs, backend=kernel_backend)
+                out = sample(logits, seed=3, logprobs=2, **knobs, backend=cpu_backend)
+                plain = sample(logits, seed=3, **knobs, backend=cpu_backend)
                 same = sample(
-                    logits, rng="torch", generator=torch.Generator().manual_seed(1), **knobs, backend=kernel_backend
+                    logits, rng="torch", generator=torch.Generator().manual_seed(1), **knobs, backend=cpu_backend
                 )
                 results.append((count, out.token_ids, plain.token_ids, same.token_ids))
         finally:

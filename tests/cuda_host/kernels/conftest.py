@@ -1,0 +1,7 @@
+"""Tests of the CUDA sources themselves: `make test-cuda-host` runs them, in a process with the sanitizers."""
+
+from __future__ import annotations
+
+from tests.conftest import BACKENDS
+
+collect_ignore_glob = [] if "cuda_host" in BACKENDS else ["test_*.py"]

@@ -1,0 +1,59 @@
+"""What nvcc made of the CUDA kernels: the targets that are there, and registers, shared memory and spills of each."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from pygen import _C, backends
+
+BUILD = _C.build_info()
+ROOT = Path(__file__).resolve().parent.parent
+TARGETS = {"80", "90", "100", "120"}
+# Registers that wait in local memory would be what these two are slow at.
+WITHOUT_SPILLS = ("sample", "beam")
+
+
+def test_a_build_tells_why_it_has_no_cuda_kernels() -> None:
+    has_nvcc = BUILD["nvcc_version"] != ""
+    assert BUILD["cuda"] == has_nvcc
+    assert bool(BUILD["cuda_reason"]) == (not has_nvcc)
+    if not has_nvcc:
+        assert BUILD["cuda_reason"] in (backends.available_backends()["cuda"] or "")
+
+
+def reports() -> dict[tuple[str, str], dict[str, int]]:
+    """(target, mangled kernel) -> registers, stack, spills (bytes stored and loaded), as ptxas told while it built."""
+    usage: dict[tuple[str, str], dict[str, int]] = {}
+    folder = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+    for path in folder.glob("CMakeFiles/pygen_cuda.dir/csrc/cuda/*.report"):
+        key = ("", "")
+        for line in path.read_text().splitlines():
+            if match := re.search(r"Compiling entry function '(\S+)' for 'sm_(\d+)'", line):
+                key = (match[2], match[1])
+            elif match := re.search(
+                r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line
+            ):
+                if key not in usage:
+                    usage[key] = {"stack": int(match[1]), "spills": int(match[2]) + int(match[3])}
+            elif match := re.search(r"Used (\d+) registers", line):
+                usage.setdefault(key, {})["registers"] = int(match[1])
+    return usage
+
+
+@pytest.mark.skipif(not BUILD["cuda"], reason=f"built without CUDA: {BUILD['cuda_reason']}")
+def test_registers_and_spills_of_every_kernel(capsys: pytest.CaptureFixture[str]) -> None:
+    usage = reports()
+    with capsys.disabled():
+        print(f"\n{'kernel':90} {'sm':>4} {'registers':>9} {'stack':>6} {'spills':>6}")
+        for (target, kernel), row in sorted(usage.items(), key=lambda item: item[0][::-1]):
+            print(f"{kernel[:90]:90} {target:>4} {row['registers']:>9} {row['stack']:>6} {row['spills']:>6}")
+    built = {target for target, _ in usage}
+    assert built == TARGETS or len(built) == 1, "one target is a build for development"
+    for op in WITHOUT_SPILLS:
+        of_op = {key: row for key, row in usage.items() if op in key[1]}
+        assert of_op, f"no kernel of {op} among {sorted({kernel for _, kernel in usage})}"
+        assert all(row["spills"] == 0 for row in of_op.values()), of_op
