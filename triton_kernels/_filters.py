@@ -53,7 +53,7 @@ def apply_filters(array, size, knobs, rows, flags, min_tokens_to_keep, largest, 
     array: (size,) float32, ids ascending. knobs: those of the row, `rows` apart. flags: the bit of a filter tells
     whether it acts. largest: that of the array.
     total_mass: sum of e^(score - largest) before the first filter, over the whole row, for a top_p that comes first;
-    negative: the array's own. room: (TOP_H_ROOM,) float32.
+    negative: the array's own. room: (2 * TOP_H_ROOM,) float32.
     """
     none = min_tokens_to_keep * 0
     for place in range(FILTERS):
@@ -135,10 +135,19 @@ def _count_top_h(array, size, cut, kept, top_h, largest, room):
     tl.debug_barrier()
 
     score = tl.load(room + lane)
+    # Beside a certain token all terms may be tiny, so they are taken in units of the largest.
+    is_there = score > float("-inf")
+    below = tl.where(is_there, score.to(tl.float64) - largest.to(tl.float64), 0.0)
+    log_total = tl.log(tl.sum(tl.where(is_there, tl.exp(below), 0.0)))
+    log_p = below - log_total
+    term = tl.where(is_there, tl.abs(tl.exp(log_p) * log_p), 0.0)
+    unit = tl.max(term)
+    # Through memory, for else every thread would compute the terms of its many pairs.
+    tl.store(room + TOP_H_ROOM + lane, (term / tl.where(unit > 0.0, unit, 1.0)).to(tl.float32))
+    tl.debug_barrier()
+    term = tl.load(room + TOP_H_ROOM + lane)
+    score = tl.load(room + lane)
     other = tl.load(room + lane)
-    log_total = tl.log(tl.sum(tl.exp(score - largest)))
-    log_p = tl.where(score > float("-inf"), score - largest - log_total, 0.0)
-    term = -tl.exp(log_p) * log_p
     precedes = (score[:, None] > other[None, :]) | (
         (score[:, None] == other[None, :]) & (lane[:, None] <= lane[None, :])
     )

@@ -39,7 +39,7 @@ ROW_WARPS = 8
 
 def real_room(vocab_size: int) -> int:
     """float32 words of workspace that a row needs; the order is that of `reals_of`."""
-    fixed = MAX_PARTS.value + TOP_H_ROOM.value + LIST_ROOM.value
+    fixed = MAX_PARTS.value + 2 * TOP_H_ROOM.value + LIST_ROOM.value
     return 2 * -(-vocab_size // int(BLOCK.value)) + int(fixed)
 
 
@@ -56,7 +56,7 @@ def reals_of(reals, row, stride, vocab_size):
     block_max = reals + row * stride
     part_value = block_max + 2 * blocks
     room = part_value + MAX_PARTS
-    return block_max, block_max + blocks, part_value, room, room + TOP_H_ROOM
+    return block_max, block_max + blocks, part_value, room, room + 2 * TOP_H_ROOM
 
 
 @triton.jit
