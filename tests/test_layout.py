@@ -18,6 +18,7 @@ FOLDERS = {
     "pygen/ops": "{}.py",
     "pygen/reference": "{}.py",
     "csrc/cpu": "{}.cpp",
+    "csrc/cuda": "{}.cu",
     "tests/ops": "test_{}.py",
     "benchmarks": "bench_{}.py",
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
+import os
 import pkgutil
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +19,14 @@ from torch import Tensor
 
 from pygen import backends, ops
 from pygen.ops._noise import given_by_torch
+from tests.helpers.triton_interpreter import replace_the_language_once
 
 Entry = Callable[..., Any]
+
+# GPU kernels on the CPU take thousands of times as long, so their tests take fewer and smaller inputs.
+EMULATED = not torch.cuda.is_available() and bool(
+    {"triton", "cuda_host"} & {*os.environ.get("PYGEN_TEST_BACKENDS", "").split(",")}
+)
 
 
 def kernels_over_cpu_tensors(name: str) -> str:
@@ -30,6 +37,7 @@ def kernels_over_cpu_tensors(name: str) -> str:
         register(name, "cuda", lambda entry: _with_noise_given(cuda_host.entry(entry)))
         return name
     if name == "triton" and backends.interprets_triton():
+        replace_the_language_once()
         return name
     if name == "cpu_copies":
         # No GPU in it: shows that the copying leaves every test body its meaning.

@@ -12,11 +12,12 @@ from torch import Tensor
 from pygen import rng
 from pygen.ops import process_logits, sample
 from tests.helpers.draws import assert_same_tokens
+from tests.helpers.extra_backends import EMULATED
 from tests.helpers.kept_sets import assert_same_scores, knobs_of_row, unfiltered
 from tests.helpers.logits import KINDS, make_history, make_logits
 
 # The fixture only names the backend and its instruction set, which no example changes.
-bounded = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+bounded = settings(max_examples=15 if EMULATED else 150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def fractions(low: float, high: float) -> st.SearchStrategy[float]:

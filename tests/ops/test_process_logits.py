@@ -13,7 +13,7 @@ from torch import Tensor
 from pygen.ops import process_logits
 from tests.helpers.hand_rows import HAND_ROWS, HandRow
 from tests.helpers.kept_sets import assert_same_scores, unfiltered
-from tests.helpers.logits import KINDS, VOCAB_SIZES, make_history, make_logits, strided_rows
+from tests.helpers.logits import KINDS, MANY_ROWS, VOCAB_SIZES, make_history, make_logits, strided_rows
 from tests.helpers.transformers_oracle import processed, with_lowest_ties
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -116,7 +116,7 @@ def test_history_and_bans_against_transformers(backend: str, vocab_size: int) ->
         torch.testing.assert_close(process_logits(logits, **knobs, backend=backend), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("rows", [0, 1, 3, 99])
+@pytest.mark.parametrize("rows", [0, 1, 3, MANY_ROWS])
 def test_rows(backend: str, rows: int) -> None:
     knobs = {"temperature": 0.7, "top_k": 20, "top_p": 0.8}
     logits = make_logits("normal", rows, 111)

@@ -11,8 +11,9 @@ import torch
 from pygen import rng
 from pygen.ops import RowStatus, SampleOutput, TopLogprobs, process_logits, sample
 from tests.helpers.draws import assert_same_tokens
+from tests.helpers.extra_backends import EMULATED
 from tests.helpers.hand_rows import RACES, Race
-from tests.helpers.logits import KINDS, VOCAB_SIZES, make_history, make_logits, strided_rows
+from tests.helpers.logits import KINDS, MANY_ROWS, SEVERAL_ROWS, VOCAB_SIZES, make_history, make_logits, strided_rows
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "neutral": {},
@@ -66,7 +67,7 @@ def test_status_after_temperature(backend: str, sampled: bool) -> None:
 @pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_given_noise_and_philox_equal_the_reference(kernel_backend: str, vocab_size: int, setting: str) -> None:
-    rows, knobs = (9 if vocab_size < 1000 else 1), SETTINGS[setting]
+    rows, knobs = (SEVERAL_ROWS if vocab_size < 1000 else 1), SETTINGS[setting]
     for kind in KINDS if vocab_size < 1000 else KINDS[:2]:
         logits = make_logits(kind, rows, vocab_size, seed=5, dtype=torch.bfloat16 if kind == "ties" else torch.float32)
         scores = process_logits(logits, **knobs, backend=kernel_backend)
@@ -78,7 +79,7 @@ def test_given_noise_and_philox_equal_the_reference(kernel_backend: str, vocab_s
         assert_same_tokens(drawn, expected, scores, noise)
 
 
-@pytest.mark.parametrize("rows", [0, 1, 3, 99])
+@pytest.mark.parametrize("rows", [0, 1, 3, MANY_ROWS])
 def test_rows(backend: str, rows: int) -> None:
     for knobs in SETTINGS.values():
         out = sample(make_logits("normal", rows, 70), seed=2, logprobs=2, **knobs, backend=backend)
@@ -123,10 +124,10 @@ def test_steps_per_row(backend: str) -> None:
 
 
 @pytest.mark.parametrize("setting", ["neutral", "common", "top_p"])
-@pytest.mark.parametrize("vocab_size", [50, 20000])
+@pytest.mark.parametrize("vocab_size", [50, 5003 if EMULATED else 20000])
 def test_a_row_does_not_depend_on_its_batch(kernel_backend: str, vocab_size: int, setting: str) -> None:
     knobs = SETTINGS[setting]
-    rows = 13
+    rows = SEVERAL_ROWS + 4
     logits, seeds = make_logits("normal", rows, vocab_size), rng.row_seeds(4, rows)
     expected = sample(logits, seed=seeds, logprobs=3, **knobs, backend=kernel_backend)
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
@@ -215,7 +216,7 @@ def test_inputs_are_not_modified(backend: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_strided_rows_give_the_same(backend: str, dtype: torch.dtype) -> None:
     for vocab_size in (1, 65, 300):
-        logits = make_logits("normal", 5, vocab_size, dtype=dtype)
+        logits = make_logits("normal", SEVERAL_ROWS, vocab_size, dtype=dtype)
         for knobs in SETTINGS.values():
             expected = sample(logits, seed=3, **knobs, backend=backend).token_ids
             assert sample(strided_rows(logits), seed=3, **knobs, backend=backend).token_ids.equal(expected)
