@@ -16,6 +16,7 @@ class Specialization:
 
     signature: the type of every argument that is no constexpr, in order: "*fp16", "i64", "fp32".
     constexprs: the value of every constexpr.
+    max_registers: of a thread. Left to itself, ptxas spills rather than give up a second block on a multiprocessor.
     """
 
     name: str
@@ -23,10 +24,13 @@ class Specialization:
     signature: dict[str, str]
     constexprs: dict[str, object]
     num_warps: int
+    max_registers: int | None = None
 
+    @property
+    def options(self) -> dict[str, object]:
+        """What Triton is told when it compiles this."""
+        return _options(self.num_warps, self.max_registers)
 
-# Results are to be those of the other backends, so products are rounded before they are added to.
-OPTIONS = {"enable_fp_fusion": False}
 
 # Called before every launch with what is launched; for tests.
 observers: list[Callable[[Specialization], None]] = []
@@ -47,18 +51,33 @@ def spelled(dtype: Any) -> str:
     return name.replace("uint", "u").replace("int", "i")
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **constexprs: object) -> None:
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    *arguments: Any,
+    num_warps: int,
+    max_registers: int | None = None,
+    **constexprs: object,
+) -> None:
     """Runs `kernel` over `grid` on the device of its first argument, a tensor; the others follow in its order."""
     if observers:
         names = [name for name in kernel.arg_names if name not in constexprs]
         tensors = zip(names, arguments, strict=True)
         pointers = {name: spelled(value.dtype) for name, value in tensors if hasattr(value, "data_ptr")}
-        launched = Specialization(kernel.__name__, kernel, signature_of(kernel, pointers), constexprs, num_warps)
+        signature = signature_of(kernel, pointers)
+        launched = Specialization(kernel.__name__, kernel, signature, constexprs, num_warps, max_registers)
         for observe in observers:
             observe(launched)
+    options = _options(num_warps, max_registers)
     device = arguments[0].device
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
-            kernel[grid](*arguments, **constexprs, num_warps=num_warps, **OPTIONS)
+            kernel[grid](*arguments, **constexprs, **options)
     else:
-        kernel[grid](*arguments, **constexprs, num_warps=num_warps, **OPTIONS)
+        kernel[grid](*arguments, **constexprs, **options)
+
+
+def _options(num_warps: int, max_registers: int | None) -> dict[str, object]:
+    # Results are to be those of the other backends, so products are rounded before they are added to.
+    options: dict[str, object] = {"num_warps": num_warps, "enable_fp_fusion": False}
+    return options if max_registers is None else {**options, "maxnreg": max_registers}

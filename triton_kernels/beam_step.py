@@ -49,11 +49,8 @@ _LEAST_KEY = tl.constexpr(-(2**31))
 _LEAST_VALUE = tl.constexpr(-3.4028234663852886e38)
 
 _NUM_WARPS = 8
+_REGISTERS_OF_DRAWS = 255
 _UPDATE_WARPS = 8
-
-# Bits of `kinds`.
-NORMALIZED = tl.constexpr(1)
-DRAWS = tl.constexpr(2)
 
 
 @triton.jit
@@ -102,7 +99,7 @@ def take_part_in_race(
     do_not_specialize=[
         "logits_stride", "vocab_size", "rows", "history_stride", "length", "bias_stride", "suppress_stride",
         "suppress_count", "bitmask_stride", "tables", "modes", "noise_stride", "step", "reals_stride",
-        "integers_stride", "stored_stride", "parts", "tokens", "count", "kinds",
+        "integers_stride", "stored_stride", "parts", "tokens", "count", "normalized",
     ]
 )  # fmt: skip
 def expand_beams_kernel(
@@ -112,7 +109,7 @@ def expand_beams_kernel(
     tables: tl.int32, modes: tl.int32, noise, noise_stride: tl.int64, seeds, steps, step: tl.int32,
     reals, reals_stride: tl.int64, integers, integers_stride: tl.int64, stored, stored_stride: tl.int64,
     parts: tl.int32, tokens: tl.int32, slots, running_scores, status, tickets,
-    candidate_knobs, count: tl.int32, kinds: tl.int32, best, counts_of_beams,
+    candidate_knobs, count: tl.int32, normalized: tl.int32, best, counts_of_beams, DRAWS: tl.constexpr,
 ):  # fmt: skip
     """Grid (beams, parts): program (beam, part) scans `tokens` tokens, a multiple of SCAN_TILE, of the beam's row.
 
@@ -135,7 +132,6 @@ def expand_beams_kernel(
     bitmask += row * bitmask_stride
     stored += row * stored_stride
     noise += beam * noise_stride
-    normalized = (kinds & NORMALIZED) != 0
     begin = tl.multiple_of(part * tokens, SCAN_TILE)
     end = tl.minimum(begin + tokens, vocab_size)
     if marked:
@@ -159,7 +155,6 @@ def expand_beams_kernel(
         blocks = (vocab_size + BLOCK - 1) // BLOCK
         temperature = tl.load(knobs + TEMPERATURE * rows + row)
         running = tl.load(running_scores + beam)
-        draws = (kinds & DRAWS) != 0
         row_status = parts * 0
         largest = row_status.to(tl.float32)
         log_sum = largest
@@ -171,7 +166,10 @@ def expand_beams_kernel(
         found = parts * 0
         if row_status == 0:
             largest_logit = largest
-            added = tl.where(draws | (running == float("-inf")), 0.0, running)
+            added = tl.where(running == float("-inf"), 0.0, running)
+            if DRAWS:
+                # Filters go by the scores alone.
+                added = added * 0.0
             scan(
                 0, vocab_size, vocab_size, 0, temperature, block_max, block_sum, (flags & NUCLEUS) != 0,
                 part_value, part_id, part_nan, False, noise, False, 0, step, stored, True,
@@ -186,7 +184,7 @@ def expand_beams_kernel(
                 min_tokens_to_keep = tl.load(counters + MIN_TOKENS_TO_KEEP * rows + row)
                 listed = parts * 0
                 size = vocab_size
-                if draws:
+                if DRAWS:
                     listed, size, total_mass = gather_or_fill(
                         flags & FILTERED, knobs + row, rows, min_tokens_to_keep, temperature, largest,
                         vocab_size, block_max, block_sum, block_list, list_scores, list_ids, stored, True,
@@ -206,7 +204,7 @@ def expand_beams_kernel(
                         noise, (modes & NOISE_GIVEN) != 0, tl.load(seeds + beam), step,
                     )  # fmt: skip
                 if listed == 0:
-                    listed, size, _ = gather_or_fill(
+                    listed, size, _mass = gather_or_fill(
                         parts * 0 + TOP_K_ACTS, candidate_knobs, 1, 1, 1.0, largest,
                         vocab_size, block_max, block_sum, block_list, list_scores, list_ids, stored, True,
                         logits, bias, bitmask, seen, banned, counts, tables, marked, counted,
@@ -229,7 +227,7 @@ def expand_beams_kernel(
                         )  # fmt: skip
                         total = tl.math.div_rn(score, temperature) + running
                         value = total.to(tl.float64)
-                        if draws:
+                        if DRAWS:
                             log_noise = log_noise_of(
                                 token, taken, noise, (modes & NOISE_GIVEN) != 0, tl.load(seeds + beam), step
                             )
@@ -262,11 +260,10 @@ def prepare(call: "_Call", work: "_Workspace") -> Callable[[Tensor, int, int, in
     # The K best by value are, to begin with, those of a top_k.
     candidate_knobs = torch.full((TOP_K.value + 1,), float(state.num_candidates), device=device)
     best = work.best_of_row.view(torch.float64)
-    kinds = (NORMALIZED.value if call.normalized else 0) | (DRAWS.value if call.noise.draws else 0)
     expansion = (
         parts, tokens, state.slots, state.running_scores, call.out.status,
-        torch.zeros(rows, dtype=torch.int32, device=device), candidate_knobs, state.num_candidates, kinds,
-        best, work.count_of_row,
+        torch.zeros(rows, dtype=torch.int32, device=device), candidate_knobs, state.num_candidates,
+        int(call.normalized), best, work.count_of_row,
     )  # fmt: skip
     update = _prepare_update(call, work, best)
 
@@ -274,10 +271,17 @@ def prepare(call: "_Call", work: "_Workspace") -> Callable[[Tensor, int, int, in
         if halves & SELECT.value:
             refill()
             row_arguments = of_rows.of_call(logits.detach(), step, length)
-            launch(expand_beams_kernel, (rows, parts), *row_arguments, *expansion, num_warps=_NUM_WARPS)
+            launch(
+                expand_beams_kernel, (rows, parts), *row_arguments, *expansion,
+                num_warps=_NUM_WARPS, max_registers=_registers(call.noise.draws), DRAWS=call.noise.draws,
+            )  # fmt: skip
         update(step, halves)
 
     return run
+
+
+def _registers(draws: bool) -> int | None:
+    return _REGISTERS_OF_DRAWS if draws else None
 
 
 def _prepare_update(call: "_Call", work: "_Workspace", best: Tensor) -> Callable[[int, int], None]:
@@ -328,13 +332,15 @@ def specializations() -> list[Specialization]:
     }  # fmt: skip
     return [
         Specialization(
-            f"beams {dtype}",
+            f"beams {dtype}{' drawn' if draws else ''}",
             expand_beams_kernel,
             signature_of(expand_beams_kernel, {**pointers, "logits": dtype}),
-            {},
+            {"DRAWS": draws},
             _NUM_WARPS,
+            _registers(draws),
         )
         for dtype in ("fp32", "fp16", "bf16")
+        for draws in (False, True)
     ] + [_update_specialization()]
 
 

@@ -23,7 +23,6 @@ FOLDER = Path(__file__).resolve().parents[2] / "triton_kernels"
 # Shared memory that a block may have, in bytes.
 SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 WORKERS = 2
-OPTIONS_OF = "pygen.triton_kernels._specialization"
 
 
 class Usage(NamedTuple):
@@ -92,7 +91,7 @@ def usage(op: str, specialization: Any, arch: int, **options: Any) -> Usage:
     source = ASTSource(
         kernel, signature, {(kernel.arg_names.index(name),): constexprs[name] for name in constexprs}, attributes
     )
-    options = {"num_warps": specialization.num_warps, **importlib.import_module(OPTIONS_OF).OPTIONS, **options}
+    options = {**specialization.options, **options}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     registers, stack = resources(compiled.asm["cubin"])
     return Usage(op, specialization.name, arch, registers, stack, compiled.metadata.shared)

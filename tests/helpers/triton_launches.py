@@ -31,4 +31,9 @@ def _listed() -> list[Specialization]:
 
 
 def _form(specialization: Specialization) -> tuple[object, ...]:
-    return specialization.kernel, specialization.signature, specialization.constexprs, specialization.num_warps
+    return (
+        specialization.kernel,
+        specialization.signature,
+        specialization.constexprs,
+        tuple(specialization.options.items()),
+    )
