@@ -35,6 +35,7 @@ HISTORY_GROWS = tl.constexpr(16)  # by the steps of the row, which an extension 
 
 SCAN_WARPS = 8
 ROW_WARPS = 8
+ROW_REGISTERS = 255
 
 
 def real_room(vocab_size: int) -> int:

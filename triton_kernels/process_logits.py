@@ -11,6 +11,7 @@ from pygen.triton_kernels._rows import (
     FILTERED,
     FLAGS,
     MIN_TOKENS_TO_KEEP,
+    ROW_REGISTERS,
     ROW_WARPS,
     SCAN_WARPS,
     STORES,
@@ -41,8 +42,9 @@ def prepare(shaping: Shaping, out: Tensor) -> Run:
         row_arguments = of_rows.of_call(logits, 0, length)
         launch(scan_rows_kernel, (rows, parts), *row_arguments, tokens, num_warps=SCAN_WARPS, ALIGNED=aligned)
         launch(
-            filter_rows_kernel, (rows,), *of_rows.knobs_and_workspace(), vocab_size, rows, parts, num_warps=ROW_WARPS
-        )
+            filter_rows_kernel, (rows,), *of_rows.knobs_and_workspace(), vocab_size, rows, parts,
+            num_warps=ROW_WARPS, max_registers=ROW_REGISTERS,
+        )  # fmt: skip
 
     return run
 
@@ -93,4 +95,4 @@ def specializations() -> list[Specialization]:
     """The launch that filters; the scan is listed by `sample`."""
     pointers = {"knobs": "fp32", "counters": "i32", "reals": "fp32", "integers": "i32", "stored": "fp32"}
     signature = signature_of(filter_rows_kernel, pointers)
-    return [Specialization("filter", filter_rows_kernel, signature, {}, ROW_WARPS)]
+    return [Specialization("filter", filter_rows_kernel, signature, {}, ROW_WARPS, ROW_REGISTERS)]

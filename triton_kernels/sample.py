@@ -20,6 +20,7 @@ from pygen.triton_kernels._rows import (
     MIN_TOKENS_TO_KEEP,
     NOISE_GIVEN,
     RACES,
+    ROW_REGISTERS,
     ROW_WARPS,
     SCAN_WARPS,
     STEPS_GIVEN,
@@ -70,7 +71,10 @@ def prepare(shaping: Shaping, noise: Noise, num_logprobs: int, out: SampleOutput
             aligned = arguments.is_aligned(logits)
             launch(scan_rows_kernel, (rows, parts), *row_arguments, tokens, num_warps=SCAN_WARPS, ALIGNED=aligned)
         column = 0 if state is None else state.prompt_length + (step if state.steps is None else 0)
-        launch(sample_rows_kernel, (rows,), *row_arguments, parts, *results, *sequences, column, num_warps=ROW_WARPS)
+        launch(
+            sample_rows_kernel, (rows,), *row_arguments, parts, *results, *sequences, column,
+            num_warps=ROW_WARPS, max_registers=ROW_REGISTERS,
+        )  # fmt: skip
 
     return run
 
@@ -222,5 +226,5 @@ def specializations() -> list[Specialization]:
             constexprs: dict[str, object] = {"ALIGNED": aligned}
             listed.append(Specialization(name, scan_rows_kernel, signature, constexprs, SCAN_WARPS))
         signature = signature_of(sample_rows_kernel, {**pointers, **_POINTERS_OF_DRAW})
-        listed.append(Specialization(f"rows {dtype}", sample_rows_kernel, signature, {}, ROW_WARPS))
+        listed.append(Specialization(f"rows {dtype}", sample_rows_kernel, signature, {}, ROW_WARPS, ROW_REGISTERS))
     return listed
