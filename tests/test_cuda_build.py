@@ -13,8 +13,8 @@ from pygen import _C, backends
 BUILD = _C.build_info()
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = {"80", "90", "100", "120"}
-# Registers that wait in local memory would be what these two are slow at.
-WITHOUT_SPILLS = ("sample", "beam")
+# Registers that wait in local memory would be what a kernel is slow at. Known and small: beams that are drawn, and drafts.
+SPILLS_AT_MOST = {"select_continuationsILNS_5DTypeE.ELb1": 320, "verify_draft_cu": 640}
 
 
 def test_a_build_tells_why_it_has_no_cuda_kernels() -> None:
@@ -53,7 +53,8 @@ def test_registers_and_spills_of_every_kernel(capsys: pytest.CaptureFixture[str]
             print(f"{kernel[:90]:90} {target:>4} {row['registers']:>9} {row['stack']:>6} {row['spills']:>6}")
     built = {target for target, _ in usage}
     assert built == TARGETS or len(built) == 1, "one target is a build for development"
-    for op in WITHOUT_SPILLS:
-        of_op = {key: row for key, row in usage.items() if op in key[1]}
-        assert of_op, f"no kernel of {op} among {sorted({kernel for _, kernel in usage})}"
-        assert all(row["spills"] == 0 for row in of_op.values()), of_op
+    for op in ("sample_cu", "beam_step_cu", "process_logits_cu", "token_logprobs_cu", "verify_draft_cu"):
+        assert any(op in kernel for _, kernel in usage), f"no kernel of {op} among {sorted(usage)}"
+    for (target, kernel), row in usage.items():
+        limit = max((bound for name, bound in SPILLS_AT_MOST.items() if re.search(name, kernel)), default=0)
+        assert row["spills"] <= limit, f"{kernel} for sm_{target}: {row['spills']} bytes are spilled"

@@ -39,7 +39,7 @@ def beam_finalize(state: BeamState, num_return_sequences: int = 1, *, backend: s
     Arguments:
         state: a `BeamState`.
         num_return_sequences: in [1, state.num_beams].
-        backend: "auto", "cpu" or "torch".
+        backend: "auto", "cpu", "cuda", "triton" or "torch".
 
     Raises TypeError for types and dtypes, ValueError for values and shapes, also where a walk leaves the beams of its
     prompt, and BackendError where the backend cannot run.

@@ -100,7 +100,7 @@ def beam_step(
         early_stopping: False, True or "never".
         stopping_criteria: called once with the candidates (B * K, prompt_length + step + 1) int64; True ends one.
         seed, noise, rng, generator: as in `sample`, for row b * n + j the noise of beam j of prompt b.
-        backend: "auto", "cpu" or "torch".
+        backend: "auto", "cpu", "cuda", "triton" or "torch".
 
     Returns the rows' next tokens and moves. `status` tells of a prompt that was open: rows with NaN or +inf, which lose
     their continuations, and rows without an allowed token where the prompt has nothing else left.

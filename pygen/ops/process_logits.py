@@ -89,7 +89,7 @@ def process_logits(
             vocabulary are ignored.
         token_bitmask: (ceil(vocab_size / 32),) or (rows, ceil(vocab_size / 32)) int32; bit i % 32 of word i // 32 set:
             id i is allowed (xgrammar's format).
-        backend: "auto", "cpu" or "torch".
+        backend: "auto", "cpu", "cuda", "triton" or "torch".
         out: (rows, vocab_size) float32 to write into, last dimension contiguous, sharing no memory with `logits`.
 
     A row that holds NaN or +inf, or nothing but -inf, before or after the temperature, is returned as x.

@@ -38,7 +38,7 @@ def reorder_cache(
         beam_idx: (rows,) int64, in [0, rows).
         start: in [0, length], an int or (rows,) int64: what lies before is the same in both rows, as a prompt is.
         length: positions in use; by default all, of which the tensors then have to have equally many.
-        backend: "auto", "cpu" or "torch".
+        backend: "auto", "cpu", "cuda", "triton" or "torch".
 
     Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError where the backend cannot run;
     a refused call changes nothing.

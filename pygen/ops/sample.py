@@ -84,8 +84,9 @@ def sample(
             one such int per row, or (rows,) int64 bit patterns. None: drawn from `generator`, or torch's default one.
         step: tokens generated so far, an int in [0, 2**32), or one per row, (rows,) int64.
         noise: (rows, vocab_size) float32, > 0, last dimension contiguous. Excludes seed, generator and rng="torch".
-        rng: "philox" or "torch"; "torch" excludes seed and needs CPU logits.
-        generator: a torch.Generator; None is torch's default one. Not touched where `do_sample` is False.
+        rng: "philox" or "torch"; "torch" excludes seed, and its noise is known for CPU and CUDA logits.
+        generator: a torch.Generator, with rng="torch" on the device of the logits; None is torch's default one there.
+            Not touched where `do_sample` is False.
         logprobs: n > 0 also returns ln softmax(s) of the token, and the n best tokens with theirs. For a greedy row s
         is x.
         out: a SampleOutput of contiguous tensors to write into, shaped like the result.
