@@ -13,7 +13,7 @@ from pygen import _C, backends
 BUILD = _C.build_info()
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = {"80", "90", "100", "120"}
-# Registers that wait in local memory would be what a kernel is slow at. Known and small: beams that are drawn, and drafts.
+# Bytes of registers that wait in local memory. Known and small where beams are drawn and where drafts are verified.
 SPILLS_AT_MOST = {"select_continuationsILNS_5DTypeE.ELb1": 320, "verify_draft_cu": 640}
 
 
