@@ -202,6 +202,12 @@ def _cuda(call: _Call, out: DraftOutput) -> None:
         cuda.kernels().launch_verify_draft(ordinal, stream, **_arguments(call, out))
 
 
+def _triton(call: _Call, out: DraftOutput) -> None:
+    from pygen.triton_kernels.verify_draft import verify_draft as kernel
+
+    kernel(call, out)
+
+
 def _arguments(call: _Call, out: DraftOutput) -> dict[str, Any]:
     target, draft = call.target, call.draft
     return {
@@ -253,5 +259,5 @@ def _torch(call: _Call, out: DraftOutput) -> None:
 
 
 _dispatch: Dispatcher[Callable[[_Call, DraftOutput], None]] = Dispatcher(
-    "verify_draft", cpu=_cpu, cuda=_cuda, torch=_torch
+    "verify_draft", cpu=_cpu, cuda=_cuda, triton=_triton, torch=_torch
 )

@@ -157,6 +157,19 @@ def test_large_vocabularies(kernel_backend: str, vocab_size: int, certain: bool)
     assert equal(verify_draft(target, drafts, scores, seed=1, backend=kernel_backend), expected)
 
 
+def test_ties_and_faults_far_apart(kernel_backend: str) -> None:
+    """Row by row: a tie, a NaN behind the largest, +inf, NaN among nothing; greedy and drawn."""
+    target, _, draft = make_case(4, 1, 5003)
+    target[0, 0, [1024, 3000, 5001]], target[1, 0, [100, 5002]] = 50, torch.tensor([50, NAN])
+    target[2, 0, [2500, 4600]], target[3, 0, :], target[3, 0, 0] = INF, -INF, NAN
+    drafts = torch.tensor([[1024], [100], [2500], [1]])
+    for temperature in (0.0, 0.9):
+        output = verify_draft(target, drafts, draft, temperature=temperature, seed=1, backend=kernel_backend)
+        assert output.status.tolist() == [RowStatus.OK, RowStatus.NAN, RowStatus.POS_INF, RowStatus.NAN]
+        assert output.token_ids[1:].tolist() == [100, 2500, 1] and not output.accepted_lengths[1:].any()
+        assert equal(output, verify_draft(target, drafts, draft, temperature=temperature, seed=1, backend="torch"))
+
+
 def equal(first: DraftOutput, second: DraftOutput) -> bool:
     return all(a.equal(b) for a, b in zip(first, second, strict=True))
 

@@ -1,0 +1,239 @@
+"""verify_draft: one launch, a program per row. A position costs one read of the target's logits and one of the
+drafts'; the race for the token behind the drafts that stay reads those of its position once more."""
+
+import torch
+import triton
+import triton.language as tl
+from pygen.triton_kernels._philox import (
+    ACCEPTANCE,
+    TARGET_DRAWS,
+    exponential_of,
+    noise_words,
+    noise_words_of_run,
+    uniform_of,
+)
+from pygen.triton_kernels._scan import LARGE_ID, race_value
+from pygen.triton_kernels._specialization import Specialization, launch, signature_of
+from pygen.triton_kernels._survivors import status_of
+from torch import Tensor
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pygen.ops.verify_draft import DraftOutput, _Call
+
+_TILE = tl.constexpr(2048)
+_NUM_WARPS = 8
+
+# What a token's weight in the race is.
+_TARGET = tl.constexpr(0)  # p
+_OTHERS = tl.constexpr(1)  # p, but none for the draft
+_RESIDUAL = tl.constexpr(2)  # max(p - q, 0)
+
+
+@triton.jit
+def largest_logit(logits, vocab_size):
+    """(largest, its lowest id, whether there is a NaN) of a position's logits that are no NaN."""
+    best = tl.full((_TILE,), float("-inf"), tl.float32)
+    best_id = tl.full((_TILE,), LARGE_ID, tl.int32)
+    nan = tl.full((_TILE,), 0, tl.int32)
+    for start in range(0, vocab_size, _TILE):
+        token = start + tl.arange(0, _TILE)
+        inside = token < vocab_size
+        x = tl.load(logits + token, mask=inside, other=0.0).to(tl.float32)
+        nan = nan | (inside & (x != x)).to(tl.int32)
+        # Nothing but -inf has a lowest id too.
+        better = inside & ((x > best) | ((x == best) & (token < best_id)))
+        best = tl.where(better, x, best)
+        best_id = tl.where(better, token, best_id)
+    largest = tl.max(best)
+    lowest = tl.min(tl.where(best == largest, best_id, LARGE_ID))
+    return largest, tl.where(lowest < LARGE_ID, lowest, 0), tl.max(nan) != 0
+
+
+@triton.jit
+def log_sum_exp(logits, vocab_size, temperature):
+    """(largest score, ln of the sum of e^(score - largest) in float64, status) of a position over its temperature."""
+    best = tl.full((_TILE,), float("-inf"), tl.float32)
+    mass = tl.full((_TILE,), 0.0, tl.float32)
+    nan = tl.full((_TILE,), 0, tl.int32)
+    for start in range(0, vocab_size, _TILE):
+        token = start + tl.arange(0, _TILE)
+        x = tl.load(logits + token, mask=token < vocab_size, other=float("-inf")).to(tl.float32)
+        is_nan = x != x
+        nan = nan | is_nan.to(tl.int32)
+        score = tl.where(is_nan, float("-inf"), tl.math.div_rn(x, temperature))
+        top = tl.maximum(best, score)
+        shift = tl.where(top > float("-inf"), top, 0.0)
+        mass = mass * tl.exp(best - shift) + tl.exp(score - shift)
+        best = top
+    largest = tl.max(best)
+    total = tl.sum(tl.where(best > float("-inf"), mass * tl.exp(best - largest), 0.0))
+    return largest, tl.log(total.to(tl.float64)), status_of(largest, tl.max(nan) != 0, 0.0)
+
+
+@triton.jit
+def log_probability(logits, token, temperature, largest, log_sum):
+    """ln softmax of one token over the temperature; float64."""
+    score = tl.math.div_rn(tl.load(logits + token).to(tl.float32), temperature)
+    return score.to(tl.float64) - largest - log_sum
+
+
+@triton.jit
+def log_one_less_exp(x):
+    """ln(1 - e^x) of x < 0: 1 - e^x cancels near 0, where the quotient restores it (Higham 2002, section 1.14.1)."""
+    y = tl.exp(x)
+    near = (y > 0.5) & (y < 1.0)
+    corrected = (1.0 - y) * (x / tl.log(tl.where(near, y, 0.5)))
+    return tl.log(tl.where(near, corrected, tl.where(y == 1.0, -x, 1.0 - y)))
+
+
+@triton.jit
+def race_of_position(
+    weights, target, largest, draft, draft_largest, log_sums, draft_id, temperature, vocab_size,
+    noise, noise_is_given, seed, step,
+):  # fmt: skip
+    """The token with the largest ln weight - ln E, the lowest id of several; -1 where none has a weight.
+
+    log_sums: that of the target's scores less that of the drafts'.
+    """
+    best_value = tl.full((_TILE,), float("-inf"), tl.float32)
+    best_id = tl.full((_TILE,), LARGE_ID, tl.int32)
+    for start in range(0, vocab_size, _TILE):
+        token = start + tl.arange(0, _TILE)
+        inside = token < vocab_size
+        x = tl.load(target + token, mask=inside, other=float("-inf")).to(tl.float32)
+        score = tl.math.div_rn(x, temperature)
+        if weights == _OTHERS:
+            score = tl.where(token == draft_id, float("-inf"), score)
+        if weights == _RESIDUAL:
+            y = tl.load(draft + token, mask=inside, other=0.0).to(tl.float32)
+            # ln(p - q) = ln p + ln(1 - q / p)
+            ratio = (tl.math.div_rn(y, temperature) - draft_largest) - (score - largest) + log_sums
+            less = ratio < 0.0
+            score = tl.where(less, score + log_one_less_exp(tl.where(less, ratio, -1.0)), float("-inf"))
+        if noise_is_given:
+            exponential = tl.load(noise + token, mask=inside, other=1.0)
+        else:
+            exponential = exponential_of(noise_words_of_run(seed, step, start, TARGET_DRAWS, _TILE))
+        value = race_value(score, exponential)
+        better = value > best_value
+        best_value = tl.where(better, value, best_value)
+        best_id = tl.where(better, token, best_id)
+    lowest = tl.min(tl.where(best_value == tl.max(best_value), best_id, LARGE_ID))
+    return tl.where(lowest < LARGE_ID, lowest, -1)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "target_row_stride", "target_position_stride", "draft_row_stride", "draft_position_stride", "draft_ids_stride",
+        "noise_stride", "certain", "noise_is_given", "num_drafts", "vocab_size",
+    ]
+)  # fmt: skip
+def verify_draft_kernel(
+    target, target_row_stride: tl.int64, target_position_stride: tl.int64,
+    draft, draft_row_stride: tl.int64, draft_position_stride: tl.int64, certain: tl.int32,
+    draft_ids, draft_ids_stride: tl.int64, lengths, temperatures, seeds, steps,
+    uniforms, noise, noise_stride: tl.int64, noise_is_given: tl.int32, num_drafts: tl.int32, vocab_size: tl.int32,
+    accepted, token_ids, status,
+):  # fmt: skip
+    """Grid (rows,). `certain`: `draft` is not read."""
+    row = tl.program_id(0).to(tl.int64)
+    length = tl.minimum(tl.load(lengths + row), num_drafts)
+    temperature = tl.load(temperatures + row)
+    seed = tl.load(seeds + row)
+    step = tl.load(steps + row)
+    position = row * 0
+    token = vocab_size * 0
+    fault = vocab_size * 0
+    stays = vocab_size * 0 + 1
+    while stays != 0:
+        x = target + row * target_row_stride + position * target_position_stride
+        y = draft + row * draft_row_stride + position * draft_position_stride
+        given_id = tl.load(draft_ids + row * draft_ids_stride + position, mask=position < length, other=-1)
+        drafted = (given_id >= 0) & (given_id < vocab_size)
+        draft_id = tl.where(drafted, given_id, -1).to(tl.int32)
+        if temperature == 0.0:
+            top, token, nan = largest_logit(x, vocab_size)
+            fault = status_of(top, nan, 0.0)
+            stays = ((fault == 0) & (token == draft_id)).to(tl.int32)
+        else:
+            stays = vocab_size * 0
+            largest, log_sum, fault = log_sum_exp(x, vocab_size, temperature)
+            draft_largest = largest * 0.0
+            draft_log_sum = log_sum * 0.0
+            weights = tl.where(drafted, tl.where(certain != 0, _OTHERS, _RESIDUAL), _TARGET)
+            if (fault == 0) & (weights == _RESIDUAL):
+                draft_largest, draft_log_sum, fault = log_sum_exp(y, vocab_size, temperature)
+            if fault != 0:
+                _, token, _ = largest_logit(x, vocab_size)
+            else:
+                if drafted:
+                    p = log_probability(x, draft_id, temperature, largest, log_sum)
+                    q = p * 0.0
+                    if p > float("-inf"):
+                        if weights == _RESIDUAL:
+                            q = log_probability(y, draft_id, temperature, draft_largest, draft_log_sum)
+                        if noise_is_given:
+                            uniform = tl.load(uniforms + row * num_drafts + position)
+                        else:
+                            uniform = uniform_of(noise_words(seed, step + position, draft_id, ACCEPTANCE))
+                        stays = (uniform < tl.exp(p - q)).to(tl.int32)
+                if stays == 0:
+                    log_sums = (log_sum - draft_log_sum).to(tl.float32)
+                    token = weights * 0 - 1
+                    # Through rounding there may be no residual: then the race is among p.
+                    while token < 0:
+                        token = race_of_position(
+                            weights, x, largest, y, draft_largest, log_sums, draft_id, temperature, vocab_size,
+                            noise + row * noise_stride, noise_is_given, seed, step + position,
+                        )  # fmt: skip
+                        token = tl.where((token < 0) & (weights == _TARGET), 0, token)
+                        weights = weights * 0
+        position += stays
+    tl.store(accepted + row, position)
+    tl.store(token_ids + row, token.to(tl.int64))
+    tl.store(status + row, fault)
+
+
+def verify_draft(call: "_Call", out: "DraftOutput") -> None:
+    """See `pygen.ops.verify_draft`; arguments are checked there."""
+    target, source = call.target.detach(), call.noise
+    rows, positions, vocab_size = target.shape
+    draft = target if call.draft is None else call.draft.detach()
+    no_noise = torch.zeros(1, device=target.device)
+    launch(
+        verify_draft_kernel, (rows,),
+        target, target.stride(0), target.stride(1), draft, draft.stride(0), draft.stride(1), int(call.draft is None),
+        call.draft_token_ids, call.draft_token_ids.stride(0), _of_rows(call.lengths, torch.int64, call),
+        _of_rows(call.temperature, torch.float32, call), source.seeds,
+        _of_rows(call.step if source.steps is None else source.steps, torch.int64, call),
+        no_noise if call.uniforms is None else call.uniforms, no_noise if source.given is None else source.given,
+        0 if source.given is None else source.given.stride(0), int(source.given is not None), positions - 1, vocab_size,
+        out.accepted_lengths, out.token_ids, out.status,
+        num_warps=_NUM_WARPS,
+    )  # fmt: skip
+
+
+def _of_rows(knob: float | Tensor, dtype: torch.dtype, call: "_Call") -> Tensor:
+    if isinstance(knob, Tensor):
+        return knob
+    return torch.full((call.target.shape[0],), knob, dtype=dtype, device=call.target.device)
+
+
+def specializations() -> list[Specialization]:
+    pointers = {
+        "draft_ids": "i64", "lengths": "i64", "temperatures": "fp32", "seeds": "i64", "steps": "i64",
+        "uniforms": "fp32", "noise": "fp32", "accepted": "i64", "token_ids": "i64", "status": "i32",
+    }  # fmt: skip
+    dtypes = ("fp32", "fp16", "bf16")
+    return [
+        Specialization(
+            f"{target}, drafts {draft}",
+            verify_draft_kernel,
+            signature_of(verify_draft_kernel, {**pointers, "target": target, "draft": draft}),
+            {},
+            _NUM_WARPS,
+        )
+        for target in dtypes
+        for draft in dtypes
+    ]
