@@ -49,7 +49,7 @@ demo: build
 test: lint pytest test-triton test-cuda-host
 
 pytest: build
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 # The tests of the ops again, with Triton's kernels in its interpreter, and with CUDA's on the host under sanitizers.
 test-triton: build
@@ -60,7 +60,7 @@ test-cuda-host: build
 
 # The extension that is built in the tree serves this environment too.
 test-compat: build $(COMPAT_VENV)/.built
-	PYTHONPATH=$(CURDIR) $(COMPAT_VENV)/bin/python -m pytest $(PYTEST_ARGS) $(COMPAT_TESTS)
+	PYTHONPATH=$(CURDIR) $(COMPAT_VENV)/bin/python -m pytest -n 2 $(PYTEST_ARGS) $(COMPAT_TESTS)
 
 $(COMPAT_VENV)/.built: Makefile constraints.txt
 	test -x $(COMPAT_VENV)/bin/python || $(PYTHON) -m venv $(COMPAT_VENV)

@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 from pygen import ops
+from pygen.backends import BACKENDS
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {
@@ -19,6 +20,7 @@ FOLDERS = {
     "pygen/reference": "{}.py",
     "csrc/cpu": "{}.cpp",
     "csrc/cuda": "{}.cu",
+    "triton_kernels": "{}.py",
     "tests/ops": "test_{}.py",
     "benchmarks": "bench_{}.py",
 }
@@ -82,7 +84,7 @@ def test_every_op_is_public_and_documented(stem: str) -> None:
 
 @pytest.mark.parametrize("stem", stems_of_ops())
 def test_the_table_of_an_op_names_its_backends(stem: str) -> None:
-    assert {"cpu", "torch"} <= set(module("ops", stem)._dispatch.entries)
+    assert {*BACKENDS} <= set(module("ops", stem)._dispatch.entries)
 
 
 def test_kernels_include_no_torch_header() -> None:
