@@ -127,7 +127,7 @@ FAULTS = [
     fault("finished rows go on", DRAW, ("    token_ids.masked_fill_(state.finished, state.pad_token_id)\n", "")),
     fault("finished rows are counted", DRAW, ("state.num_generated += ~state.finished", "state.num_generated += 1")),
     fault("no end of sequence", DRAW, ("state.finished |= torch.isin(", "state.finished & torch.isin(")),
-    fault("the history is not written", DRAW, ("    state.history[:, column] = token_ids\n", "")),
+    fault("the history is not written", DRAW, ("    state.history[rows, columns] = token_ids\n", "")),
 ]
 
 
