@@ -28,6 +28,7 @@ from benchmarks.inputs import make_logits, random_ids, rotation
 from benchmarks.machine import commit, today
 from pygen.backends import BackendError
 from pygen.ops import prepare_sample
+from pygen.runtime.cuda_graph import CudaGraph
 
 VOCAB = 151936
 PENALISED = 1024
@@ -60,16 +61,8 @@ class Way:
 
 
 def captured(sweep: Sweep) -> Sweep:
-    """`sweep` as one CUDA graph, warmed up on a side stream as capture asks for."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        sweep()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        sweep()
-    return graph.replay
+    """`sweep` as one CUDA graph."""
+    return CudaGraph([sweep], lambda: None, CudaGraph.new_pool()).replay
 
 
 def both_ways(name: str, backend: str, call: Callable[[torch.Tensor], object], buffers: Sequence[torch.Tensor],

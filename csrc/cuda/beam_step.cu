@@ -64,12 +64,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <DType kDType, bool kDraws>
 Error launch_selection(const BeamParams& params, const Context& context) {
   const RowLaunch plan = plan_rows<kDType>(params.shaping, context.device, /*sums=*/false, /*rereads=*/false);
-  Launch launch;
-  launch.blocks = static_cast<unsigned>(params.shaping.rows * plan.geometry.cluster);
-  launch.threads = kThreads;
-  launch.cluster = static_cast<unsigned>(plan.geometry.cluster);
-  launch.shared = static_cast<unsigned>(BeamSelection<kDType, kDraws>::bytes(params, plan));
-  launch.stream = context.stream;
+  const Launch launch =
+      launch_of_rows(params.shaping.rows, plan.geometry, BeamSelection<kDType, kDraws>::bytes(params, plan), context);
   return launch_kernel(select_continuations<kDType, kDraws>, launch, params, plan, context.workspace);
 }
 

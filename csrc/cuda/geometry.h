@@ -115,4 +115,15 @@ RowLaunch plan_rows(const ShapingParams& params, const Device& device, bool sums
   return launch;
 }
 
+// A launch with the blocks of a geometry for every row.
+inline Launch launch_of_rows(int64_t rows, const Geometry& geometry, size_t shared, const Context& context) {
+  Launch launch;
+  launch.blocks = static_cast<unsigned>(rows * geometry.cluster);
+  launch.threads = kThreads;
+  launch.cluster = static_cast<unsigned>(geometry.cluster);
+  launch.shared = static_cast<unsigned>(shared);
+  launch.stream = context.stream;
+  return launch;
+}
+
 }  // namespace pygen::cuda

@@ -109,12 +109,7 @@ Error launch_process(const ProcessParams& params, const Context& context) {
   const bool sums = may_differ(shaping.top_p, 1.0f) && !small;
   const bool rereads = !small && (may_have_filters(shaping) || may_differ(shaping.temperature, 1.0f));
   const RowLaunch rows = plan_rows<kDType>(shaping, context.device, sums, rereads);
-  Launch launch;
-  launch.blocks = static_cast<unsigned>(shaping.rows * rows.geometry.cluster);
-  launch.threads = kThreads;
-  launch.cluster = static_cast<unsigned>(rows.geometry.cluster);
-  launch.shared = static_cast<unsigned>(shared_of<kDType>(rows));
-  launch.stream = context.stream;
+  const Launch launch = launch_of_rows(shaping.rows, rows.geometry, shared_of<kDType>(rows), context);
   return launch_kernel(process_rows<kDType>, launch, params, rows, context.workspace);
 }
 

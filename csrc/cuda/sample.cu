@@ -7,6 +7,7 @@
 
 #include "cuda/bookkeeping.cuh"
 #include "cuda/geometry.h"
+#include "cuda/top_logprobs.cuh"
 
 namespace pygen::cuda {
 namespace {
@@ -27,30 +28,15 @@ class Results {
   PYGEN_DEVICE void write_logprob(float score, double log_sum) const {
     if (thread_index() == 0) params_.logprobs[row_] = static_cast<float>(score - log_sum);
   }
-  // The survivors of a list are the best `first` to `first + (end - begin)`; what follows is nobody.
-  PYGEN_DEVICE void write_tops(const SortedList& list, int64_t first, bool last, double log_sum) const {
-    if (params_.top_ids == nullptr) return;
-    const int64_t count = list.end() - list.begin();
-    for (int64_t i = first + thread_index(); i < params_.num_logprobs; i += kThreads) {
-      const int64_t at = row_ * params_.num_logprobs + i;
-      const int from = list.begin() + static_cast<int>(i - first);
-      if (i - first < count) {
-        params_.top_ids[at] = list.token(from);
-        params_.top_logprobs[at] = static_cast<float>(list.score(from) - log_sum);
-      } else if (last) {
-        params_.top_ids[at] = -1;
-        params_.top_logprobs[at] = -kInfinity;
-      } else {
-        break;
-      }
-    }
+  // None where nobody asks for them.
+  PYGEN_DEVICE TopLogprobs tops() const {
+    if (params_.top_ids == nullptr) return {nullptr, nullptr, 0};
+    const int64_t at = row_ * params_.num_logprobs;
+    return {params_.top_ids + at, params_.top_logprobs + at, params_.num_logprobs};
   }
   PYGEN_DEVICE void write_no_logprobs() const {
     if (thread_index() == 0) params_.logprobs[row_] = kNaN;
-    for (int64_t i = thread_index(); params_.top_ids != nullptr && i < params_.num_logprobs; i += kThreads) {
-      params_.top_ids[row_ * params_.num_logprobs + i] = -1;
-      params_.top_logprobs[row_ * params_.num_logprobs + i] = kNaN;
-    }
+    tops().write_none();
   }
 
  private:
@@ -58,37 +44,13 @@ class Results {
   int64_t row_;
 };
 
-PYGEN_DEVICE double log_sum_exp(float largest, double mass) { return largest + log(mass / kMassUnits); }
-
-// The log-probabilities of a row whose survivors are known by a view alone, a list at a time. All threads of the row.
+// The log-probabilities of a row whose survivors are known by a view alone. All threads of the row.
 template <DType kDType>
 PYGEN_DEVICE void write_logprobs_of_row(const Results& results, RowView<kDType>& view, RowTeam& team, float score,
                                         float largest) {
   const double log_sum = log_sum_exp(largest, static_cast<double>(view.mass()));
   if (team.leads()) results.write_logprob(score, log_sum);
-  const int64_t wanted = results.wanted_tops();
-  const Interval all = view.interval();
-  Interval rest = all;
-  for (int64_t first = 0; first < wanted;) {
-    const int64_t asked = wanted - first < kListCapacity ? wanted - first : kListCapacity;
-    view.restrict_to(rest);
-    view.keep_largest(static_cast<int>(asked));
-    const int count = view.list_survivors();
-    const bool last = count < asked || first + count == wanted;
-    uint64_t lowest = 0;
-    if (team.leads()) {
-      const RowRooms& rooms = team.rooms();
-      const SortedList list(rooms.list, count, rooms.sums, rooms.reduce, largest, -1);
-      results.write_tops(list, first, last, log_sum);
-      if (count > 0) lowest = list_entry(list.score(count - 1), list.token(count - 1));
-    }
-    lowest = team.from_leader(lowest);
-    if (last) break;
-    rest.high = score_of_entry(lowest);
-    rest.after_id = token_of_entry(lowest);
-    first += count;
-  }
-  view.restrict_to(all);
+  write_top_of_view(results.tops(), view, team, largest, log_sum);
 }
 
 // What the last steps of a row need, by value: the functions that seldom run take a copy, so that in the others it
@@ -169,7 +131,7 @@ PYGEN_DEVICE int draw_row(const SampleParams& params, int64_t row, const RowScor
         if (!results.wants_logprobs()) return;
         const double log_sum = log_sum_exp(largest, mass);
         results.write_logprob(racer.score, log_sum);
-        results.write_tops(list, 0, true, log_sum);
+        results.tops().write(list, 0, true, log_sum);
       });
   if (listed) return racer.token;
   return draw_from_row(drawing, known ? Draw::kKnown : Draw::kFilter, racer, results.wants_logprobs()).token;
@@ -214,12 +176,7 @@ Error launch_sample(const SampleParams& params, const Context& context) {
   const bool sums = logprobs || (may_differ(shaping.top_p, 1.0f) && !small);
   const bool rereads = filtered && !small && shaping.vocab_size > kListCapacity;
   const RowLaunch rows = plan_rows<kDType>(shaping, context.device, sums, rereads);
-  Launch launch;
-  launch.blocks = static_cast<unsigned>(shaping.rows * rows.geometry.cluster);
-  launch.threads = kThreads;
-  launch.cluster = static_cast<unsigned>(rows.geometry.cluster);
-  launch.shared = static_cast<unsigned>(shared_of<kDType>(rows));
-  launch.stream = context.stream;
+  const Launch launch = launch_of_rows(shaping.rows, rows.geometry, shared_of<kDType>(rows), context);
   return launch_kernel(sample_rows<kDType>, launch, params, rows, context.workspace);
 }
 

@@ -21,6 +21,14 @@ PYGEN_DEVICE void write_logprobs(const LogprobParams& params, int64_t row, RowSt
   }
 }
 
+// By value, so that in the kernel the arguments stay in registers.
+template <DType kDType>
+PYGEN_COLD void write_top_of_row(TopLogprobs top, RowScores<kDType> scores, RowTeam team, float largest,
+                                 double log_sum) {
+  RowView<kDType> view(scores, team, 1.0f, largest);
+  write_top_of_view(top, view, team, largest, log_sum);
+}
+
 // Without the best tokens a row needs so few registers that several blocks share a multiprocessor.
 template <DType kDType, bool kWithTop>
 __global__ void __launch_bounds__(kThreads, kWithTop ? 1 : 2)
@@ -63,12 +71,7 @@ Error launch_rows(const LogprobParams& params, const Context& context) {
   logits.logits_stride = params.logits_stride;
   const bool rereads = params.num_top > kMostWanted && params.vocab_size > kListCapacity;
   const RowLaunch rows = plan_rows<kDType>(logits, context.device, true, rereads);
-  Launch launch;
-  launch.blocks = static_cast<unsigned>(params.rows * rows.geometry.cluster);
-  launch.threads = kThreads;
-  launch.cluster = static_cast<unsigned>(rows.geometry.cluster);
-  launch.shared = static_cast<unsigned>(shared_of<kDType>(rows));
-  launch.stream = context.stream;
+  const Launch launch = launch_of_rows(params.rows, rows.geometry, shared_of<kDType>(rows), context);
   const auto kernel = params.num_top > 0 ? score_rows<kDType, true> : score_rows<kDType, false>;
   return launch_kernel(kernel, launch, params, logits, rows);
 }

@@ -33,12 +33,11 @@ struct TopLogprobs {
   }
 };
 
-// The best of a row that are too many for one list, a list at a time. All threads of the row.
+// The best of the survivors of a view that are too many for one list, a list at a time. All threads of the row.
 template <DType kDType>
-PYGEN_COLD void write_top_of_row(TopLogprobs top, RowScores<kDType> scores, RowTeam team, float largest,
-                                 double log_sum) {
-  RowView<kDType> view(scores, team, 1.0f, largest);
-  Interval rest;
+PYGEN_DEVICE void write_top_of_view(const TopLogprobs& top, RowView<kDType>& view, RowTeam& team, float largest,
+                                    double log_sum) {
+  Interval rest = view.interval();
   for (int64_t first = 0; first < top.count;) {
     const int64_t asked = top.count - first < kListCapacity ? top.count - first : kListCapacity;
     view.restrict_to(rest);

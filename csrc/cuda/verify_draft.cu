@@ -238,12 +238,8 @@ Error launch_rows(const DraftParams& params, const Context& context) {
       half ? plan<DType::kFloat16>(params, context.device) : plan<DType::kFloat32>(params, context.device);
   const size_t of_target = shared_of<kDType>(target);
   const size_t of_draft = half ? shared_of<DType::kFloat16>(draft) : shared_of<DType::kFloat32>(draft);
-  Launch launch;
-  launch.blocks = static_cast<unsigned>(params.rows * target.geometry.cluster);
-  launch.threads = kThreads;
-  launch.cluster = static_cast<unsigned>(target.geometry.cluster);
-  launch.shared = static_cast<unsigned>(of_target > of_draft ? of_target : of_draft);
-  launch.stream = context.stream;
+  const Launch launch =
+      launch_of_rows(params.rows, target.geometry, of_target > of_draft ? of_target : of_draft, context);
   return launch_kernel(verify_rows<kDType>, launch, params, target, draft);
 }
 

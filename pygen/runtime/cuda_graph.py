@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-Part = Callable[[], None]
+Part = Callable[[], object]
 
 # Runs before a capture: kernels are chosen, compiled and loaded, and libraries make their workspaces.
 _WARM_UPS = 2

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from pygen.loops.beam_state import BeamState
 from pygen.ops import prepare_beam_step, prepare_sample, sample
+from pygen.runtime.cuda_graph import CudaGraph
 
 DEVICE = torch.device("cuda")
 
 
-def captured(call: Any) -> torch.cuda.CUDAGraph:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph
+def captured(call: Callable[[], object]) -> CudaGraph:
+    return CudaGraph([call], lambda: None, CudaGraph.new_pool())
 
 
 @pytest.mark.parametrize("backend", ["cuda", "triton"])

@@ -85,11 +85,22 @@ def test_any_map_over_any_layout(backend: str, kind: str, layout: str) -> None:
             assert cache.equal(wanted)
 
 
+def test_several_tensors_of_any_kind_at_once(backend: str) -> None:
+    check_several_tensors(backend)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_several_tensors_of_any_kind_at_once(backend: str, threads: int) -> None:
-    if threads > 1 and backend != "cpu":
-        pytest.skip("has no threads")
-    torch.manual_seed(threads)
+def test_threads_share_several_tensors(cpu_backend: str, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        check_several_tensors(cpu_backend)
+    finally:
+        torch.set_num_threads(before)
+
+
+def check_several_tensors(backend: str) -> None:
+    torch.manual_seed(1)
     shapes_and_dtypes = [
         ((6, 2, 170, 640), torch.float32),  # many blocks
         ((6, 1, 150, 1), torch.int8),
@@ -100,12 +111,7 @@ def test_several_tensors_of_any_kind_at_once(backend: str, threads: int) -> None
     caches = [(torch.rand(shape) * 100).to(dtype) for shape, dtype in shapes_and_dtypes]
     beam_idx, start = torch.tensor([3, 1, 0, 2, 2, 5]), torch.tensor([5, 0, 30, 17, 119, 2])
     wanted = [gathered(cache, beam_idx, start, 120) for cache in caches]
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        reorder_cache(caches, beam_idx, start, 120, backend=backend)
-    finally:
-        torch.set_num_threads(before)
+    reorder_cache(caches, beam_idx, start, 120, backend=backend)
     for cache, want in zip(caches, wanted, strict=True):
         assert cache.equal(want)
 
