@@ -17,6 +17,7 @@ _TILES = 16  # in a stripe
 _ROWS = 256  # looked at together
 _GROUP = 8  # tensors of a launch
 _NUM_WARPS = 4
+_REGISTERS = 96
 # What is moved: the widest of these, by bytes, that a layout allows.
 _UNITS = {8: tl.int64, 4: tl.int32, 2: tl.int16, 1: tl.int8}
 
@@ -26,7 +27,7 @@ def _source(beam_idx, starts, start, has_starts, length, row, mask):
     """The row that `row` reads, its own where it stays, and its first position that moves."""
     first = row * 0 + start
     if has_starts != 0:
-        first = tl.load(starts + row, mask=mask, other=0)
+        first += tl.load(starts + row, mask=mask, other=0)
     return tl.where(first < length, tl.load(beam_idx + row, mask=mask, other=0), row), first
 
 
@@ -62,18 +63,22 @@ def _next_reader(beam_idx, starts, start, has_starts, length, rows, top, row, af
 
 @triton.jit(
     do_not_specialize=[
-        "start", "has_starts", "length", "rows", "head_dim", "row_stride", "head_stride", "position_stride",
-        "first_position", "positions", "parts", "tiles",
+        "start", "has_starts", "length", "has_span", "rows", "head_dim", "row_stride", "head_stride",
+        "position_stride", "positions", "parts",
     ]
 )  # fmt: skip
 def reorder_cache_kernel(
     data0, data1, data2, data3, data4, data5, data6, data7,
-    beam_idx, starts, start: tl.int64, has_starts: tl.int32, length: tl.int64, rows: tl.int64,
+    beam_idx, starts, start: tl.int64, has_starts: tl.int32, length: tl.int64, span, has_span: tl.int32, rows: tl.int64,
     head_dim: tl.int32, row_stride: tl.int64, head_stride: tl.int64, position_stride: tl.int64,
-    first_position: tl.int64, positions: tl.int32, parts: tl.int64, tiles: tl.int64,
+    positions: tl.int32, parts: tl.int64,
     TILE: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Grid (stripes x rows, heads, tensors). A tile holds `positions` positions of a head, or one of `parts` of one."""
+    """Grid (stripes x rows, heads, tensors). A tile holds `positions` positions of a head, or one of `parts` of one.
+
+    A row moves from position start, or start + starts[row], on. span: (2,), what is added to that, and a limit of
+    `length`.
+    """
     data = data0
     tensor = tl.program_id(2)
     if tensor == 1:
@@ -93,6 +98,13 @@ def reorder_cache_kernel(
     rows = rows.to(tl.int64)
     stripe = tl.program_id(0).to(tl.int64) // rows
     top = tl.program_id(0).to(tl.int64) % rows
+    if has_span != 0:
+        start += tl.load(span)
+        length = tl.minimum(length, tl.load(span + 1))
+    tiles = tl.cdiv(tl.maximum(length - start, 0), positions) * parts
+    # The grid is that of a span that leaves everything.
+    if stripe * TILES >= tiles:
+        return
 
     source, first = _source(beam_idx, starts, start, has_starts, length, top, True)
     if _is_top(beam_idx, starts, start, has_starts, length, rows, top, source):
@@ -101,7 +113,7 @@ def reorder_cache_kernel(
         head = data + tl.program_id(1).to(tl.int64) * head_stride
         for tile in range(stripe * TILES, tl.minimum(stripe * TILES + TILES, tiles)):
             element = (tile % parts).to(tl.int32) * TILE + tl.arange(0, TILE)
-            position = first_position + tile // parts * positions + element // head_dim
+            position = start + tile // parts * positions + element // head_dim
             inside = (element // head_dim < positions) & (position < length)
             at = head + position * position_stride + element % head_dim
             held = tl.load(at + source * row_stride, mask=inside & (position >= first))
@@ -129,7 +141,9 @@ def reorder_cache_kernel(
                     reader = _next_reader(beam_idx, starts, start, has_starts, length, rows, top, row, after, ROWS)
 
 
-def reorder_cache(tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor, length: int) -> None:
+def reorder_cache(
+    tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor, length: int, span: Tensor | None = None
+) -> None:
     """See `pygen.ops.reorder_cache`; arguments are checked there. One launch per 8 tensors of one layout."""
     of_layout: dict[tuple[int, tuple[int, ...]], list[object]] = {}
     for tensor in tensors:
@@ -138,7 +152,7 @@ def reorder_cache(tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor, 
             of_layout.setdefault((unit, layout), []).append(triton.reinterpret(tensor, _UNITS[unit]))
     for (_, layout), alike in of_layout.items():
         for i in range(0, len(alike), _GROUP):
-            _launch(alike[i : i + _GROUP], layout, beam_idx, start, length)
+            _launch(alike[i : i + _GROUP], layout, beam_idx, start, length, span)
 
 
 def _in_units(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
@@ -149,7 +163,14 @@ def _in_units(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
     return unit, (tensor.shape[1], *(n // unit for n in lengths))
 
 
-def _launch(tensors: list[object], layout: tuple[int, ...], beam_idx: Tensor, start: int | Tensor, length: int) -> None:
+def _launch(
+    tensors: list[object],
+    layout: tuple[int, ...],
+    beam_idx: Tensor,
+    start: int | Tensor,
+    length: int,
+    span: Tensor | None,
+) -> None:
     (heads, head_dim, *strides), rows = layout, beam_idx.shape[0]
     value, starts = (0, start) if isinstance(start, Tensor) else (start, beam_idx)
     positions, parts = max(1, _TILE // head_dim), triton.cdiv(head_dim, _TILE)
@@ -159,9 +180,10 @@ def _launch(tensors: list[object], layout: tuple[int, ...], beam_idx: Tensor, st
     launch(
         reorder_cache_kernel, (triton.cdiv(tiles, _TILES) * rows, heads, len(tensors)),
         *tensors, *tensors[:1] * (_GROUP - len(tensors)),
-        beam_idx, starts, value, int(isinstance(start, Tensor)), length, rows,
-        head_dim, *strides, value, positions, parts, tiles,
-        num_warps=_NUM_WARPS, TILE=_TILE, TILES=_TILES, ROWS=_ROWS,
+        beam_idx, starts, value, int(isinstance(start, Tensor)), length,
+        beam_idx if span is None else span, int(span is not None), rows,
+        head_dim, *strides, positions, parts,
+        num_warps=_NUM_WARPS, max_registers=_REGISTERS, TILE=_TILE, TILES=_TILES, ROWS=_ROWS,
     )  # fmt: skip
 
 
@@ -172,10 +194,14 @@ def specializations() -> list[Specialization]:
             reorder_cache_kernel,
             signature_of(
                 reorder_cache_kernel,
-                {f"data{i}": f"i{8 * bytes_of_unit}" for i in range(_GROUP)} | {"beam_idx": "i64", "starts": "i64"},
+                {
+                    **{f"data{i}": f"i{8 * bytes_of_unit}" for i in range(_GROUP)},
+                    **dict.fromkeys(("beam_idx", "starts", "span"), "i64"),
+                },
             ),
             {"TILE": _TILE, "TILES": _TILES, "ROWS": _ROWS},
             _NUM_WARPS,
+            _REGISTERS,
         )
         for bytes_of_unit in _UNITS
     ]
