@@ -283,11 +283,13 @@ class BeamPlan {
     p.noise = arguments.take_pointer<float>("noise_ptr");
     p.noise_stride = arguments.take<int64_t>("noise_stride");
     arguments.take_pointer<int64_t>("steps_ptr");
+    p.steps = arguments.take_pointer<int64_t>("state_steps_ptr");
+    p.limit = arguments.take_pointer<int64_t>("limit_ptr");
     p.max_new_tokens = arguments.take<int64_t>("max_new_tokens");
     p.num_beams = arguments.take<int64_t>("num_beams");
     p.num_candidates = arguments.take<int64_t>("num_candidates");
-    p.length_penalty = arguments.take<double>("length_penalty");
-    p.early_stopping = static_cast<pygen::EarlyStopping>(arguments.take<int>("early_stopping"));
+    p.normalisers = required<float>(arguments, "normalisers_ptr");
+    p.stops_when_full = arguments.take<bool>("stops_when_full");
     p.eos_token_ids = arguments.take_pointer<int64_t>("eos_ptr");
     p.eos_count = arguments.take<int64_t>("eos_count");
     p.pad_token_id = arguments.take<int64_t>("pad_token_id");
@@ -355,7 +357,8 @@ class BeamPlan {
     params_.step = step;
     params_.select = (halves & 1) != 0;
     params_.advance = (halves & 2) != 0;
-    if (step < 0 || step >= params_.max_new_tokens) throw std::invalid_argument("step is out of range");
+    if (params_.steps == nullptr && (step < 0 || step >= params_.max_new_tokens))
+      throw std::invalid_argument("step is out of range");
   }
 
   template <typename T>
@@ -383,11 +386,12 @@ std::vector<pygen::CacheTensor> cache_tensors(const std::vector<CacheLayout>& la
 }
 
 pygen::ReorderParams reorder_params(const std::vector<pygen::CacheTensor>& tensors, int64_t rows, uintptr_t beam_idx,
-                                    int64_t start, uintptr_t starts, int64_t length) {
+                                    int64_t start, uintptr_t starts, uintptr_t span, int64_t length) {
   pygen::ReorderParams params;
   params.rows = rows;
   params.length = length;
   params.start = {start, pointer<const int64_t>(starts)};
+  params.span = pointer<const int64_t>(span);
   params.beam_idx = pointer<const int64_t>(beam_idx);
   params.tensors = tensors.data();
   params.num_tensors = static_cast<int64_t>(tensors.size());
@@ -396,9 +400,9 @@ pygen::ReorderParams reorder_params(const std::vector<pygen::CacheTensor>& tenso
 }
 
 void reorder_cache(const std::vector<CacheLayout>& layouts, int64_t rows, uintptr_t beam_idx, int64_t start,
-                   uintptr_t starts, int64_t length, int threads) {
+                   uintptr_t starts, uintptr_t span, int64_t length, int threads) {
   const std::vector<pygen::CacheTensor> tensors = cache_tensors(layouts);
-  pygen::ReorderParams params = reorder_params(tensors, rows, beam_idx, start, starts, length);
+  pygen::ReorderParams params = reorder_params(tensors, rows, beam_idx, start, starts, span, length);
   params.threads = std::max(1, threads);
   py::gil_scoped_release release;
   pygen::cpu::implementation().reorder_cache(params);
@@ -512,9 +516,9 @@ void verify_draft(int threads, const py::kwargs& kwargs) {
 
 #if PYGEN_CUDA
 void launch_reorder_cache(int ordinal, uintptr_t stream, const std::vector<CacheLayout>& layouts, int64_t rows,
-                          uintptr_t beam_idx, int64_t start, uintptr_t starts, int64_t length) {
+                          uintptr_t beam_idx, int64_t start, uintptr_t starts, uintptr_t span, int64_t length) {
   const std::vector<pygen::CacheTensor> tensors = cache_tensors(layouts);
-  check_launch(pygen::cuda::reorder_cache(reorder_params(tensors, rows, beam_idx, start, starts, length),
+  check_launch(pygen::cuda::reorder_cache(reorder_params(tensors, rows, beam_idx, start, starts, span, length),
                                           {device_of(ordinal), pointer<CUstream_st>(stream), nullptr}));
 }
 

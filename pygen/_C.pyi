@@ -36,6 +36,7 @@ def reorder_cache(
     beam_idx_ptr: int,
     start: int,
     starts_ptr: int,
+    span_ptr: int,
     length: int,
     threads: int,
     /,

@@ -4,7 +4,6 @@
 // row holds it.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 #include "common/host_device.h"
@@ -12,14 +11,8 @@
 
 namespace pygen {
 
-enum class EarlyStopping : int { kNo = 0, kYes = 1, kNever = 2 };
-
 // Stands for minus infinity where Hugging Face has it: finite, and float32 rounds away whatever is added to it.
 constexpr float kNeverWins = -1e9f;
-
-PYGEN_HOST_DEVICE float length_normaliser(int64_t length, double length_penalty) {
-  return static_cast<float>(pow(static_cast<double>(length), length_penalty));
-}
 
 // A continuation of a beam. `value` orders: the score, or in a draw the score minus ln E.
 struct Candidate {
@@ -42,11 +35,15 @@ struct BeamParams {
   TorchCudaNoise torch_noise;          // by beam; torch, on CUDA
 
   int64_t step = 0;
+  int64_t* steps = nullptr;  // (rows,) all at the same step, counted up by the op; or null: the step of the call
   int64_t max_new_tokens = 0;
+  const int64_t* limit = nullptr;  // (1,) steps that the search has room for, or null: max_new_tokens
   int64_t num_beams = 1;
   int64_t num_candidates = 2;  // K
-  double length_penalty = 1.0;
-  EarlyStopping early_stopping = EarlyStopping::kNo;
+  // (2, max_new_tokens): by what the score of a hypothesis that ends with a step is divided, and that of the best running
+  // beam when it is compared with the finished ones.
+  const float* normalisers = nullptr;
+  bool stops_when_full = false;  // nothing joins n finished hypotheses
   const int64_t* eos_token_ids = nullptr;
   int64_t eos_count = 0;
   int64_t pad_token_id = 0;
@@ -88,19 +85,17 @@ struct BeamParams {
   bool advance = true;  // update the state with them
 };
 
-// By what the score of a hypothesis that ends in this step is divided, and that of the best running beam when it is
-// compared with the finished ones.
-PYGEN_HOST_DEVICE float finished_normaliser(const BeamParams& params) {
-  return length_normaliser(params.step + 1, params.length_penalty);
+PYGEN_HOST_DEVICE int64_t step_of(const BeamParams& params) {
+  return params.steps != nullptr ? params.steps[0] : params.step;
 }
-PYGEN_HOST_DEVICE float running_normaliser(const BeamParams& params) {
-  const bool favourable = params.early_stopping == EarlyStopping::kNever && params.length_penalty > 0;
-  return length_normaliser(favourable ? params.max_new_tokens : params.step + 1, params.length_penalty);
+PYGEN_HOST_DEVICE bool is_last_step(const BeamParams& params, int64_t step) {
+  return step + 1 == (params.limit != nullptr ? *params.limit : params.max_new_tokens);
 }
 
 // Whether a candidate cannot go on; one without a token is none.
-PYGEN_HOST_DEVICE bool candidate_ends(const BeamParams& params, int64_t token_id, bool criteria_say_so) {
-  if (token_id < 0 || params.step + 1 == params.max_new_tokens || criteria_say_so) return true;
+PYGEN_HOST_DEVICE bool candidate_ends(const BeamParams& params, int64_t token_id, bool is_last_step,
+                                      bool criteria_say_so) {
+  if (token_id < 0 || is_last_step || criteria_say_so) return true;
   for (int64_t e = 0; e < params.eos_count; ++e)
     if (token_id == params.eos_token_ids[e]) return true;
   return false;
@@ -128,7 +123,7 @@ PYGEN_HOST_DEVICE int32_t reported_status(int32_t status, bool was_open, bool st
 
 // Whether the search is over, whatever prompts are open.
 PYGEN_HOST_DEVICE bool search_is_over(const BeamParams& params, bool all_ended, bool all_finished) {
-  return all_ended || (params.early_stopping == EarlyStopping::kYes && all_finished);
+  return all_ended || (params.stops_when_full && all_finished);
 }
 
 }  // namespace pygen

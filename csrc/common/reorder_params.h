@@ -22,6 +22,7 @@ struct ReorderParams {
   int64_t rows = 0;
   int64_t length = 0;                 // positions [start, length) of a row move
   Knob<int64_t> start{0};             // by row
+  const int64_t* span = nullptr;      // (2,) or null: [span[0] + start, min(span[1], length)) of a row move
   const int64_t* beam_idx = nullptr;  // (rows,)
   const CacheTensor* tensors = nullptr;
   int64_t num_tensors = 0;

@@ -104,7 +104,7 @@ void expand_beam(const BeamParams& params, int64_t beam, int threads, Bar& bar, 
   if (params.do_sample) {
     Survivors survivors(scores, filters, scratch);
     survivors.apply_filters();
-    with_noise(params, beam, params.step, twister,
+    with_noise(params, beam, step_of(params), twister,
                [&](const auto& noise) { collect_drawn(scores, survivors, running, noise, top); });
   } else {
     collect_best(scores, running, params.num_candidates, bar.get(), top);

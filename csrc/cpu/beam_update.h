@@ -45,6 +45,8 @@ class PromptUpdate {
         scratch_(beam_scratch()),
         n_(params.num_beams),
         count_(params.num_candidates),
+        step_(step_of(params)),
+        is_last_(is_last_step(params, step_)),
         prompt_(prompt),
         first_(prompt * params.num_beams),
         ids_(params.candidate_ids + prompt * params.num_candidates),
@@ -68,7 +70,7 @@ class PromptUpdate {
  private:
   bool exists(int64_t i) const { return ids_[i] >= 0; }
 
-  bool ended(int64_t i) const { return candidate_ends(params_, ids_[i], ends_[i] != 0); }
+  bool ended(int64_t i) const { return candidate_ends(params_, ids_[i], is_last_, ends_[i] != 0); }
 
   int64_t num_finished() const {
     int64_t count = 0;
@@ -85,8 +87,8 @@ class PromptUpdate {
   }
 
   void update_finished() {
-    const float normaliser = finished_normaliser(params_);
-    const bool is_full = params_.early_stopping == EarlyStopping::kYes && num_finished() == n_;
+    const float normaliser = params_.normalisers[step_];
+    const bool is_full = params_.stops_when_full && num_finished() == n_;
     const bool closed = params_.open[prompt_] == 0;
     float* keys = scratch_.keys.reserve(n_ + count_);
     Hypothesis* pool = scratch_.pool.reserve(n_ + count_);
@@ -98,7 +100,7 @@ class PromptUpdate {
     for (int64_t i = 0; i < count_; ++i) {
       const bool joins = i < n_ && exists(i) && ended(i);
       const float score = finished_score(scores_[i], normaliser, is_full, closed, joins);
-      pool[n_ + i] = {score, static_cast<int32_t>(first_ + parents_[i]), params_.step, ids_[i], joins};
+      pool[n_ + i] = {score, static_cast<int32_t>(first_ + parents_[i]), step_, ids_[i], joins};
     }
     for (int64_t i = 0; i < n_ + count_; ++i) keys[i] = pool[i].score;
     const int32_t* order = largest(n_ + count_);
@@ -118,7 +120,7 @@ class PromptUpdate {
     for (int64_t i = 0; i < count_; ++i) keys[i] = running_score(scores_[i], ended(i));
     const int32_t* order = largest(count_);
     int64_t* parents = scratch_.parents.reserve(n_);
-    const int64_t at_step = params_.step * params_.shaping.rows + first_;
+    const int64_t at_step = step_ * params_.shaping.rows + first_;
     for (int64_t j = 0; j < n_; ++j) {
       const int64_t i = order[j];
       parents[j] = exists(i) ? parents_[i] : j;
@@ -129,7 +131,7 @@ class PromptUpdate {
   }
 
   void update_open() {
-    const float attainable = params_.running_scores[first_] / running_normaliser(params_);
+    const float attainable = params_.running_scores[first_] / params_.normalisers[params_.max_new_tokens + step_];
     const int64_t finished = num_finished();
     // Sorted: the worst stands last.
     const float worst = params_.finished_scores[first_ + n_ - 1];
@@ -147,7 +149,7 @@ class PromptUpdate {
     for (int64_t r = 0; r < n_; ++r) {
       free_rows[r] = 1;
       params_.source_rows[first_ + r] = first_ + r;
-      params_.shared_out[first_ + r] = params_.step;
+      params_.shared_out[first_ + r] = step_;
     }
     for (int64_t j = 0; j < n_; ++j) {
       const int64_t row = params_.slots[first_ + parents[j]] - first_;
@@ -164,10 +166,10 @@ class PromptUpdate {
       rows[j] = target;
       copy_row(source, target);
     }
-    const int64_t column = params_.prompt_length + params_.step;
+    const int64_t column = params_.prompt_length + step_;
     for (int64_t j = 0; j < n_; ++j) {
       const int64_t row = first_ + rows[j];
-      const int64_t token_id = params_.step_tokens[params_.step * params_.shaping.rows + first_ + j];
+      const int64_t token_id = params_.step_tokens[step_ * params_.shaping.rows + first_ + j];
       params_.slots[first_ + j] = row;
       params_.append[row * params_.append_stride + column] = token_id;
       if (params_.history != nullptr) params_.history[row * params_.history_stride + column] = token_id;
@@ -183,12 +185,12 @@ class PromptUpdate {
     if (params_.history != nullptr) copy_columns(params_.history, params_.history_stride, source, target, common);
     for (int64_t r = 0; r < n_; ++r) shared(target, r) = shared(r, target) = shared(source, r);
     shared(target, target) = 0;
-    shared(source, target) = shared(target, source) = static_cast<int32_t>(params_.step);
+    shared(source, target) = shared(target, source) = static_cast<int32_t>(step_);
   }
 
   void copy_columns(int64_t* table, int64_t stride, int64_t source, int64_t target, int64_t common) const {
     const int64_t* from = table + (first_ + source) * stride + params_.prompt_length;
-    std::copy(from + common, from + params_.step, table + (first_ + target) * stride + params_.prompt_length + common);
+    std::copy(from + common, from + step_, table + (first_ + target) * stride + params_.prompt_length + common);
   }
 
   void report(bool was_open) const {
@@ -199,7 +201,9 @@ class PromptUpdate {
 
   const BeamParams& params_;
   BeamScratch& scratch_;
-  const int64_t n_, count_, prompt_, first_;
+  const int64_t n_, count_, step_;
+  const bool is_last_;
+  const int64_t prompt_, first_;
   const int64_t* ids_;
   const int64_t* parents_;
   const float* scores_;
@@ -216,6 +220,8 @@ inline void advance_beams(const BeamParams& params) {
   }
   for (int64_t i = 0; i < params.shaping.rows; ++i) all_finished &= params.finished[i] != 0;
   *params.unfinished = search_is_over(params, all_ended, all_finished) ? 0 : open;
+  if (params.steps == nullptr) return;
+  for (int64_t row = 0; row < params.shaping.rows; ++row) ++params.steps[row];
 }
 
 }  // namespace pygen::cpu::PYGEN_ISA

@@ -27,7 +27,11 @@ struct Move {
 
 class Moves {
  public:
-  explicit Moves(const ReorderParams& params) : params_(params), first_(params.length) {
+  explicit Moves(const ReorderParams& params)
+      : params_(params),
+        offset_(params.span != nullptr ? params.span[0] : 0),
+        end_(params.span != nullptr ? std::min(params.span[1], params.length) : params.length),
+        first_(end_) {
     readers_.reserve(params.rows);
     std::fill_n(readers_.data(), params.rows, int64_t{0});
     for (int64_t row = 0; row < params.rows; ++row)
@@ -40,17 +44,19 @@ class Moves {
   const Move& operator[](int64_t i) const { return moves_[i]; }
   bool any_kept() const { return any_kept_; }
   int64_t first() const { return first_; }          // the first position that any row writes
+  int64_t end() const { return end_; }              // behind the last one
   int64_t positions() const { return positions_; }  // written by all rows together
 
  private:
   int64_t source_of(int64_t row) const { return params_.beam_idx[row]; }
-  bool moves(int64_t row) const { return source_of(row) != row && knob_at(params_.start, row) < params_.length; }
+  int64_t start_of(int64_t row) const { return offset_ + knob_at(params_.start, row); }
+  bool moves(int64_t row) const { return source_of(row) != row && start_of(row) < end_; }
 
   void add(int64_t target, int64_t source, int64_t reader) {
-    const int64_t start = knob_at(params_.start, reader);
+    const int64_t start = start_of(reader);
     moves_.push({target, source, start});
     first_ = std::min(first_, start);
-    positions_ += params_.length - start;
+    positions_ += end_ - start;
   }
 
   // A row that nobody has to read any more is written, which may free its source, and so on.
@@ -81,6 +87,8 @@ class Moves {
   static constexpr int64_t kWritten = -1;
 
   const ReorderParams& params_;
+  const int64_t offset_;     // of all starts
+  const int64_t end_;        // of all rows
   Buffer<int64_t> readers_;  // (rows,) how many rows have yet to read it
   Buffer<Move> moves_;
   bool any_kept_ = false;
@@ -90,10 +98,10 @@ class Moves {
 
 // One tensor cut into blocks of positions of one head.
 struct Blocks {
-  Blocks(const CacheTensor& tensor, int64_t first, int64_t length)
+  Blocks(const CacheTensor& tensor, const Moves& moves)
       : width(tensor.head_dim * tensor.element_size),
         positions(std::max(int64_t{1}, kBlockBytes / std::max(int64_t{1}, width))),
-        per_head((length - first + positions - 1) / positions),
+        per_head((moves.end() - moves.first() + positions - 1) / positions),
         count(width > 0 ? per_head * tensor.heads : 0) {}
 
   int64_t width;  // bytes of one position
@@ -110,11 +118,10 @@ void copy_positions(char* to, int64_t to_stride, const char* from, int64_t from_
   for (int64_t i = 0; i < count; ++i) std::memcpy(to + i * to_stride, from + i * from_stride, width);
 }
 
-void move_block(const ReorderParams& params, const CacheTensor& tensor, const Blocks& blocks, int64_t block,
-                const Moves& moves, char* kept) {
+void move_block(const CacheTensor& tensor, const Blocks& blocks, int64_t block, const Moves& moves, char* kept) {
   const int64_t head = block / blocks.per_head;
   const int64_t first = moves.first() + block % blocks.per_head * blocks.positions;
-  const int64_t end = std::min(first + blocks.positions, params.length);
+  const int64_t end = std::min(first + blocks.positions, moves.end());
   char* const of_head = tensor.data + head * tensor.head_stride * tensor.element_size;
   const int64_t stride = tensor.position_stride * tensor.element_size;
   for (int64_t i = 0; i < moves.size(); ++i) {
@@ -137,7 +144,7 @@ void reorder_cache(const ReorderParams& params) {
   if (moves.size() == 0) return;
   int64_t count = 0, bytes = 0, room = kBlockBytes;
   for (int64_t t = 0; t < params.num_tensors; ++t) {
-    const Blocks blocks(params.tensors[t], moves.first(), params.length);
+    const Blocks blocks(params.tensors[t], moves);
     count += blocks.count;
     bytes += moves.positions() * params.tensors[t].heads * blocks.width;
     room = std::max(room, blocks.width);
@@ -150,10 +157,10 @@ void reorder_cache(const ReorderParams& params) {
   parallel_parts(count, parts, [&](int64_t begin, int64_t end, int part) {
     int64_t before = 0;  // blocks of the tensors that were passed
     for (int64_t t = 0; t < params.num_tensors && before < end; ++t) {
-      const Blocks blocks(params.tensors[t], moves.first(), params.length);
+      const Blocks blocks(params.tensors[t], moves);
       const int64_t last = std::min(end - before, blocks.count);
       for (int64_t block = std::max(begin - before, int64_t{0}); block < last; ++block)
-        move_block(params, params.tensors[t], blocks, block, moves, rooms != nullptr ? rooms + part * room : nullptr);
+        move_block(params.tensors[t], blocks, block, moves, rooms != nullptr ? rooms + part * room : nullptr);
       before += blocks.count;
     }
   });

@@ -20,7 +20,7 @@ from pygen.reference.beam_step import (
     Candidates,
     candidate_sequences,
     move_rows,
-    normaliser,
+    normalisers_of,
     update_finished,
     update_open,
     update_running,
@@ -119,8 +119,8 @@ class ConstrainedSearch:
         stopping_criteria: StoppingCriteria | None,
     ) -> None:
         self._state = state
-        self._length_penalty = length_penalty
-        self._early_stopping = early_stopping
+        self._normalisers = normalisers_of(state, length_penalty, early_stopping)
+        self._stops_when_full = early_stopping is True
         self._stopping_criteria = stopping_criteria
         self._eos = set() if state.eos_token_ids is None else set(state.eos_token_ids.tolist())
         # By prompt and beam.
@@ -154,18 +154,19 @@ class ConstrainedSearch:
 
         finishing, running = self._table(complete), self._table(beams)
         output = self._output(step)
+        of_finished, of_running = self._normalisers[:, step]
         for b in prompts:
             joins = finishing.exist[b]
-            update_finished(state, b, finishing, joins, step, self._length_penalty, self._early_stopping)
+            update_finished(state, b, finishing, joins, step, of_finished, self._stops_when_full)
             if over or not beams[b]:
                 self._fill_up(b, beams[b] or ended[b], step)
             parents = update_running(state, b, running, torch.zeros_like(joins), step)
-            update_open(state, b, step, self._length_penalty, self._early_stopping)
+            update_open(state, b, of_running)
             move_rows(state, b, parents, step, output)
             self._progress[b] = [c.constraints for c in beams[b]]
             if was_open[b]:
                 self._tell(b, status, output)
-        full = self._early_stopping is True and bool(state.finished.all())
+        full = self._stops_when_full and bool(state.finished.all())
         state.unfinished.fill_(0 if over or full else int(state.open.sum()))
         return output
 
@@ -257,7 +258,7 @@ class ConstrainedSearch:
         state = self._state
         free = (~state.finished[b]).nonzero()[:, 0].tolist()
         for place, best in zip(free, continuations, strict=False):
-            state.finished_scores[b, place] = best.score / normaliser(step + 1, self._length_penalty)
+            state.finished_scores[b, place] = best.score / self._normalisers[0, step]
             state.finished_steps[b, place] = step
             state.finished_tokens[b, place] = best.token_id
             state.finished_parents[b, place] = b * state.num_beams + best.parent

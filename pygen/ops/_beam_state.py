@@ -10,6 +10,7 @@ from torch import Tensor
 from pygen.loops.beam_state import BeamState
 from pygen.ops import _checks as checks
 from pygen.ops._checks import Like
+from pygen.ops._state import check_captured_fields
 
 
 def check_is_beam_state(state: object) -> None:
@@ -48,6 +49,9 @@ def check_beam_state(state: BeamState, like: Like) -> None:
     if state.eos_token_ids is not None:
         count = (state.eos_token_ids.numel(),)
         checks.check_output("state.eos_token_ids", state.eos_token_ids, torch.int64, "(n,)", count, like)
+    check_captured_fields(state, like)
+    if state.limit is not None:
+        checks.check_output("state.limit", state.limit, torch.int64, "(1,)", (1,), like)
     # Every step has its column, and every column after the prompt its step.
     if not 0 <= state.prompt_length == capacity - steps:
         raise ValueError(f"`state.prompt_length` must be {capacity - steps}, got {state.prompt_length}")
@@ -71,6 +75,8 @@ def beam_state_arguments(state: BeamState) -> dict[str, Any]:
         "open": state.open,
         "unfinished": state.unfinished,
         "eos": state.eos_token_ids,
+        "state_steps": state.steps,
+        "limit": state.limit,
     }
     return {
         **{f"{name}_ptr": 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()},

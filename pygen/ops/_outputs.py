@@ -55,6 +55,15 @@ def empty_beam_output(like: Like) -> BeamStepOutput:
     return BeamStepOutput(tokens, source_rows, shared, torch.zeros(like.rows, dtype=torch.int32, device=like.device))
 
 
+def check_beam_out(out: BeamStepOutput, like: Like) -> None:
+    """Checks what a caller wants the result of a step written into."""
+    if not isinstance(out, BeamStepOutput):
+        raise TypeError(f"`out` must be a BeamStepOutput, got {type(out).__name__}")
+    for name, value in out._asdict().items():
+        dtype = torch.int32 if name == "status" else torch.int64
+        checks.check_output(f"out.{name}", value, dtype, "(rows,)", (like.rows,), like)
+
+
 def empty_output(like: Like, n: int) -> SampleOutput:
     """Room for the result of a call with logprobs=n."""
     rows, device = like.rows, like.device

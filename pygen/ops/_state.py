@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +12,7 @@ from pygen.ops import _checks as checks
 from pygen.ops._checks import Like
 
 if TYPE_CHECKING:
+    from pygen.loops.beam_state import BeamState
     from pygen.loops.state import DecodeState
 
 _ARGUMENTS = (
@@ -43,6 +46,13 @@ def check_state(state: DecodeState, like: Like) -> None:
     if state.eos_token_ids is not None:
         count = (state.eos_token_ids.numel(),)
         checks.check_output("state.eos_token_ids", state.eos_token_ids, torch.int64, "(n,)", count, like)
+    check_captured_fields(state, like)
+    if not 0 <= state.prompt_length <= capacity:
+        raise ValueError(f"`state.prompt_length` must be in [0, {capacity}], got {state.prompt_length}")
+
+
+def check_captured_fields(state: DecodeState | BeamState, like: Like) -> None:
+    """What a captured step keeps on the device: its number, and where torch's noise stands."""
     if state.steps is not None:
         checks.check_output("state.steps", state.steps, torch.int64, "(rows,)", (like.rows,), like)
     if state.generator_state is not None:
@@ -50,8 +60,19 @@ def check_state(state: DecodeState, like: Like) -> None:
         size = torch.default_generator.get_state().numel() if on_host else 2
         dtype = torch.uint8 if on_host else torch.int64
         checks.check_output("state.generator_state", state.generator_state, dtype, f"({size},)", (size,), like)
-    if not 0 <= state.prompt_length <= capacity:
-        raise ValueError(f"`state.prompt_length` must be in [0, {capacity}], got {state.prompt_length}")
+
+
+@contextmanager
+def generator_of(state: DecodeState | BeamState, generator: torch.Generator) -> Iterator[torch.Generator]:
+    """For draws with torch itself: `generator`, or one that goes on where `state.generator_state` stands."""
+    held = state.generator_state
+    if held is None:
+        yield generator
+        return
+    in_its_place = torch.Generator(held.device)
+    in_its_place.set_state(held.cpu().view(torch.uint8))
+    yield in_its_place
+    held.copy_(in_its_place.get_state().view(held.dtype))
 
 
 def state_arguments(state: DecodeState | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,10 @@ from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
 from pygen.ops._beam_state import beam_state_arguments, check_beam_state, check_is_beam_state
 from pygen.ops._noise import Noise, check_noise
-from pygen.ops._outputs import BeamStepOutput, empty_beam_output
+from pygen.ops._outputs import BeamStepOutput, check_beam_out, empty_beam_output
 from pygen.ops._prepared import Prepared, Run, detached
 from pygen.ops._shaping import FloatKnob, IntKnob, Shaping, TokenIds, check_shaping
+from pygen.ops._state import generator_of
 
 if TYPE_CHECKING:
     from pygen.loops.beam_state import BeamState
@@ -26,13 +27,24 @@ if TYPE_CHECKING:
 # (B * K, prompt_length + step + 1) int64 candidates -> which of them cannot go on, (B * K,) bool or one bool for all.
 StoppingCriteria = Callable[[Tensor], "Tensor | bool"]
 
-_EARLY_STOPPING_CODES: dict[bool | str, int] = {False: 0, True: 1, "never": 2}
-
 
 class PreparedBeamStep(Prepared[BeamStepOutput]):
-    """`beam_step` with everything but the logits fixed; see `Prepared`."""
+    """`beam_step` with everything but the logits fixed; see `Prepared`.
 
-    __slots__ = ()
+    normalisers: (2, max_new_tokens) float32. After step t scores are divided by
+
+        [0, t], that of a hypothesis that ends with it: (t + 1) ** length_penalty
+        [1, t], that of the best running beam, to be compared with finished hypotheses: the same, or under "never" with
+            length_penalty > 0 max_new_tokens ** length_penalty
+
+        Every call reads them anew, so that they can be changed in place.
+    """
+
+    __slots__ = ("normalisers",)
+
+    def __init__(self, logits: Tensor, run: Run, call: _Call, backend: str) -> None:
+        super().__init__(logits, run, call.out, backend, call.shaping, call.state, call.noise)
+        self.normalisers = call.normalisers
 
 
 def beam_step(
@@ -66,6 +78,7 @@ def beam_step(
     rng: str = "philox",
     generator: torch.Generator | None = None,
     backend: str = "auto",
+    out: BeamStepOutput | None = None,
 ) -> BeamStepOutput:
     """Advances every beam of `state` by one token, in place, as Hugging Face's beam search does.
 
@@ -92,15 +105,18 @@ def beam_step(
     Arguments:
         logits: (rows, vocab_size) float32, float16 or bfloat16 by row, last dimension contiguous; rows may be strided.
         state: a `BeamState`; its histories stand for `input_ids` of the penalties.
-        step: tokens generated before this call, in [0, state.max_new_tokens).
+        step: tokens generated before this call, in [0, state.max_new_tokens); without effect where the state counts
+            them.
         temperature ... min_tokens_to_keep: the shaping knobs of `process_logits`; from `temperature` to `top_h` they
             act with `do_sample` only, and then the temperature must be > 0.
         normalized: `logits` hold log-probabilities; no log-softmax is taken.
         length_penalty: finite; above 0 favours long hypotheses. The longest length to its power has to fit float32.
         early_stopping: False, True or "never".
-        stopping_criteria: called once with the candidates (B * K, prompt_length + step + 1) int64; True ends one.
+        stopping_criteria: called once with the candidates (B * K, prompt_length + step + 1) int64; True ends one. None
+            where the state counts the steps.
         seed, noise, rng, generator: as in `sample`, for row b * n + j the noise of beam j of prompt b.
         backend: "auto", "cpu", "cuda", "triton" or "torch".
+        out: a BeamStepOutput of contiguous tensors to write into, shaped like the result.
 
     Returns the rows' next tokens and moves. `status` tells of a prompt that was open: rows with NaN or +inf, which lose
     their continuations, and rows without an allowed token where the prompt has nothing else left.
@@ -139,6 +155,7 @@ def beam_step(
         rng=rng,
         generator=generator,
         backend=backend,
+        out=out,
     )
     return prepared(logits, step=step)
 
@@ -173,6 +190,7 @@ def prepare_beam_step(
     rng: str = "philox",
     generator: torch.Generator | None = None,
     backend: str = "auto",
+    out: BeamStepOutput | None = None,
 ) -> PreparedBeamStep:
     """Checks the arguments of `beam_step` once; `logits` is an example of what the calls will bring. A missing seed is
     drawn here, once."""
@@ -205,19 +223,31 @@ def prepare_beam_step(
     )
     if do_sample:
         checks.float_knob("temperature", temperature, checks.FINITE_POSITIVE, shaping.like)
-    _check_search(length_penalty, early_stopping, stopping_criteria, state.max_new_tokens)
+    _check_search(length_penalty, early_stopping, stopping_criteria, state)
+    if out is not None:
+        check_beam_out(out, shaping.like)
     name, entry = _dispatch.resolve(logits.device, backend)
-    source = check_noise(shaping.like, draws=do_sample, seed=seed, step=None, noise=noise, rng=rng, generator=generator)
+    source = check_noise(
+        shaping.like, draws=do_sample, seed=seed, step=state.steps, noise=noise, rng=rng, generator=generator
+    )
+    from pygen.reference.beam_step import normalisers_of
+
     call = _Call(
-        shaping, state, source, normalized, float(length_penalty), early_stopping, stopping_criteria,
-        empty_beam_output(shaping.like),
-    )  # fmt: skip
-    return PreparedBeamStep(logits, entry(call), call.out, name, shaping, state, source)
+        shaping=replace(shaping, history_steps=state.steps),
+        state=state,
+        noise=source,
+        normalized=normalized,
+        length_penalty=float(length_penalty),
+        early_stopping=early_stopping,
+        normalisers=normalisers_of(state, float(length_penalty), early_stopping),
+        stopping_criteria=stopping_criteria,
+        out=empty_beam_output(shaping.like) if out is None else out,
+    )
+    return PreparedBeamStep(logits, entry(call), call, name)
 
 
-def _check_search(
-    length_penalty: object, early_stopping: object, stopping_criteria: object, max_new_tokens: int
-) -> None:
+def _check_search(length_penalty: object, early_stopping: object, stopping_criteria: object, state: BeamState) -> None:
+    max_new_tokens = state.max_new_tokens
     if isinstance(length_penalty, bool) or not isinstance(length_penalty, Real):
         raise TypeError(f"`length_penalty` must be a number, got {type(length_penalty).__name__}")
     if not math.isfinite(length_penalty):
@@ -229,6 +259,9 @@ def _check_search(
         raise ValueError(f"`early_stopping` must be False, True or 'never', got {early_stopping!r}")
     if stopping_criteria is not None and not callable(stopping_criteria):
         raise TypeError(f"`stopping_criteria` must be callable, got {type(stopping_criteria).__name__}")
+    if stopping_criteria is not None and state.steps is not None:
+        rule = "must be None where the state counts the steps"
+        raise ValueError(f"`stopping_criteria` {rule}, got {type(stopping_criteria).__name__}")
 
 
 def _in_float32(length: int, length_penalty: float) -> bool:
@@ -246,8 +279,19 @@ class _Call:
     normalized: bool
     length_penalty: float
     early_stopping: bool | str
+    normalisers: Tensor
     stopping_criteria: StoppingCriteria | None
     out: BeamStepOutput
+
+    @property
+    def stops_when_full(self) -> bool:
+        """Whether nothing joins n finished hypotheses."""
+        return self.early_stopping is True
+
+    @property
+    def held_generator(self) -> int:
+        """The address of what stands for the generator, 0: the generator itself."""
+        return 0 if self.state.generator_state is None else self.state.generator_state.data_ptr()
 
     def ends(self, token_ids: Tensor, parents: Tensor, step: int) -> Tensor:
         """(B, K) bool: what `stopping_criteria` says about candidates (B, K); a missing one is -1."""
@@ -275,11 +319,12 @@ def _cpu(call: _Call) -> Run:
 
     work = _Workspace.create(call.state)
     run_plan = _C.BeamPlan(**_arguments(call, work, torch.get_num_threads())).run
-    generator = call.noise.generator
+    generator, held = call.noise.generator, call.held_generator
+    advances_generator = call.noise.advances_generator and not held
 
     def run(logits: Tensor, step: int, length: int) -> None:
-        generator_state = generator.get_state() if call.noise.advances_generator else None
-        address = 0 if generator_state is None else generator_state.data_ptr()
+        generator_state = generator.get_state() if advances_generator else None
+        address = held if generator_state is None else generator_state.data_ptr()
         _run_halves(call, work, step, run_plan, (logits.data_ptr(), logits.stride(0), step, length, address))
         if generator_state is not None:
             generator.set_state(generator_state)
@@ -291,11 +336,12 @@ def _cuda(call: _Call) -> Run:
     work = _Workspace.create(call.state)
     plan = cuda.kernels().BeamPlan(**_arguments(call, work, threads=1))
     launch = cuda.Launches(plan, call.shaping.like.device)
-    increment = plan.generator_increment if call.noise.advances_generator else 0
+    held = call.held_generator
+    increment = plan.generator_increment if call.noise.advances_generator and not held else 0
 
     def run(logits: Tensor, step: int, length: int) -> None:
         seed, offset = cuda.take_noise(call.noise.generator, increment) if increment else (0, 0)
-        place = (logits.data_ptr(), logits.stride(0), step, length, seed, offset, 0)
+        place = (logits.data_ptr(), logits.stride(0), step, length, seed, offset, held)
         _run_halves(call, work, step, launch, place)
 
     return run
@@ -331,8 +377,8 @@ def _arguments(call: _Call, work: _Workspace, threads: int) -> dict[str, Any]:
         **work.kernel_arguments(),
         "normalized": call.normalized,
         "do_sample": call.noise.draws,
-        "length_penalty": call.length_penalty,
-        "early_stopping": _EARLY_STOPPING_CODES[call.early_stopping],
+        "normalisers_ptr": call.normalisers.data_ptr(),
+        "stops_when_full": call.stops_when_full,
         "token_ids_ptr": call.out.token_ids.data_ptr(),
         "source_rows_ptr": call.out.source_rows.data_ptr(),
         "shared_out_ptr": call.out.shared.data_ptr(),
@@ -372,18 +418,18 @@ def _torch(call: _Call) -> Run:
 
     @detached
     def run(logits: Tensor, step: int, length: int) -> None:
-        noise = call.noise.reference_arguments(step)
         shaping = call.shaping.reference_arguments(length)
         del shaping["input_ids"], shaping["prompt_lengths"]
-        result = reference.beam_step(
-            logits,
-            call.state,
-            **{**shaping, **noise},
-            normalized=call.normalized,
-            length_penalty=call.length_penalty,
-            early_stopping=call.early_stopping,
-            stopping_criteria=None if call.stopping_criteria is None else call.answer,
-        )
+        with generator_of(call.state, call.noise.generator) as generator:
+            result = reference.beam_step(
+                logits,
+                call.state,
+                **{**shaping, **call.noise.reference_arguments(step), "step": step, "generator": generator},
+                normalized=call.normalized,
+                early_stopping=call.early_stopping,
+                normalisers=call.normalisers,
+                stopping_criteria=None if call.stopping_criteria is None else call.answer,
+            )
         for target, source in zip(call.out, result, strict=True):
             target.copy_(source)
 

@@ -58,13 +58,25 @@ def reorder_cache(
             raise ValueError(f"`start` must be in [0, {limit}], got {start}")
     _, entry = _dispatch.resolve(device, backend)
     if rows > 0:
-        entry(tensors, beam_idx.contiguous(), start, limit)
+        entry(tensors, beam_idx.contiguous(), start, limit, None)
 
 
-def reorder_cache_unchecked(tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor, length: int) -> None:
-    """`reorder_cache` of arguments known to be right: the host reads nothing of them, so that it can be captured."""
-    _, entry = _dispatch.resolve(tensors[0].device, "auto")
-    entry(tensors, beam_idx, start, length)
+def reorder_cache_unchecked(
+    tensors: list[Tensor],
+    beam_idx: Tensor,
+    start: int | Tensor,
+    length: int,
+    span: Tensor | None = None,
+    *,
+    backend: str = "auto",
+) -> None:
+    """`reorder_cache` of arguments known to be right: the host reads nothing of them, so that it can be captured.
+
+    span: (2,) int64 on the device of the tensors, or None. Where given, row r takes over positions
+        [span[0] + start_r, min(span[1], length)).
+    """
+    _, entry = _dispatch.resolve(tensors[0].device, backend)
+    entry(tensors, beam_idx, start, length, span)
 
 
 def _check_tensors(cache_tensors: object) -> list[Tensor]:
@@ -137,38 +149,38 @@ def _check_range(name: str, value: Tensor, words: str, low: int, high: int) -> N
         raise ValueError(f"`{name}` must be {words}, got {int(value[row])} in row {row}")
 
 
-def _cpu(tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor, length: int) -> None:
+def _cpu(tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor, length: int, span: Tensor | None) -> None:
     from pygen import _C
 
-    _C.reorder_cache(*_arguments(tensors, beam_idx, start), length, torch.get_num_threads())
+    _C.reorder_cache(*_arguments(tensors, beam_idx, start, span), length, torch.get_num_threads())
 
 
-def _cuda(tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor, length: int) -> None:
+def _cuda(tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor, length: int, span: Tensor | None) -> None:
     with cuda.on(beam_idx.device) as (ordinal, stream):
-        cuda.kernels().launch_reorder_cache(ordinal, stream, *_arguments(tensors, beam_idx, start), length)
+        cuda.kernels().launch_reorder_cache(ordinal, stream, *_arguments(tensors, beam_idx, start, span), length)
 
 
 def _arguments(
-    tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor
-) -> tuple[list[tuple[int, ...]], int, int, int, int]:
+    tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor, span: Tensor | None
+) -> tuple[list[tuple[int, ...]], int, int, int, int, int]:
     layouts = [(t.data_ptr(), t.shape[1], t.shape[3], t.element_size(), *t.stride()[:3]) for t in tensors]
     value, address = (0, start.data_ptr()) if isinstance(start, Tensor) else (start, 0)
-    return layouts, beam_idx.shape[0], beam_idx.data_ptr(), value, address
+    return layouts, beam_idx.shape[0], beam_idx.data_ptr(), value, address, 0 if span is None else span.data_ptr()
 
 
-def _triton(tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor, length: int) -> None:
+def _triton(tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor, length: int, span: Tensor | None) -> None:
     from pygen.triton_kernels.reorder_cache import reorder_cache as kernel
 
-    kernel(tensors, beam_idx, start, length)
+    kernel(tensors, beam_idx, start, length, span)
 
 
-def _torch(tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor, length: int) -> None:
+def _torch(tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor, length: int, span: Tensor | None) -> None:
     from pygen.reference.reorder_cache import reorder_cache as reference
 
     with torch.no_grad():
-        reference(tensors, beam_idx, start, length)
+        reference(tensors, beam_idx, start, length, span)
 
 
-_dispatch: Dispatcher[Callable[[list[Tensor], Tensor, int | Tensor, int], None]] = Dispatcher(
+_dispatch: Dispatcher[Callable[[list[Tensor], Tensor, int | Tensor, int, Tensor | None], None]] = Dispatcher(
     "reorder_cache", cpu=_cpu, cuda=_cuda, triton=_triton, torch=_torch
 )

@@ -54,13 +54,21 @@ def beam_step(
     normalized: bool = False,
     length_penalty: float = 1.0,
     early_stopping: bool | str = False,
+    normalisers: Tensor | None = None,
     stopping_criteria: Callable[[Tensor], Tensor | bool] | None = None,
     seed: int | Sequence[int] | Tensor | None = None,
     noise: Tensor | None = None,
     rng: str = "philox",
     generator: torch.Generator | None = None,
 ) -> BeamStepOutput:
-    """Scores every continuation, lets the best end, go on or die, and writes all of that into `state`."""
+    """Scores every continuation, lets the best end, go on or die, and writes all of that into `state`.
+
+    normalisers: as of `PreparedBeamStep`; None: those of `length_penalty` and `early_stopping`.
+    """
+    if state.steps is not None:
+        step = int(state.steps[0])
+    if normalisers is None:
+        normalisers = normalisers_of(state, length_penalty, early_stopping)
     log_probs, status = log_probabilities(logits, normalized)
     scores, shaped_status, _ = shape_rows(
         log_probs,
@@ -91,7 +99,19 @@ def beam_step(
         exponential = exponential_noise(scores, seed=seed, step=step, noise=noise, rng=rng, generator=generator)
     candidates = select_candidates(scores, state, exponential)
     ends = hits(candidates, state, step, stopping_criteria)
-    return advance(state, candidates, ends, status, step, length_penalty, early_stopping)
+    output = advance(state, candidates, ends, status, step, normalisers, early_stopping is True)
+    if state.steps is not None:
+        state.steps += 1
+    return output
+
+
+def normalisers_of(state: BeamState, length_penalty: float, early_stopping: bool | str) -> Tensor:
+    """(2, max_new_tokens) float32, by what scores are divided after every step: those of hypotheses that end with it,
+    and that of the best running beam, at its length or at the most favourable one."""
+    of_lengths = [float(length) ** length_penalty for length in range(1, state.max_new_tokens + 1)]
+    favourable = early_stopping == "never" and length_penalty > 0.0
+    of_running = of_lengths[-1:] * len(of_lengths) if favourable else of_lengths
+    return torch.tensor([of_lengths, of_running], dtype=torch.float32, device=state.token_ids.device)
 
 
 def log_probabilities(logits: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:
@@ -137,7 +157,7 @@ def hits(
 ) -> Tensor:
     """(B, K) bool: candidates that cannot go on, by their token, the length or the caller's criteria."""
     ends = ~candidates.exist
-    if step + 1 == state.max_new_tokens:
+    if step + 1 == (state.max_new_tokens if state.limit is None else int(state.limit)):
         ends = torch.ones_like(ends)
     if state.eos_token_ids is not None:
         ends = ends | torch.isin(candidates.token_ids, state.eos_token_ids)
@@ -160,10 +180,11 @@ def advance(
     ends: Tensor,
     status: Tensor,
     step: int,
-    length_penalty: float,
-    early_stopping: bool | str,
+    normalisers: Tensor,
+    stops_when_full: bool,
 ) -> BeamStepOutput:
     """Writes the step into `state`; status (rows,) int32 is what was wrong with the rows of logits."""
+    of_finished, of_running = normalisers[:, step]
     rows, device = state.rows, state.token_ids.device
     output = BeamStepOutput(
         token_ids=torch.empty(rows, dtype=torch.int64, device=device),
@@ -174,14 +195,14 @@ def advance(
     for b in range(state.batch_size):
         beams = slice(b * state.num_beams, (b + 1) * state.num_beams)
         was_open = bool(state.open[b])
-        update_finished(state, b, candidates, ends[b], step, length_penalty, early_stopping)
+        update_finished(state, b, candidates, ends[b], step, of_finished, stops_when_full)
         survivors = update_running(state, b, candidates, ends[b], step)
-        update_open(state, b, step, length_penalty, early_stopping)
+        update_open(state, b, of_running)
         move_rows(state, b, survivors, step, output)
         if was_open:
             stuck = not bool(candidates.exist[b].any()) and not bool(state.finished[b].any())
             output.status[beams] = torch.where((status[beams] == ALL_MASKED) & (not stuck), OK, status[beams])
-    over = bool(ends.all()) or (early_stopping is True and bool(state.finished.all()))
+    over = bool(ends.all()) or (stops_when_full and bool(state.finished.all()))
     state.unfinished.fill_(0 if over else int(state.open.sum()))
     return output
 
@@ -192,15 +213,14 @@ def update_finished(
     candidates: Candidates,
     ends: Tensor,
     step: int,
-    length_penalty: float,
-    early_stopping: bool | str,
+    normaliser: Tensor,
+    stops_when_full: bool,
 ) -> None:
-    """A candidate that ends joins the finished hypotheses if it ranks among the first n, by
-    sum / generated length ** length_penalty, its last token counted and the prompt not."""
+    """A candidate that ends joins the finished hypotheses if it ranks among the first n, by sum / normaliser."""
     n, count = state.num_beams, candidates.scores.shape[1]
     joins = ends & candidates.exist[b] & (torch.arange(count, device=ends.device) < n)
-    scores = candidates.scores[b] / normaliser(step + 1, length_penalty)
-    is_full = early_stopping is True and bool(state.finished[b].all())
+    scores = candidates.scores[b] / normaliser
+    is_full = stops_when_full and bool(state.finished[b].all())
     for barred in (is_full, not bool(state.open[b]), ~joins):
         scores = scores + NEVER_WINS * torch.as_tensor(barred, device=scores.device)
 
@@ -213,10 +233,6 @@ def update_finished(
     state.finished_steps[b] = merged(state.finished_steps, torch.full_like(ends, step, dtype=torch.int64))
     state.finished_tokens[b] = merged(state.finished_tokens, candidates.token_ids[b])
     state.finished_parents[b] = merged(state.finished_parents, candidates.parents[b] + b * n)
-
-
-def normaliser(length: int, length_penalty: float) -> Tensor:
-    return torch.tensor(float(length) ** length_penalty, dtype=torch.float32)
 
 
 def update_running(state: BeamState, b: int, candidates: Candidates, ends: Tensor, step: int) -> Tensor:
@@ -233,11 +249,9 @@ def update_running(state: BeamState, b: int, candidates: Candidates, ends: Tenso
     return parents
 
 
-def update_open(state: BeamState, b: int, step: int, length_penalty: float, early_stopping: bool | str) -> None:
-    """Whether the best running beam, at its length or at the most favourable one, beats a finished hypothesis."""
-    favourable = early_stopping == "never" and length_penalty > 0.0
-    length = state.max_new_tokens if favourable else step + 1
-    attainable = state.running_scores[b, 0] / normaliser(length, length_penalty)
+def update_open(state: BeamState, b: int, normaliser: Tensor) -> None:
+    """Whether the best running beam beats a finished hypothesis."""
+    attainable = state.running_scores[b, 0] / normaliser
     worst = torch.where(state.finished[b], state.finished_scores[b].min(), NEVER_WINS)
     state.open[b] &= bool((attainable > worst).any())
 

@@ -78,7 +78,7 @@ FAULTS = [
         "one EOS id of two",
         ("torch.isin(candidates.token_ids, state.eos_token_ids)", "(candidates.token_ids == state.eos_token_ids[0])"),
     ),
-    beam_fault("a step too many", ("step + 1 == state.max_new_tokens", "step == state.max_new_tokens")),
+    beam_fault("a step too many", ("if step + 1 == (state", "if step == (state")),
     beam_fault(
         "criteria see the beams' numbers for rows",
         (
@@ -90,17 +90,21 @@ FAULTS = [
     # finished hypotheses
     beam_fault(
         "the prompt counts in the length",
-        ("scores[b] / normaliser(step + 1,", "scores[b] / normaliser(state.prompt_length + step + 1,"),
+        (
+            "range(1, state.max_new_tokens + 1)",
+            "range(state.prompt_length + 1, state.prompt_length + state.max_new_tokens + 1)",
+        ),
     ),
     beam_fault(
-        "the last token does not count", ("scores[b] / normaliser(step + 1,", "scores[b] / normaliser(max(step, 1),")
+        "the last token does not count",
+        ("float(length) ** length_penalty for", "float(max(length - 1, 1)) ** length_penalty for"),
     ),
     beam_fault("every candidate may join", ("(torch.arange(count, device=ends.device) < n)", "True")),
     beam_fault("what does not end joins", ("joins = ends & candidates", "joins = candidates")),
     beam_fault(
-        "a full pool goes on under early_stopping=True", ("is_full = early_stopping is True and", "is_full = False and")
+        "a full pool goes on under early_stopping=True", ("is_full = stops_when_full and", "is_full = False and")
     ),
-    beam_fault("a full pool is done without early_stopping", ("is_full = early_stopping is True and", "is_full =")),
+    beam_fault("a full pool is done without early_stopping", ("is_full = stops_when_full and", "is_full =")),
     beam_fault("a closed prompt accepts", ("(is_full, not bool(state.open[b]), ~joins)", "(is_full, ~joins)")),
     beam_fault(
         "the newer of equal hypotheses stays",
@@ -152,8 +156,8 @@ FAULTS = [
     beam_fault(
         "over when one prompt's candidates ended", ("over = bool(ends.all())", "over = bool(ends.all(1).any())")
     ),
-    beam_fault("over only when nothing is open", (" or (early_stopping is True and bool(state.finished.all()))", "")),
-    beam_fault("over when pools are full", ("(early_stopping is True and bool", "(bool")),
+    beam_fault("over only when nothing is open", (" or (stops_when_full and bool(state.finished.all()))", "")),
+    beam_fault("over when pools are full", ("(stops_when_full and bool", "(bool")),
     # rows
     beam_fault(
         "a row copied from its own beam", ("= table[first_row + source, copied]", "= table[first_row + target, copied]")
