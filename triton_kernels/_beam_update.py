@@ -15,9 +15,6 @@ COLUMNS = tl.constexpr(128)  # tokens of a sequence copied together
 SELECT = tl.constexpr(1)
 ADVANCE = tl.constexpr(2)
 
-EARLY = tl.constexpr(1)  # early_stopping=True
-FAVOURABLE = tl.constexpr(2)  # "never" with a length penalty above 0
-
 _LEAST_KEY = tl.constexpr(-(2**31))
 _NEVER_WINS = tl.constexpr(NEVER_WINS)
 _LEAST_VALUE = tl.constexpr(-3.4028234663852886e38)
@@ -279,21 +276,26 @@ def copy_histories(table, stride, num_beams, step, sources, common):
 
 @triton.jit(
     do_not_specialize=[
-        "num_beams", "count", "prompts", "step", "max_new_tokens", "stopping", "halves", "eos_count", "pad_token_id",
-        "append_stride", "history_stride", "has_history", "prompt_length", "integers_room",
+        "num_beams", "count", "prompts", "step", "has_steps", "has_limit", "max_new_tokens", "stops_when_full",
+        "halves", "eos_count", "pad_token_id", "append_stride", "history_stride", "has_history", "prompt_length",
+        "integers_room",
     ]
 )  # fmt: skip
 def update_beams_kernel(
     best, counts, floats, doubles, integers, integers_room: tl.int64, prompt_facts, ticket,
     candidate_ids, candidate_parents, candidate_scores, ends, num_beams: tl.int32, count: tl.int32, prompts: tl.int32,
-    step: tl.int64, max_new_tokens: tl.int64, normalisers, stopping: tl.int32, halves: tl.int32,
+    step: tl.int64, steps, has_steps: tl.int32, limit, has_limit: tl.int32, max_new_tokens: tl.int64,
+    normalisers, stops_when_full: tl.int32, halves: tl.int32,
     eos, eos_count: tl.int32, pad_token_id: tl.int64,
     append, append_stride: tl.int64, history, history_stride: tl.int64, has_history: tl.int32, prompt_length: tl.int64,
     slots, shared, running_scores, step_tokens, step_parents,
     finished_scores, finished, finished_steps, finished_tokens, finished_parents, is_open, unfinished,
     token_ids, source_rows, shared_out, status,
 ):  # fmt: skip
-    """Grid (prompts,). `halves`: SELECT merges the candidates, ADVANCE updates the state with them."""
+    """Grid (prompts,). `halves`: SELECT merges the candidates, ADVANCE updates the state with them.
+
+    steps, limit: those of a BeamState where it has them. normalisers: (2, max_new_tokens), by step.
+    """
     prompt = tl.program_id(0).to(tl.int64)
     first = prompt * num_beams
     # Every array of a prompt starts at its share of the workspace.
@@ -324,11 +326,14 @@ def update_beams_kernel(
         shared += first * num_beams
         all_rows = prompts.to(tl.int64) * num_beams
 
+        if has_steps != 0:
+            step = tl.load(steps)
+        end = max_new_tokens
+        if has_limit != 0:
+            end = tl.load(limit)
         was_open = tl.load(is_open + prompt) != 0
-        is_full = ((stopping & EARLY) != 0) & (num_finished(finished, num_beams) == num_beams)
-        all_ended = find_ended(
-            candidate_ids, ends + prompt * count, count, step + 1 == max_new_tokens, eos, eos_count, ended
-        )
+        is_full = (stops_when_full != 0) & (num_finished(finished, num_beams) == num_beams)
+        all_ended = find_ended(candidate_ids, ends + prompt * count, count, step + 1 == end, eos, eos_count, ended)
         update_finished(
             finished_scores, finished, finished_steps + first, finished_tokens + first, finished_parents + first, first,
             candidate_ids, candidate_parents, candidate_scores, ended, num_beams, count, step,
@@ -339,8 +344,7 @@ def update_beams_kernel(
             candidate_ids, candidate_parents, candidate_scores, ended, num_beams, count, pad_token_id, keys, parents,
         )  # fmt: skip
 
-        length = tl.where((stopping & FAVOURABLE) != 0, max_new_tokens, step + 1)
-        attainable = tl.math.div_rn(tl.load(running_scores), tl.load(normalisers + length - 1))
+        attainable = tl.math.div_rn(tl.load(running_scores), tl.load(normalisers + max_new_tokens + step))
         found = num_finished(finished, num_beams)
         worst = tl.load(finished_scores + num_beams - 1)
         improves = ((found > 0) & (attainable > worst)) | ((found < num_beams) & (attainable > _NEVER_WINS))
@@ -387,6 +391,12 @@ def update_beams_kernel(
                 all_facts = all_facts & tl.min(tl.where((of_prompt & _ALL_FINISHED) != 0, -1, ~_ALL_FINISHED))
                 num_open += tl.sum((of_prompt & _OPEN) // _OPEN)
             over = (all_facts & _ALL_ENDED) != 0
-            over = over | (((stopping & EARLY) != 0) & ((all_facts & _ALL_FINISHED) != 0))
+            over = over | ((stops_when_full != 0) & ((all_facts & _ALL_FINISHED) != 0))
             tl.store(unfinished, tl.where(over, 0, num_open).to(tl.int64))
             tl.store(ticket, prompts * 0)
+            if has_steps != 0:
+                # Every program has read the step.
+                for start in range(0, prompts * num_beams, TILE):
+                    at = start + tl.arange(0, TILE)
+                    inside = at < prompts * num_beams
+                    tl.store(steps + at, tl.load(steps + at, mask=inside, other=0) + 1, mask=inside)

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from pygen.triton_kernels import _arguments as arguments
-from pygen.triton_kernels._beam_update import EARLY, FAVOURABLE, SELECT, update_beams_kernel
+from pygen.triton_kernels._beam_update import SELECT, update_beams_kernel
 from pygen.triton_kernels._draw import ids_at
 from pygen.triton_kernels._filters import TOP_K, TOP_K_ACTS, apply_filters
 from pygen.triton_kernels._philox import TARGET_DRAWS, exponential_of, noise_words
@@ -20,6 +20,7 @@ from pygen.triton_kernels._rows import (
     COUNTED,
     FILTERED,
     FLAGS,
+    HISTORY_GROWS,
     MARKED,
     MIN_TOKENS_TO_KEEP,
     NGRAM_SIZE,
@@ -39,6 +40,7 @@ from pygen.triton_kernels._specialization import Specialization, launch, signatu
 from pygen.triton_kernels._survivors import gather_or_fill, mass_of_row, row_facts, status_of
 from torch import Tensor
 
+from pygen.backends import BackendError
 from pygen.ops._noise import given_by_torch
 
 TYPE_CHECKING = False
@@ -134,6 +136,9 @@ def expand_beams_kernel(
     noise += beam * noise_stride
     begin = tl.multiple_of(part * tokens, SCAN_TILE)
     end = tl.minimum(begin + tokens, vocab_size)
+    if (modes & HISTORY_GROWS) != 0:
+        step = tl.load(steps).to(tl.int32)
+        length += step
     if marked:
         mark_tokens(
             seen, banned, counts, begin, end, vocab_size,
@@ -246,6 +251,8 @@ def prepare(call: "_Call", work: "_Workspace") -> Callable[[Tensor, int, int, in
     a launch of torch's own."""
     state, like = call.state, call.shaping.like
     rows, vocab_size, device = like.rows, like.vocab_size, like.device
+    if call.noise.advances_generator and state.generator_state is not None:
+        raise BackendError("`beam_step`: backend 'triton' cannot take torch's noise from `state.generator_state`")
     shaping = call.shaping
     if not call.noise.draws:
         shaping = dataclasses.replace(
@@ -290,10 +297,11 @@ def _prepare_update(call: "_Call", work: "_Workspace", best: Tensor) -> Callable
     n, count, prompts, device = state.num_beams, state.num_candidates, state.batch_size, state.token_ids.device
     size = n * count + n
     integers_room = 6 * n + count + 4 * (n + count) + n * count
-    normalisers = [float(length) ** call.length_penalty for length in range(1, state.max_new_tokens + 1)]
     has_history = state.history is not state.token_ids
-    eos = torch.zeros(0, dtype=torch.int64, device=device) if state.eos_token_ids is None else state.eos_token_ids
-    favourable = call.early_stopping == "never" and call.length_penalty > 0
+    none = torch.zeros(0, dtype=torch.int64, device=device)
+    eos, steps, limit = (
+        none if tensor is None else tensor for tensor in (state.eos_token_ids, state.steps, state.limit)
+    )
     workspace = (
         best, work.count_of_row, torch.empty(prompts * size, dtype=torch.float32, device=device),
         torch.empty(prompts * size, dtype=torch.float64, device=device),
@@ -303,8 +311,8 @@ def _prepare_update(call: "_Call", work: "_Workspace", best: Tensor) -> Callable
         n, count, prompts,
     )  # fmt: skip
     settings = (
-        state.max_new_tokens, torch.tensor(normalisers, dtype=torch.float64).to(device, torch.float32),
-        EARLY.value * (call.early_stopping is True) + FAVOURABLE.value * favourable,
+        steps, int(state.steps is not None), limit, int(state.limit is not None), state.max_new_tokens,
+        call.normalisers, int(call.stops_when_full),
     )  # fmt: skip
     tables = (
         eos, len(eos), state.pad_token_id,
@@ -351,8 +359,8 @@ def _update_specialization() -> Specialization:
         "i32": "prompt_facts ticket shared step_parents finished_parents status",
         "u8": "ends finished is_open",
         "i64": (
-            "counts integers candidate_ids candidate_parents eos append history slots step_tokens finished_steps "
-            "finished_tokens unfinished token_ids source_rows shared_out"
+            "counts integers candidate_ids candidate_parents steps limit eos append history slots step_tokens "
+            "finished_steps finished_tokens unfinished token_ids source_rows shared_out"
         ),
     }
     pointers = {name: kind for kind, names in of_type.items() for name in names.split()}
