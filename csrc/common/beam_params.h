@@ -92,6 +92,18 @@ PYGEN_HOST_DEVICE bool is_last_step(const BeamParams& params, int64_t step) {
   return step + 1 == (params.limit != nullptr ? *params.limit : params.max_new_tokens);
 }
 
+// Whether the step changes nothing: a graph may be replayed once more before the host learns that the search is over.
+PYGEN_HOST_DEVICE bool comes_too_late(const BeamParams& params) {
+  return params.steps != nullptr && *params.unfinished == 0;
+}
+
+// Then a row stays where it is, and feeds its token again.
+PYGEN_HOST_DEVICE void give_unmoved_row(const BeamParams& params, int64_t row) {
+  params.source_rows[row] = row;
+  params.shared_out[row] = step_of(params);
+  params.status[row] = static_cast<int32_t>(kOk);
+}
+
 // Whether a candidate cannot go on; one without a token is none.
 PYGEN_HOST_DEVICE bool candidate_ends(const BeamParams& params, int64_t token_id, bool is_last_step,
                                       bool criteria_say_so) {

@@ -154,6 +154,10 @@ void select_candidates(const BeamParams& params) {
 }  // namespace
 
 void beam_step(const BeamParams& params) {
+  if (comes_too_late(params)) {
+    for (int64_t row = 0; row < params.shaping.rows; ++row) give_unmoved_row(params, row);
+    return;
+  }
   if (params.select) select_candidates(params);
   if (params.advance) advance_beams(params);
 }

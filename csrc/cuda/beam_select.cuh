@@ -166,7 +166,7 @@ class BeamSelection {
 
   // No list does. By value, so that its copies alone leave the registers; the best so far come back.
   PYGEN_COLD static BestOf draw_from_row(BeamSelection self, Filters filters, float largest) {
-    const RowNoise noise(self.params_, self.beam_, self.params_.step);
+    const RowNoise noise(self.params_, self.beam_, step_of(self.params_));
     RowView<kDType> view(self.scores_, self.team_, filters.temperature, largest);
     if (filters.any()) apply_filters(view, filters, largest);
     self.team_.sync();
@@ -179,7 +179,7 @@ class BeamSelection {
 
   // Entries [begin, end) of the block's list.
   PYGEN_DEVICE void offer_draws(int begin, int end) {
-    const RowNoise noise(params_, beam_, params_.step);
+    const RowNoise noise(params_, beam_, step_of(params_));
     for (int first = begin; first < end; first += kThreads) {
       const int i = first + thread_index();
       uint64_t key[] = {0};

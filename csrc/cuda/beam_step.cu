@@ -37,9 +37,16 @@ PYGEN_DEVICE void give_candidates(const BeamParams& params, int64_t prompt, cons
   }
 }
 
+PYGEN_DEVICE void stay(const BeamParams& params, int64_t prompt) {
+  const int64_t first = prompt * params.num_beams;
+  for (int64_t row = first + thread_index(); row < first + params.num_beams; row += kThreads)
+    give_unmoved_row(params, row);
+}
+
 __global__ void __launch_bounds__(kThreads, 1)
-    finish_step(const __grid_constant__ BeamParams params, const StepNormalisers normalisers, BeamTotals* totals) {
+    finish_step(const __grid_constant__ BeamParams params, BeamTotals* totals) {
   wait_for_previous_kernel();
+  if (params.shaping.rows > 0 && comes_too_late(params)) return stay(params, blockIdx.x);
   if (blockIdx.x == 0 && threadIdx.x == 0) {
     const bool drew = params.select && params.do_sample && params.rng == Rng::kTorch;
     if (drew && params.torch_noise.generator != nullptr)
@@ -58,7 +65,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   } else {
     take_candidates(params, prompt, candidates);
   }
-  if (params.advance) PromptUpdate(params, normalisers, prompt, candidates, merge.ranking(), memory).run(totals);
+  if (params.advance) PromptUpdate(params, prompt, candidates, merge.ranking(), memory).run(totals);
 }
 
 template <DType kDType, bool kDraws>
@@ -77,7 +84,6 @@ Error launch_selection(const BeamParams& params, const Context& context) {
 
 Error launch_finish(const BeamParams& params, const Context& context) {
   const int64_t prompts = params.shaping.rows / params.num_beams;
-  const StepNormalisers normalisers{finished_normaliser(params), running_normaliser(params)};
   Launch launch;
   launch.blocks = static_cast<unsigned>(prompts > 0 ? prompts : 1);
   launch.threads = kThreads;
@@ -85,7 +91,7 @@ Error launch_finish(const BeamParams& params, const Context& context) {
                                         (params.advance ? PromptUpdate::bytes(params) : 0));
   launch.dependent = params.select && params.shaping.rows > 0 && context.device.major >= 9;
   launch.stream = context.stream;
-  return launch_kernel(finish_step, launch, params, normalisers, static_cast<BeamTotals*>(context.workspace));
+  return launch_kernel(finish_step, launch, params, static_cast<BeamTotals*>(context.workspace));
 }
 
 }  // namespace

@@ -17,12 +17,6 @@ PYGEN_HOST_DEVICE int shared_held(int64_t num_beams) {
                                                               : kSharedHeld);
 }
 
-// Of the step, made on the host so that every backend has the same bits.
-struct StepNormalisers {
-  float finished;
-  float running;
-};
-
 // Sums over the prompts, and how many have added theirs. In the workspace, zero between launches.
 struct BeamTotals {
   int arrived;
@@ -33,10 +27,11 @@ struct BeamTotals {
 
 class PromptUpdate {
  public:
-  PYGEN_DEVICE PromptUpdate(const BeamParams& params, const StepNormalisers& normalisers, int64_t prompt,
-                            const PromptCandidates& candidates, const Ranking& ranking, SharedMemory& memory)
+  PYGEN_DEVICE PromptUpdate(const BeamParams& params, int64_t prompt, const PromptCandidates& candidates,
+                            const Ranking& ranking, SharedMemory& memory)
       : params_(params),
-        normalisers_(normalisers),
+        step_(step_of(params)),
+        is_last_(is_last_step(params, step_)),
         prompt_(prompt),
         first_(prompt * params.num_beams),
         n_(static_cast<int>(params.num_beams)),
@@ -74,6 +69,7 @@ class PromptUpdate {
         was_open && stays_open(ranking_score(), params_.finished_scores[first_ + n_ - 1], finished > 0, finished == n_);
     move_rows();
     report(was_open, finished);
+    count_step();
     if (thread_index() != 0) return;
     params_.open[prompt_] = open;
     add_to_totals(totals, open, !all_ended, finished < n_);
@@ -91,7 +87,7 @@ class PromptUpdate {
     bool all = true;
     for (int i = thread_index(); i < count_; i += kThreads) {
       const bool criteria = params_.ends[prompt_ * count_ + i] != 0;
-      const bool ends = candidate_ends(params_, candidates_.ids.get(i), criteria);
+      const bool ends = candidate_ends(params_, candidates_.ids.get(i), is_last_, criteria);
       ends_.set(i, ends);
       all &= ends;
     }
@@ -110,7 +106,7 @@ class PromptUpdate {
       pool_finished_.set(i, params_.finished[at]);
       all &= params_.finished[at] != 0;
     }
-    const bool is_full = __syncthreads_and(all) != 0 && params_.early_stopping == EarlyStopping::kYes;
+    const bool is_full = __syncthreads_and(all) != 0 && params_.stops_when_full;
     for (int i = thread_index(); i < n_; i += kThreads) rank(i, pool_scores_.get(i));
     for (int i = thread_index(); i < count_; i += kThreads) rank(n_ + i, score_if_finished(i, is_full, was_open));
     ranking_.sort(n_ + count_);
@@ -129,7 +125,7 @@ class PromptUpdate {
 
   PYGEN_DEVICE bool joins(int i) const { return i < n_ && exists(i) && ends_.get(i) != 0; }
   PYGEN_DEVICE float score_if_finished(int i, bool is_full, bool was_open) const {
-    return finished_score(candidates_.scores.get(i), normalisers_.finished, is_full, !was_open, joins(i));
+    return finished_score(candidates_.scores.get(i), params_.normalisers[step_], is_full, !was_open, joins(i));
   }
 
   PYGEN_DEVICE bool keep(int to, int from) const {
@@ -145,7 +141,7 @@ class PromptUpdate {
   PYGEN_DEVICE bool join(int to, int from, bool is_full, bool was_open) const {
     const int64_t at = first_ + to;
     params_.finished_scores[at] = score_if_finished(from, is_full, was_open);
-    params_.finished_steps[at] = params_.step;
+    params_.finished_steps[at] = step_;
     params_.finished_tokens[at] = candidates_.ids.get(from);
     params_.finished_parents[at] = static_cast<int32_t>(first_ + candidates_.parents.get(from));
     params_.finished[at] = joins(from);
@@ -159,7 +155,7 @@ class PromptUpdate {
   PYGEN_DEVICE void update_running() const {
     for (int i = thread_index(); i < count_; i += kThreads) rank(i, score_if_running(i));
     ranking_.sort(count_);
-    const int64_t at_step = params_.step * params_.shaping.rows + first_;
+    const int64_t at_step = step_ * params_.shaping.rows + first_;
     for (int j = thread_index(); j < n_; j += kThreads) {
       const int i = ranking_.place(j);
       const int parent = exists(i) ? candidates_.parents.get(i) : j;
@@ -177,7 +173,9 @@ class PromptUpdate {
   }
 
   // Of the best running beam, at the length at which it is compared.
-  PYGEN_DEVICE float ranking_score() const { return score_if_running(ranking_.place(0)) / normalisers_.running; }
+  PYGEN_DEVICE float ranking_score() const {
+    return score_if_running(ranking_.place(0)) / params_.normalisers[params_.max_new_tokens + step_];
+  }
 
   // The first child of a beam stays in its row. Every other one takes, of the rows whose beam left no child, the one
   // that has most in common with its parent's.
@@ -185,7 +183,7 @@ class PromptUpdate {
     for (int r = thread_index(); r < n_; r += kThreads) {
       owner_.set(r, INT_MAX);
       origin_.set(r, r);
-      common_.set(r, static_cast<int>(params_.step));
+      common_.set(r, static_cast<int>(step_));
     }
     __syncthreads();
     for (int j = thread_index(); j < n_; j += kThreads) owner_.min(sources_.get(j), j);
@@ -199,7 +197,7 @@ class PromptUpdate {
     choose_rows(movers);
     copy_rows(movers);
     mix_shared(movers);
-    const int64_t column = params_.prompt_length + params_.step;
+    const int64_t column = params_.prompt_length + step_;
     for (int j = thread_index(); j < n_; j += kThreads) {
       const int64_t row = first_ + rows_.get(j);
       params_.slots[first_ + j] = row;
@@ -279,7 +277,7 @@ class PromptUpdate {
   PYGEN_DEVICE void copy_columns(int64_t* table, int64_t stride, int source, int target) const {
     const int64_t* const from = table + (first_ + source) * stride + params_.prompt_length;
     int64_t* const to = table + (first_ + target) * stride + params_.prompt_length;
-    for (int64_t i = common_.get(target) + lane_index(); i < params_.step; i += kWarp) to[i] = from[i];
+    for (int64_t i = common_.get(target) + lane_index(); i < step_; i += kWarp) to[i] = from[i];
   }
 
   // A row that moved has in common with others what its source had, and with its source everything.
@@ -290,7 +288,7 @@ class PromptUpdate {
       const int target = target_of(mover);
       const int source = origin_.get(target), other = origin_.get(r);
       const int32_t common = r == target       ? 0
-                             : other == source ? static_cast<int32_t>(params_.step)
+                             : other == source ? static_cast<int32_t>(step_)
                                                : shared[static_cast<int64_t>(source) * n_ + other];
       shared[static_cast<int64_t>(target) * n_ + r] = common;
       shared[static_cast<int64_t>(r) * n_ + target] = common;
@@ -301,6 +299,13 @@ class PromptUpdate {
     const bool stuck = !exists(0) && finished == 0;
     for (int r = thread_index(); r < n_; r += kThreads)
       params_.status[first_ + r] = reported_status(params_.status[first_ + r], was_open, stuck);
+  }
+
+  // All rows but the first, where prompts that come later find the step.
+  PYGEN_DEVICE void count_step() const {
+    if (params_.steps == nullptr) return;
+    for (int r = thread_index(); r < n_; r += kThreads)
+      if (first_ + r > 0) ++params_.steps[first_ + r];
   }
 
   // The last prompt to arrive says how many are left.
@@ -315,11 +320,13 @@ class PromptUpdate {
     const bool all_ended = atomicExch(&totals->not_ended, 0) == 0;
     const bool all_finished = atomicExch(&totals->not_finished, 0) == 0;
     *params_.unfinished = search_is_over(params_, all_ended, all_finished) ? 0 : all_open;
+    if (params_.steps != nullptr) ++params_.steps[0];
     totals->arrived = 0;
   }
 
   const BeamParams& params_;
-  const StepNormalisers& normalisers_;
+  const int64_t step_;
+  const bool is_last_;
   const int64_t prompt_, first_;
   const int n_, count_;
   const PromptCandidates& candidates_;

@@ -33,6 +33,7 @@ struct Pack {
   int rows;
   int64_t length;
   Knob<int64_t> start;
+  const int64_t* span;
   const int64_t* beam_idx;
 };
 
@@ -73,15 +74,17 @@ class Moves {
  public:
   PYGEN_DEVICE Moves(const Pack& pack, SharedMemory& memory)
       : pack_(pack),
+        offset_(pack.span != nullptr ? load_scalar(pack.span) : 0),
+        end_(end_of(pack)),
         waiting_(memory, pack.rows),
         read_(memory, pack.rows),
         ready_(memory, pack.rows),
         first_(memory.take<uint64_t>(1)) {
     waiting_.clear();
-    if (threadIdx.x == 0) first_.set(0, static_cast<uint64_t>(pack.length));
+    if (threadIdx.x == 0) first_.set(0, static_cast<uint64_t>(end_));
     __syncthreads();
     for (int row = threadIdx.x; row < pack.rows; row += kThreads) {
-      if (source(row) == row || start(row) >= pack.length) continue;
+      if (source(row) == row || start(row) >= end_) continue;
       waiting_.add(row);
       first_.min(0, static_cast<uint64_t>(start(row)));
     }
@@ -90,10 +93,12 @@ class Moves {
 
   PYGEN_DEVICE int source(int row) const { return static_cast<int>(load_scalar(pack_.beam_idx + row)); }
   PYGEN_DEVICE int64_t start(int row) const {
-    return pack_.start.per_row != nullptr ? load_scalar(pack_.start.per_row + row) : pack_.start.value;
+    return offset_ + (pack_.start.per_row != nullptr ? load_scalar(pack_.start.per_row + row) : pack_.start.value);
   }
   // The first position that any row writes.
   PYGEN_DEVICE int64_t first() const { return static_cast<int64_t>(first_.get(0)); }
+  // Behind the last one.
+  PYGEN_DEVICE int64_t end() const { return end_; }
   // The rows to be written now.
   PYGEN_DEVICE const RowSet& ready() const { return ready_; }
 
@@ -126,7 +131,15 @@ class Moves {
   }
 
  private:
+  PYGEN_DEVICE static int64_t end_of(const Pack& pack) {
+    if (pack.span == nullptr) return pack.length;
+    const int64_t end = load_scalar(pack.span + 1);
+    return end < pack.length ? end : pack.length;
+  }
+
   const Pack& pack_;
+  const int64_t offset_;  // of all starts
+  const int64_t end_;     // of all rows
   RowSet waiting_, read_, ready_;
   Shared<uint64_t> first_;
 };
@@ -178,7 +191,7 @@ PYGEN_DEVICE void copy_all(const Pack& pack, const Moves& moves, bool cycles) {
   uint32_t tile = blockIdx.x;
   for (int t = 0; t < pack.count; ++t) {
     const Cache& cache = pack.caches[t];
-    const uint32_t in_head = static_cast<uint32_t>((pack.length - first) * cache.vectors);
+    const uint32_t in_head = static_cast<uint32_t>((moves.end() - first) * cache.vectors);
     const uint32_t tiles_in_head = (in_head + kThreads - 1) / kThreads;
     const uint32_t tiles = tiles_in_head * cache.heads;
     for (; tile < tiles; tile += gridDim.x) {
@@ -246,6 +259,7 @@ Error reorder_cache(const ReorderParams& params, const Context& context) {
   pack.rows = static_cast<int>(params.rows);
   pack.length = params.length;
   pack.start = params.start;
+  pack.span = params.span;
   pack.beam_idx = params.beam_idx;
   Launch launch;
   launch.threads = kThreads;

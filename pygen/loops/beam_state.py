@@ -41,8 +41,8 @@ class BeamState:
     open: (B,) bool, whether a running beam can still improve the finished ones; False for good.
     unfinished: (1,) int64, how many prompts are open; 0 once the search is over.
     steps: (rows,) int64 or None. Where given, all rows are at step steps[0] whatever step a call names, and the op that
-        advances the state counts all of them up: so a captured graph goes on with every replay. The caller sees to it
-        that columns exist.
+        advances the state counts all of them up: so a captured graph goes on with every replay. Once `unfinished` is 0
+        such a state stays as it is, whatever steps come. The caller sees to it that columns exist.
     limit: (1,) int64 or None. Where given, at most T, the search has room for limit[0] steps and not for T.
     generator_state: stands for the torch.Generator of the call, as in `DecodeState`.
     """

@@ -67,6 +67,8 @@ def beam_step(
     """
     if state.steps is not None:
         step = int(state.steps[0])
+        if int(state.unfinished) == 0:
+            return unmoved(state, step)
     if normalisers is None:
         normalisers = normalisers_of(state, length_penalty, early_stopping)
     log_probs, status = log_probabilities(logits, normalized)
@@ -185,13 +187,7 @@ def advance(
 ) -> BeamStepOutput:
     """Writes the step into `state`; status (rows,) int32 is what was wrong with the rows of logits."""
     of_finished, of_running = normalisers[:, step]
-    rows, device = state.rows, state.token_ids.device
-    output = BeamStepOutput(
-        token_ids=torch.empty(rows, dtype=torch.int64, device=device),
-        source_rows=torch.arange(rows, device=device),
-        shared=torch.full((rows,), step, dtype=torch.int64, device=device),
-        status=torch.zeros(rows, dtype=torch.int32, device=device),
-    )
+    output = unmoved(state, step)
     for b in range(state.batch_size):
         beams = slice(b * state.num_beams, (b + 1) * state.num_beams)
         was_open = bool(state.open[b])
@@ -205,6 +201,17 @@ def advance(
     over = bool(ends.all()) or (stops_when_full and bool(state.finished.all()))
     state.unfinished.fill_(0 if over else int(state.open.sum()))
     return output
+
+
+def unmoved(state: BeamState, step: int) -> BeamStepOutput:
+    """What a step returns where every row stays, and feeds its last token again."""
+    rows, device = state.rows, state.token_ids.device
+    return BeamStepOutput(
+        token_ids=state.token_ids[:, state.prompt_length + step - 1].clone(),
+        source_rows=torch.arange(rows, device=device),
+        shared=torch.full((rows,), step, dtype=torch.int64, device=device),
+        status=torch.zeros(rows, dtype=torch.int32, device=device),
+    )
 
 
 def update_finished(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import pygen.reference.reorder_cache as reference
 from pygen.ops import reorder_cache
+from pygen.ops.reorder_cache import reorder_cache_unchecked
 
 POSITIONS = 4
 
@@ -83,6 +84,20 @@ def test_any_map_over_any_layout(backend: str, kind: str, layout: str) -> None:
             wanted = gathered(cache, beam_idx, start, length)
             reorder_cache(cache, beam_idx, start, length, backend=backend)
             assert cache.equal(wanted)
+
+
+@pytest.mark.parametrize("kind", MAPS)
+def test_a_span_stands_for_start_and_length(backend: str, kind: str) -> None:
+    """Where it is empty, begins behind the tensor or ends there, too."""
+    torch.manual_seed(3)
+    shape, length = (9, 2, 40, 3), 36
+    for first, end in ((0, 40), (5, 30), (5, 39), (17, 18), (12, 12), (12, 7), (0, 0), (36, 40), (50, 60)):
+        for start in (0, 4, torch.randint(20, (9,))):
+            cache = torch.randperm(9 * 2 * 40 * 3).view(shape)
+            beam_idx = MAPS[kind](9)
+            wanted = gathered(cache, beam_idx, first + start, min(end, length))
+            reorder_cache_unchecked([cache], beam_idx, start, length, torch.tensor([first, end]), backend=backend)
+            assert cache.equal(wanted), (first, end, start)
 
 
 def test_several_tensors_of_any_kind_at_once(backend: str) -> None:
