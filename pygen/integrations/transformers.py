@@ -24,6 +24,7 @@ from pygen.integrations.transformers_inputs import (
 )
 from pygen.prompt import Prompt
 from pygen.request import SpecialTokens
+from pygen.runtime.static_encoder import fit_encoding
 
 # A model class that replaces one of these decodes in a way the loops here would silently drop.
 _REQUIRED_DEFAULTS = (
@@ -102,7 +103,7 @@ class TransformersAdapter:
     def start(
         self, prompt: Prompt, *, mode: GenerationMode, num_copies: int, max_new_tokens: int, cache: Any = None
     ) -> None:
-        """`cache`: takes the place of the one that the settings ask for."""
+        """`cache`: a static one, which takes the place of the one that the settings ask for."""
         config, kwargs = self._config, dict(prompt.model_kwargs)
         self._batch_size, self._prompt_length = prompt.input_ids.shape
         self._prompt_ids = prompt.input_ids
@@ -121,6 +122,8 @@ class TransformersAdapter:
         longest = prompt.embeds_length + self._prompt_length + max_new_tokens - 1
         if cache is not None:
             kwargs["past_key_values"] = cache
+            if self.is_encoder_decoder:
+                fit_encoding(kwargs, cache)
         else:
             add_cache(self._hooks, kwargs, config, mode=mode, batch_size=self._batch_size, max_cache_length=longest)
         kwargs["use_cache"] = self._use_cache
