@@ -1,165 +1,327 @@
 """Times whole `generate()` calls on a GPU, with random weights, against transformers eager and compiled.
 
-python -m benchmarks.bench_gpu_generate --table     GPT-2 124M and a Llama of 1B in bfloat16
-python -m benchmarks.bench_gpu_generate --quick     two layers of each; with --device cpu a rehearsal without a GPU
+python -m benchmarks.bench_gpu_generate --table     everything, which takes hours; see --seconds and the filters
+python -m benchmarks.bench_gpu_generate --quick     two small layers; with --device cpu a rehearsal without a GPU
 
-Launches and waits of the host are counted by the profiler over one call and divided by its tokens per row.
+A job is one model, mode, batch and prompt length. Its engines are used for the first time one by one, which gives
+tokens, peak memory, seconds of the capture and memory after `pygen.release`; then they are timed in turn; then counted.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+import random
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 import pygen
-from benchmarks import cli
-from benchmarks.bench_generate import compare, generate_once
-from benchmarks.harness import BASELINE, Options, Row, Target
+from benchmarks import cli, gpu_counters, gpu_jobs, gpu_models, gpu_tokens
+from benchmarks.gpu_jobs import CAPTURED, ENGINES, MODES, NEW_TOKENS, NO_TIME, STATIC, Job
+from benchmarks.harness import BASELINE, FLOOR_BACKEND, Options, Row, Target, compare
 from benchmarks.inputs import random_ids
-from benchmarks.machine import commit, today
+from benchmarks.machine import commit, device_slug, machine_block, today
+from benchmarks.report import save_csv
 
-PROMPT_TOKENS, NEW_TOKENS = 32, 64
-MODES: dict[str, dict[str, Any]] = {
-    "greedy": {"do_sample": False},
-    "sampling": {"do_sample": True, "temperature": 0.7, "top_k": 50, "top_p": 0.9},
-    "4 beams": {"do_sample": False, "num_beams": 4},
-}
-LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
-WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+FEWER_TOKENS = 16
+MOST_ROUNDS = 15
+SEED = 20
 
 
-def gpt2(layers: int | None) -> Any:
-    """124M parameters."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    return GPT2LMHeadModel(GPT2Config(n_layer=layers or 12))
+class Stop(Exception):
+    """The first token is there."""
 
 
-def llama(layers: int | None) -> Any:
-    """The shape of Llama 3.2 1B."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+class FirstToken(pygen.BaseStreamer):
+    """Ends a call when it shows its first token; what it gets before is the prompt, or the start of the decoder."""
 
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=layers or 16,
-            num_attention_heads=32, num_key_value_heads=8, head_dim=64, tie_word_embeddings=True,
-        )
+    def __init__(self) -> None:
+        self._seen = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        self._seen += 1
+        if self._seen == 2:
+            raise Stop
+
+    def end(self) -> None:
+        pass
+
+
+@dataclasses.dataclass
+class Run:
+    """An engine in a job: how to call it, its row, and what it returned first."""
+
+    engine: str
+    row: Row
+    call: Callable[..., torch.Tensor]
+    tokens: torch.Tensor | None = None
+    captured: gpu_counters.Watched | None = None
+    total_s: list[float] = dataclasses.field(default_factory=list)
+    first_s: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def usable(self) -> bool:
+        return self.tokens is not None and not self.row.check
+
+
+class Bench:
+    """One job, from its prompt to its rows."""
+
+    def __init__(
+        self, job: Job, engines: Sequence[str], model: Any, new_tokens: int, roof: float, options: Options
+    ) -> None:
+        self.job, self.model, self.new_tokens, self.roof, self.options = job, model, new_tokens, roof, options
+        self.device = model.device
+        self.prompt = random_ids(job.batch, job.prompt, model.config.vocab_size).to(self.device)
+        self.settings = {**MODES[job.mode], "max_new_tokens": new_tokens}
+        self.runs = [self._run(engine) for engine in engines]
+
+    def _run(self, engine: str) -> Run:
+        variant, extra = ENGINES[engine]
+        theirs = variant in (BASELINE, STATIC)
+        generate: Any = self.model.generate if theirs else functools.partial(pygen.generate, self.model)
+        given = {"input_ids": self.prompt, "attention_mask": torch.ones_like(self.prompt), **self.settings, **extra}
+
+        def call(**changes: Any) -> torch.Tensor:
+            torch.manual_seed(SEED)
+            made: torch.Tensor = generate(**{**given, **changes})
+            return made
+
+        return Run(engine, gpu_jobs.blank_row(self.job, engine, self.model.config, self.options, self.device), call)
+
+    def rows(self, deadline: float) -> list[Row]:
+        for generate in (self.model.generate, functools.partial(pygen.generate, self.model, runtime="eager")):
+            # Libraries make workspaces and load kernels, which belong to no engine; what fails here fails again below.
+            with suppress(Exception):
+                generate(input_ids=self.prompt[:1], **{**self.settings, "max_new_tokens": 2})
+        for run in self.runs:
+            if time.monotonic() > deadline:
+                run.row.note = NO_TIME
+            else:
+                self._guarded(run, functools.partial(self._use_first, run))
+        self._time()
+        for run in self.runs:
+            if run.usable:
+                self._guarded(run, functools.partial(self._count, run))
+        self._compare()
+        forget(self.model)
+        return [run.row for run in self.runs]
+
+    def _reason_against(self, run: Run) -> str:
+        """Why a captured engine would only repeat the eager one."""
+        if run.engine not in CAPTURED:
+            return ""
+        found = pygen.explain(self.model, self.prompt, **{**self.settings, **ENGINES[run.engine][1]}).runtime
+        return "" if found.startswith("graph") else f"not run: {found.removeprefix('eager: ')}"
+
+    def _guarded(self, run: Run, work: Callable[[], None]) -> None:
+        """An engine that fails must not hide the others."""
+        try:
+            work()
+        except torch.cuda.OutOfMemoryError as error:
+            run.tokens = None
+            run.row.note = f"not run: {str(error).splitlines()[0]}"
+            forget(self.model)
+        except Exception as error:
+            run.row.check = f"{type(error).__name__}: {error}".splitlines()[0]
+
+    def _use_first(self, run: Run) -> None:
+        row, device = run.row, self.device
+        row.note = self._reason_against(run)
+        if row.note:
+            return
+        before = gpu_counters.allocated_bytes(device)
+
+        def first() -> None:
+            run.tokens = run.call()
+
+        with gpu_counters.watched_captures(device) as watched:
+            row.memory_bytes = gpu_counters.peak_bytes(first, device)
+        assert run.tokens is not None
+        run.tokens = run.tokens.cpu()
+        if run.engine not in CAPTURED:
+            return
+        if not watched.count:
+            raise RuntimeError("nothing was captured")
+        run.captured, row.capture_s = watched, watched.seconds
+        pygen.release(self.model)
+        if device.type == "cuda":
+            row.unreleased_bytes = gpu_counters.allocated_bytes(device) - before
+        run.call()
+
+    def _time(self) -> None:
+        """Every engine once in every round, in random order: a whole call, and one up to its first token."""
+        runs = [run for run in self.runs if run.usable]
+        start, rounds = time.monotonic(), 0
+        shuffler = random.Random(self.options.seed)
+        while runs and rounds < MOST_ROUNDS:
+            if rounds >= self.options.min_rounds and time.monotonic() - start > self.options.budget_s:
+                break
+            shuffler.shuffle(runs)
+            for run in runs:
+                self._guarded(run, functools.partial(self._time_once, run))
+            runs = [run for run in runs if run.usable]
+            rounds += 1
+        for run in runs:
+            row, total, first = run.row, statistics.median(run.total_s), statistics.median(run.first_s)
+            low, _, high = statistics.quantiles(run.total_s, n=4)
+            row.calls, row.spread_percent = rounds, 100 * (high - low) / total
+            row.tokens_per_s = self.job.batch * self.new_tokens / total
+            row.first_token_us, row.median_us = 1e6 * first, 1e6 * (total - first) / (self.new_tokens - 1)
+
+    def _time_once(self, run: Run) -> None:
+        run.total_s.append(self._seconds(run.call))
+        run.first_s.append(self._seconds(functools.partial(self._first_token, run)))
+
+    def _first_token(self, run: Run) -> None:
+        if self.job.mode == "beams":
+            run.call(max_new_tokens=1)
+            return
+        try:
+            run.call(streamer=FirstToken())
+        except Stop:
+            return
+        raise RuntimeError("the streamer saw no token")
+
+    def _seconds(self, call: Callable[[], object]) -> float:
+        gpu_counters.synchronize(self.device)
+        start = time.perf_counter()
+        call()
+        gpu_counters.synchronize(self.device)
+        return time.perf_counter() - start
+
+    def _count(self, run: Run) -> None:
+        """Per token: launches and waits of the host, and those that are not the model's forward."""
+        row, model = run.row, self.model
+        # A captured engine keeps its cache, which is of a size for calls of this length.
+        most = self.new_tokens if run.engine in CAPTURED else min(self.new_tokens, 3 * FEWER_TOKENS // 2)
+        least = max(2, most - FEWER_TOKENS)
+        marked = run.engine in ("transformers", "eager")
+        with gpu_counters.marked_forwards(model) if marked else nullcontext():
+            found = gpu_counters.per_token(lambda count: run.call(max_new_tokens=count), most, least, self.device)
+        if self.device.type != "cuda":
+            return
+        row.launches_per_token, row.syncs_per_token = found.launches + found.graphs, found.waits
+        if marked:
+            row.launches_beyond_forward = found.launches - found.launches_in_forward
+            row.syncs_beyond_forward = found.waits - found.waits_in_forward
+        elif run.captured is not None:
+            # What the captured step does besides the forward, and what the host does beside its replay.
+            row.launches_beyond_forward = run.captured.rest.kernels + found.launches
+            row.syncs_beyond_forward = found.waits
+
+    def _compare(self) -> None:
+        """Tokens, ratios, the roof and the targets."""
+        found = {run.engine: run for run in self.runs}
+        baseline, static = found.get("transformers"), found.get("static")
+        job, beams = self.job, self.settings.get("num_beams", 1)
+        read = gpu_models.weight_bytes(self.model)
+        read += gpu_models.cache_bytes(self.model, job.batch * beams, job.prompt, self.new_tokens)
+        for run in self.runs:
+            row = run.row
+            if not run.usable:
+                continue
+            row.bytes_moved, row.gb_per_s = read, read / (row.median_us or math.inf) / 1e3
+            if baseline is not None and baseline.usable and run is not baseline:
+                self._guarded(run, functools.partial(self._check, run, baseline))
+            compare(row, Target(), self.roof * 1e3, None, None)
+            if not row.red and row.tokens_per_s and run is not baseline:
+                row.speedup = _ratio(row, baseline)
+                row.static_speedup = _ratio(row, static) if run is not static else None
+        for run in self.runs:
+            if not run.row.note.startswith("not run"):
+                compare(run.row, gpu_jobs.target_of(job, run.engine), None, None, None)
+
+    def _check(self, run: Run, baseline: Run) -> None:
+        assert run.tokens is not None and baseline.tokens is not None
+        row, ours, theirs = run.row, run.tokens, baseline.tokens
+        row.agreeing_percent = gpu_tokens.agreeing_percent(ours, theirs, self.new_tokens)
+        wrong = ""
+        if row.agreeing_percent < 100:
+            wrong = gpu_tokens.fault(
+                self.model, self.prompt, ours.to(self.device), theirs.to(self.device), self.settings
+            )
+            row.note = wrong or "tokens differ where bfloat16 rounds the scores otherwise"
+        if run.engine in ("pygen", "eager", "compiled"):
+            row.check = wrong or "ok"
+
+
+def _ratio(row: Row, other: Run | None) -> float | None:
+    if other is None or not other.usable or not other.row.tokens_per_s or not row.tokens_per_s:
+        return None
+    return row.tokens_per_s / other.row.tokens_per_s
+
+
+def forget(model: Any) -> None:
+    """Drops what calls have left at `model`: captures, transformers' static cache."""
+    pygen.release(model)
+    vars(model).pop("_cache", None)
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def copy_row(options: Options, device: torch.device) -> Row:
+    moved, speed = gpu_counters.copy_gb_per_s(device)
+    return Row(
+        f"{options.suite} copy", "copy", "", "random", 1, moved, "uint8", "copy", FLOOR_BACKEND, moved / speed / 1e3,
+        bytes_moved=moved, gb_per_s=speed, device=str(device), commit=commit(), date=today(),
     )  # fmt: skip
 
 
-MODELS: dict[str, tuple[Callable[[int | None], Any], torch.dtype]] = {
-    "GPT-2 124M": (gpt2, torch.float32),
-    "Llama 1B": (llama, torch.bfloat16),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Engine:
-    name: str
-    call: Callable[..., Any]
-    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-def engines(model: Any, mode: str) -> list[Engine]:
-    found = [
-        Engine(BASELINE, model.generate),
-        Engine("pygen", functools.partial(pygen.generate, model)),
-    ]
-    # transformers compiles the forward by itself where the cache is static.
-    if model.device.type == "cuda" and mode != "4 beams":
-        found.append(Engine(f"{BASELINE} compiled", model.generate, {"cache_implementation": "static"}))
-    return found
-
-
-def load(name: str, layers: int | None, device: torch.device) -> Any:
-    make, dtype = MODELS[name]
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = make(layers).to(dtype).eval()
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = 0
-    return model
-
-
-def rows_of(name: str, model: Any, mode: str, batch: int, options: Options, new_tokens: int) -> list[Row]:
-    """All engines on one prompt tensor, each run in turn; red where pygen's tokens are not those of transformers."""
-    prompt = random_ids(batch, PROMPT_TOKENS, model.config.vocab_size).to(model.device)
-    knobs = {**MODES[mode], "max_new_tokens": new_tokens}
-    rows, tokens = [], {}
-    for engine in engines(model, mode):
-        given = {**knobs, **engine.extra}
-        row = Row(
-            options.suite, "generate", f"{name}, {mode}", "model", batch, model.config.vocab_size,
-            str(model.dtype).removeprefix("torch."), engine.name, "gpu" if prompt.is_cuda else "cpu",
-            device=str(prompt.device), commit=commit(), date=today(),
-        )  # fmt: skip
-        try:
-            tokens[engine.name] = generate_once(engine.call, prompt, given)
-            seconds = [seconds_of(engine, prompt, given) for _ in range(3)]
-            row.tokens_per_s = batch * new_tokens / min(seconds)
-            row.median_us = 1e6 * sorted(seconds)[1] / new_tokens
-            row.launches_per_token, row.syncs_per_token = counted(engine, prompt, given, new_tokens)
-        except Exception as error:  # one engine that fails must not hide the others
-            row.check = f"{type(error).__name__}: {error}".splitlines()[0]
-        rows.append(row)
-    ours = next(row for row in rows if row.variant == "pygen")
-    if not ours.check:
-        same = BASELINE in tokens and torch.equal(tokens[BASELINE], tokens["pygen"])
-        ours.check = "ok" if same else "the tokens are not those of transformers"
-    compare([rows[0], ours], Target())
-    return rows
-
-
-def seconds_of(engine: Engine, prompt: torch.Tensor, knobs: dict[str, Any]) -> float:
-    start = time.perf_counter()
-    generate_once(engine.call, prompt, knobs)
-    if prompt.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def counted(
-    engine: Engine, prompt: torch.Tensor, knobs: dict[str, Any], new_tokens: int
-) -> tuple[float | None, float | None]:
-    """Launches and waits of the host per token, as the profiler sees them; None without a GPU."""
-    if not prompt.is_cuda:
-        return None, None
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        generate_once(engine.call, prompt, knobs)
-        torch.cuda.synchronize()
-    count = {event.key: event.count for event in profiler.key_averages()}
-    launches = sum(count.get(name, 0) for name in LAUNCHES)
-    # The last wait is that of the measurement.
-    return launches / new_tokens, (sum(count.get(name, 0) for name in WAITS) - 1) / new_tokens
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
+def arguments(given: Sequence[str] | None) -> Any:
     parser = cli.parser("Times generate() on a GPU against transformers.", ("quick", "table"))
     parser.set_defaults(device=torch.device("cuda"))
-    args: Any = parser.parse_args(arguments)
+    for name, choices in (("models", gpu_models.MODELS), ("modes", MODES), ("engines", ENGINES)):
+        parser.add_argument(f"--{name}", nargs="+", choices=list(choices), default=list(choices))
+    parser.add_argument("--batches", nargs="+", type=int, metavar="B")
+    parser.add_argument("--prompts", nargs="+", type=int, metavar="TOKENS")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="start nothing new after this time")
+    return parser.parse_args(given)
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    args = arguments(given)
     if args.device.type == "cuda" and not torch.cuda.is_available():
         print("not run: torch finds no CUDA device")
         return 0
-    options = cli.options(args, "gpu-generate", 1.0)
+    deadline = time.monotonic() + args.seconds
     quick = args.size == "quick"
-    rows: list[Row] = []
+    options = cli.options(args, "gpu-generate", 0.0 if quick else 6.0, min_rounds=2 if quick else 3)
+    # A call that is captured has to be long enough to pay for it, which on the CPU none is.
+    new_tokens = 8 if quick and args.device.type == "cpu" else NEW_TOKENS
     with cli.threads(args.threads):
-        for name in MODELS:
-            model = load(name, 2 if quick else None, args.device)
-            jobs = [(mode, batch) for mode in MODES for batch in ((2,) if quick else (1, 8, 64))]
-            for mode, batch in tqdm(jobs, desc=name, disable=args.quiet):
-                rows += rows_of(name, model, mode, batch, options, 4 if quick else NEW_TOKENS)
-            del model
-        return cli.finish(rows, args, save=not quick)
+        rows = [copy_row(options, args.device)]
+        jobs = gpu_jobs.jobs_of(args, quick)
+        shape: tuple[object, ...] = ()
+        saved = None
+        for job in tqdm(jobs, desc=options.suite, disable=args.quiet):
+            engines, config = gpu_jobs.engines_of(job, args.engines), gpu_models.config_of(job.model, quick)
+            reason = gpu_jobs.too_long(job, config, new_tokens) or (NO_TIME if time.monotonic() > deadline else "")
+            if reason:
+                rows += [gpu_jobs.blank_row(job, engine, config, options, args.device, reason) for engine in engines]
+                continue
+            if shape != (job.model, job.batch, job.prompt):
+                # Otherwise the second shape would be compiled for all others, too, and so be slower.
+                torch.compiler.reset()
+                shape = (job.model, job.batch, job.prompt)
+            model = gpu_models.load(job.model, quick, args.device)
+            found = Bench(job, engines, model, new_tokens, rows[0].gb_per_s or math.inf, options).rows(deadline)
+            rows += found
+            if not quick and not args.no_save and any(row.median_us for row in found):
+                # At once, since a command may be ended at any time.
+                saved = args.results / f"{device_slug(args.device)}.csv"
+                save_csv(saved, [rows[0], *found], machine_block(args.device))
+        if saved is not None:
+            print(f"wrote {saved}")
+        return cli.finish(rows, args, save=False)
 
 
 if __name__ == "__main__":

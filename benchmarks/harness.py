@@ -34,6 +34,9 @@ class Target:
 
     flashinfer_speedup: over FlashInfer, on a GPU. outside_speedup: of the time outside the forward; cache_share: bytes
     moved between the rows of the cache, relative to transformers'.
+
+    Of whole calls on a GPU: copy_percent, of the bandwidth of a copy; static_speedup, over transformers compiled over a
+    static cache; launches and syncs beyond the model's forward, per token; capture_s; unreleased_bytes.
     """
 
     speedup: float | None = None
@@ -44,6 +47,12 @@ class Target:
     outside_speedup: float | None = None
     cache_share: float | None = None
     memory_bytes: int | None = None
+    copy_percent: float | None = None
+    static_speedup: float | None = None
+    launches_beyond_forward: float | None = None
+    syncs_beyond_forward: float | None = None
+    capture_s: float | None = None
+    unreleased_bytes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +86,11 @@ class Case:
 
 @dataclasses.dataclass
 class Row:
-    """One line of the results. Ratios are None where there is nothing to compare with, and on red."""
+    """One line of the results. Ratios are None where there is nothing to compare with, and on red.
+
+    met: of a row with a target "yes", or "no: " and how far off it is. note: why there are no figures, or what else a
+    reader of them has to know.
+    """
 
     suite: str
     op: str
@@ -106,9 +119,17 @@ class Row:
     memory_bytes: int | None = None
     launches_per_token: float | None = None
     syncs_per_token: float | None = None
+    launches_beyond_forward: float | None = None
+    syncs_beyond_forward: float | None = None
+    first_token_us: float | None = None
+    static_speedup: float | None = None
+    agreeing_percent: float | None = None
+    capture_s: float | None = None
+    unreleased_bytes: int | None = None
     check: str = ""
     target: str = ""
     met: str = ""
+    note: str = ""
     cache: str = ""
     threads: int = 0
     device: str = ""
@@ -281,55 +302,48 @@ def run_case(case: Case, options: Options) -> list[Row]:
 
 def compare(row: Row, target: Target, roof: float | None, read_us: float | None, baseline_us: float | None) -> None:
     """Fills the ratios of `row` in place, and whether it meets `target`; nothing of it on red."""
-    row.target = " ".join(_target_words(target))
-    if row.red or row.median_us is None:
-        row.met = "no" if row.target else ""
-        return
-    if roof is not None and row.bytes_moved is not None:
-        row.percent_of_copy = 100 * row.bytes_moved / row.median_us / roof
-    if read_us is not None:
-        row.times_read = row.median_us / read_us
-    if baseline_us is not None and row.variant != BASELINE:
-        row.speedup = baseline_us / row.median_us
+    if row.median_us is not None and not row.red:
+        if roof is not None and row.bytes_moved is not None:
+            row.percent_of_copy = 100 * row.bytes_moved / row.median_us / roof
+        if read_us is not None:
+            row.times_read = row.median_us / read_us
+        if baseline_us is not None and row.variant != BASELINE:
+            row.speedup = baseline_us / row.median_us
     judge(row, target)
+
+
+# Of every target: the figure of a row that is meant, whether it is to be at least (1) or at most (-1) that, and words.
+_LIMITS: dict[str, tuple[str, int, str]] = {
+    "speedup": ("speedup", 1, ">={:g}x"),
+    "reads": ("times_read", -1, "<={:g} reads"),
+    "time_us": ("median_us", -1, "<={:g} us"),
+    "flashinfer_speedup": ("flashinfer_speedup", 1, ">={:g}x flashinfer"),
+    "outside_percent": ("outside_percent", -1, "<={:g}% outside"),
+    "outside_speedup": ("outside_speedup", 1, ">={:g}x outside"),
+    "cache_share": ("cache_share", -1, "<={:g} of the cache moves"),
+    "memory_bytes": ("memory_bytes", -1, "<={:,} bytes"),
+    "static_speedup": ("static_speedup", 1, ">={:g}x static"),
+    "copy_percent": ("percent_of_copy", 1, ">={:g}% of a copy"),
+    "launches_beyond_forward": ("launches_beyond_forward", -1, "<={:g} more launches"),
+    "syncs_beyond_forward": ("syncs_beyond_forward", -1, "<={:g} more syncs"),
+    "capture_s": ("capture_s", -1, "<={:g} s to capture"),
+    "unreleased_bytes": ("unreleased_bytes", -1, "<={:,} bytes left"),
+}
 
 
 def judge(row: Row, target: Target) -> None:
     """Sets `target` and `met` of `row` in place; a figure that was not measured does not meet its target."""
-    row.target = " ".join(_target_words(target))
-    pairs = (
-        (target.speedup, row.speedup, 1),
-        (target.reads, row.times_read, -1),
-        (target.time_us, row.median_us, -1),
-        (target.flashinfer_speedup, row.flashinfer_speedup, 1),
-        (target.outside_percent, row.outside_percent, -1),
-        (target.outside_speedup, row.outside_speedup, 1),
-        (target.cache_share, row.cache_share, -1),
-        (target.memory_bytes, row.memory_bytes, -1),
-    )
-    wanted = [(limit, value, sign) for limit, value, sign in pairs if limit is not None]
+    wanted = {name: limit for name in _LIMITS if (limit := getattr(target, name)) is not None}
+    row.target = " ".join(_LIMITS[name][2].format(limit) for name, limit in wanted.items())
+    misses = []
+    for name, limit in wanted.items():
+        figure, sign, words = _LIMITS[name]
+        value = getattr(row, figure)
+        if value is None or sign * (value - limit) < 0:
+            found = "not measured" if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+            misses.append(f"{found} for {words.format(limit)}")
     if wanted:
-        kept = all(value is not None and sign * (value - limit) >= 0 for limit, value, sign in wanted)
-        row.met = "yes" if kept and not row.red else "no"
-
-
-def _target_words(target: Target) -> Iterable[str]:
-    if target.speedup is not None:
-        yield f">={target.speedup:g}x"
-    if target.reads is not None:
-        yield f"<={target.reads:g} reads"
-    if target.time_us is not None:
-        yield f"<={target.time_us:g} us"
-    if target.flashinfer_speedup is not None:
-        yield f">={target.flashinfer_speedup:g}x flashinfer"
-    if target.outside_percent is not None:
-        yield f"<={target.outside_percent:g}% outside"
-    if target.outside_speedup is not None:
-        yield f">={target.outside_speedup:g}x outside"
-    if target.cache_share is not None:
-        yield f"<={target.cache_share:g} of the cache moves"
-    if target.memory_bytes is not None:
-        yield f"<={target.memory_bytes / 2**20:.2g} MiB"
+        row.met = "no" if row.red else "no: " + ", ".join(misses) if misses else "yes"
 
 
 def geometric_mean(values: Iterable[float]) -> float | None:

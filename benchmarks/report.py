@@ -20,6 +20,7 @@ _SHORT = (
     ("min_p", "min-p"), ("typical_p", "typical"), ("epsilon_cutoff", "epsilon"), ("eta_cutoff", "eta"),
 )  # fmt: skip
 _CASE = ("op", "settings", "logits")
+_SENTENCES = ("target", "met", "check", "note")
 RESTLESS_PERCENT = 20.0
 RED, GREEN, DIM = "red", "green", "bright_black"
 
@@ -52,7 +53,9 @@ def _cells(row: Row) -> dict[str, str]:
         "x read": _number(row.times_read, 2),
         "vs transformers": _number(row.speedup, 1, "x"),
         "vs flashinfer": _number(row.flashinfer_speedup, 1, "x"),
+        "vs static": _number(row.static_speedup, 1, "x"),
         "tokens/s": _number(row.tokens_per_s),
+        "first token us": _number(row.first_token_us),
         "forward us": _number(row.forward_us),
         "outside us": _number(row.outside_us),
         "% outside": _number(row.outside_percent, 2),
@@ -61,9 +64,15 @@ def _cells(row: Row) -> dict[str, str]:
         "memory KiB": _number(None if row.memory_bytes is None else row.memory_bytes / 1024, 0),
         "launches/token": _number(row.launches_per_token),
         "syncs/token": _number(row.syncs_per_token),
+        "launches beyond": _number(row.launches_beyond_forward),
+        "syncs beyond": _number(row.syncs_beyond_forward),
+        "capture s": _number(row.capture_s, 2),
+        "unreleased": _number(row.unreleased_bytes, 0),
+        "% equal": _number(row.agreeing_percent, 2),
         "target": row.target,
         "met": row.met,
         "check": row.check,
+        "note": row.note,
     }
 
 
@@ -81,9 +90,9 @@ def print_rows(rows: Sequence[Row]) -> None:
         _print_plain(heads, cells)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    text = {*_CASE, "variant", "backend", "target", "met", "check"}
+    text = {*_CASE, "variant", "backend", *_SENTENCES}
     for head in heads:
-        table.add_column(head, justify="left" if head in text else "right", no_wrap=head != "check")
+        table.add_column(head, justify="left" if head in text else "right", no_wrap=head not in _SENTENCES)
     for row, line in zip(rows, cells, strict=True):
         style = RED if row.red else DIM if row.is_floor else GREEN if row.met == "yes" else None
         table.add_row(*(line[head] for head in heads), style=style)

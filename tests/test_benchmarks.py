@@ -8,6 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +16,16 @@ import torch
 from benchmarks import (
     bench_beam_finalize,
     bench_beam_step,
+    bench_gpu_generate,
     bench_reorder_cache,
     bench_sample,
     bench_token_logprobs,
     bench_verify_draft,
     cli,
+    gpu_counters,
+    gpu_jobs,
+    gpu_models,
+    gpu_tokens,
     harness,
     inputs,
     plots,
@@ -28,6 +34,8 @@ from benchmarks import (
 from benchmarks.baseline import Settings, TransformersStep
 from benchmarks.harness import BASELINE, Call, Case, Options, Row, Target, Variant
 from pygen import ops
+from pygen.runtime.cuda_graph import CAPTURES
+from tests.runtime.captures import PlainCalls
 
 OPTIONS = Options("test", cache="warm", budget_s=0.02, min_rounds=3, max_rounds=4, progress=False)
 MACHINE = {"device": "abacus", "threads": "2", "pygen": "0", "transformers": "5.6.1"}
@@ -125,9 +133,9 @@ def test_targets() -> None:
     row = make_row(check="ok", speedup=100.0, times_read=2.0, median_us=4.0)
     for target, met in (
         (Target(speedup=100, reads=2), "yes"),
-        (Target(speedup=100, reads=1.9), "no"),
+        (Target(speedup=100, reads=1.9), "no: 2 for <=1.9 reads"),
         (Target(time_us=5), "yes"),
-        (Target(memory_bytes=10), "no"),
+        (Target(memory_bytes=10), "no: not measured for <=10 bytes"),
         (Target(), ""),
     ):
         row.met = ""
@@ -308,3 +316,112 @@ def test_check_is_red_for_a_wrong_beam_step(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(bench_beam_step, "prepare_beam_step", wrong)
     case = bench_beam_step.make_case(spec, OPTIONS, torch.device("cpu"), "cpu")
     assert "are not those of transformers" in case.check()["pygen"]
+
+
+def rehearse(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, str]]:
+    """Exit status and the printed line of every engine."""
+    given = ("--quick", "--device", "cpu", "--threads", "1", "--quiet", "--no-save", *arguments)
+    status = bench_gpu_generate.main(given)
+    lines = capsys.readouterr().out.splitlines()
+    variants = [variant for variant, _ in gpu_jobs.ENGINES.values()]
+    cells = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines]
+    found = {name: line for line, row in zip(lines, cells, strict=True) for name in variants if name in row}
+    return status, found
+
+
+def test_gpu_calls_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("--models", "t5", "--modes", "sampling", "--prompts", "4")
+    status, lines = rehearse(capsys, *asked, "--batches", "2")
+    assert status == 0 and list(lines) == [variant for variant, _ in gpu_jobs.ENGINES.values()]
+    for name, line in lines.items():
+        captured = name in ("pygen", "pygen compiled")
+        assert ("not run: it needs a CUDA model, got one on cpu" in line) == captured
+        assert (" 100.00" in line) == (name in ("transformers static", "pygen eager"))
+    status, lines = rehearse(capsys, *asked, "--seconds", "0")
+    assert status == 0 and all("not run: no time left" in line for line in lines.values())
+
+
+@pytest.mark.parametrize("mode", ["greedy", "beams"])
+def test_captured_gpu_calls(mode: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph engine, its captures replaced by plain calls; a prompt that is too long is left out."""
+    monkeypatch.setitem(CAPTURES, "cpu", PlainCalls)
+    monkeypatch.setattr("pygen.runtime.choice.LEAST_STEPS", 2)
+    asked = ("--models", "gpt2", "--modes", mode, "--engines", "transformers", "pygen")
+    status, lines = rehearse(capsys, *asked, "--batches", "1", "--prompts", "5")
+    assert status == 0 and " ok" in lines["pygen"] and "not run" not in lines["pygen"]
+    _, lines = rehearse(capsys, *asked, "--prompts", "30")
+    assert "not run: 30 + 8 tokens, the model has 32 positions" in lines["pygen"]
+
+
+def test_order_and_targets_of_gpu_calls() -> None:
+    asked = argparse.Namespace(models=["t5", "gpt2"], modes=["beams", "greedy"], batches=None, prompts=None)
+    jobs = [(job.model, job.mode, job.batch, job.prompt) for job in gpu_jobs.jobs_of(asked, quick=False)]
+    assert len({*jobs}) == len(jobs) == 24
+    assert jobs[:2] == [("gpt2", "greedy", 1, 32), ("t5", "greedy", 1, 32)]
+    assert jobs[4:7] == [("gpt2", "beams", 8, 32), ("gpt2", "beams", 8, 1024), ("gpt2", "beams", 1, 32)]
+    every: dict[str, Any] = {"capture_s": 2, "unreleased_bytes": 0, "syncs_beyond_forward": 0}
+    wanted: dict[tuple[str, str, int, str], dict[str, Any]] = {
+        ("gpt2", "beams", 8, "pygen"): {**every, "launches_beyond_forward": 3, "speedup": 10},
+        ("llama", "sampling", 1, "compiled"): {"unreleased_bytes": 0, "static_speedup": 1.3, "copy_percent": 65},
+        ("qwen2", "greedy", 8, "pygen"): {**every, "launches_beyond_forward": 1},
+        ("qwen2", "greedy", 8, "transformers"): {},
+    }
+    for (model, mode, batch, engine), target in wanted.items():
+        assert gpu_jobs.target_of(gpu_jobs.Job(model, mode, batch, 32), engine) == Target(**target)
+
+
+def test_bytes_of_a_step() -> None:
+    """All weights but tables, an encoder, and what only its output passes; keys and values of what is in use."""
+    cpu = torch.device("cpu")
+    sizes = {name: gpu_models.load(name, True, cpu) for name in gpu_models.MODELS}
+    every = {name: sum(p.numel() for p in model.parameters()) for name, model in sizes.items()}
+    assert gpu_models.weight_bytes(sizes["llama"]) == 2 * every["llama"]
+    assert gpu_models.weight_bytes(sizes["gpt2"]) == 2 * (every["gpt2"] - 32 * 32)
+    decoder = sum(p.numel() for name, p in sizes["t5"].named_parameters() if name.startswith(("decoder", "shared")))
+    # Two layers of two projections, and the biases by distance.
+    assert gpu_models.weight_bytes(sizes["t5"]) == 2 * (decoder - 2 * 2 * 32 * 32 - 32 * 4)
+    assert gpu_models.cache_bytes(sizes["llama"], 3, 10, 5) == 2 * 2 * (2 * 8) * 3 * 12 * 2
+    assert gpu_models.cache_bytes(sizes["t5"], 3, 10, 5) == 2 * 2 * 32 * 3 * (10 + 3) * 2
+
+
+class Event:
+    """One of Kineto's."""
+
+    def __init__(self, name: str, start: int, end: int = 0, on_gpu: bool = False) -> None:
+        self.name, self.start_ns, self.end_ns = (lambda: name), (lambda: start), (lambda: end)
+        self.is_user_annotation = lambda: False
+        kind = torch._C._autograd.DeviceType
+        self.device_type = lambda: kind.CUDA if on_gpu else kind.CPU
+
+
+def test_launches_and_waits_are_counted() -> None:
+    events = [
+        Event("cudaLaunchKernel", 5),
+        Event("pygen: measured", 10, 90),
+        Event("cudaLaunchKernel", 20),
+        Event("pygen: forward", 30, 50),
+        Event("cuLaunchKernelEx", 40),
+        Event("cudaStreamSynchronize", 45),
+        Event("cudaGraphLaunch", 60),
+        Event("cudaEventSynchronize", 70),
+        Event("cudaEventQuery", 75),
+        Event("cudaDeviceSynchronize", 95),
+        *(Event(name, 99, on_gpu=True) for name in ("gemm", "Memcpy DtoH", "pygen: forward", "add")),
+    ]
+    found = gpu_counters.tally(events)
+    assert found == gpu_counters.Activity(2, 1, 2, 2, launches_in_forward=1, waits_in_forward=1)
+    assert found.per(gpu_counters.Activity(launches=1), 2).launches == 0.5
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+@pytest.mark.parametrize("mode", ["greedy", "sampling", "beams"])
+def test_tokens_may_differ_by_rounding_only(name: str, mode: str) -> None:
+    model = gpu_models.load(name, True, torch.device("cpu"))
+    prompt = inputs.random_ids(2, 5, 509)
+    settings: dict[str, Any] = {**gpu_jobs.MODES[mode], "max_new_tokens": 6}
+    theirs = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **settings)
+    assert gpu_tokens.fault(model, prompt, theirs, theirs, settings) == ""
+    wrong = theirs.clone()
+    wrong[1, -3:] = gpu_tokens.scores_of(model, prompt, theirs, 6)[1, 3:].argmin(-1)
+    assert gpu_tokens.agreeing_percent(wrong, theirs, 6) == 75
+    assert "row 1" in gpu_tokens.fault(model, prompt, wrong, theirs, settings)
