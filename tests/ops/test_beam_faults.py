@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import dataclasses
 
-from pygen.ops import beam_step
+import pytest
+import torch
+
+from pygen.ops import beam_step, prepare_beam_step
 from tests.helpers.beam_hypotheses import HYPOTHESES
 from tests.helpers.beam_rows import ROWS
 from tests.helpers.beam_steps import assert_step
@@ -158,6 +161,14 @@ FAULTS = [
     ),
     beam_fault("over only when nothing is open", (" or (stops_when_full and bool(state.finished.all()))", "")),
     beam_fault("over when pools are full", ("(stops_when_full and bool", "(bool")),
+    # what stands in memory
+    beam_fault("the step of the call though the state has one", ("        step = int(state.steps[0])\n", "")),
+    beam_fault("steps are not counted", ("        state.steps += 1\n", "        pass\n")),
+    beam_fault(
+        "no limit", ("state.max_new_tokens if state.limit is None else int(state.limit)", "state.max_new_tokens")
+    ),
+    beam_fault("a step after the end", ("if int(state.unfinished) == 0:", "if False:")),
+    beam_fault("normalisers of its own", ("if normalisers is None:", "if True:")),
     # rows
     beam_fault(
         "a row copied from its own beam", ("= table[first_row + source, copied]", "= table[first_row + target, copied]")
@@ -229,6 +240,7 @@ def run_checks() -> None:
         assert_step(hand, "torch")
     check_searches()
     check_kernel()
+    check_counted_steps()
 
 
 def check_searches() -> None:
@@ -262,3 +274,18 @@ def check_kernel() -> None:
                 for state, name in ((kernel, "cpu"), (reference, "torch"))
             ]
             assert difference((kernel, out[0]), (reference, out[1])) == ""
+
+
+def check_counted_steps() -> None:
+    """The kernel's steps, where they are counted in memory, to a limit and past the end."""
+    logits = make_logits("normal", 6, 40)
+    searches = []
+    for name in ("cpu", "torch"):
+        state = advanced_state(3, 40, batch_size=2)
+        state = dataclasses.replace(state, steps=torch.ones(6, dtype=torch.int64), limit=torch.tensor([2]))
+        prepared = prepare_beam_step(logits, state, backend=name)
+        prepared.normalisers.mul_(2)
+        searches.append((state, prepared))
+    for _ in range(2):
+        kernel, reference = ((state, prepared(logits)) for state, prepared in searches)
+        assert difference(kernel, reference) == ""
