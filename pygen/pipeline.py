@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from pygen.ops import SampleOutput, prepare_process_logits, prepare_sample
-from pygen.ops.sample import PreparedSample
 from pygen.processors.base import call_processor
 from pygen.stages import Called, Fused, Segment
 
@@ -111,12 +110,12 @@ class SamplePipeline(Pipeline):
         return Choice(self.choose(scores, step=step), kept)
 
 
-def bind_draws(plan: Plan, logits: Tensor, state: DecodeState) -> dict[int, PreparedSample]:
-    """The ops that draw, by the first step of the segment that each is for; for plans whose steps are one op each."""
+def bind_ops(plan: Plan, logits: Tensor, binding: Binding, max_steps: int) -> dict[int, Any]:
+    """The prepared ops of `max_steps` steps, by the first step of the segment that each is for; for plans whose steps
+    are one op each."""
     _check_ids(plan, logits.shape[1])
-    binding = SampleBinding(plan, state)
-    draws = ((segment.first, _bind(plan, segment, logits, binding)[2]) for segment in plan.segments)
-    return {first: cast(PreparedSample, draw) for first, draw in draws}
+    segments = [segment for segment in plan.segments if segment.first < max_steps]
+    return {segment.first: _bind(plan, segment, logits, binding)[2] for segment in segments}
 
 
 def check_knobs(plan: Plan, binding: Binding, rows: int, device: torch.device) -> None:

@@ -92,10 +92,7 @@ class BeamMonitor:
         if invalid:
             row = int(output.status.nonzero()[0])
             raise RuntimeError(describe_invalid(row, step, logits, int(output.status[row]), invalid))
-        if self._stream is not None:
-            self._stream.advance(step + 1)
-        if self._progress is not None:
-            self._progress.update(1)
+        self._pass_on(step)
         return unfinished == 0
 
     def finish(self, best: Tensor, finish_reason: str) -> None:
@@ -103,9 +100,17 @@ class BeamMonitor:
         if self._stream is not None:
             self._stream.finish(best, finish_reason)
 
+    def _pass_on(self, step: int) -> None:
+        if self._stream is not None:
+            self._stream.advance(step + 1)
+        if self._progress is not None:
+            self._progress.update(1)
+
+    def _is_late(self) -> bool:
+        return self._deadline is not None and time.monotonic() > self._deadline
+
     def _ends(self, input_ids: Tensor) -> Tensor | bool:
-        late = self._deadline is not None and time.monotonic() > self._deadline
-        if late or self.cancelled():
+        if self._is_late() or self.cancelled():
             return True
         hit = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         for criterion in self._criteria:

@@ -208,11 +208,12 @@ def checked_answer(criterion: StoppingCriterion, answer: Any, hit: Tensor) -> Te
     return checked
 
 
-def describe_invalid(row: int, step: int, logits: Tensor, status: int, count: int) -> str:
-    """What is wrong with the first of `count` rows whose scores allow no choice."""
-    kind = RowStatus(status)
-    found = {RowStatus.NAN: logits[row].isnan(), RowStatus.POS_INF: logits[row] == math.inf}.get(kind)
-    at = f", first at token id {int(found.int().argmax())}" if found is not None and bool(found.any()) else ""
+def describe_invalid(row: int, step: int, logits: Tensor | None, status: int, count: int) -> str:
+    """What is wrong with the first of `count` rows whose scores allow no choice. logits: None where they are gone."""
+    kind, at = RowStatus(status), ""
+    if logits is not None:
+        found = {RowStatus.NAN: logits[row].isnan(), RowStatus.POS_INF: logits[row] == math.inf}.get(kind)
+        at = f", first at token id {int(found.int().argmax())}" if found is not None and bool(found.any()) else ""
     what = {RowStatus.NAN: "NaN", RowStatus.POS_INF: "+inf"}.get(kind, "no token that is allowed")
     others = f" ({count} rows in all)" if count > 1 else ""
     return f"the scores of row {row} at step {step} hold {what}{at}{others}; `on_invalid`='greedy' or 'eos' goes on"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,21 +24,63 @@ from pygen.outputs import GenerateBeamDecoderOnlyOutput, GenerateBeamEncoderDeco
 from pygen.pipeline import check_knobs
 from pygen.plan import Plan, make_plan
 from pygen.progress import progress_bar
+from pygen.runtime.choice import choose_slot, compile_options
+
+if TYPE_CHECKING:
+    from pygen.runtime.captures import Slot
 
 
 def generate_with_beams(call: Call) -> Tensor | GenerateOutput:
-    """Beam search (`num_beams` > 1), or beam sampling with `do_sample=True`."""
+    """Beam search (`num_beams` > 1), or beam sampling with `do_sample=True`: by captured steps where `choose_slot` says
+    so, else eagerly."""
     if not isinstance(call.settings.do_sample, bool | None):
         raise ValueError("`do_sample` must be one bool for all rows with `num_beams` > 1, got several")
     check_groups(call.num_copies, 1, call.config.diversity_penalty, call.config.do_sample)
     plan = dataclasses.replace(make_plan(call), noise=_noise(call))
+    slot = choose_slot(call, plan)
+    if slot is not None:
+        with slot.taken():
+            return _generate_captured(call, plan, slot)
     state = BeamState.create(*_sizes(call), **_texts(call, plan))
 
     def run(monitor: BeamMonitor) -> int:
         return _beam(call, plan, state, BeamBinding(plan, state, _search(call, monitor)), monitor)
 
-    stream = None if call.streamer is None else SharedTokens(state, call.streamer)
-    return _searched(call, state, run, lambda count: beam_finalize(state, count), stream)
+    return _searched(call, state, run, lambda count: beam_finalize(state, count), _stream(call, state))
+
+
+def _generate_captured(call: Call, plan: Plan, slot: Slot) -> Tensor | GenerateOutput:
+    from pygen.integrations.transformers import TransformersAdapter
+    from pygen.runtime.decode import beam_captured, dynamic_copy
+    from pygen.runtime.late_beam_monitor import LateBeamMonitor
+
+    adapter = call.adapter
+    assert isinstance(adapter, TransformersAdapter)
+    state = BeamState.create(*_sizes(call), **_texts(call, plan))
+
+    def run(monitor: BeamMonitor) -> int:
+        assert isinstance(monitor, LateBeamMonitor)
+        search = _search(call, monitor)
+        check_knobs(plan, BeamBinding(plan, state, search), state.rows, state.token_ids.device)
+        call.start(cache=slot.cache)
+        steps = beam_captured(
+            adapter,
+            state,
+            plan,
+            search,
+            monitor,
+            slot,
+            max_new_tokens=call.lengths.max_new_tokens,
+            compile_options=compile_options(call.config),
+            must_capture=call.runtime == "graph",
+        )
+        if call.wants_dict:
+            # The slot's own is the next call's.
+            adapter.replace_cache(dynamic_copy(slot.cache, call.model.config))
+        return steps
+
+    stream = _stream(call, state)
+    return _searched(call, state, run, lambda count: beam_finalize(state, count), stream, LateBeamMonitor)
 
 
 def generate_with_constraints(call: Call) -> Tensor | GenerateOutput:
@@ -89,6 +131,10 @@ def _beam(call: Call, plan: Plan, state: BeamState, binding: BeamBinding, monito
     return beam(call.adapter, state, plan, binding, monitor, max_new_tokens=call.lengths.max_new_tokens)
 
 
+def _stream(call: Call, state: BeamState) -> SharedTokens | None:
+    return None if call.streamer is None else SharedTokens(state, call.streamer)
+
+
 def _sizes(call: Call) -> tuple[Tensor, int, int]:
     return call.prompt.input_ids, call.lengths.max_new_tokens, call.num_copies
 
@@ -121,6 +167,7 @@ def _searched(
     run: Callable[[BeamMonitor], int],
     finalize: Callable[[int], BeamOutput],
     stream: SharedTokens | None = None,
+    monitor_class: type[BeamMonitor] = BeamMonitor,
 ) -> Tensor | GenerateOutput:
     """What `run` finds; it returns the number of its steps."""
     config = call.config
@@ -128,7 +175,7 @@ def _searched(
     if call.streamer is not None:
         call.streamer.put(call.prompt.input_ids.to("cpu", copy=True))
     with progress_bar(call.progress, call.lengths.max_new_tokens) as bar:
-        monitor = BeamMonitor(
+        monitor = monitor_class(
             state,
             criteria=call.criteria,
             on_invalid=vars(config)["on_invalid"],

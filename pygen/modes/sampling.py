@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
-from pygen.backends import BackendError
 from pygen.call import Call
 from pygen.loops.monitor import Monitor, Recorder
 from pygen.loops.sample import sample
@@ -15,7 +14,7 @@ from pygen.loops.state import DecodeState
 from pygen.outputs import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput, GenerateOutput
 from pygen.plan import Plan, make_plan, num_top_logprobs
 from pygen.progress import progress_bar
-from pygen.runtime.choice import choose_runtime, compile_options
+from pygen.runtime.choice import choose_slot, compile_options
 
 if TYPE_CHECKING:
     from pygen.runtime.captures import Slot
@@ -26,16 +25,10 @@ AnyMonitor = TypeVar("AnyMonitor", bound=Monitor)
 def generate_by_sampling(call: Call) -> Tensor | GenerateOutput:
     """Greedy search and sampling: by captured steps where `choose_runtime` says so, else eagerly."""
     plan = make_plan(call)
-    runtime = choose_runtime(call, plan)
-    if runtime.name == "graph":
-        from pygen.runtime.captures import take_slot
-
-        slot = take_slot(call.model, call.rows, runtime.capacity)
-        if slot is not None:
-            with slot.taken():
-                return _generate_captured(call, plan, slot)
-        if call.runtime == "graph":
-            raise BackendError("`runtime`='graph' cannot run here: another call is using the captured step")
+    slot = choose_slot(call, plan)
+    if slot is not None:
+        with slot.taken():
+            return _generate_captured(call, plan, slot)
 
     def loop(state: DecodeState, monitor: Monitor) -> int:
         ahead = state.token_ids.device.type != "cpu" and call.adapter.can_rewind

@@ -7,19 +7,20 @@ import logging
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
 
 from pygen.backends import BackendError
 from pygen.integrations.inputs import GrowingInputs
 from pygen.runtime.cuda_graph import CAPTURES, Capture, Launches, Part
+from pygen.runtime.static_beam import StaticBeam
 from pygen.runtime.static_cache import StaticCache
+from pygen.runtime.static_encoder import EncoderSize
 from pygen.runtime.static_forward import StaticForward, fixed_arguments
-from pygen.runtime.static_sample import SampleForm, StaticSample
+from pygen.runtime.static_sample import StaticSample
 from pygen.runtime.stop_poll import Mailbox, mailbox
 
 if TYPE_CHECKING:
@@ -31,12 +32,16 @@ logger = logging.getLogger(__name__)
 _MOST_SLOTS = 4
 
 
-class CapturedStep:
-    """Forward, draw and bookkeeping over buffers of their own; captured on first use."""
+# What chooses the next tokens in a captured step.
+Head = TypeVar("Head", bound="StaticSample | StaticBeam")
 
-    def __init__(self, forward: StaticForward, sample: StaticSample) -> None:
-        self.forward, self.sample = forward, sample
-        self.mailbox: Mailbox = mailbox(sample.message.words)
+
+class CapturedStep(Generic[Head]):
+    """Forward, choice and bookkeeping over buffers of their own; captured on first use."""
+
+    def __init__(self, forward: StaticForward, head: Head) -> None:
+        self.forward, self.head = forward, head
+        self.mailbox: Mailbox = mailbox(head.message.words)
         self._capture: Capture | None = None
 
     def replay(self) -> None:
@@ -44,7 +49,7 @@ class CapturedStep:
         self._capture.replay()
 
     def ensure_captured(self, growing: GrowingInputs, length: int, pool: Any, *, must: bool) -> None:
-        """Leaves the state of the draw anyhow, the forward before the first generated token of `length` positions.
+        """Leaves the state of the head anyhow, the forward before the first generated token of `length` positions.
 
         A step that turns out not to be capturable is a BackendError where it `must` be, and launched each time, with a
         warning, where not.
@@ -55,9 +60,9 @@ class CapturedStep:
 
         restore()
         if self._capture is None:
-            tokens = self.sample.message.output.token_ids.zero_()
+            tokens = self.head.message.output.token_ids.zero_()
             kind = CAPTURES[tokens.device.type]
-            parts: list[Part] = [functools.partial(self.forward.run, tokens), self._draw]
+            parts: list[Part] = [functools.partial(self.forward.run, tokens), self._choose]
             try:
                 self._capture = kind(parts, restore, pool)
             except Exception as error:
@@ -67,16 +72,17 @@ class CapturedStep:
                 self._capture = Launches(parts)
             restore()
 
-    def _draw(self) -> None:
-        self.sample(self.forward.logits)
+    def _choose(self) -> None:
+        self.head(self.forward.logits)
 
 
 class Slot:
     """One cache, and the steps that were captured over it. Taken by one call at a time."""
 
-    def __init__(self, model: Any, rows: int, capacity: int) -> None:
-        self.cache = StaticCache.for_model(model, rows=rows, capacity=capacity)
-        self._steps: dict[Hashable, CapturedStep] = {}
+    def __init__(self, model: Any, rows: int, capacity: int, encoder: EncoderSize) -> None:
+        positions = encoder if isinstance(encoder, int) else None
+        self.cache = StaticCache.for_model(model, rows=rows, capacity=capacity, encoder_positions=positions)
+        self._steps: dict[Hashable, CapturedStep[Any]] = {}
         self._lock = threading.Lock()
         self._pool = CAPTURES[model.device.type].new_pool()
         self._left: torch.cuda.Event | None = None
@@ -107,43 +113,50 @@ class Slot:
             self._lock.release()
 
     def step(
-        self, adapter: TransformersAdapter, example: Tensor, form: SampleForm, compile_options: dict[str, Any] | None
-    ) -> CapturedStep:
-        """The step for calls of this form; `adapter` has read its prompt, and `example` are logits."""
+        self,
+        adapter: TransformersAdapter,
+        form: Hashable,
+        make_head: Callable[[], Head],
+        compile_options: dict[str, Any] | None,
+    ) -> CapturedStep[Head]:
+        """The step for calls whose head has this form; `adapter` has read its prompt."""
         key = (form, repr(compile_options), fixed_arguments(adapter))
         if key not in self._steps:
-            forward = StaticForward(adapter, self.cache, compile_options)
-            self._steps[key] = CapturedStep(forward, StaticSample(example, form, self.cache.capacity))
-        return self._steps[key]
+            self._steps[key] = CapturedStep(StaticForward(adapter, self.cache, compile_options), make_head())
+        step = self._steps[key]
+        step.forward.take_over(adapter)
+        return step
 
-    def capture(self, step: CapturedStep, growing: GrowingInputs, length: int, *, must: bool) -> None:
+    def capture(self, step: CapturedStep[Any], growing: GrowingInputs, length: int, *, must: bool) -> None:
         """See `CapturedStep.ensure_captured`."""
         step.ensure_captured(growing, length, self._pool, must=must)
 
 
-_slots: weakref.WeakKeyDictionary[Any, OrderedDict[tuple[int, int], Slot]] = weakref.WeakKeyDictionary()
+_Slots = OrderedDict[tuple[int, int, EncoderSize], Slot]
+_slots: weakref.WeakKeyDictionary[Any, _Slots] = weakref.WeakKeyDictionary()
 _slots_lock = threading.Lock()
 
 
-def take_slot(model: Any, rows: int, capacity: int) -> Slot | None:
+def take_slot(model: Any, rows: int, capacity: int, encoder: EncoderSize = None) -> Slot | None:
     """A slot for calls of `rows` rows and at most `capacity` positions; None where another call is using it.
 
-    `model`: of transformers, without a wrapper. Raises CacheRefused.
+    `model`: of transformers, without a wrapper. encoder: see `encoder_size`. Raises CacheRefused.
     """
+    size = (rows, capacity, encoder)
     with _slots_lock:
         slots = _slots.setdefault(model, OrderedDict())
-        slot = slots.get((rows, capacity))
+        slot = slots.get(size)
         if slot is None:
-            slot = slots[rows, capacity] = Slot(model, rows, capacity)
+            slot = slots[size] = Slot(model, rows, capacity, encoder)
             while len(slots) > _MOST_SLOTS:
                 slots.popitem(last=False)
-        slots.move_to_end((rows, capacity))
+        slots.move_to_end(size)
         return slot if slot.take() else None
 
 
-def has_slot(model: Any, rows: int, capacity: int) -> bool:
+def has_slot(model: Any, rows: int, capacity: int, encoder: EncoderSize = None) -> bool:
     """Whether calls of this size have run captured."""
-    return (rows, capacity) in _slots.get(model, {})
+    return (rows, capacity, encoder) in _slots.get(model, {})
 
 
 def drop(model: Any) -> None:

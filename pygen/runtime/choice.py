@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from pygen.stages import Called
 if TYPE_CHECKING:
     from pygen.call import Call
     from pygen.plan import Plan
+    from pygen.runtime.captures import Slot
+    from pygen.runtime.static_encoder import EncoderSize
 
 logger = logging.getLogger(__name__)
 
@@ -24,21 +27,40 @@ RUNTIMES = ("auto", "eager", "graph")
 # thousand launches, which takes as long as some tens of eager steps; a captured step saves at best all of one.
 LEAST_STEPS = 64
 
-CAPTURED_MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+# By mode, the op that ends its captured step.
+CAPTURED_MODES = {
+    GenerationMode.GREEDY_SEARCH: "sample",
+    GenerationMode.SAMPLE: "sample",
+    GenerationMode.BEAM_SEARCH: "beam_step",
+    GenerationMode.BEAM_SAMPLE: "beam_step",
+}
 _KEPT_PER_STEP = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
-_OWN_INPUTS = ("input_ids", "inputs_embeds", *GrowingInputs.KINDS)
+_OWN_INPUTS = (
+    "input_ids",
+    "inputs_embeds",
+    *GrowingInputs.KINDS,
+    "decoder_attention_mask",
+    "decoder_position_ids",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """name: "graph" or "eager". reason: why not "graph", or "". capacity: positions of the cache of "graph"."""
+    """name: "graph" or "eager". reason: why not "graph", or "".
+
+    capacity, encoder: of the cache of "graph", its positions and what `encoder_size` says.
+    """
 
     name: str
     reason: str
     capacity: int = 0
+    encoder: EncoderSize = None
 
     def __str__(self) -> str:
-        return f"graph, over a cache of {self.capacity} positions" if self.name == "graph" else f"eager: {self.reason}"
+        if self.name == "eager":
+            return f"eager: {self.reason}"
+        crossed = f", and one of {self.encoder} for the encoder's output" if isinstance(self.encoder, int) else ""
+        return f"graph, over a cache of {self.capacity} positions{crossed}"
 
 
 def check_runtime(runtime: Any) -> str:
@@ -61,12 +83,28 @@ def choose_runtime(call: Call, plan: Plan | None) -> Choice:
         return _eager(call, reason)
     from pygen.runtime.captures import has_slot
     from pygen.runtime.static_cache import bucket
+    from pygen.runtime.static_encoder import encoder_size
 
     prompt, steps = call.prompt, call.lengths.max_new_tokens
-    capacity = bucket(prompt.embeds_length + prompt.input_ids.shape[1] + steps - 1)
-    if call.runtime == "auto" and steps < LEAST_STEPS and not has_slot(_hooks(call), call.rows, capacity):
+    embeds_length = 0 if call.adapter.is_encoder_decoder else prompt.embeds_length
+    capacity = bucket(embeds_length + prompt.input_ids.shape[1] + steps - 1)
+    encoder = encoder_size(_hooks(call), prompt)
+    if call.runtime == "auto" and steps < LEAST_STEPS and not has_slot(_hooks(call), call.rows, capacity, encoder):
         return _eager(call, f"a capture does not pay for {steps} tokens; it does from {LEAST_STEPS} on")
-    return Choice("graph", "", capacity)
+    return Choice("graph", "", capacity, encoder)
+
+
+def choose_slot(call: Call, plan: Plan) -> Slot | None:
+    """Where the steps of `call` are captured; None where they run eagerly. Raises as `choose_runtime` does."""
+    runtime = choose_runtime(call, plan)
+    if runtime.name != "graph":
+        return None
+    from pygen.runtime.captures import take_slot
+
+    slot = take_slot(call.model, call.rows, runtime.capacity, runtime.encoder)
+    if slot is None and call.runtime == "graph":
+        raise BackendError("`runtime`='graph' cannot run here: another call is using the captured step")
+    return slot
 
 
 def compile_options(config: GenerationConfig) -> dict[str, Any] | None:
@@ -108,8 +146,8 @@ def _reason_of_model(call: Call) -> str | None:
         return f"it needs a CUDA model, got one on {device}"
     if type(call.adapter).__name__ != "TransformersAdapter":
         return f"{type(hooks).__name__} is no model of transformers, whose caches a captured step writes"
-    if call.adapter.is_encoder_decoder:
-        return "steps of encoder-decoder models are not captured in this version"
+    if CAPTURED_MODES[call.mode] == "beam_step" and hasattr(hooks, "_reorder_cache"):
+        return f"{type(hooks).__name__} moves the rows of its cache by a `_reorder_cache` of its own"
     if hooks is not model:
         return "the model is compiled already; `compile_config` compiles its forward inside the capture"
     if hooks.training:
@@ -135,13 +173,13 @@ def _reason_of_plan(call: Call, plan: Plan) -> str | None:
                 item = stage.items[0]
                 return f"`{item.name}` ({item.label}) is a call of Python"
             return "the order of the processors needs more than one op"
-    from pygen.ops.sample import _dispatch
-
-    backend, _ = _dispatch.choose(call.prompt.input_ids.device)
+    op = CAPTURED_MODES[call.mode]
+    dispatcher = importlib.import_module(f"pygen.ops.{op}")._dispatch
+    backend, _ = dispatcher.choose(call.prompt.input_ids.device)
     if backend == "torch":
-        return "`sample` in torch reads numbers on the host"
+        return f"`{op}` in torch reads numbers on the host"
     if backend == "triton" and plan.noise.get("rng") == "torch":
-        return "`sample` in Triton takes torch's noise from the generator itself; `seed` would not need it"
+        return f"`{op}` in Triton takes torch's noise from the generator itself; `seed` would not need it"
     return None
 
 
@@ -174,4 +212,12 @@ def _reason_of_cache(call: Call) -> str | None:
     own = next((n for n, v in kwargs.items() if isinstance(v, torch.Tensor) and n not in _OWN_INPUTS), None)
     if own is not None:
         return f"`{own}` is an input that only this call has"
-    return refusal(_hooks(call))
+    return refusal(_hooks(call)) or _reason_of_encoder(call)
+
+
+def _reason_of_encoder(call: Call) -> str | None:
+    mask = call.prompt.model_kwargs.get("attention_mask") if call.adapter.is_encoder_decoder else None
+    # Where all scores are equally low, a softmax attends to everything, padding included.
+    if mask is not None and not bool((mask != 0).any(-1).all()):
+        return "`attention_mask` hides all of a prompt"
+    return None

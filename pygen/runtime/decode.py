@@ -1,21 +1,29 @@
-"""Greedy search and sampling by captured steps: launch, look one step late, take back what was too much."""
+"""Decoding by captured steps: launch, look one step late, take back what was too much."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, EncoderDecoderCache
 
+from pygen.beam_pipeline import BeamBinding
+from pygen.loops.beam_state import BeamState
 from pygen.loops.state import DecodeState
-from pygen.pipeline import bind_draws
+from pygen.ops.beam_step import PreparedBeamStep
+from pygen.ops.sample import PreparedSample
+from pygen.pipeline import SampleBinding, bind_ops
 from pygen.plan import Plan
+from pygen.runtime import static_beam, static_sample
 from pygen.runtime.captures import CapturedStep, Slot
 from pygen.runtime.generator import LentGenerator
+from pygen.runtime.late_beam_monitor import LateBeamMonitor
 from pygen.runtime.late_monitor import LateMonitor
-from pygen.runtime.static_cache import StaticCache
-from pygen.runtime.static_sample import form_of
-from pygen.runtime.stop_poll import run_ahead
+from pygen.runtime.static_beam import StaticBeam
+from pygen.runtime.static_cache import EncoderDecoderStaticCache, StaticCache
+from pygen.runtime.static_sample import StaticSample
+from pygen.runtime.stop_poll import LAG, run_ahead
 
 if TYPE_CHECKING:
     from pygen.integrations.transformers import TransformersAdapter
@@ -43,60 +51,151 @@ def sample_captured(
         return 0
     logits = adapter.prefill(state.tokens(0))
     length = slot.cache.length
-    draws = {first: draw for first, draw in bind_draws(plan, logits, state).items() if first < max_new_tokens}
-    ops = list(draws.values())
-    form = form_of(ops, state, num_logprobs=plan.num_logprobs, on_invalid=on_invalid)
-    step = slot.step(adapter, logits, form, compile_options)
+    ops: dict[int, PreparedSample] = bind_ops(plan, logits, SampleBinding(plan, state), max_new_tokens)
+    form = static_sample.form_of([*ops.values()], state, num_logprobs=plan.num_logprobs, on_invalid=on_invalid)
+    step = slot.step(adapter, form, lambda: StaticSample(logits, form, slot.cache.capacity), compile_options)
     _, growing = adapter.decode_arguments()
     if max_new_tokens > 1:
         slot.capture(step, growing, length, must=must_capture)
-    noise, sample, forward = ops[0].noise, step.sample, step.forward
-    assert noise is not None
-    sample.begin(state, noise)
-    words = sample.state.generator_state
-    launched = drawn = 0
-    lent = None if words is None else LentGenerator(noise.generator, words, logits.numel())
+    head = step.head
+    assert ops[0].noise is not None
+    head.begin(state, ops[0].noise)
 
-    def launch(number: int) -> None:
-        nonlocal launched
-        if number in draws:
-            sample.set_knobs(draws[number].shaping)
-        if number == 0:
-            sample(logits)
-        else:
-            step.replay()
-        launched = number + 1
-        step.mailbox.send(number, sample.message.words)
-        monitor.record(number, logits, sample.message.output)
+    def sent(number: int) -> None:
+        monitor.record(number, logits, head.message.output)
 
-    def look(number: int) -> bool:
-        nonlocal drawn
-        message = sample.message.read(step.mailbox.receive(number), plan.num_logprobs > 0)
-        drawn = number + 1
-        return monitor.look(number, message, logits_at)
+    def look(number: int, words: Tensor) -> bool:
+        return monitor.look(number, head.message.read(words, plan.num_logprobs > 0), logits_at)
 
     def logits_at(number: int) -> Tensor:
         return logits if number == 0 else _logits_again(step, growing, number, length)
 
-    try:
-        steps, _ = run_ahead(launch, look, max_steps=max_new_tokens)
-    finally:
-        if lent is not None:
-            lent.give_back(drawn, launched)
-    sample.finish(state, steps)
-    forward.begin(growing, steps, length + steps - 1)
+    steps = _launch_and_look(step, logits, ops, look, max_steps=max_new_tokens, sent=sent)
+    head.finish(state, steps)
+    step.forward.begin(growing, steps, length + steps - 1)
     return steps
 
 
-def _logits_again(step: CapturedStep, growing: Any, number: int, length: int) -> Tensor:
+def beam_captured(
+    adapter: TransformersAdapter,
+    state: BeamState,
+    plan: Plan,
+    search: dict[str, Any],
+    monitor: LateBeamMonitor,
+    slot: Slot,
+    *,
+    max_new_tokens: int,
+    compile_options: dict[str, Any] | None,
+    must_capture: bool,
+) -> int:
+    """`pygen.loops.beam.beam` by replays of a captured step; the same beams, and the same state at the end.
+
+        prefill; choose at step 0;  then for every token:  replay(forward, choose, bookkeeping, move the cache's rows)
+
+    search: arguments of `beam_step` about the search. adapter: has been started with the slot's cache.
+    """
+    if monitor.cancelled():
+        return 0
+    logits = adapter.prefill(state.tokens(0))
+    length = slot.cache.length
+    slot.cache.share_prefix()
+    ops: dict[int, PreparedBeamStep] = bind_ops(plan, logits, BeamBinding(plan, state, search), max_new_tokens)
+    form = static_beam.form_of([*ops.values()], state, early_stopping=search["early_stopping"])
+    step = slot.step(adapter, form, lambda: StaticBeam(logits, form, slot.cache, slot.cache.capacity), compile_options)
+    _, growing = adapter.decode_arguments()
+    if max_new_tokens > 1:
+        slot.capture(step, growing, length, must=must_capture)
+    head = step.head
+    head.begin(state, ops[0])
+
+    def launching(number: int) -> None:
+        if monitor.gave_up():
+            head.stop_after(number + 1)
+
+    def look(number: int, words: Tensor) -> bool:
+        if monitor.reads_search:
+            head.finish(state, number + 1)
+        return monitor.look(number, head.message.read(words, False))
+
+    lag = 0 if monitor.reads_search else LAG
+    steps = _launch_and_look(step, logits, ops, look, max_steps=max_new_tokens, launching=launching, lag=lag)
+    head.finish(state, steps)
+    step.forward.begin(growing, steps, length + steps - 1)
+    return steps
+
+
+def _nothing(number: int) -> None:
+    """At a step where nothing is to be done."""
+
+
+def _launch_and_look(
+    step: CapturedStep[Any],
+    logits: Tensor,
+    ops: Mapping[int, PreparedSample | PreparedBeamStep],
+    look: Callable[[int, Tensor], bool],
+    *,
+    max_steps: int,
+    launching: Callable[[int], None] = _nothing,
+    sent: Callable[[int], None] = _nothing,
+    lag: int = LAG,
+) -> int:
+    """The steps up to the one of which `look`, given its message, says that it was the last; their number.
+
+    logits: of the prompt. ops: the call's, by the first step of the segment that each is for. launching, sent: called
+    before a step and after its message were queued.
+    """
+    head, noise = step.head, ops[0].noise
+    assert noise is not None
+    state = head.state.generator_state
+    lent = None if state is None else LentGenerator(noise.generator, state, logits.numel())
+    launched = looked = 0
+    over = False
+
+    def launch(number: int) -> None:
+        nonlocal launched
+        launching(number)
+        if number in ops:
+            head.set_knobs(ops[number].shaping)
+        if number == 0:
+            head(logits)
+        else:
+            step.replay()
+        launched = number + 1
+        step.mailbox.send(number, head.message.words)
+        sent(number)
+
+    def receive(number: int) -> bool:
+        nonlocal looked, over
+        words = step.mailbox.receive(number)
+        looked = number + 1
+        over = look(number, words)
+        return over
+
+    try:
+        return run_ahead(launch, receive, max_steps=max_steps, lag=lag)[0]
+    finally:
+        if lent is not None:
+            lent.give_back(looked, looked if over and head.STAYS_AT_THE_END else launched)
+
+
+def _logits_again(step: CapturedStep[StaticSample], growing: Any, number: int, length: int) -> Tensor:
     """The logits of step `number`, which later replays have overwritten."""
     step.forward.begin(growing, number, length + number - 1)
-    return step.forward.logits_after(step.sample.column(number - 1))
+    return step.forward.logits_after(step.head.column(number - 1))
 
 
-def dynamic_copy(cache: StaticCache, config: Any) -> DynamicCache:
+def dynamic_copy(cache: StaticCache | EncoderDecoderStaticCache, config: Any) -> DynamicCache | EncoderDecoderCache:
     """The positions in use as a cache of the caller's own, as an eager call would return it."""
+    if isinstance(cache, EncoderDecoderStaticCache):
+        own, crossed = cache.self_attention_cache, cache.cross_attention_cache
+        return EncoderDecoderCache(_first(own, own.length, config), _first(crossed, cache.encoder_length, config))
+    return _first(cache, cache.length, config)
+
+
+def _first(cache: StaticCache, length: int, config: Any) -> DynamicCache:
     copied = DynamicCache(config=config)
     for number, layer in enumerate(cache.layers):
-        copied.update(layer.keys[:, :, : cache.length], layer.values[:, :, : cache.length], number)
+        # A call that was cancelled before it began has written none.
+        if length:
+            copied.update(layer.keys[:, :, :length], layer.values[:, :, :length], number)
     return copied

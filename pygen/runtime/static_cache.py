@@ -37,7 +37,8 @@ class _Extent:
 
     rows: int
     capacity: int
-    device_length: Tensor  # () int64
+    span: Tensor  # (2,) int64: positions that the rows of a prompt share, and positions in use
+    device_length: Tensor  # () int64, the latter
     positions: Tensor  # (count,) int64, of the running forward
     rows_in_use: int = 0
     length: int = 0
@@ -158,14 +159,18 @@ class StaticCache(_Sized, _Cache):
         for name, value in (("rows", rows), ("capacity", capacity)):
             if checks.count(name, value) == 0:
                 raise ValueError(f"`{name}` must be >= 1, got 0")
-        start = torch.zeros((), dtype=torch.int64, device=device)
-        self.extent = _Extent(rows, capacity, start, start.view(1))
+        span = torch.zeros(2, dtype=torch.int64, device=device)
+        self.extent = _Extent(rows, capacity, span, span[1], span[1:])
         self._next_layer = 0
         super().__init__(layers=[StaticLayer(self.extent, kind == "sliding_attention") for kind in kinds])
 
     @classmethod
-    def for_model(cls, model: Any, *, rows: int, capacity: int) -> StaticCache | EncoderDecoderStaticCache:
+    def for_model(
+        cls, model: Any, *, rows: int, capacity: int, encoder_positions: int | None = None
+    ) -> StaticCache | EncoderDecoderStaticCache:
         """A cache for `model`, a transformers model: a pair of them for an encoder-decoder.
+
+        encoder_positions: of the encoder's output; None leaves them to the first that comes.
 
         Nothing is allocated until keys and values come. Raises CacheRefused with what `refusal(model)` says.
         """
@@ -176,7 +181,8 @@ class StaticCache(_Sized, _Cache):
         cache = cls(kinds, rows=rows, capacity=capacity, device=model.device)
         if not model.config.is_encoder_decoder:
             return cache
-        return EncoderDecoderStaticCache(cache, CrossAttentionCache(len(kinds), rows=rows, device=model.device))
+        crossed = CrossAttentionCache(len(kinds), rows=rows, positions=encoder_positions, device=model.device)
+        return EncoderDecoderStaticCache(cache, crossed)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -285,7 +291,11 @@ class StaticCache(_Sized, _Cache):
         if self.length and self.rows_in_use:
             reorder_cache(self._tensors(), beam_idx.to(self.device_length.device), 0, self.length)
 
-    def reorder_suffix(self, source_rows: Tensor, shared: Tensor, generated: int | Tensor) -> None:
+    def share_prefix(self) -> None:
+        """Tells that the rows of a prompt have all positions in use in common, and may differ in later ones."""
+        self.extent.span[0].fill_(self.length)
+
+    def reorder_suffix(self, source_rows: Tensor, shared: Tensor, generated: int | None) -> None:
         """Makes every row r a copy of row `source_rows[r]`, of which it already has all but the last positions.
 
             first = length - generated + shared[r]
@@ -293,16 +303,12 @@ class StaticCache(_Sized, _Cache):
 
         Arguments:
             source_rows, shared: (rows,) int64.
-            generated: the newest positions, in which rows of one prompt may differ. As a tensor, () int64 on the
-                device, nothing is read by the host and nothing is checked, so that the call can be captured: rows then
-                take over everything up to the capacity.
+            generated: the newest positions, in which rows of one prompt may differ. None: all since `share_prefix`,
+                by the lengths that are on the device, so that the call can be captured; nothing is checked.
         """
-        if not self.length:
-            return
-        if isinstance(generated, Tensor):
-            first = (self.device_length - generated + shared).clamp(min=0)
-            reorder_cache_unchecked(self._tensors(), source_rows, first, self.capacity)
-        elif generated:
+        if generated is None:
+            reorder_cache_unchecked(self._tensors(), source_rows, shared, self.capacity, self.extent.span)
+        elif self.length and generated:
             first = (self.length - generated + shared).clamp(min=0)
             reorder_cache(self._tensors(), source_rows, first, self.length)
 
@@ -313,14 +319,19 @@ class StaticCache(_Sized, _Cache):
 class CrossAttentionCache(StaticCache):
     """What a decoder's layers made of the encoder's output: written once per call, and read whole.
 
-    The first output decides the length. After `reset` another of the same length is written into the same buffers.
+    Where `positions` is None the first output decides the length. After `reset` another of the same length is written
+    into the same buffers.
     """
 
-    def __init__(self, num_layers: int, *, rows: int, device: torch.device | str = "cpu") -> None:
-        super().__init__(["full_attention"] * num_layers, rows=rows, capacity=1, device=device)
+    def __init__(
+        self, num_layers: int, *, rows: int, positions: int | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        self.positions = positions
+        capacity = 1 if positions is None else positions
+        super().__init__(["full_attention"] * num_layers, rows=rows, capacity=capacity, device=device)
 
     def _begin(self, rows: int, count: int) -> None:
-        if not self.layers[0].is_initialized:
+        if self.positions is None and not self.layers[0].is_initialized:
             self.extent.capacity = count
         elif count != self.capacity:
             raise ValueError(f"the cache is for {self.capacity} positions of an encoder, got {count}")
@@ -330,11 +341,21 @@ class CrossAttentionCache(StaticCache):
 class EncoderDecoderStaticCache(_Sized, _EncoderDecoderCache):
     """A `StaticCache` for the decoder's attention to itself, and a `CrossAttentionCache`.
 
-    Lengths, `crop` and `reorder_suffix` concern the first alone: beams of a prompt share the encoder's output.
+    Lengths, `crop`, `share_prefix` and `reorder_suffix` concern the first alone: beams of a prompt share the encoder's
+    output.
+
+    Attributes:
+        encoder_positions: what the second is for, or None; see there.
+        encoder_length: those of the running call that are not padding.
     """
 
     self_attention_cache: StaticCache
     cross_attention_cache: CrossAttentionCache
+    encoder_length = 0
+
+    @property
+    def encoder_positions(self) -> int | None:
+        return self.cross_attention_cache.positions
 
     @property
     def extent(self) -> _Extent:  # type: ignore[override]
@@ -359,5 +380,8 @@ class EncoderDecoderStaticCache(_Sized, _EncoderDecoderCache):
         self.self_attention_cache.batch_select_indices(indices)
         self.cross_attention_cache.batch_select_indices(indices)
 
-    def reorder_suffix(self, source_rows: Tensor, shared: Tensor, generated: int | Tensor) -> None:
+    def share_prefix(self) -> None:
+        self.self_attention_cache.share_prefix()
+
+    def reorder_suffix(self, source_rows: Tensor, shared: Tensor, generated: int | None) -> None:
         self.self_attention_cache.reorder_suffix(source_rows, shared, generated)

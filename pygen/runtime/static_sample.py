@@ -1,10 +1,9 @@
-"""The draw of a captured step: `sample` over knobs that stay where they are, filled anew for every call."""
+"""The draw of a captured step: `sample` over knobs and a state that stay where they are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,43 +13,18 @@ from pygen.ops import RowStatus, SampleOutput, prepare_sample
 from pygen.ops._noise import Noise
 from pygen.ops._shaping import Shaping
 from pygen.ops.sample import PreparedSample
+from pygen.runtime.static_knobs import NO_TOKEN, KnobForm, fill_prompts, generator_words, no_tokens, rounded_up
 from pygen.runtime.stop_poll import StepMessage
 
-# Knobs of one value a row, with the one that does nothing.
-_NEUTRAL: dict[str, float | int] = {
-    "temperature": 1.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "top_h": 0.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "no_repeat_ngram_size": 0,
-    "min_tokens_to_keep": 1,
-}
-# Lists of ids are rounded up to whole numbers of these, with ids that mean nothing, so that calls may share a capture.
+# Lists of EOS ids are rounded up to whole numbers of these, with ids that mean nothing.
 _EOS_IDS = 8
-_BANNED_IDS = 32
-_NO_TOKEN = -1
 
 
 @dataclass(frozen=True)
 class SampleForm:
-    """What is fixed when a draw is captured; calls of equal form share it.
+    """What is fixed when a draw is captured; calls of equal form share it. draws: some row is not greedy."""
 
-    knobs: the names of those that act on some step; a call gives them any values. draws: some row is not greedy.
-    """
-
-    rows: int
-    vocab_size: int
-    dtype: torch.dtype
-    knobs: tuple[str, ...]
-    has_bias: bool
-    num_banned: int
+    knobs: KnobForm
     num_eos: int
     num_logprobs: int
     draws: bool
@@ -61,18 +35,11 @@ class SampleForm:
 
 def form_of(draws: Sequence[PreparedSample], state: DecodeState, *, num_logprobs: int, on_invalid: str) -> SampleForm:
     """`draws`: the call's ops, one per segment of its steps. state: what they are bound to."""
-    shapings = [draw.shaping for draw in draws]
-    first, noise = shapings[0], draws[0].noise
+    noise = draws[0].noise
     assert noise is not None
-    banned = [0 if shaping.suppress is None else shaping.suppress.numel() for shaping in shapings]
     return SampleForm(
-        rows=first.like.rows,
-        vocab_size=first.like.vocab_size,
-        dtype=first.dtype,
-        knobs=tuple(name for name in _NEUTRAL if noise.draws or name != "temperature" if _acts(name, shapings)),
-        has_bias=any(shaping.bias is not None for shaping in shapings),
-        num_banned=_rounded_up(max(banned), _BANNED_IDS),
-        num_eos=0 if state.eos_token_ids is None else _rounded_up(state.eos_token_ids.numel(), _EOS_IDS),
+        knobs=KnobForm.of([draw.shaping for draw in draws], noise.draws),
+        num_eos=0 if state.eos_token_ids is None else rounded_up(state.eos_token_ids.numel(), _EOS_IDS),
         num_logprobs=num_logprobs,
         draws=noise.draws,
         rng=noise.rng if noise.draws else "philox",
@@ -82,51 +49,38 @@ def form_of(draws: Sequence[PreparedSample], state: DecodeState, *, num_logprobs
     )
 
 
-def _acts(name: str, shapings: Sequence[Shaping]) -> bool:
-    values = [getattr(shaping, name) for shaping in shapings]
-    return any(isinstance(value, Tensor) or value != _NEUTRAL[name] for value in values)
-
-
-def _rounded_up(count: int, step: int) -> int:
-    return -(-count // step) * step
-
-
 class StaticSample:
-    """A state of its own, and the op bound to it.
-
-    The prompts of a call stand at the right end of the first `capacity` columns, behind ids that are outside every
-    vocabulary; so what a step sees of them does not depend on their length.
+    """A state of its own, of `capacity` columns for prompts and as many for tokens, and the op bound to it.
 
     state, message: what the op writes; `message.output` is what it returns.
     """
 
+    STAYS_AT_THE_END = False
+
     def __init__(self, example: Tensor, form: SampleForm, capacity: int) -> None:
         """`example`: logits (rows, vocab_size) like those that will come."""
-        device = example.device
+        device, rows = example.device, form.knobs.rows
         self.form, self.capacity = form, capacity
-        self.message = StepMessage(form.rows, form.num_logprobs, device)
+        self.message = StepMessage(rows, form.num_logprobs, device)
         torch_noise = form.draws and form.rng == "torch"
         self.state = DecodeState(
-            token_ids=torch.zeros((form.rows, 2 * capacity), dtype=torch.int64, device=device),
-            history=torch.full((form.rows, 2 * capacity), _NO_TOKEN, dtype=torch.int64, device=device),
+            token_ids=torch.zeros((rows, 2 * capacity), dtype=torch.int64, device=device),
+            history=torch.full((rows, 2 * capacity), NO_TOKEN, dtype=torch.int64, device=device),
             prompt_length=capacity,
-            num_generated=torch.zeros(form.rows, dtype=torch.int64, device=device),
-            finished=torch.zeros(form.rows, dtype=torch.bool, device=device),
+            num_generated=torch.zeros(rows, dtype=torch.int64, device=device),
+            finished=torch.zeros(rows, dtype=torch.bool, device=device),
             unfinished=self.message.unfinished,
-            eos_token_ids=_ids(form.num_eos, device) if form.num_eos else None,
+            eos_token_ids=no_tokens(form.num_eos, device) if form.num_eos else None,
             pad_token_id=form.pad_token_id,
             steps=self.message.steps,
-            generator_state=_generator_words(device) if torch_noise else None,
+            generator_state=generator_words(device) if torch_noise else None,
         )
-        knobs: dict[str, Any] = {name: _per_row(name, form.rows, device) for name in form.knobs}
         self._op = prepare_sample(
             example,
-            **knobs,
-            bias=torch.zeros(form.vocab_size, device=device) if form.has_bias else None,
-            suppress=_ids(form.num_banned, device) if form.num_banned else None,
+            **form.knobs.arguments(device),
             do_sample=form.draws,
             rng=form.rng,
-            seed=[0] * form.rows if form.draws and not torch_noise else None,
+            seed=[0] * rows if form.draws and not torch_noise else None,
             logprobs=form.num_logprobs,
             state=self.state,
             out=self.message.output,
@@ -140,33 +94,22 @@ class StaticSample:
 
     def begin(self, state: DecodeState, noise: Noise) -> None:
         """Takes over the prompts, the ids that end rows and the seeds of a call. Knobs come with `set_knobs`."""
-        own, length, end = self.state, state.prompt_length, self.capacity
-        own.token_ids[:, end - length : end] = state.token_ids[:, :length]
-        own.history.fill_(_NO_TOKEN)
-        own.history[:, end - length : end] = state.history[:, :length]
+        own = self.state
+        fill_prompts(own, state, self.capacity)
         own.num_generated.zero_()
         own.finished.zero_()
-        own.unfinished.fill_(self.form.rows)
+        own.unfinished.fill_(own.rows)
         assert own.steps is not None
         own.steps.zero_()
         if own.eos_token_ids is not None and state.eos_token_ids is not None:
-            own.eos_token_ids.fill_(_NO_TOKEN)[: state.eos_token_ids.numel()] = state.eos_token_ids
+            own.eos_token_ids.fill_(NO_TOKEN)[: state.eos_token_ids.numel()] = state.eos_token_ids
         if own.generator_state is None and self.form.draws:
             assert self._op.noise is not None
             self._op.noise.seeds.copy_(noise.seeds)
 
     def set_knobs(self, shaping: Shaping) -> None:
         """Makes the steps that are queued from here on act as `shaping` says."""
-        own = self._op.shaping
-        for name in self.form.knobs:
-            value, target = getattr(shaping, name), getattr(own, name)
-            target.copy_(value) if isinstance(value, Tensor) else target.fill_(value)
-        if own.bias is not None:
-            own.bias.zero_() if shaping.bias is None else own.bias.copy_(shaping.bias)
-        if own.suppress is not None:
-            own.suppress.fill_(_NO_TOKEN)
-            if shaping.suppress is not None:
-                own.suppress[: shaping.suppress.numel()] = shaping.suppress
+        self.form.knobs.fill(self._op.shaping, shaping)
 
     def finish(self, state: DecodeState, steps: int) -> None:
         """Writes what the first `steps` steps did into the call's state; of later ones nothing is left."""
@@ -196,19 +139,3 @@ class StaticSample:
             table.scatter_(1, columns, output.token_ids[:, None])
         state.finished.logical_or_(bad)
         state.unfinished.copy_((~state.finished).sum())
-
-
-def _ids(count: int, device: torch.device) -> Tensor:
-    return torch.full((count,), _NO_TOKEN, dtype=torch.int64, device=device)
-
-
-def _per_row(name: str, rows: int, device: torch.device) -> Tensor:
-    neutral = _NEUTRAL[name]
-    dtype = torch.int64 if isinstance(neutral, int) else torch.float32
-    return torch.full((rows,), neutral, dtype=dtype, device=device)
-
-
-def _generator_words(device: torch.device) -> Tensor:
-    if device.type == "cuda":
-        return torch.zeros(2, dtype=torch.int64, device=device)
-    return torch.default_generator.get_state()

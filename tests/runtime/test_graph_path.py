@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,49 +13,15 @@ from transformers import DynamicCache
 
 import pygen
 from pygen.generate import generate
-from pygen.runtime.cuda_graph import CAPTURES
 from tests.generate.models import FAMILIES, VOCAB_SIZE, hf_model
-from tests.runtime.captures import PlainCalls, TapedForward
+from tests.runtime.calls import Collect, same
 
 STEPS = 9
 PROMPTS = torch.randint(1, VOCAB_SIZE, (3, 6), generator=torch.Generator().manual_seed(0))
 PADDED = {"attention_mask": torch.tensor([[1] * 6, [0] * 4 + [1] * 2, [0] + [1] * 5])}
 
 
-@pytest.fixture(autouse=True, params=[PlainCalls, TapedForward])
-def capture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setitem(CAPTURES, "cpu", request.param)
-    monkeypatch.setattr(request.param, "made", 0)
-    yield request.param
-    for family in FAMILIES:
-        pygen.release(hf_model(family))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-class Collect:
-    """Everything that a streamer gets; it may fail, or do something else, at a step."""
-
-    def __init__(self, at: int = -1, action: Any = None) -> None:
-        self.events: list[Any] = []
-        self._at, self._action = at, action
-
-    def put(self, value: Tensor) -> None:
-        self.events.append(value.tolist())
-
-    def put_step(self, tokens: Tensor, logprobs: Tensor | None, reasons: list[str | None]) -> None:
-        if len(self.events) - 1 == self._at:
-            self._action()
-        self.events.append((tokens.tolist(), None if logprobs is None else logprobs.tolist(), reasons))
-
-    def end(self) -> None:
-        self.events.append("end")
+pytestmark = pytest.mark.usefixtures("capture", "one_thread")
 
 
 def run(runtime: str, model: Any, inputs: Tensor = PROMPTS, **settings: Any) -> dict[str, Any]:
@@ -77,15 +42,6 @@ def run(runtime: str, model: Any, inputs: Tensor = PROMPTS, **settings: Any) -> 
         found |= {"top": None if top is None else [*top], "length": output.past_key_values.get_seq_length()}
         assert type(output.past_key_values) is DynamicCache
     return {**found, "events": streamer.events, "generator": torch.get_rng_state()}
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equal, but for the last bits of log-probabilities: attention over more masked positions adds up otherwise."""
-    if isinstance(a, Tensor):
-        return torch.allclose(a, b, atol=1e-4) if a.is_floating_point() else torch.equal(a, b)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return bool(a == pytest.approx(b, abs=1e-4)) if isinstance(a, float) else bool(a == b)
 
 
 def check(model: Any, inputs: Tensor = PROMPTS, **settings: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pygen.generate import generate
 from pygen.runtime import captures
 from pygen.runtime.choice import LEAST_STEPS, compile_options
 from pygen.runtime.cuda_graph import CAPTURES
-from tests.generate.models import cached_model, encoder_decoder, hf_model
+from tests.generate.models import cached_model, hf_model
 from tests.runtime.captures import PlainCalls
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 3]])
@@ -67,10 +67,17 @@ def with_other_attention() -> Any:
     return model
 
 
+def with_own_reordering() -> Any:
+    model = copy.deepcopy(llama())
+    model._reorder_cache = lambda cache, rows: cache
+    return model
+
+
 DICT = {"return_dict_in_generate": True}
 REASONS: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
-    "beams": (llama, {"num_beams": 2}, "steps of beam search are not captured in this version"),
-    "beam sampling": (llama, {"num_beams": 2, "do_sample": True}, "steps of beam sample are not captured"),
+    "beams": (llama, {"num_beams": 2, "logits_processor": [keep]}, r"`logits_processor\[0\]` .* a call of Python"),
+    "beam sampling": (llama, {"num_beams": 2, "do_sample": True, "stopping_criteria": [never]}, "criterion never is"),
+    "reordering": (with_own_reordering, {"num_beams": 2}, "rows of its cache by a `_reorder_cache` of its own"),
     "groups": (llama, {"num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 0.5}, "steps of group beam search"),
     "constraints": (llama, {"num_beams": 2, "force_words_ids": [[7]]}, "steps of constrained beam search"),
     "prompt lookup": (llama, {"prompt_lookup_num_tokens": 2}, "steps of assisted generation are not captured"),
@@ -90,7 +97,6 @@ REASONS: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "dynamic cache": (llama, {"cache_implementation": "dynamic"}, "`cache_implementation`='dynamic' is another"),
     "static cache": (llama, {"cache_implementation": "static", **DICT}, "has to be the static cache"),
     "module": (cached_model, {}, "CachedModel is no model of transformers"),
-    "encoder": (lambda: encoder_decoder("t5"), {"decoder_start_token_id": 0}, "of encoder-decoder models are not"),
     "compiled": (compiled, {}, "the model is compiled already"),
     "training": (in_training, {}, "the model is in training mode"),
     "hook": (hooked, {}, r"`model\.layers\.1` has hooks"),
@@ -246,7 +252,7 @@ def test_the_sizes_that_are_kept(capturing: Any) -> None:
     for rows in (1, 2, 3, 4, 1, 5):
         generate(model, IDS[:1].repeat(rows, 1), runtime="graph", **LIMIT)
     assert capturing.made == 5
-    assert [rows for rows, _ in captures._slots[model]] == [3, 4, 1, 5]
+    assert [rows for rows, *_ in captures._slots[model]] == [3, 4, 1, 5]
 
 
 class Nested:

@@ -214,6 +214,7 @@ def test_beams_move_their_suffixes_only(family: str, on_device: bool) -> None:
     readers.read(PROMPTS, VISIBLE)
     for reader in readers.both:
         reader.expand(2)
+    ours.cache.share_prefix()
     prompt = [tensor[:, :, :7].clone() for tensor in readers.buffers()]
     token, generator = torch.arange(1, 7)[:, None], torch.Generator().manual_seed(2)
     histories: list[list[int]] = [[] for _ in range(6)]
@@ -227,7 +228,7 @@ def test_beams_move_their_suffixes_only(family: str, on_device: bool) -> None:
         generated = step + 1
         if on_device:
             with no_host_reads():
-                ours.cache.reorder_suffix(source_rows, shared, torch.tensor(generated))
+                ours.cache.reorder_suffix(source_rows, shared, None)
         else:
             assert verbs.reorder(ours.cache, source_rows, shared, generated) is ours.cache
         theirs.cache.reorder_cache(source_rows)
@@ -364,23 +365,23 @@ def test_the_same_step_again_goes_on_by_itself(family: str, attention: str, repl
 
 
 def test_beams_in_a_replayed_step() -> None:
-    """The reordering is part of the step; how many tokens were generated is counted on the device."""
+    """The reordering is part of the step; how far the rows have come is counted on the device."""
     readers = Readers("llama", rows=6)
     ours, theirs = readers.both
     readers.read(PROMPTS, VISIBLE)
     for reader in readers.both:
         reader.expand(2)
+    readers.static.share_prefix()
     token = torch.arange(1, 7)[:, None]
     step, tape = Step(ours, token), Tape()
-    sources, shared, generated = torch.arange(6), torch.zeros(6, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
+    sources, shared = torch.arange(6), torch.zeros(6, dtype=torch.int64)
     for index in range(6):
         swapped = torch.tensor([1, 0, 3, 2, 4, 4]) if index % 2 else torch.arange(6)
         sources.copy_(swapped)
         if index == 0:
             with tape, use_backend("torch"):
                 step()
-                generated.add_(1)
-                readers.static.reorder_suffix(sources, shared, generated)
+                readers.static.reorder_suffix(sources, shared, None)
                 step.token.copy_(step.token[sources])
         else:
             tape.replay()
@@ -551,6 +552,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "another encoder": (
         lambda: stand_in(transformers.GPT2Config(add_cross_attention=True)),
         "attends to an encoder that is not its own",
+    ),
+    "two texts in one": (
+        lambda: stand_in(transformers.T5Gemma2Config()),
+        "attends to its own text and the encoder's in one",
     ),
     "flash attention": (
         lambda: stand_in(transformers.LlamaConfig(attn_implementation="flash_attention_2")),

@@ -1,0 +1,117 @@
+"""The knobs of a captured step: tables that stay where they are, filled anew for every call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pygen.ops._shaping import Shaping
+
+# Knobs of one value a row, with the one that does nothing.
+_NEUTRAL: dict[str, float | int] = {
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "top_h": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "no_repeat_ngram_size": 0,
+    "min_tokens_to_keep": 1,
+}
+# Lists of banned ids are rounded up to whole numbers of these, with ids that mean nothing, so that calls may share a
+# capture.
+_BANNED_IDS = 32
+NO_TOKEN = -1
+
+
+@dataclass(frozen=True)
+class KnobForm:
+    """What is fixed of the knobs when a step is captured; calls of equal form share it.
+
+    names: of those that act on some step; a call gives them any values.
+    """
+
+    rows: int
+    vocab_size: int
+    dtype: torch.dtype
+    names: tuple[str, ...]
+    has_bias: bool
+    num_banned: int
+
+    @classmethod
+    def of(cls, shapings: Sequence[Shaping], draws: bool) -> KnobForm:
+        """`shapings`: those of a call, one per segment of its steps. draws: some row is not greedy."""
+        first = shapings[0]
+        banned = [0 if shaping.suppress is None else shaping.suppress.numel() for shaping in shapings]
+        return cls(
+            rows=first.like.rows,
+            vocab_size=first.like.vocab_size,
+            dtype=first.dtype,
+            names=tuple(name for name in _NEUTRAL if draws or name != "temperature" if _acts(name, shapings)),
+            has_bias=any(shaping.bias is not None for shaping in shapings),
+            num_banned=rounded_up(max(banned), _BANNED_IDS),
+        )
+
+    def arguments(self, device: torch.device) -> dict[str, Any]:
+        """Knobs of an op, in tables of their own and without effect."""
+        return {
+            **{name: _per_row(name, self.rows, device) for name in self.names},
+            "bias": torch.zeros(self.vocab_size, device=device) if self.has_bias else None,
+            "suppress": no_tokens(self.num_banned, device) if self.num_banned else None,
+        }
+
+    def fill(self, own: Shaping, shaping: Shaping) -> None:
+        """Makes the steps that are queued from here on, of an op prepared with `arguments`, act as `shaping` says."""
+        for name in self.names:
+            value, target = getattr(shaping, name), getattr(own, name)
+            target.copy_(value) if isinstance(value, Tensor) else target.fill_(value)
+        if own.bias is not None:
+            own.bias.zero_() if shaping.bias is None else own.bias.copy_(shaping.bias)
+        if own.suppress is not None:
+            own.suppress.fill_(NO_TOKEN)
+            if shaping.suppress is not None:
+                own.suppress[: shaping.suppress.numel()] = shaping.suppress
+
+
+def rounded_up(count: int, step: int) -> int:
+    return -(-count // step) * step
+
+
+def no_tokens(count: int, device: torch.device) -> Tensor:
+    return torch.full((count,), NO_TOKEN, dtype=torch.int64, device=device)
+
+
+def generator_words(device: torch.device) -> Tensor:
+    """Room for what stands for a torch.Generator; see `DecodeState.generator_state`."""
+    if device.type == "cuda":
+        return torch.zeros(2, dtype=torch.int64, device=device)
+    return torch.default_generator.get_state()
+
+
+def fill_prompts(own: Any, state: Any, capacity: int) -> None:
+    """Sets the prompts of `state` into the right end of the first `capacity` columns of `own`, behind ids that are
+    outside every vocabulary; so what a step sees of them does not depend on their length."""
+    length = state.prompt_length
+    own.token_ids[:, capacity - length : capacity] = state.token_ids[:, :length]
+    own.history.fill_(NO_TOKEN)
+    own.history[:, capacity - length : capacity] = state.history[:, :length]
+
+
+def _acts(name: str, shapings: Sequence[Shaping]) -> bool:
+    values = [getattr(shaping, name) for shaping in shapings]
+    return any(isinstance(value, Tensor) or value != _NEUTRAL[name] for value in values)
+
+
+def _per_row(name: str, rows: int, device: torch.device) -> Tensor:
+    neutral = _NEUTRAL[name]
+    dtype = torch.int64 if isinstance(neutral, int) else torch.float32
+    return torch.full((rows,), neutral, dtype=dtype, device=device)

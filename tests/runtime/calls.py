@@ -1,0 +1,37 @@
+"""What a call shows of itself, and when that of two calls is the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+
+class Collect:
+    """Everything that a streamer gets; it may fail, or do something else, at a step."""
+
+    def __init__(self, at: int = -1, action: Any = None) -> None:
+        self.events: list[Any] = []
+        self._at, self._action = at, action
+
+    def put(self, value: Tensor) -> None:
+        self.events.append(value.tolist())
+
+    def put_step(self, tokens: Tensor, logprobs: Tensor | None, reasons: list[str | None]) -> None:
+        if len(self.events) - 1 == self._at:
+            self._action()
+        self.events.append((tokens.tolist(), None if logprobs is None else logprobs.tolist(), reasons))
+
+    def end(self) -> None:
+        self.events.append("end")
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal, but for the last bits of log-probabilities: attention over more masked positions adds up otherwise."""
+    if isinstance(a, Tensor):
+        return torch.allclose(a, b, atol=1e-4, equal_nan=True) if a.is_floating_point() else torch.equal(a, b)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == pytest.approx(b, abs=1e-4)) if isinstance(a, float) else bool(a == b)
