@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import pygen
 from pygen.generate import generate
-from tests.generate.models import FAMILIES, VOCAB_SIZE, hf_model
+from tests.generate.models import ENCODER_DECODERS, FAMILIES, VOCAB_SIZE, encoder_decoder, hf_model
 from tests.runtime.calls import Collect, same
 
 STEPS = 9
@@ -24,7 +25,7 @@ ENDS = {"eos_token_id": list(range(40, 60)), "pad_token_id": 0}
 pytestmark = pytest.mark.usefixtures("capture", "one_thread")
 
 
-def run(runtime: str, model: Any, inputs: Tensor = PROMPTS, **settings: Any) -> dict[str, Any]:
+def run(runtime: str, model: Any, inputs: Tensor | None = PROMPTS, **settings: Any) -> dict[str, Any]:
     """Everything that a call leaves behind; what a cache holds comes layer by layer."""
     torch.manual_seed(5)
     settings = {"max_new_tokens": STEPS, "num_beams": 3, "return_dict_in_generate": True, **settings}
@@ -37,12 +38,14 @@ def run(runtime: str, model: Any, inputs: Tensor = PROMPTS, **settings: Any) -> 
     if isinstance(output, Tensor):
         return {"sequences": output, "generator": torch.get_rng_state()}
     found = {name: getattr(output, name) for name in ("sequences", "beam_indices", "finish_reason")}
-    found["cache"] = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+    cache = output.past_key_values
+    caches = [cache.self_attention_cache, cache.cross_attention_cache] if hasattr(cache, "is_updated") else [cache]
+    found["cache"] = [(layer.keys, layer.values) for part in caches for layer in part.layers]
     events = None if streamer is None else streamer.events
     return {**found, "events": events, "generator": torch.get_rng_state()}
 
 
-def check(model: Any, inputs: Tensor = PROMPTS, **settings: Any) -> dict[str, Any]:
+def check(model: Any, inputs: Tensor | None = PROMPTS, **settings: Any) -> dict[str, Any]:
     """The graph path against the eager one; returns what both found."""
     make = settings.pop("streamer", lambda: None)
     eager, graph = (run(runtime, model, inputs, streamer=make(), **settings) for runtime in ("eager", "graph"))
@@ -225,3 +228,14 @@ def test_prompts_are_read_once() -> None:
     model.model.forward = watched
     generate(model, PROMPTS, num_beams=4, max_new_tokens=2, runtime="graph")
     assert seen[0] == (3, 6) and seen[1] == (12, 1)
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_encoder_decoder_models(family: str) -> None:
+    """The beams of a prompt share the encoder's output."""
+    model = encoder_decoder(family)
+    features = torch.randn(3, 8, 40, generator=torch.Generator().manual_seed(1))
+    inputs = {"input_features": features} if family == "whisper" else {"input_ids": PROMPTS, **PADDED}
+    for settings in (ENDS, {"do_sample": True, "seed": 2, **ENDS}, {"num_return_sequences": 2, "length_penalty": 2.0}):
+        check(model, None, decoder_start_token_id=1, **inputs, **settings)
+    pygen.release(model)
