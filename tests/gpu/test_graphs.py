@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -37,17 +39,25 @@ def test_replays_equal_eager_calls(backend: str, knobs: dict[str, float]) -> Non
 
 
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
-def test_replayed_beam_steps(backend: str) -> None:
+def test_a_search_of_replays(backend: str) -> None:
+    """The state counts the steps, so that every replay makes the next one."""
     logits = torch.randn(8, 20000, device=DEVICE)
     prompt = torch.ones(2, 3, dtype=torch.int64, device=DEVICE)
-    state, other = (BeamState.create(prompt, 8, 4) for _ in range(2))
+    wanted, state = (BeamState.create(prompt, 8, 4) for _ in range(2))
+    state = dataclasses.replace(state, steps=torch.zeros(8, dtype=torch.int64, device=DEVICE))
+    eager = prepare_beam_step(logits, wanted, backend=backend)
     prepared = prepare_beam_step(logits, state, backend=backend)
-    eager = prepare_beam_step(logits, other, backend=backend)
-    before = {name: value.clone() for name, value in vars(state).items() if isinstance(value, torch.Tensor)}
-    graph = captured(lambda: prepared(logits, step=0))
-    for name, value in before.items():
-        getattr(state, name).copy_(value)
-    graph.replay()
-    eager(logits, step=0)
-    for name in before:
-        assert getattr(state, name).equal(getattr(other, name)), name
+    before = copy.deepcopy(state)
+    graph = captured(lambda: prepared(logits))
+    for name, value in vars(before).items():
+        if isinstance(value, torch.Tensor):
+            getattr(state, name).copy_(value)
+    for step in range(8):
+        logits.copy_(torch.randn(8, 20000, device=DEVICE))
+        graph.replay()
+        for one, other in zip(prepared.out, eager(logits, step=step), strict=True):
+            assert one.equal(other)
+        assert state.tokens(step + 1).equal(wanted.tokens(step + 1))
+    for name in ("slots", "shared", "running_scores", "step_tokens", "step_parents", "finished_scores", "unfinished"):
+        assert getattr(state, name).equal(getattr(wanted, name)), name
+    assert state.steps is not None and state.steps.tolist() == [8] * 8

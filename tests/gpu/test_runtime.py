@@ -1,92 +1,252 @@
-"""Captured steps on a GPU: tokens as eagerly, other calls on the same capture, failures, and memory."""
+"""Captured steps on a GPU: tokens as eagerly and as transformers, other calls on the same captures, failures, launches,
+seconds and memory."""
 
 from __future__ import annotations
 
 import copy
 import random
+import time
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import pygen
-from tests.generate.models import hf_model
+from benchmarks import gpu_counters, gpu_models
+from pygen.runtime.cuda_graph import CAPTURES
+from tests.generate.models import ENCODER_DECODERS, encoder_decoder, hf_model
 
-IDS = torch.randint(1, 100, (3, 5), generator=torch.Generator().manual_seed(0))
+DEVICE = torch.device("cuda")
+PROMPTS = torch.randint(1, 100, (3, 20), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+IDS = PROMPTS[:, :5]
 STEPS = 40
+# Positions of the smallest bucket.
+ROOM = 64
+ENDS: dict[str, Any] = {"eos_token_id": [*range(10, 20)], "pad_token_id": 1}
+BEAMS: dict[str, Any] = {"num_beams": 4, **ENDS}
 
 
 def model_of(family: str) -> Any:
-    return copy.deepcopy(hf_model(family)).cuda()
+    if family not in ENCODER_DECODERS:
+        return copy.deepcopy(hf_model(family)).to(DEVICE)
+    model = copy.deepcopy(encoder_decoder(family)).to(DEVICE)
+    model.generation_config.decoder_start_token_id = 0
+    return model
 
 
-def tokens_of(runtime: str, model: Any, **settings: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def rng_state() -> Tensor:
+    return torch.cuda.get_rng_state()
+
+
+def tokens_of(runtime: str, model: Any, ids: Tensor = IDS, **settings: Any) -> tuple[Tensor, Tensor]:
+    """What a call returns, and the generator after it."""
     torch.manual_seed(3)
-    tokens = pygen.generate(model, IDS.cuda(), runtime=runtime, **{"max_new_tokens": STEPS, **settings})
-    return tokens, torch.cuda.get_rng_state()
+    tokens = pygen.generate(model, ids, runtime=runtime, **{"max_new_tokens": STEPS, **settings})
+    assert isinstance(tokens, Tensor)
+    return tokens, rng_state()
 
 
-def check(model: Any, **settings: Any) -> None:
-    eager, graph = (tokens_of(runtime, model, **settings) for runtime in ("eager", "graph"))
+def check(model: Any, ids: Tensor = IDS, **settings: Any) -> None:
+    eager, graph = (tokens_of(runtime, model, ids, **settings) for runtime in ("eager", "graph"))
     assert eager[0].equal(graph[0]) and eager[1].equal(graph[1])
 
 
-SETTINGS: list[dict[str, Any]] = [
-    {},
-    {"do_sample": True},
-    {"do_sample": True, "seed": 3, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.2, "no_repeat_ngram_size": 3},
-    {"do_sample": True, "num_return_sequences": 2, "eos_token_id": [*range(10)], "pad_token_id": 0},
-    {"on_invalid": "eos", "eos_token_id": 7, "pad_token_id": 0, "min_new_tokens": 5},
-    {"compile_config": pygen.CompileConfig()},
-]
+# What transformers has, too.
+SHARED: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampling": {"do_sample": True},
+    "penalties": {"do_sample": True, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.2, "no_repeat_ngram_size": 3},
+    "copies": {"do_sample": True, "num_return_sequences": 2, **ENDS},
+    "beams": BEAMS,
+    "beams, no end": {"num_beams": 4},
+    "beams, sampled": {**BEAMS, "do_sample": True, "top_k": 30, "temperature": 1.5},
+    "beams, early": {**BEAMS, "early_stopping": True},
+    "beams, never": {**BEAMS, "early_stopping": "never", "length_penalty": 2.0},
+    "beams, short": {**BEAMS, "length_penalty": -1.5, "num_return_sequences": 3, "repetition_penalty": 1.3},
+    "beams, long": {**BEAMS, "num_beams": 2, "min_new_tokens": 6, "length_penalty": 0.5},
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    **SHARED,
+    "seed": {"do_sample": True, "seed": 3, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.2},
+    "seeds": {"do_sample": True, "seed": [1, 2, 3], "temperature": [0.5, 1.0, 1.5]},
+    "invalid": {"on_invalid": "eos", **ENDS, "min_new_tokens": 5},
+    "beams, seed": {**BEAMS, "do_sample": True, "seed": 5},
+}
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_as_eager(family: str, settings: dict[str, Any]) -> None:
-    check(model_of(family), **settings)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "t5"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_as_eager(family: str, name: str) -> None:
+    check(model_of(family), **SETTINGS[name])
 
 
-def test_other_parameters_and_models_on_the_same_captures() -> None:
-    models, draw = [model_of("llama"), model_of("gpt2")], random.Random(0)
-    for number in range(26):
-        settings = {"temperature": draw.uniform(0.3, 2.0), "top_p": draw.uniform(0.3, 0.95), "seed": number}
-        settings |= {"repetition_penalty": draw.uniform(1.1, 1.6), "max_new_tokens": draw.randrange(2, STEPS)}
-        check(models[number % 2], do_sample=True, eos_token_id=draw.randrange(100), pad_token_id=0, **settings)
+@pytest.mark.parametrize("settings", [{}, {"do_sample": True}, BEAMS])
+def test_compiled(settings: dict[str, Any]) -> None:
+    check(model_of("llama"), compile_config=pygen.CompileConfig(), **settings)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "t5"])
+@pytest.mark.parametrize("name", SHARED)
+def test_as_transformers(family: str, name: str) -> None:
+    model = model_of(family)
+    ours, state = tokens_of("graph", model, **SHARED[name])
+    torch.manual_seed(3)
+    theirs = model.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=STEPS, **SHARED[name])
+    assert ours.equal(theirs) and state.equal(rng_state())
+
+
+class Count:
+    """Captures, their replays, and the seconds that capturing took."""
+
+    def __init__(self) -> None:
+        self.made = self.replays = 0
+        self.seconds = 0.0
+
+
+@pytest.fixture
+def count(monkeypatch: pytest.MonkeyPatch) -> Count:
+    kind, found = CAPTURES[DEVICE.type], Count()
+
+    class Counted(kind):  # type: ignore[misc,valid-type]
+        def __init__(self, *arguments: Any) -> None:
+            gpu_counters.synchronize(DEVICE)
+            start = time.perf_counter()
+            super().__init__(*arguments)
+            gpu_counters.synchronize(DEVICE)
+            found.seconds += time.perf_counter() - start
+            found.made += 1
+
+        def replay(self) -> None:
+            found.replays += 1
+            super().replay()
+
+    monkeypatch.setitem(CAPTURES, DEVICE.type, Counted)
+    return found
+
+
+def some_call(draw: random.Random) -> tuple[Tensor, dict[str, Any]]:
+    """A prompt and the parameters of sampling that one capture serves."""
+    ids = PROMPTS[:, : draw.randrange(1, 21)]
+    settings: dict[str, Any] = {
+        "do_sample": True,
+        "temperature": draw.choice([draw.uniform(0.3, 2.0), [0.5, 1.0, 2.0]]),
+        "top_p": draw.uniform(0.3, 0.99),
+        "repetition_penalty": draw.uniform(0.8, 1.6),
+        "seed": draw.choice([draw.randrange(2**40), [draw.randrange(2**40) for _ in range(3)]]),
+        "eos_token_id": draw.sample(range(101), draw.randrange(1, 4)),
+        "pad_token_id": 0,
+        "max_new_tokens": draw.randrange(2, ROOM + 2 - ids.shape[1]),
+    }
+    return ids, settings
+
+
+def some_search(draw: random.Random) -> tuple[Tensor, dict[str, Any]]:
+    """The same for four beams; how many ids end a text is part of the capture."""
+    ids, settings = some_call(draw)
+    settings |= {
+        "num_beams": 4,
+        "temperature": draw.uniform(0.3, 2.0),
+        "eos_token_id": draw.sample(range(101), 2),
+        "length_penalty": draw.uniform(-2.0, 2.0),
+        "early_stopping": draw.choice([False, "never"]),
+        "max_new_tokens": draw.randrange(2, ROOM - ids.shape[1]),
+    }
+    return ids, settings
+
+
+@pytest.mark.parametrize(("some", "replays"), [(some_call, 1000), (some_search, 300)])
+def test_one_capture_serves_every_call(some: Any, replays: int, count: Count) -> None:
+    model, draw = model_of("llama"), random.Random(0)
+    for _ in range(20 * replays):
+        ids, settings = some(draw)
+        check(model, ids, **settings)
+        if count.replays >= replays:
+            break
+    assert count.replays >= replays and count.made == 1
+
+
+def test_models_alternate(count: Count) -> None:
+    models, draw = [model_of(family) for family in ("llama", "gpt2", "t5")], random.Random(0)
+    for number in range(24):
+        settings = {**some_call(draw)[1], "max_new_tokens": STEPS}
+        check(models[number % 3], **settings)
+    for model in models:
+        check(model, **BEAMS)
+    assert count.made == 2 * len(models)
 
 
 class Failing(pygen.BaseStreamer):
-    def __init__(self) -> None:
-        self.left = 6
+    def __init__(self, at: int) -> None:
+        self.left = at
 
-    def put(self, value: torch.Tensor) -> None:
-        self.left -= 1
+    def put(self, value: Tensor) -> None:
         if self.left == 0:
             raise KeyError("from the streamer")
+        self.left -= 1
 
     def end(self) -> None:
         pass
 
 
-def test_a_failing_streamer() -> None:
+@pytest.mark.parametrize("at", [1, 2, 7, STEPS])
+def test_a_failing_streamer(at: int, count: Count) -> None:
+    """The generator stands where it would have stood, and the next call is right, by the same capture."""
     model = model_of("llama")
     check(model, do_sample=True)
     states = []
     for runtime in ("eager", "graph"):
         with pytest.raises(KeyError, match="from the streamer"):
-            tokens_of(runtime, model, do_sample=True, streamer=Failing())
-        states.append(torch.cuda.get_rng_state())
+            tokens_of(runtime, model, do_sample=True, streamer=Failing(at))
+        states.append(rng_state())
     assert states[0].equal(states[1])
     check(model, do_sample=True)
+    assert count.made == 1
 
 
-def test_release_gives_all_memory_back() -> None:
-    model = model_of("llama")
-    tokens_of("eager", model, do_sample=True)
-    before = torch.cuda.memory_allocated()
-    tokens_of("graph", model, do_sample=True)
-    held = torch.cuda.memory_allocated()
-    tokens_of("graph", model, do_sample=True)
-    assert before < torch.cuda.memory_allocated() == held
+@pytest.mark.parametrize(("family", "settings"), [("llama", {"do_sample": True}), ("llama", BEAMS), ("t5", {})])
+def test_release_gives_all_memory_back(family: str, settings: dict[str, Any]) -> None:
+    model = model_of(family)
+    tokens_of("eager", model, **settings)
+    before = gpu_counters.allocated_bytes(DEVICE)
+    tokens_of("graph", model, **settings)
+    held = gpu_counters.allocated_bytes(DEVICE)
+    tokens_of("graph", model, **settings)
+    assert before < gpu_counters.allocated_bytes(DEVICE) == held
     pygen.release(model)
-    assert torch.cuda.memory_allocated() == before
+    assert gpu_counters.allocated_bytes(DEVICE) == before
+
+
+@pytest.mark.parametrize("key", gpu_models.MODELS)
+@pytest.mark.parametrize("settings", [{"do_sample": True}, {"num_beams": 4}])
+def test_seconds_of_a_capture(key: str, settings: dict[str, Any], count: Count) -> None:
+    """Two are allowed on an H100."""
+    model = gpu_models.load(key, False, DEVICE)
+    tokens_of("graph", model, **settings, max_new_tokens=4)
+    pygen.release(model)
+    print(f"{gpu_models.MODELS[key][0]}, {settings}: captured in {count.seconds:.2f} s")
+    assert count.made == 1 and count.seconds < 2
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+@pytest.mark.parametrize(
+    ("settings", "launches"),
+    [
+        ({}, 1),
+        ({"do_sample": True, "top_p": 0.9, "repetition_penalty": 1.2}, 1),
+        ({"num_beams": 4}, 3),
+        ({"num_beams": 4, "do_sample": True}, 3),
+    ],
+)
+def test_launches_and_waits_beyond_the_forward(family: str, settings: dict[str, Any], launches: int) -> None:
+    """One launch of a graph for a token, and in it little more than the forward; the host waits for nothing."""
+    model = model_of(family)
+    with gpu_counters.watched_captures(DEVICE) as watched:
+        tokens_of("graph", model, **settings)
+    found = gpu_counters.per_token(
+        lambda steps: tokens_of("graph", model, max_new_tokens=steps, **settings), STEPS, STEPS - 10, DEVICE
+    )
+    assert watched.count == 1 and watched.forward.kernels > 0
+    assert found.graphs == 1
+    assert found.launches + watched.rest.kernels <= launches
+    assert found.waits == 0
