@@ -104,10 +104,10 @@ def generate(
         generator: where noise is taken from without `seed`; None is torch's default generator.
         cancel: once set, generation ends after the step in progress.
         progress: shows a progress bar.
-        runtime: "graph" captures the step of greedy search or sampling in a CUDA graph on first use and replays it for
-            every token, without waiting for the device; later calls with as many rows and of similar length use the
-            capture again, until `pygen.release(model)`. "eager" launches every step. "auto" captures on CUDA where a
-            call is long enough to pay for it; `pygen.explain` tells. The tokens are the same.
+        runtime: "graph" captures the step of greedy search, sampling or beams in a CUDA graph on first use and replays
+            it for every token, without waiting for the device; later calls with as many rows and of similar length use
+            the capture again, until `pygen.release(model)`. "eager" launches every step. "auto" captures on CUDA where
+            a call is long enough to pay for it; `pygen.explain` tells. The tokens are the same.
         kwargs: settings of `GenerationConfig`, the ones below, and inputs of the model.
 
     Settings beyond transformers (also accepted inside a config):
