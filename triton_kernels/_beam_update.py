@@ -3,13 +3,10 @@ the finished hypotheses, the running beams and the rows that hold them."""
 
 import triton
 import triton.language as tl
-from pygen.triton_kernels._scan import LARGE_ID
+from pygen.triton_kernels._beam_rows import LANES, copy_histories, find_rows, share_histories, stay
 from pygen.triton_kernels._select import TILE, cut_of, ordered_key
 
 from pygen.loops.beam_state import NEVER_WINS
-
-LANES = tl.constexpr(64)  # beams or candidates looked at together
-COLUMNS = tl.constexpr(128)  # tokens of a sequence copied together
 
 # Bits of `halves`, as in pygen.ops.beam_step.
 SELECT = tl.constexpr(1)
@@ -193,87 +190,6 @@ def update_running(
     tl.debug_barrier()
 
 
-@triton.jit
-def find_rows(slots, shared, first, num_beams, step, parents, wanted, rows, free, sources, common):
-    """A row for every beam, counted within the prompt, and where it takes its tokens from.
-
-    The first child of a beam stays in its row; every other one takes, of the rows whose beam left no child, the one
-    that has most in common with its parent's, the lowest of several.
-    """
-    for start in range(0, num_beams, LANES):
-        at = start + tl.arange(0, LANES)
-        inside = at < num_beams
-        parent = tl.load(parents + at, mask=inside, other=0)
-        tl.store(wanted + at, tl.load(slots + parent, mask=inside, other=0) - first, mask=inside)
-        tl.store(sources + at, at.to(tl.int64), mask=inside)
-        tl.store(common + at, tl.zeros((LANES,), tl.int64) + step, mask=inside)
-    tl.debug_barrier()
-    for start in range(0, num_beams, LANES):
-        at = start + tl.arange(0, LANES)
-        row = tl.load(wanted + at, mask=at < num_beams, other=-1)
-        taken = tl.zeros((LANES,), tl.int32)
-        stands = tl.zeros((LANES,), tl.int32)
-        for other_start in range(0, num_beams, LANES):
-            other = other_start + tl.arange(0, LANES)
-            other_row = tl.load(wanted + other, mask=other < num_beams, other=-2)
-            earlier = (other_row[None, :] == row[:, None]) & (other[None, :] < at[:, None])
-            taken = tl.maximum(taken, tl.max(earlier.to(tl.int32), axis=1))
-            stands = tl.maximum(stands, tl.max((other_row[None, :] == at[:, None]).to(tl.int32), axis=1))
-        tl.store(rows + at, tl.where(taken != 0, -1, row), mask=at < num_beams)
-        tl.store(free + at, (1 - stands).to(tl.int64), mask=at < num_beams)
-    tl.debug_barrier()
-    for beam in range(num_beams):
-        if tl.load(rows + beam) < 0:
-            source = tl.load(wanted + beam)
-            most = step.to(tl.int32) * 0 - 1
-            target = num_beams * 0
-            for start in range(0, num_beams, LANES):
-                at = start + tl.arange(0, LANES)
-                is_free = tl.load(free + at, mask=at < num_beams, other=0) != 0
-                length = tl.load(shared + source * num_beams + at, mask=is_free, other=-1)
-                longest = tl.max(length)
-                if longest > most:
-                    most = longest
-                    target = tl.min(tl.where(length == longest, at, LARGE_ID))
-            # Everyone has looked before anyone writes.
-            tl.debug_barrier()
-            tl.store(free + target, tl.zeros((), tl.int64))
-            tl.store(rows + beam, target.to(tl.int64))
-            tl.store(sources + target, source)
-            tl.store(common + target, most.to(tl.int64))
-            tl.debug_barrier()
-
-
-@triton.jit
-def share_histories(shared, num_beams, step, sources):
-    """How much any two rows have in common once every row took over its source's history."""
-    for start in range(0, num_beams, LANES):
-        at = start + tl.arange(0, LANES)
-        source = tl.load(sources + at, mask=at < num_beams, other=0)
-        for other_start in range(0, num_beams, LANES):
-            other = other_start + tl.arange(0, LANES)
-            other_source = tl.load(sources + other, mask=other < num_beams, other=0)
-            # What is read belongs to rows that stay, what is written to pairs with one that does not.
-            moves = (source != at)[:, None] | (other_source != other)[None, :]
-            moves = moves & (at < num_beams)[:, None] & (other < num_beams)[None, :]
-            before = tl.load(shared + source[:, None] * num_beams + other_source[None, :], mask=moves, other=0)
-            after = tl.where(source[:, None] == other_source[None, :], step.to(tl.int32), before)
-            after = tl.where(at[:, None] == other[None, :], 0, after)
-            tl.store(shared + at.to(tl.int64)[:, None] * num_beams + other[None, :], after, mask=moves)
-
-
-@triton.jit
-def copy_histories(table, stride, num_beams, step, sources, common):
-    """Takes over the generated tokens that rows lack. table: that of the prompt, from its first generated column on."""
-    for row in range(num_beams):
-        source = tl.load(sources + row)
-        if source != row:
-            for start in range(tl.load(common + row), step, COLUMNS):
-                column = start + tl.arange(0, COLUMNS)
-                token = tl.load(table + source * stride + column, mask=column < step, other=0)
-                tl.store(table + row * stride + column, token, mask=column < step)
-
-
 @triton.jit(
     do_not_specialize=[
         "num_beams", "count", "prompts", "step", "has_steps", "has_limit", "max_new_tokens", "stops_when_full",
@@ -298,6 +214,14 @@ def update_beams_kernel(
     """
     prompt = tl.program_id(0).to(tl.int64)
     first = prompt * num_beams
+    is_over = has_steps != 0
+    if is_over:
+        step = tl.load(steps)
+        is_over = tl.load(unfinished) == 0
+    if is_over:
+        column = prompt_length + step - 1
+        stay(append, append_stride, column, first, num_beams, step, token_ids, source_rows, shared_out, status)
+        return
     # Every array of a prompt starts at its share of the workspace.
     size = num_beams * count + num_beams
     keys = floats + prompt * size
@@ -326,8 +250,6 @@ def update_beams_kernel(
         shared += first * num_beams
         all_rows = prompts.to(tl.int64) * num_beams
 
-        if has_steps != 0:
-            step = tl.load(steps)
         end = max_new_tokens
         if has_limit != 0:
             end = tl.load(limit)

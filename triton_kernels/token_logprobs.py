@@ -6,7 +6,8 @@ import triton
 import triton.language as tl
 from pygen.triton_kernels import _arguments as arguments
 from pygen.triton_kernels import _rows
-from pygen.triton_kernels._beam_update import LANES, rank_of
+from pygen.triton_kernels._beam_rows import LANES
+from pygen.triton_kernels._beam_update import rank_of
 from pygen.triton_kernels._rows import integers_of, reals_of
 from pygen.triton_kernels._scan import BLOCK, SCAN_TILE, scan
 from pygen.triton_kernels._select import TILE, cut_of, ordered_key
