@@ -68,7 +68,7 @@ device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 print(json.dumps(machine_block(device), indent=1), _C.build_info(), pygen.available_backends(), sep="\n")'
 
 if [[ -n $GPU ]]; then
-  part tests-gpu 90 "$PYTHON" -m pytest -q -p no:cacheprovider -o addopts= tests/gpu
+  part tests-gpu 130 "$PYTHON" -m pytest -q -p no:cacheprovider -o addopts= tests/gpu
   part tests-cuda 110 bash -c 'pytest_on cuda tests/ops'
   part bench-steps 110 "$PYTHON" -m benchmarks.bench_gpu --table --budget 1.5 --quiet --results "$OUT"
   part tests-triton 100 bash -c 'pytest_on triton tests/ops'
@@ -89,7 +89,7 @@ if [[ -n $GPU ]]; then
 else
   note gpu "not run: torch finds no CUDA device, so neither tests nor figures of a GPU"
   part rehearse-steps 60 "$PYTHON" -m benchmarks.bench_gpu --quick --device cpu --quiet
-  part rehearse-generate 120 "$PYTHON" -m benchmarks.bench_gpu_generate --quick --device cpu --quiet
+  part rehearse-generate 120 "$PYTHON" -m benchmarks.bench_gpu_generate --quick --device cpu --threads 1 --quiet
   part rehearse-small-ops 60 "$PYTHON" -m benchmarks.gpu_small_ops --device cpu
 fi
 

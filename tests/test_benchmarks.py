@@ -353,6 +353,30 @@ def test_captured_gpu_calls(mode: str, capsys: pytest.CaptureFixture[str], monke
     assert "not run: 30 + 8 tokens, the model has 32 positions" in lines["pygen"]
 
 
+def test_pieces_of_gpu_calls_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command replaces the jobs that it has measured, and no others; what it has no time for stays as it was."""
+    name, make = gpu_models.MODELS["llama"]
+    small = functools.partial(make, **gpu_models._SMALL["llama"])
+    monkeypatch.setitem(gpu_models.MODELS, "llama", (name, small))
+    monkeypatch.setattr(gpu_models, "load", gpu_models.load.__wrapped__)
+    common = ("--device", "cpu", "--threads", "1", "--quiet", "--budget", "0.01", "--results", str(tmp_path))
+    common = (*common, "--models", "llama", "--batches", "1", "--prompts", "4", "--engines")
+    for piece in (
+        ("transformers", "eager", "--modes", "greedy"),
+        ("eager", "--modes", "sampling", "greedy"),
+        ("eager", "--modes", "beams", "sampling", "--seconds", "0"),
+    ):
+        assert bench_gpu_generate.main((*common, *piece)) == 0
+    (path,) = tmp_path.glob("*.csv")
+    rows = report.load_csv(path)
+    assert [(row.op, row.settings, row.variant) for row in rows] == [
+        ("generate", "Llama 1B, greedy, 4 tokens", "pygen eager"),
+        ("copy", "", "copy"),
+        ("generate", "Llama 1B, sampling, 4 tokens", "pygen eager"),
+    ]
+    assert all(row.median_us for row in rows) and plots.plot_results(rows, MACHINE, tmp_path / "none.png") is None
+
+
 def test_order_and_targets_of_gpu_calls() -> None:
     asked = argparse.Namespace(models=["t5", "gpt2"], modes=["beams", "greedy"], batches=None, prompts=None)
     jobs = [(job.model, job.mode, job.batch, job.prompt) for job in gpu_jobs.jobs_of(asked, quick=False)]

@@ -81,11 +81,6 @@ def test_as_eager(family: str, name: str) -> None:
     check(model_of(family), **SETTINGS[name])
 
 
-@pytest.mark.parametrize("settings", [{}, {"do_sample": True}, BEAMS])
-def test_compiled(settings: dict[str, Any]) -> None:
-    check(model_of("llama"), compile_config=pygen.CompileConfig(), **settings)
-
-
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "t5"])
 @pytest.mark.parametrize("name", SHARED)
 def test_as_transformers(family: str, name: str) -> None:
@@ -250,3 +245,8 @@ def test_launches_and_waits_beyond_the_forward(family: str, settings: dict[str, 
     assert found.graphs == 1
     assert found.launches + watched.rest.kernels <= launches
     assert found.waits == 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"do_sample": True}, BEAMS])
+def test_compiled(settings: dict[str, Any]) -> None:
+    check(model_of("llama"), compile_config=pygen.CompileConfig(), **settings)
