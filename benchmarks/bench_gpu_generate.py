@@ -98,10 +98,7 @@ class Bench:
         return Run(engine, gpu_jobs.blank_row(self.job, engine, self.model.config, self.options, self.device), call)
 
     def rows(self, deadline: float) -> list[Row]:
-        for generate in (self.model.generate, functools.partial(pygen.generate, self.model, runtime="eager")):
-            # Libraries make workspaces and load kernels, which belong to no engine; what fails here fails again below.
-            with suppress(Exception):
-                generate(input_ids=self.prompt[:1], **{**self.settings, "max_new_tokens": 2})
+        self._settle()
         for run in self.runs:
             if time.monotonic() > deadline:
                 run.row.note = NO_TIME
@@ -115,6 +112,13 @@ class Bench:
         forget(self.model)
         return [run.row for run in self.runs]
 
+    def _settle(self) -> None:
+        """Lets libraries make the workspaces and load the kernels that belong to no engine."""
+        for generate in (self.model.generate, functools.partial(pygen.generate, self.model, runtime="eager")):
+            # What fails here fails again where it is measured.
+            with suppress(Exception):
+                generate(input_ids=self.prompt[:1], **{**self.settings, "max_new_tokens": 2})
+
     def _reason_against(self, run: Run) -> str:
         """Why a captured engine would only repeat the eager one."""
         if run.engine not in CAPTURED:
@@ -122,7 +126,7 @@ class Bench:
         found = pygen.explain(self.model, self.prompt, **{**self.settings, **ENGINES[run.engine][1]}).runtime
         return "" if found.startswith("graph") else f"not run: {found.removeprefix('eager: ')}"
 
-    def _guarded(self, run: Run, work: Callable[[], None]) -> None:
+    def _guarded(self, run: Run, work: Callable[[], object]) -> None:
         """An engine that fails must not hide the others."""
         try:
             work()
@@ -153,12 +157,16 @@ class Bench:
             raise RuntimeError("nothing was captured")
         run.captured, row.capture_s = watched, watched.seconds
         pygen.release(self.model)
+        self._settle()
         if device.type == "cuda":
             row.unreleased_bytes = gpu_counters.allocated_bytes(device) - before
-        run.call()
 
     def _time(self) -> None:
         """Every engine once in every round, in random order: a whole call, and one up to its first token."""
+        for run in self.runs:
+            if run.captured is not None:
+                # Anew, since the first capture was released.
+                self._guarded(run, run.call)
         runs = [run for run in self.runs if run.usable]
         start, rounds = time.monotonic(), 0
         shuffler = random.Random(self.options.seed)
