@@ -237,8 +237,7 @@ def prepare_beam_step(
         state=state,
         noise=source,
         normalized=normalized,
-        length_penalty=float(length_penalty),
-        early_stopping=early_stopping,
+        stops_when_full=early_stopping is True,
         normalisers=normalisers_of(state, float(length_penalty), early_stopping),
         stopping_criteria=stopping_criteria,
         out=empty_beam_output(shaping.like) if out is None else out,
@@ -277,16 +276,10 @@ class _Call:
     state: BeamState
     noise: Noise
     normalized: bool
-    length_penalty: float
-    early_stopping: bool | str
+    stops_when_full: bool  # nothing joins n finished hypotheses
     normalisers: Tensor
     stopping_criteria: StoppingCriteria | None
     out: BeamStepOutput
-
-    @property
-    def stops_when_full(self) -> bool:
-        """Whether nothing joins n finished hypotheses."""
-        return self.early_stopping is True
 
     @property
     def held_generator(self) -> int:
@@ -426,7 +419,7 @@ def _torch(call: _Call) -> Run:
                 call.state,
                 **{**shaping, **call.noise.reference_arguments(step), "step": step, "generator": generator},
                 normalized=call.normalized,
-                early_stopping=call.early_stopping,
+                early_stopping=call.stops_when_full,
                 normalisers=call.normalisers,
                 stopping_criteria=None if call.stopping_criteria is None else call.answer,
             )

@@ -52,12 +52,15 @@ def refusal(model: Any, cache_implementation: str | None = None) -> str | None:
     if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
         return f"{name} keeps a cache of a class of its own"
     config = model.config.get_text_config(decoder=True)
-    others = [kind for kind in layer_kinds(model.config) if kind not in _HELD]
+    kinds = layer_kinds(model.config)
+    others = [kind for kind in kinds if kind not in _HELD]
     if others:
         return f"{name} has layers of kind {others[0]!r}; only full and sliding-window attention can be held"
     if model.config.model_type == "t5gemma2":
         # Its masks of two caches are joined to one, and on 5.6.1 not where they were made before the forward.
         return f"{name} attends to its own text and the encoder's in one"
+    if model.config.is_encoder_decoder and "sliding_attention" in kinds and _cache_is_default(model):
+        return f"transformers keeps only a window of the encoder's output for {name}"
     if getattr(config, "add_cross_attention", False) and not model.config.is_encoder_decoder:
         return f"{name} attends to an encoder that is not its own"
     if not getattr(model, "_can_compile_fullgraph", False):
@@ -69,3 +72,9 @@ def refusal(model: Any, cache_implementation: str | None = None) -> str | None:
     if len(devices) > 1:
         return f"the weights of {name} are spread over {', '.join(devices)}"
     return None
+
+
+def _cache_is_default(model: Any) -> bool:
+    from pygen.integrations.transformers_inputs import is_default
+
+    return is_default(model, "_prepare_cache_for_generation")

@@ -31,6 +31,9 @@ class CudaGraph:
 
         They must not read on the host. pool: of `new_pool`.
         """
+        # cuBLAS keeps the workspace that it made for a stream. That of a capture lies in the pool, which could not end
+        # with the graph if it were kept.
+        clear_workspaces = torch._C._cuda_clearCublasWorkspaces
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -39,10 +42,14 @@ class CudaGraph:
                     part()
                 restore()
         torch.cuda.current_stream().wait_stream(stream)
+        clear_workspaces()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
-            for part in parts:
-                part()
+        try:
+            with torch.cuda.graph(self._graph, pool=pool):
+                for part in parts:
+                    part()
+        finally:
+            clear_workspaces()
 
     @staticmethod
     def new_pool() -> Any:
