@@ -188,7 +188,10 @@ def dynamic_copy(cache: StaticCache | EncoderDecoderStaticCache, config: Any) ->
     """The positions in use as a cache of the caller's own, as an eager call would return it."""
     if isinstance(cache, EncoderDecoderStaticCache):
         own, crossed = cache.self_attention_cache, cache.cross_attention_cache
-        return EncoderDecoderCache(_first(own, own.length, config), _first(crossed, cache.encoder_length, config))
+        read = min(crossed.length, cache.encoder_length)
+        # By its config, a cache of windows would drop what the decoder attends to of the encoder's output.
+        of_crossed = None if any(own.is_sliding) else config
+        return EncoderDecoderCache(_first(own, own.length, config), _first(crossed, read, of_crossed))
     return _first(cache, cache.length, config)
 
 

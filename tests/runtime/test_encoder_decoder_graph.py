@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import re
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,6 +63,7 @@ GEMMA: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
+    "layer_types": ["full_attention"] * 2,
     "initializer_range": 0.35,
     "pad_token_id": 0,
 }
@@ -281,6 +283,14 @@ def test_the_encoder_runs_once_and_nothing_of_the_caller_changes(capture: Any) -
         del encoder.__dict__["forward"]
     assert lengths == [(3, 6)]
     assert mask.equal(LEFT) and ids.equal(source("t5"))
+
+
+def test_cancelled_before_it_began(capture: Any) -> None:
+    cancel = threading.Event()
+    check(model_of("t5"), source("t5"))
+    cancel.set()
+    found = check(model_of("t5"), source("t5"), cancel=cancel)
+    assert found["sequences"].tolist() == [[1]] * 3 and found["cross_attention_cache"] == []
 
 
 class ReadsTheEncoder(transformers.T5ForConditionalGeneration):

@@ -553,6 +553,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: stand_in(transformers.GPT2Config(add_cross_attention=True)),
         "attends to an encoder that is not its own",
     ),
+    "a window of the encoder's output": (
+        lambda: stand_in(transformers.T5GemmaConfig()),
+        "transformers keeps only a window of the encoder's output for",
+    ),
     "two texts in one": (
         lambda: stand_in(transformers.T5Gemma2Config()),
         "attends to its own text and the encoder's in one",
