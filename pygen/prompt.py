@@ -28,11 +28,15 @@ class Prompt:
     main_input: Tensor
     main_input_name: str
     model_kwargs: dict[str, Any]
+    is_encoder_decoder: bool = False
 
     @property
     def embeds_length(self) -> int:
-        """How many positions embeddings fill that the ids do not show; 0 where the ids are what the model reads."""
-        if self.main_input_name != "inputs_embeds" or self.main_input.shape[1] == self.input_ids.shape[1]:
+        """How many positions embeddings fill that the ids do not show; 0 where the ids are what the model reads, or an
+        encoder reads the embeddings."""
+        if self.main_input_name != "inputs_embeds" or self.is_encoder_decoder:
+            return 0
+        if self.main_input.shape[1] == self.input_ids.shape[1]:
             return 0
         return self.main_input.shape[1]
 

@@ -99,7 +99,8 @@ def read_prompt(
             decoder_start_token_id=hooks._decoder_start_token_tensor,  # type: ignore[attr-defined]
             device=main_input.device,
         )
-        return Prompt(input_ids, kwargs.get("decoder_attention_mask"), main_input, main_name, kwargs), hooks
+        mask = kwargs.get("decoder_attention_mask")
+        return Prompt(input_ids, mask, main_input, main_name, kwargs, is_encoder_decoder=True), hooks
     _fill_mask_and_positions(model, main_input, main_name, kwargs, hooks)
     mask, input_ids = kwargs.get("attention_mask"), main_input
     if main_name == "input_ids":

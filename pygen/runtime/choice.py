@@ -86,8 +86,7 @@ def choose_runtime(call: Call, plan: Plan | None) -> Choice:
     from pygen.runtime.static_encoder import encoder_size
 
     prompt, steps = call.prompt, call.lengths.max_new_tokens
-    embeds_length = 0 if call.adapter.is_encoder_decoder else prompt.embeds_length
-    capacity = bucket(embeds_length + prompt.input_ids.shape[1] + steps - 1)
+    capacity = bucket(prompt.embeds_length + prompt.input_ids.shape[1] + steps - 1)
     encoder = encoder_size(_hooks(call), prompt)
     if call.runtime == "auto" and steps < LEAST_STEPS and not has_slot(_hooks(call), call.rows, capacity, encoder):
         return _eager(call, f"a capture does not pay for {steps} tokens; it does from {LEAST_STEPS} on")
@@ -138,6 +137,7 @@ def _reason_against(call: Call, plan: Plan | None) -> str | None:
 
 
 def _reason_of_model(call: Call) -> str | None:
+    from pygen.integrations.transformers_inputs import is_default
     from pygen.runtime.cuda_graph import CAPTURES
 
     model, hooks = call.model, _hooks(call)
@@ -148,6 +148,8 @@ def _reason_of_model(call: Call) -> str | None:
         return f"{type(hooks).__name__} is no model of transformers, whose caches a captured step writes"
     if CAPTURED_MODES[call.mode] == "beam_step" and hasattr(hooks, "_reorder_cache"):
         return f"{type(hooks).__name__} moves the rows of its cache by a `_reorder_cache` of its own"
+    if not is_default(hooks, "_update_model_kwargs_for_generation"):
+        return f"{type(hooks).__name__} extends its inputs by an `_update_model_kwargs_for_generation` of its own"
     if hooks is not model:
         return "the model is compiled already; `compile_config` compiles its forward inside the capture"
     if hooks.training:

@@ -182,6 +182,16 @@ def test_embeddings_for_the_encoder() -> None:
     embeds = model.get_input_embeddings()(IDS)
     assert_both_same(model, inputs_embeds=embeds, attention_mask=(IDS != 0).long(), **START)
     assert torch.equal(generate(model, inputs_embeds=embeds, **START), generate(model, IDS, **START))
+    # They take none of the decoder's length, and say nothing about its padding.
+    lengths: dict[str, Any] = {"max_new_tokens": None, "max_length": 6, "min_length": 4, "eos_token_id": [*range(90)]}
+    assert_both_same(model, inputs_embeds=embeds, **{**START, **lengths, "pad_token_id": 0})
+    prompt = {"decoder_input_ids": torch.tensor([[1, 9, 9], [1, 5, 6], [1, 1, 7]])}
+    mask = {"decoder_attention_mask": torch.tensor([[1, 0, 1], [1, 1, 1], [1, 1, 1]])}
+    visible = [
+        generate(model, repetition_penalty=9.0, **reads, **prompt, **mask, **START)
+        for reads in ({"inputs_embeds": embeds}, {"input_ids": IDS})
+    ]
+    assert torch.equal(*visible)
 
 
 def test_features_by_name_and_ids_for_the_decoder() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 import pygen
@@ -67,6 +68,15 @@ def with_other_attention() -> Any:
     return model
 
 
+class OwnGrowth(transformers.LlamaForCausalLM):  # type: ignore[misc]
+    def _update_model_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        return super()._update_model_kwargs_for_generation(*args, **kwargs)
+
+
+def with_own_growth() -> Any:
+    return OwnGrowth(copy.deepcopy(llama().config)).eval()
+
+
 def with_own_reordering() -> Any:
     model = copy.deepcopy(llama())
     model._reorder_cache = lambda cache, rows: cache
@@ -77,6 +87,7 @@ DICT = {"return_dict_in_generate": True}
 REASONS: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "beams": (llama, {"num_beams": 2, "logits_processor": [keep]}, r"`logits_processor\[0\]` .* a call of Python"),
     "beam sampling": (llama, {"num_beams": 2, "do_sample": True, "stopping_criteria": [never]}, "criterion never is"),
+    "growing": (with_own_growth, {}, "OwnGrowth extends its inputs by an `_update_model_kwargs_for_generation` of its"),
     "reordering": (with_own_reordering, {"num_beams": 2}, "rows of its cache by a `_reorder_cache` of its own"),
     "groups": (llama, {"num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 0.5}, "steps of group beam search"),
     "constraints": (llama, {"num_beams": 2, "force_words_ids": [[7]]}, "steps of constrained beam search"),
