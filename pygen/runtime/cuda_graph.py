@@ -45,7 +45,8 @@ class CudaGraph:
         clear_workspaces()
         self._graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(self._graph, pool=pool):
+            # Other threads may go on with what a capture forbids.
+            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
                 for part in parts:
                     part()
         finally:
