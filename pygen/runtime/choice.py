@@ -137,7 +137,6 @@ def _reason_against(call: Call, plan: Plan | None) -> str | None:
 
 
 def _reason_of_model(call: Call) -> str | None:
-    from pygen.integrations.transformers_inputs import is_default
     from pygen.runtime.cuda_graph import CAPTURES
 
     model, hooks = call.model, _hooks(call)
@@ -146,6 +145,8 @@ def _reason_of_model(call: Call) -> str | None:
         return f"it needs a CUDA model, got one on {device}"
     if type(call.adapter).__name__ != "TransformersAdapter":
         return f"{type(hooks).__name__} is no model of transformers, whose caches a captured step writes"
+    from pygen.integrations.transformers_inputs import is_default
+
     if CAPTURED_MODES[call.mode] == "beam_step" and hasattr(hooks, "_reorder_cache"):
         return f"{type(hooks).__name__} moves the rows of its cache by a `_reorder_cache` of its own"
     if not is_default(hooks, "_update_model_kwargs_for_generation"):
