@@ -64,9 +64,14 @@ def cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from _backend(request.param)
 
 
+# What takes a minute or more: first, so that in the end no process waits for another.
+LONGEST = ("test_triton_compile.py::test_ahead_of_time[", "test_build.py::test_wheel")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A choice of backends runs the tests that take a backend, and no other."""
     if not CHOSEN:
+        items.sort(key=lambda item: not any(name in item.nodeid for name in LONGEST))
         return
     taken = {True: [], False: []}
     for item in items:

