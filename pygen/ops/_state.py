@@ -63,9 +63,9 @@ def check_captured_fields(state: DecodeState | BeamState, like: Like) -> None:
 
 
 @contextmanager
-def generator_of(state: DecodeState | BeamState, generator: torch.Generator) -> Iterator[torch.Generator]:
+def generator_of(state: DecodeState | BeamState | None, generator: torch.Generator) -> Iterator[torch.Generator]:
     """For draws with torch itself: `generator`, or one that goes on where `state.generator_state` stands."""
-    held = state.generator_state
+    held = None if state is None else state.generator_state
     if held is None:
         yield generator
         return

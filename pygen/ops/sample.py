@@ -16,7 +16,7 @@ from pygen.ops._noise import Noise, check_noise
 from pygen.ops._outputs import SampleOutput, check_out, empty_output, output_arguments, tensors_of
 from pygen.ops._prepared import Prepared, Run, detached
 from pygen.ops._shaping import BoolKnob, FloatKnob, IntKnob, Shaping, TokenIds, check_shaping
-from pygen.ops._state import state_arguments
+from pygen.ops._state import generator_of, state_arguments
 
 if TYPE_CHECKING:
     from pygen.loops.state import DecodeState
@@ -281,12 +281,13 @@ def _torch(call: _Call) -> Run:
 
     @detached
     def run(logits: Tensor, step: int, length: int) -> None:
-        result = reference.sample(
-            logits,
-            **call.shaping.reference_arguments(length),
-            **call.noise.reference_arguments(step),
-            logprobs=call.num_logprobs,
-        )
+        with generator_of(call.state, call.noise.generator) as generator:
+            result = reference.sample(
+                logits,
+                **call.shaping.reference_arguments(length),
+                **{**call.noise.reference_arguments(step), "generator": generator},
+                logprobs=call.num_logprobs,
+            )
         if call.state is not None:
             reference.append_tokens(call.state, result.token_ids, step)
         for target, source in zip(tensors_of(call.out), tensors_of(result), strict=True):

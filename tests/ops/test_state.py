@@ -145,12 +145,13 @@ def test_every_row_is_at_its_own_step(backend: str) -> None:
     assert state.token_ids.equal(before) and state.steps.tolist() == [step + 1 for step in steps]
 
 
-def test_a_generator_state_stands_for_the_generator() -> None:
+@pytest.mark.parametrize("name", ["cpu", "torch"])
+def test_a_generator_state_stands_for_the_generator(name: str) -> None:
     generator, twin = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
     state = dataclasses.replace(make_state(), generator_state=generator.get_state())
     logits = make_logits("normal", ROWS, VOCAB_SIZE)
-    held = prepare_sample(logits, rng="torch", generator=generator, state=state, backend="cpu")
-    usual = prepare_sample(logits, rng="torch", generator=twin, state=make_state(), backend="cpu")
+    held = prepare_sample(logits, rng="torch", generator=generator, state=state, backend=name)
+    usual = prepare_sample(logits, rng="torch", generator=twin, state=make_state(), backend=name)
     for step in range(STEPS):
         assert held(logits, step=step).token_ids.equal(usual(logits, step=step).token_ids)
     assert state.generator_state is not None and state.generator_state.equal(twin.get_state())
