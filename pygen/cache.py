@@ -9,8 +9,16 @@ from torch import Tensor
 
 from pygen.ops.reorder_cache import reorder_cache
 
-# Layers of transformers that hold keys and values only, position after position, the newest last.
-_PLAIN_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer", "StaticLayer", "StaticSlidingWindowLayer")
+# Layers that hold keys and values only, position after position, the newest last.
+_PLAIN_LAYERS = {
+    "pygen.integrations.growing_layer": ("GrowingLayer",),
+    "transformers.cache_utils": (
+        "DynamicLayer",
+        "DynamicSlidingWindowLayer",
+        "StaticLayer",
+        "StaticSlidingWindowLayer",
+    ),
+}
 # Methods of transformers that know of layers, or of keys and values, and of nothing that a subclass adds.
 _PLAIN_METHODS = ("Cache.reorder_cache", "CacheLayerMixin.reorder_cache")
 
@@ -117,7 +125,7 @@ def _split(cache: Any) -> tuple[list[tuple[Tensor, Tensor, int]], list[Any]]:
     pairs, others = [], []
     for layer in cache.layers:
         kind = type(layer)
-        if kind.__name__ not in _PLAIN_LAYERS or not kind.__module__.startswith("transformers."):
+        if kind.__name__ not in _PLAIN_LAYERS.get(kind.__module__, ()):
             _has_plain_method(layer)
             others.append(layer)
         elif layer.is_initialized and layer.keys.numel() > 0:

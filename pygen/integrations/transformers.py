@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pygen import cache as cache_verbs
 from pygen.config import GenerationConfig, GenerationMode
+from pygen.integrations.growing_layer import grow_in_place
 from pygen.integrations.inputs import GrowingInputs, repeat_rows, tail_logits
 from pygen.integrations.own_generate import own_generate_runs
 from pygen.integrations.transformers_inputs import (
@@ -126,6 +127,9 @@ class TransformersAdapter:
                 fit_encoding(kwargs, cache)
         else:
             add_cache(self._hooks, kwargs, config, mode=mode, batch_size=self._batch_size, max_cache_length=longest)
+            # A caller gets transformers' own cache back; a compiled forward knows the concatenation.
+            if not callers_cache and not config.return_dict_in_generate and self._model is self._hooks:
+                grow_in_place(kwargs.get("past_key_values"), longest)
         kwargs["use_cache"] = self._use_cache
         self._kwargs = kwargs
         # The caller's cache already has a row per output row, or none yet: transformers' rule.

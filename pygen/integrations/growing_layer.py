@@ -1,0 +1,65 @@
+"""A layer of transformers' dynamic cache that appends in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import cache_utils
+
+# transformers' types leave out what a layer is before it holds anything.
+_DynamicLayer: Any = cache_utils.DynamicLayer
+
+# Positions to have room for beyond those in use: this part of them, and at least so many.
+_SPARE_PART, _LEAST_SPARE = 4, 64
+
+
+class GrowingLayer(_DynamicLayer):
+    """A `DynamicLayer` that writes new positions behind those in use, where that copies all of them for every token.
+
+    `keys` and `values` are views of the positions in use. What else is done to a layer, crop, reorder, repeat, may put
+    other tensors in their place.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, most: int) -> None:
+        """`most`: positions that the call may come to need; more are no error."""
+        super().__init__()
+        self._most = most
+        self._rooms: dict[str, Tensor] = {}
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Appends states (rows, heads, count, head_dim) and returns all of them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys = self._appended("keys", self.keys, key_states)
+        self.values = self._appended("values", self.values, value_states)
+        return self.keys, self.values
+
+    def _appended(self, name: str, used: Tensor, states: Tensor) -> Tensor:
+        length = used.shape[-2] if used.numel() else 0
+        end = length + states.shape[-2]
+        room = self._rooms.get(name)
+        lies_there = room is not None and (length == 0 or used.data_ptr() == room.data_ptr())
+        if room is None or not lies_there or room.shape[:2] != states.shape[:2] or room.shape[2] < end:
+            spare = max(end // _SPARE_PART, _LEAST_SPARE)
+            capacity = max(end, min(end + spare, self._most))
+            room = states.new_empty((*states.shape[:2], capacity, states.shape[3]))
+            if length:
+                room[:, :, :length] = used
+            self._rooms[name] = room
+        room[:, :, length:end] = states
+        return room[:, :, :end]
+
+
+def grow_in_place(cache: Any, most: int) -> None:
+    """Makes the empty dynamic layers of a `DynamicCache`, or of the decoder's in a pair, ones that append in place."""
+    cache = getattr(cache, "self_attention_cache", cache)
+    if type(cache) is not cache_utils.DynamicCache or cache.offloading:
+        return
+    cache.layers = [
+        GrowingLayer(most) if type(layer) is cache_utils.DynamicLayer and not layer.is_initialized else layer
+        for layer in cache.layers
+    ]

@@ -1,0 +1,143 @@
+"""Layers that append in place against transformers' own, whatever is done to them, and who gets to see them."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import DynamicLayer
+
+from pygen import cache as verbs
+from pygen.generate import generate
+from pygen.integrations.growing_layer import GrowingLayer, grow_in_place
+from tests.generate.models import hf_model
+
+IDS = torch.tensor([[5, 6, 7], [8, 9, 3]])
+
+
+def states(rows: int, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    keys, values = torch.randn(2, rows, 3, count, 4, generator=generator)
+    return keys, values
+
+
+def empty(most: int = 40) -> DynamicCache:
+    cache = DynamicCache(config=hf_model("llama").config)
+    grow_in_place(cache, most)
+    return cache
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    return ours.keys.equal(theirs.keys) and ours.values.equal(theirs.values)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_as_transformers(seed: int) -> None:
+    draw, rows, length = random.Random(seed), 2, 0
+    ours, theirs = GrowingLayer(draw.choice([1, 10, 200])), DynamicLayer()
+    for number in range(40):
+        action = draw.choice(["update"] * 5 + ["crop", "repeat", "select", "reorder"])
+        if action == "update" or length == 0:
+            count = draw.choice([1, 1, 1, 2, 30])
+            returned = [layer.update(*states(rows, count, number)) for layer in (ours, theirs)]
+            length += count
+            assert all(one.equal(other) for one, other in zip(*returned, strict=True))
+        elif action == "crop":
+            dropped = draw.randrange(1, length + 1)
+            ours.crop(-dropped)
+            theirs.crop(-dropped)
+            length -= dropped
+        elif action == "repeat" and rows <= 4:
+            ours.batch_repeat_interleave(2)
+            theirs.batch_repeat_interleave(2)
+            rows *= 2
+        elif action == "select":
+            kept = torch.tensor(sorted(draw.sample(range(rows), max(1, rows - 1))))
+            ours.batch_select_indices(kept)
+            theirs.batch_select_indices(kept)
+            rows = len(kept)
+        elif action == "reorder":
+            sources = torch.tensor([draw.randrange(rows) for _ in range(rows)])
+            ours.reorder_cache(sources)
+            theirs.reorder_cache(sources)
+        assert ours.get_seq_length() == theirs.get_seq_length() == length
+        assert length == 0 or same(ours, theirs)
+
+
+def test_nothing_is_copied_while_there_is_room() -> None:
+    layer = GrowingLayer(most=100)
+    layer.update(*states(2, 10))
+    place = layer.keys.data_ptr()
+    for _ in range(64):
+        layer.update(*states(2, 1))
+        assert layer.keys.data_ptr() == place
+    layer.update(*states(2, 1))
+    assert layer.keys.data_ptr() != place
+    # No more room than the call may need, unless it needs more.
+    assert layer.keys.stride(1) == 100 * 4
+    layer.update(*states(2, 40))
+    assert layer.get_seq_length() == layer.keys.shape[2] == 115
+
+
+def test_beams_move_their_suffix_in_place() -> None:
+    ours, theirs = empty(), DynamicCache(config=hf_model("llama").config)
+    sources = torch.tensor([1, 0, 2, 2])
+    for cache in (ours, theirs):
+        for count in (6, 1, 1):
+            for layer in range(2):
+                cache.update(*states(4, count, layer), layer)
+    places = [layer.keys.data_ptr() for layer in ours.layers]
+    for cache in (ours, theirs):
+        verbs.reorder(cache, sources, torch.zeros(4, dtype=torch.int64), 2)
+    assert all(same(one, other) for one, other in zip(ours.layers, theirs.layers, strict=True))
+    assert [layer.keys.data_ptr() for layer in ours.layers] == places
+    assert verbs.can_expand(ours) and verbs.can_crop(ours)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> set[type]:
+    """The kinds of layers that a forward of the model gets."""
+    model, kinds = hf_model("llama"), set()
+    forward = model.forward
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        kinds.update(type(layer) for layer in kwargs["past_key_values"].layers)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", watched)
+    return kinds
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])
+def test_who_sees_them(settings: dict[str, Any], seen: set[type]) -> None:
+    model = hf_model("llama")
+    torch.manual_seed(0)
+    tokens = generate(model, IDS, max_new_tokens=5, **settings)
+    assert seen == {GrowingLayer}
+    seen.clear()
+    torch.manual_seed(0)
+    output = generate(model, IDS, max_new_tokens=5, return_dict_in_generate=True, **settings)
+    assert seen == {type(layer) for layer in output.past_key_values.layers} == {DynamicLayer}
+    assert output.sequences.equal(tokens)
+    seen.clear()
+    # A cache of the caller's stays his.
+    given = DynamicCache(config=model.config)
+    generate(model, IDS[:1], past_key_values=given, max_new_tokens=5)
+    assert seen == {type(layer) for layer in given.layers} == {DynamicLayer}
+
+
+def test_what_is_left_as_it_is() -> None:
+    filled = DynamicCache(config=hf_model("llama").config)
+    filled.update(*states(2, 3), 0)
+    grow_in_place(filled, 10)
+    assert [type(layer) for layer in filled.layers] == [DynamicLayer, GrowingLayer]
+    pair = EncoderDecoderCache(DynamicCache(config=hf_model("llama").config), DynamicCache())
+    grow_in_place(pair, 10)
+    assert {type(layer) for layer in pair.self_attention_cache.layers} == {GrowingLayer}
+    for other in (None, DynamicCache(config=hf_model("llama").config, offloading=True)):
+        grow_in_place(other, 10)
+        assert other is None or {type(layer) for layer in other.layers} == {DynamicLayer}
