@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+
+from tests.generate.models import hf_model
 
 
 class Collect:
@@ -35,3 +38,11 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     return bool(a == pytest.approx(b, abs=1e-4)) if isinstance(a, float) else bool(a == b)
+
+
+def poisoned(token: int) -> Any:
+    """A model whose scores are NaN once a text holds `token`."""
+    model = copy.deepcopy(hf_model("llama"))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] = torch.nan
+    return model

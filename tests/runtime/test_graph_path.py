@@ -14,7 +14,7 @@ from transformers import DynamicCache
 import pygen
 from pygen.generate import generate
 from tests.generate.models import FAMILIES, VOCAB_SIZE, hf_model
-from tests.runtime.calls import Collect, same
+from tests.runtime.calls import Collect, poisoned, same
 
 STEPS = 9
 PROMPTS = torch.randint(1, VOCAB_SIZE, (3, 6), generator=torch.Generator().manual_seed(0))
@@ -213,19 +213,11 @@ def test_cancelled(step: int) -> None:
     assert found[0]["sequences"].shape == (3, 6 + step + 1)
 
 
-def poisoned(step: int) -> Any:
-    """Once the first row has said what it says at `step`, its scores are NaN."""
-    model = copy.deepcopy(hf_model("llama"))
-    token = int(run("eager", model)["sequences"][0, 6 + step])
-    with torch.no_grad():
-        model.get_input_embeddings().weight[token] = torch.nan
-    return model
-
-
 @pytest.mark.parametrize("step", [0, 1, 5])
 @pytest.mark.parametrize("on_invalid", ["raise", "greedy", "eos"])
 def test_invalid_rows(step: int, on_invalid: str) -> None:
-    model = poisoned(step)
+    # The first row says it.
+    model = poisoned(int(run("eager", hf_model("llama"))["sequences"][0, 6 + step]))
     settings: dict[str, Any] = {"on_invalid": on_invalid, "eos_token_id": 0, "pad_token_id": 0}
     assert ("error" in check(model, **settings)) == (on_invalid == "raise")
     check(model, do_sample=True, seed=3, **settings)
@@ -242,8 +234,9 @@ def test_an_invalid_prompt() -> None:
     assert "at step 0 hold NaN" in check(model)["error"]
 
 
-def test_prompts_are_read_once() -> None:
-    """The copies of a prompt share its forward."""
+@pytest.mark.parametrize("copies", [{"do_sample": True, "num_return_sequences": 4}, {"num_beams": 4}])
+def test_prompts_are_read_once(copies: dict[str, Any]) -> None:
+    """The copies of a prompt, or its beams, share its forward."""
     model, seen = copy.deepcopy(hf_model("llama")), []
     forward = model.model.forward
 
@@ -252,5 +245,5 @@ def test_prompts_are_read_once() -> None:
         return forward(*args, **kwargs)
 
     model.model.forward = watched
-    generate(model, PROMPTS, do_sample=True, num_return_sequences=4, max_new_tokens=2, runtime="graph")
+    generate(model, PROMPTS, **copies, max_new_tokens=2, runtime="graph")
     assert seen[0] == (3, 6) and seen[1] == (12, 1)
