@@ -23,7 +23,7 @@ AnyMonitor = TypeVar("AnyMonitor", bound=Monitor)
 
 
 def generate_by_sampling(call: Call) -> Tensor | GenerateOutput:
-    """Greedy search and sampling: by captured steps where `choose_runtime` says so, else eagerly."""
+    """Greedy search and sampling: by captured steps where `choose_slot` says so, else eagerly."""
     plan = make_plan(call)
     slot = choose_slot(call, plan)
     if slot is not None:
