@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
 # First of all: pygen._C takes its OpenMP runtime from the one that torch has loaded.
 import torch as _torch  # noqa: F401
 
@@ -45,22 +48,82 @@ from pygen.streaming import StreamEvent, stream
 from pygen.transition_scores import compute_transition_scores
 from pygen.watermark_detectors import SynthIDTextWatermarkDetector, WatermarkDetector, WatermarkDetectorOutput
 
+if _TYPE_CHECKING:
+    from pygen.candidates import (
+        AssistantToTargetTranslator,
+        AssistantVocabTranslatorCache,
+        AssistedCandidateGenerator,
+        AssistedCandidateGeneratorDifferentTokenizers,
+        CandidateGenerator,
+        EarlyExitCandidateGenerator,
+        PromptLookupCandidateGenerator,
+        UniversalSpeculativeDecodingGenerator,
+    )
+    from pygen.processors import (
+        AlternatingCodebooksLogitsProcessor,
+        ClassifierFreeGuidanceLogitsProcessor,
+        EncoderNoRepeatNGramLogitsProcessor,
+        EncoderRepetitionPenaltyLogitsProcessor,
+        EpsilonLogitsWarper,
+        EtaLogitsWarper,
+        ExponentialDecayLengthPenalty,
+        ForcedBOSTokenLogitsProcessor,
+        ForcedEOSTokenLogitsProcessor,
+        InfNanRemoveLogitsProcessor,
+        LogitNormalization,
+        LogitsProcessor,
+        LogitsProcessorList,
+        MinLengthLogitsProcessor,
+        MinNewTokensLengthLogitsProcessor,
+        MinPLogitsWarper,
+        NoBadWordsLogitsProcessor,
+        NoRepeatNGramLogitsProcessor,
+        PrefixConstrainedLogitsProcessor,
+        RepetitionPenaltyLogitsProcessor,
+        SequenceBiasLogitsProcessor,
+        SuppressTokensAtBeginLogitsProcessor,
+        SuppressTokensLogitsProcessor,
+        SynthIDTextWatermarkLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopHLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+        TypicalLogitsWarper,
+        UnbatchedClassifierFreeGuidanceLogitsProcessor,
+        WatermarkLogitsProcessor,
+    )
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "AlternatingCodebooksLogitsProcessor",
+    "AssistantToTargetTranslator",
+    "AssistantVocabTranslatorCache",
+    "AssistedCandidateGenerator",
+    "AssistedCandidateGeneratorDifferentTokenizers",
     "AsyncTextIteratorStreamer",
     "BackendError",
     "BaseStreamer",
     "BaseWatermarkingConfig",
     "BayesianDetectorConfig",
     "BayesianDetectorModel",
+    "CandidateGenerator",
+    "ClassifierFreeGuidanceLogitsProcessor",
     "CompileConfig",
     "ConfidenceCriteria",
     "Constraint",
     "ConstraintListState",
     "DisjunctiveConstraint",
+    "EarlyExitCandidateGenerator",
+    "EncoderNoRepeatNGramLogitsProcessor",
+    "EncoderRepetitionPenaltyLogitsProcessor",
     "EosTokenCriteria",
+    "EpsilonLogitsWarper",
+    "EtaLogitsWarper",
     "Explanation",
+    "ExponentialDecayLengthPenalty",
+    "ForcedBOSTokenLogitsProcessor",
+    "ForcedEOSTokenLogitsProcessor",
     "GenerateBeamDecoderOnlyOutput",
     "GenerateBeamEncoderDecoderOutput",
     "GenerateDecoderOnlyOutput",
@@ -68,21 +131,45 @@ __all__ = [
     "GenerationConfig",
     "GenerationMixin",
     "GenerationMode",
+    "InfNanRemoveLogitsProcessor",
+    "LogitNormalization",
+    "LogitsProcessor",
+    "LogitsProcessorList",
     "MaxLengthCriteria",
     "MaxTimeCriteria",
+    "MinLengthLogitsProcessor",
+    "MinNewTokensLengthLogitsProcessor",
+    "MinPLogitsWarper",
+    "NoBadWordsLogitsProcessor",
+    "NoRepeatNGramLogitsProcessor",
     "Patch",
     "PhrasalConstraint",
+    "PrefixConstrainedLogitsProcessor",
+    "PromptLookupCandidateGenerator",
+    "RepetitionPenaltyLogitsProcessor",
+    "SequenceBiasLogitsProcessor",
     "StopStringCriteria",
     "StoppingCriteria",
     "StoppingCriteriaList",
     "StreamEvent",
+    "SuppressTokensAtBeginLogitsProcessor",
+    "SuppressTokensLogitsProcessor",
     "SynthIDTextWatermarkDetector",
+    "SynthIDTextWatermarkLogitsProcessor",
     "SynthIDTextWatermarkingConfig",
+    "TemperatureLogitsWarper",
     "TextIteratorStreamer",
     "TextStreamer",
+    "TopHLogitsWarper",
+    "TopKLogitsWarper",
     "TopLogprobs",
+    "TopPLogitsWarper",
+    "TypicalLogitsWarper",
+    "UnbatchedClassifierFreeGuidanceLogitsProcessor",
+    "UniversalSpeculativeDecodingGenerator",
     "WatermarkDetector",
     "WatermarkDetectorOutput",
+    "WatermarkLogitsProcessor",
     "WatermarkingConfig",
     "__version__",
     "available_backends",
@@ -99,3 +186,16 @@ __all__ = [
     "use_backend",
     "validate_stopping_criteria",
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    """The names of `pygen.processors` and `pygen.candidates`, looked up at their first use."""
+    for module in (processors, candidates):
+        if name in module.__all__:
+            globals()[name] = getattr(module, name)
+            return globals()[name]
+    raise AttributeError(f"module 'pygen' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,13 +7,14 @@ import re
 import pytest
 from transformers.generation import logits_process
 
-from tests.helpers.compatibility import NOT_OFFERED, PUBLIC_NAMES, ROOT, Name, names, tables
+import pygen
+from tests.helpers.compatibility import LATER_NAMES, NOT_OFFERED, PUBLIC_NAMES, ROOT, Name, names, tables
 
 STATES = ("same", "extended", "different", "not offered")
 
 
 def test_every_public_name_has_a_row() -> None:
-    assert [row[0] for row in tables()["transformers.generation"]] == list(PUBLIC_NAMES)
+    assert [row[0] for row in tables()["transformers.generation"]] == sorted({*PUBLIC_NAMES, *LATER_NAMES})
     listed = {row[0] for row in tables()["logits_process"]}
     assert listed.isdisjoint(PUBLIC_NAMES)
     own = {
@@ -22,6 +23,16 @@ def test_every_public_name_has_a_row() -> None:
         if getattr(value, "__module__", None) == logits_process.__name__ and not name.startswith("_")
     }
     assert own - {*PUBLIC_NAMES} <= listed
+
+
+def test_every_offered_name_can_be_imported_from_pygen() -> None:
+    offered = {*PUBLIC_NAMES} - NOT_OFFERED.keys()
+    assert len(offered) > 50
+    assert offered <= {*pygen.__all__} and offered <= {*dir(pygen)}
+    for name in pygen.__all__:
+        assert getattr(pygen, name) is not None
+    with pytest.raises(ImportError, match="NoSuchName"):
+        exec("from pygen import NoSuchName")
 
 
 @pytest.mark.parametrize("row", names(), ids=lambda row: row.name)

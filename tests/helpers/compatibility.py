@@ -16,6 +16,9 @@ PUBLIC_NAMES = tuple(sorted(transformers.generation._class_to_module))
 _CONTINUOUS_BATCHING = "continuous batching serves requests that come and go; pygen generates for a batch"
 _ONE_MODEL = "bound to one model"
 
+# Names that a later release than the oldest supported one brought.
+LATER_NAMES = ("DFlashTokenCandidateGenerator", "TextDiffusionStreamer")
+
 # The names that pygen leaves out on purpose, and why; the document gives the same reasons.
 NOT_OFFERED = {
     "ContinuousBatchingConfig": _CONTINUOUS_BATCHING,
@@ -30,6 +33,10 @@ NOT_OFFERED = {
     "DiaEOSChannelFilterLogitsProcessor": _ONE_MODEL,
     "DiaEOSDelayPatternLogitsProcessor": _ONE_MODEL,
     "WhisperNoSpeechDetection": _ONE_MODEL,
+    "DFlashTokenCandidateGenerator": (
+        "drafts of one kind of assistant that reads the model's hidden states; since 5.15"
+    ),
+    "TextDiffusionStreamer": "for models that revise a text instead of appending to it; since 5.11",
     "LOGITS_PROCESSOR_INPUTS_DOCSTRING": "a text for transformers' own documentation",
 }
 
