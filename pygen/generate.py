@@ -238,6 +238,7 @@ def prepare_call(
         prompt_length=prompt.input_ids.shape[1],
         max_new_tokens=lengths.max_new_tokens,
         eos_token_ids=tokens.eos,
+        pad_token_id=tokens.pad,
         tokenizer=tokenizer,
     )
     return Call(

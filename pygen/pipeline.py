@@ -173,6 +173,11 @@ def _check_ids(plan: Plan, vocab_size: int) -> None:
             raise ValueError(
                 f"`{item.name}` must hold ids below the vocabulary size {vocab_size}, got {item.largest_id}"
             )
+    ends = plan.ends_invalid_rows
+    if ends and not any(0 <= token_id < vocab_size for token_id in ends):
+        raise ValueError(
+            f"`on_invalid`='eos' needs an `eos_token_id` below the vocabulary size {vocab_size}, got {list(ends)}"
+        )
 
 
 def _checked(name: str, scores: Any, shape: torch.Size) -> Tensor:

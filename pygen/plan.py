@@ -34,6 +34,7 @@ class Plan:
     greedy_rows: 0.0, or (rows,) float32 with 0 for rows of temperature 0 and else 1; None where there are none.
     noise: arguments of `ops.sample` about the noise.
     renormalize: the scores that are returned are log-probabilities; what is drawn does not depend on it.
+    ends_invalid_rows: ids one of which ends a row without a choice; empty where such rows are treated otherwise.
     """
 
     items: tuple[Item, ...] = ()
@@ -43,6 +44,7 @@ class Plan:
     num_logprobs: int = 0
     keep_scores: bool = False
     renormalize: bool = False
+    ends_invalid_rows: tuple[int, ...] = ()
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
@@ -104,6 +106,7 @@ def make_plan(call: Call) -> Plan:
         num_logprobs=0 if top is None else max(top, 1),
         keep_scores=bool(config.return_dict_in_generate and config.output_scores),
         renormalize=config.renormalize_logits is True and (config.num_beams or 1) == 1,
+        ends_invalid_rows=tuple(call.stopping.eos_token_ids or ()) if vars(config)["on_invalid"] == "eos" else (),
     )
 
 

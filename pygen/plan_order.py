@@ -201,6 +201,8 @@ def _forced(call: Call) -> Iterator[_Place]:
     max_length = prompt_length + call.lengths.max_new_tokens
     bos, eos = config.forced_bos_token_id, config.forced_eos_token_id
     if bos is not None:
+        if bos < 0:
+            raise ValueError(f"`forced_bos_token_id` must be an id >= 0, got {bos}")
         forced = built.ForcedBOSTokenLogitsProcessor(bos)
         step = 1 - prompt_length
         yield _called("forced_bos_token_id", forced, why, first=step, end=step + 1, largest_id=bos)
@@ -223,7 +225,8 @@ def _late_bans(call: Call) -> Iterator[_Place]:
         if call.tokens.eos is None:
             raise ValueError("`exponential_decay_length_penalty` needs `eos_token_id`")
         start, factor = config.exponential_decay_length_penalty
-        decay = built.ExponentialDecayLengthPenalty((start, factor), call.tokens.eos, prompt_length)
+        ends = [token_id for token_id in call.tokens.eos if token_id >= 0]
+        decay = built.ExponentialDecayLengthPenalty((start, factor), ends, prompt_length)
         first = max(start + 1, 0)
         yield _called("exponential_decay_length_penalty", decay, "it is another in every step", first=first)
     if config.suppress_tokens is not None:

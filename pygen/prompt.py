@@ -92,6 +92,8 @@ def start_ids(bos_token_id: int | None, model_kwargs: dict[str, Any], device: to
     """(batch_size, 1): the prompts where none are given, as many as the first other input has rows."""
     if bos_token_id is None:
         raise ValueError("`bos_token_id` must be set where no `input_ids` are given")
+    if bos_token_id < 0:
+        raise ValueError(f"`bos_token_id` must be an id >= 0 where no `input_ids` are given, got {bos_token_id}")
     tensors = [value for value in model_kwargs.values() if isinstance(value, Tensor) and value.ndim]
     batch_size = tensors[0].shape[0] if tensors else 1
     return torch.full((batch_size, 1), bos_token_id, dtype=torch.int64, device=device)

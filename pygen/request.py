@@ -196,7 +196,7 @@ class SpecialTokens:
 
 
 def resolve_special_tokens(config: GenerationConfig) -> SpecialTokens:
-    """`pad_token_id` falls to the first end-of-sequence id, `decoder_start_token_id` to `bos_token_id`."""
+    """`pad_token_id` falls to the first end-of-sequence id >= 0, `decoder_start_token_id` to `bos_token_id`."""
     eos = _ids(config.eos_token_id)
     pad = _ids(config.pad_token_id)
     bos = _ids(config.bos_token_id)
@@ -205,7 +205,7 @@ def resolve_special_tokens(config: GenerationConfig) -> SpecialTokens:
     start = config.decoder_start_token_id
     return SpecialTokens(
         eos=eos,
-        pad=pad[0] if pad else eos[0] if eos else None,
+        pad=pad[0] if pad else next((token_id for token_id in eos if token_id >= 0), eos[0]) if eos else None,
         bos=bos[0] if bos else None,
         decoder_start=bos[0] if start is None and bos else start,
     )

@@ -102,7 +102,10 @@ class EosTokenCriteria(StoppingCriteria):
 
 
 class ConfidenceCriteria(StoppingCriteria):
-    """Ends rows whose last token had a probability below the threshold: softmax(scores[-1])[row, token] < threshold."""
+    """Ends rows whose last token had a probability below the threshold: softmax(scores[-1])[row, token] < threshold.
+
+    A token that the scores do not have, such as a pad beyond them, ends nothing.
+    """
 
     def __init__(self, assistant_confidence_threshold: float) -> None:
         self.assistant_confidence_threshold = assistant_confidence_threshold
@@ -110,8 +113,9 @@ class ConfidenceCriteria(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         if scores is None:
             raise ValueError("`ConfidenceCriteria` needs `output_scores=True` and `return_dict_in_generate=True`")
-        probability: Tensor = scores[-1].softmax(-1).gather(1, input_ids[:, -1:])[:, 0]
-        return probability < self.assistant_confidence_threshold
+        last, vocab_size = input_ids[:, -1:], scores[-1].shape[-1]
+        probability: Tensor = scores[-1].softmax(-1).gather(1, last.clamp(0, vocab_size - 1))[:, 0]
+        return (probability < self.assistant_confidence_threshold) & ((last >= 0) & (last < vocab_size))[:, 0]
 
 
 class StopStringCriteria(StoppingCriteria):
@@ -189,7 +193,8 @@ class Stopping:
     eos_token_ids: the op that draws compares with these; None where no token ends a row.
     max_time: seconds that the monitor allows, or None.
     criteria: called after every step, in this order.
-    pads: whether rows that ended emit `pad_token_id`; without, they go on until all rows have ended.
+    pads: whether rows that ended emit `pad_token_id`; without, they go on until all rows have ended. So they do where
+        no `eos_token_id` can ever come and no pad exists: `eos_token_id=-1` says "never stop".
     """
 
     max_new_tokens: int
@@ -206,6 +211,7 @@ def build_criteria(
     prompt_length: int,
     max_new_tokens: int,
     eos_token_ids: list[int] | None,
+    pad_token_id: int | None,
     tokenizer: Any = None,
 ) -> Stopping:
     """Joins what the settings ask for with the caller's criteria, in Hugging Face's order.
@@ -237,7 +243,9 @@ def build_criteria(
     if by_hand[MaxLengthCriteria]:
         limit = min(int(criterion.max_length) for criterion in by_hand[MaxLengthCriteria])
         max_new_tokens = max(1, limit - prompt_length)
-    pads = eos_token_ids is not None or any(hasattr(criterion, "eos_token_id") for criterion in given)
+    pads = (
+        eos_token_ids is not None and max(*eos_token_ids, -1 if pad_token_id is None else pad_token_id) >= 0
+    ) or any(hasattr(criterion, "eos_token_id") for criterion in given)
     if by_hand[EosTokenCriteria]:
         ids = [torch.as_tensor(criterion.eos_token_id).reshape(-1) for criterion in by_hand[EosTokenCriteria]]
         eos_token_ids = [int(token_id) for token_id in torch.cat(ids)] or None

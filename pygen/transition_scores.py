@@ -20,7 +20,8 @@ def compute_transition_scores(
             r = row if beam_indices is None else beam_indices[row, step]
             result[row, step] = 0 if r < 0 else scores[step][r, sequences[row, step - steps]]
 
-    With beams, the steps are those of the longest hypothesis, and tokens after the end of a shorter one score 0. In
+    With beams, the steps are those of the longest hypothesis, and tokens after the end of a shorter one score 0. So do
+    ids that the scores do not have, such as pads beyond them. In
     beam search scores are log-probabilities, in greedy search and sampling they are logits.
 
     Arguments:
@@ -38,9 +39,10 @@ def compute_transition_scores(
     else:
         origin = beam_indices[:, : int((beam_indices >= 0).sum(-1).max())].long()
     steps = origin.shape[1]
-    ended = origin < 0
+    token_ids = sequences[:, sequences.shape[1] - steps :]
+    ended = (origin < 0) | (token_ids < 0) | (token_ids >= scores[0].shape[1])
     origin = origin.masked_fill(ended, 0)
-    token_ids = sequences[:, sequences.shape[1] - steps :].masked_fill(ended, 0).long()
+    token_ids = token_ids.masked_fill(ended, 0).long()
     chosen = scores[0].new_zeros(token_ids.shape)
     for step in range(steps):
         row_scores = scores[step][origin[:, step]]

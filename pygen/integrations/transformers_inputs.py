@@ -193,6 +193,8 @@ def _check_decoder_inputs(
         raise ValueError("`decoder_start_token_id` or `bos_token_id` must be set for an encoder-decoder model")
     if isinstance(start, list) and len(start) != batch_size:
         raise ValueError(f"`decoder_start_token_id` must be one id or one per prompt ({batch_size}), got {len(start)}")
+    if min(start if isinstance(start, list) else [start]) < 0:
+        raise ValueError(f"`decoder_start_token_id` must be an id >= 0, which a decoder can start from, got {start}")
     # Where the encoder reads something else, `input_ids` are what the decoder starts from.
     name = "decoder_input_ids" if "decoder_input_ids" in kwargs or main_name == "input_ids" else "input_ids"
     ids = kwargs.get(name)

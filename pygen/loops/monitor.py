@@ -109,7 +109,7 @@ class Monitor:
         state, status = self._state, choice.output.status
         self._recorder.add(step, logits, choice)
         if self._on_invalid == "eos":
-            self._end_invalid_rows(step, status)
+            self._end_invalid_rows(step, status, logits.shape[-1])
         if self._criteria:
             self._apply_criteria(step)
         running = state.unfinished if self._pads or not self._criteria else (~self._stopped).sum()
@@ -162,13 +162,12 @@ class Monitor:
         reasons = self.finish_reasons() if over else self._reasons()
         self._streamer.put_step(tokens, self._logprobs(step), reasons)
 
-    def _end_invalid_rows(self, step: int, status: Tensor) -> None:
+    def _end_invalid_rows(self, step: int, status: Tensor, vocab_size: int) -> None:
         state = self._state
-        assert state.eos_token_ids is not None
         # A row counts this step exactly if it was not finished before it.
         bad = (status != RowStatus.OK) & (state.num_generated == step + 1)
         column = state.prompt_length + step
-        ended = torch.where(bad, state.eos_token_ids[0], state.token_ids[:, column])
+        ended = torch.where(bad, state.ending_token(vocab_size), state.token_ids[:, column])
         state.token_ids[:, column] = ended
         state.history[:, column] = ended
         state.finished |= bad

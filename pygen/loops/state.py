@@ -80,6 +80,12 @@ class DecodeState:
     def rows(self) -> int:
         return self.token_ids.shape[0]
 
+    def ending_token(self, vocab_size: int) -> Tensor:
+        """(1,) int64: the first of `eos_token_ids`, not None here, that may come; found without waiting for a GPU."""
+        assert self.eos_token_ids is not None
+        may_come = (self.eos_token_ids >= 0) & (self.eos_token_ids < vocab_size)
+        return self.eos_token_ids.index_select(0, may_come.int().argmax(0, keepdim=True))
+
     def tokens(self, generated: int) -> Tensor:
         """(rows, prompt_length + generated): a view of the prompt and the first `generated` tokens."""
         return self.token_ids[:, : self.prompt_length + generated]

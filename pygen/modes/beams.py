@@ -143,7 +143,8 @@ def _texts(call: Call, plan: Plan) -> dict[str, Any]:
     """Arguments of a state about how texts begin and end."""
     return {
         "eos_token_ids": call.stopping.eos_token_ids,
-        "pad_token_id": call.tokens.pad or 0,
+        # Beams without a text are fed with it too.
+        "pad_token_id": max(call.tokens.pad or 0, 0),
         "visible": call.prompt.visible() if plan.reads_history or _is_constrained(call) else None,
     }
 
@@ -190,8 +191,9 @@ def _searched(
         steps = run(monitor)
         best = finalize(config.num_return_sequences or 1)
         generated = best.sequences[:, state.prompt_length :]
-        if call.tokens.pad is None:
-            generated.masked_fill_(best.beam_indices < 0, -1)
+        pad = -1 if call.tokens.pad is None else call.tokens.pad
+        if pad < 0:
+            generated.masked_fill_(best.beam_indices < 0, pad)
         reasons = _finish_reasons(call, best, generated)
         monitor.finish(generated[0, : _lengths(best)[0]], reasons[0])
     return _output(call, state, monitor, best, reasons, steps) if call.wants_dict else best.sequences

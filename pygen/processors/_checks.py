@@ -32,6 +32,11 @@ def id_tensor(name: str, value: Any, device: str | torch.device = "cpu", *, low:
     return ids.reshape(-1).long()
 
 
+def existing(ids: Tensor, vocab_size: int) -> Tensor:
+    """Those of `ids` (n,) that scores over `vocab_size` tokens have a column for; -1 counts from no end."""
+    return ids[(ids >= 0) & (ids < vocab_size)]
+
+
 def rows_of_batch(name: str, value: Tensor, rows: int) -> Tensor:
     """Repeats each item of a batch (batch_size, ...) side by side, so that there is one for each of `rows`."""
     batch_size = value.shape[0]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pygen.config_rules import integer, plain
+from pygen.config_rules import integer, plain, shown
 from pygen.processors._checks import checked, id_tensor, rows_of_batch
 from pygen.processors.base import LogitsProcessor, process, suppress
 
@@ -114,7 +114,8 @@ class EncoderNoRepeatNGramLogitsProcessor(LogitsProcessor):
 class PrefixConstrainedLogitsProcessor(LogitsProcessor):
     """Only the tokens that a function allows (De Cao et al. 2021): `fn(batch_id, ids of the row) -> allowed ids`.
 
-    num_beams: how many rows side by side belong to one batch_id. ValueError where nothing is allowed.
+    num_beams: how many rows side by side belong to one batch_id. Ids outside the vocabulary are ignored. ValueError
+        where nothing is allowed.
     """
 
     def __init__(self, prefix_allowed_tokens_fn: Callable[[int, Tensor], list[int]], num_beams: int) -> None:
@@ -126,10 +127,12 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
         token_ids: list[int] = []
         for row, sequence in enumerate(input_ids):
             batch_id = row // self._num_beams
-            allowed = list(plain(self._prefix_allowed_tokens_fn(batch_id, sequence)))
+            answer = list(plain(self._prefix_allowed_tokens_fn(batch_id, sequence)))
+            allowed = [token_id for token_id in answer if 0 <= token_id < scores.shape[-1]]
             if not allowed:
                 raise ValueError(
-                    f"`prefix_allowed_tokens_fn` must allow some token, got an empty list for batch_id {batch_id}"
+                    f"`prefix_allowed_tokens_fn` must allow some token in [0, {scores.shape[-1]}), "
+                    f"got {shown(answer)} for batch_id {batch_id}"
                 )
             rows += [row] * len(allowed)
             token_ids += allowed
@@ -147,8 +150,8 @@ class AlternatingCodebooksLogitsProcessor(LogitsProcessor):
 
     def __init__(self, input_start_len: int, semantic_vocab_size: int, codebook_size: int) -> None:
         self.input_start_len = checked("input_start_len", input_start_len, integer(0))
-        self.semantic_vocab_size = semantic_vocab_size
-        self.codebook_size = codebook_size
+        self.semantic_vocab_size = checked("semantic_vocab_size", semantic_vocab_size, integer(0))
+        self.codebook_size = checked("codebook_size", codebook_size, integer(0))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         second = self.semantic_vocab_size + self.codebook_size

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pygen.config_rules import integer, number
-from pygen.processors._checks import checked, id_tensor, rows_of_batch
+from pygen.processors._checks import checked, existing, id_tensor, rows_of_batch
 from pygen.processors.base import LogitsProcessor, process
 
 
@@ -60,7 +60,7 @@ class ExponentialDecayLengthPenalty(LogitsProcessor):
 
     exponential_decay_length_penalty: (start, factor); it acts once more than `start` tokens were generated, and a
         factor above 1 favours the end more and more.
-    eos_token_id: an id, a list or a tensor of them, >= 0.
+    eos_token_id: an id, a list or a tensor of them, >= 0; those that the scores do not have are ignored.
     input_ids_seq_length: the length of the prompt.
 
     A result above all numbers of the dtype becomes a 64th of the largest, which leaves room for a temperature. Scores
@@ -77,17 +77,21 @@ class ExponentialDecayLengthPenalty(LogitsProcessor):
         self.regulation_start = start + input_ids_seq_length
         self.regulation_factor = factor
         self.eos_token_id = id_tensor("eos_token_id", eos_token_id, low=0)
+        self._existing = self.eos_token_id
+        self._vocab_size = -1
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         beyond = input_ids.shape[-1] - self.regulation_start
         if beyond <= 0:
             return scores
-        self.eos_token_id = self.eos_token_id.to(scores.device)
-        eos_scores = scores[:, self.eos_token_id]
+        if self._vocab_size != scores.shape[1] or self._existing.device != scores.device:
+            self._vocab_size = scores.shape[1]
+            self._existing = existing(self.eos_token_id, self._vocab_size).to(scores.device)
+        eos_scores = scores[:, self._existing]
         computed = torch.promote_types(scores.dtype, torch.float32)
         moved = eos_scores + eos_scores.abs() * _growth(self.regulation_factor, beyond, torch.finfo(computed).max)
         moved = moved.masked_fill(moved == math.inf, torch.finfo(scores.dtype).max / 64)
-        return scores.index_copy(1, self.eos_token_id, torch.where(eos_scores.isfinite(), moved, eos_scores))
+        return scores.index_copy(1, self._existing, torch.where(eos_scores.isfinite(), moved, eos_scores))
 
 
 def _growth(factor: float, exponent: int, largest: float) -> float:

@@ -89,7 +89,7 @@ class StaticSample:
     def __call__(self, logits: Tensor) -> SampleOutput:
         output = self._op(logits)
         if self.form.on_invalid == "eos":
-            self._end_invalid_rows(output)
+            self._end_invalid_rows(output, logits.shape[1])
         return output
 
     def begin(self, state: DecodeState, noise: Noise) -> None:
@@ -127,13 +127,13 @@ class StaticSample:
         """(rows,): a view of the tokens of `step`."""
         return self.state.column(step)
 
-    def _end_invalid_rows(self, output: SampleOutput) -> None:
+    def _end_invalid_rows(self, output: SampleOutput, vocab_size: int) -> None:
         """Rows that are not OK take the first end-of-sequence token instead of what the op fell back to."""
         state = self.state
-        assert state.eos_token_ids is not None and state.steps is not None
+        assert state.steps is not None
         # A row counts this step exactly if it was not finished before it.
         bad = (output.status != RowStatus.OK) & (state.num_generated == state.steps)
-        output.token_ids.copy_(torch.where(bad, state.eos_token_ids[0], output.token_ids))
+        output.token_ids.copy_(torch.where(bad, state.ending_token(vocab_size), output.token_ids))
         columns = (self.capacity + state.steps - 1)[:, None]
         for table in (state.token_ids, state.history):
             table.scatter_(1, columns, output.token_ids[:, None])

@@ -203,7 +203,7 @@ def test_order_of_criteria() -> None:
     tokenizer, user = byte_level(), [lambda ids, scores: False, stopping.MaxTimeCriteria(9.0)]
     config = generation_config(max_time=1.0, stop_strings=["a"], is_assistant=True, assistant_confidence_threshold=0.4)
     built = stopping.build_criteria(
-        user, config, prompt_length=3, max_new_tokens=5, eos_token_ids=[1], tokenizer=tokenizer
+        user, config, prompt_length=3, max_new_tokens=5, eos_token_ids=[1], pad_token_id=None, tokenizer=tokenizer
     )
     assert [type(c).__name__ for c in built.criteria] == [
         "MaxTimeCriteria",
@@ -220,7 +220,7 @@ def generation_config(**settings: Any) -> Any:
 
 def test_nothing_is_asked_for_nothing() -> None:
     built = stopping.build_criteria(
-        None, generation_config(max_time=1.0), prompt_length=3, max_new_tokens=5, eos_token_ids=[1]
+        None, generation_config(max_time=1.0), prompt_length=3, max_new_tokens=5, eos_token_ids=[1], pad_token_id=None
     )
     assert (built.criteria, built.max_time, built.eos_token_ids) == ((), 1.0, [1])
 
