@@ -23,6 +23,13 @@ _PLAIN_LAYERS = {
 _PLAIN_METHODS = ("Cache.reorder_cache", "CacheLayerMixin.reorder_cache")
 
 
+def num_positions(cache: Any) -> int | None:
+    """How many positions `cache` has seen; None where it does not count them, as recurrent states alone do not."""
+    layers = getattr(cache, "layers", None)
+    counts = any(hasattr(layer, "get_seq_length") for layer in layers) if layers else hasattr(cache, "get_seq_length")
+    return int(cache.get_seq_length()) if counts else None
+
+
 def can_expand(cache: Any) -> bool:
     """Whether `expand` repeats everything the cache holds.
 

@@ -18,11 +18,11 @@ from pygen.config import GenerationMode
 from pygen.config_rules import EXTENSION_RULES, RULES, SAMPLING_ONLY, shown
 from pygen.generate import LOOPS, generate, prepare_call
 from pygen.integrations.module import ModuleAdapter
+from pygen.integrations.versions import cache_parameter, given_cache
 from pygen.plan import Plan, make_plan
 from pygen.runtime.choice import CAPTURED_MODES, choose_runtime
 from pygen.stages import Fused
 
-_CACHES = ("past_key_values", "cache_params")
 _BEAM_ONLY = ("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty")
 _ASSISTED_ONLY = (
     "assistant_confidence_threshold",
@@ -238,9 +238,7 @@ def _noise(call: Call) -> str:
 
 
 def _cache(call: Call) -> str:
-    given = next(
-        (call.prompt.model_kwargs[name] for name in _CACHES if call.prompt.model_kwargs.get(name) is not None), None
-    )
+    given = given_cache(call.prompt.model_kwargs)
     if given is not None:
         return f"the caller's {type(given).__name__}"
     if call.config.use_cache is False:
@@ -248,10 +246,9 @@ def _cache(call: Call) -> str:
     if call.config.cache_implementation is not None:
         return str(call.config.cache_implementation)
     if isinstance(call.adapter, ModuleAdapter):
-        takes = "past_key_values" in inspect.signature(call.model.forward).parameters
         return (
             "what forward returns"
-            if takes
+            if cache_parameter(inspect.signature(call.model.forward).parameters) is not None
             else "none, forward takes no `past_key_values`: every step reads the whole text"
         )
     return "the model's default"

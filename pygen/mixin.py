@@ -15,6 +15,7 @@ from pygen.generate import generate
 from pygen.healing import heal_tokens
 from pygen.integrations.inputs import GrowingInputs, repeat_rows
 from pygen.integrations.module import unpack_outputs
+from pygen.integrations.versions import cache_parameter, without_cache
 from pygen.remote_code import load_custom_generate
 from pygen.transition_scores import compute_transition_scores
 
@@ -48,6 +49,7 @@ class GenerationMixin:
     prepare_inputs_for_generation, _update_model_kwargs_for_generation, _expand_inputs_for_generation: below.
     _prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, batch_size, max_cache_length): puts
         the cache of the call into `model_kwargs["past_key_values"]`; without it, `forward` makes it when given None.
+        Here, in `forward` and in `prepare_inputs_for_generation` it may also be called `cache`.
         It has to hold max_cache_length positions of batch_size prompts, max(num_beams, num_return_sequences) rows each.
     _reorder_cache(past_key_values, beam_idx) -> past_key_values: gathers the rows of a cache after a step of beam
         search, where the cache has no method `reorder_cache(beam_idx)`. With neither, only a tuple with a pair of key
@@ -134,7 +136,8 @@ class GenerationMixin:
         kwargs = dict(model_kwargs)
         grown = GrowingInputs(kwargs, num_new_tokens, is_encoder_decoder).after(num_new_tokens)
         _, cache = unpack_outputs(outputs)
-        return {**kwargs, **grown, **({} if cache is None else {"past_key_values": cache})}
+        name = cache_parameter(parameter_names(type(self).forward)) or "past_key_values"  # type: ignore[attr-defined]
+        return {**without_cache(kwargs), **grown, **({} if cache is None else {name: cache})}
 
     @staticmethod
     def _expand_inputs_for_generation(

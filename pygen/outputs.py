@@ -25,8 +25,16 @@ class GenerateOutput:
     """Base of the outputs: fields by attribute, name and place; what is None does not exist for the latter two.
 
     `output.sequences`, `output["sequences"]` and `output[0]` are the same. Iterating gives names, as for a dict;
-    `to_tuple()` gives the values.
+    `to_tuple()` gives the values. The cache answers to both of its names, `past_key_values` and `cache`.
     """
+
+    @property
+    def cache(self) -> Any:
+        return getattr(self, "past_key_values", None)
+
+    @cache.setter
+    def cache(self, cache: Any) -> None:
+        self["past_key_values"] = cache
 
     def _present(self) -> dict[str, Any]:
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
@@ -44,24 +52,28 @@ class GenerateOutput:
         return self._present().items()
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self._present().get(name, default)
+        return self._present().get(_field(name), default)
 
     def __getitem__(self, key: str | int | slice) -> Any:
-        return self._present()[key] if isinstance(key, str) else self.to_tuple()[key]
+        return self._present()[_field(key)] if isinstance(key, str) else self.to_tuple()[key]
 
     def __setitem__(self, name: str, value: Any) -> None:
-        if name not in {f.name for f in fields(self)}:
+        if _field(name) not in {f.name for f in fields(self)}:
             raise KeyError(name)
-        setattr(self, name, value)
+        setattr(self, _field(name), value)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._present()
+        return isinstance(name, str) and _field(name) in self._present()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._present())
 
     def __len__(self) -> int:
         return len(self._present())
+
+
+def _field(name: str) -> str:
+    return "past_key_values" if name == "cache" else name
 
 
 @dataclass

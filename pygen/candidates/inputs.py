@@ -12,14 +12,15 @@ from torch import Tensor
 from pygen.call import Call
 from pygen.config import GenerationConfig, GenerationMode
 from pygen.integrations import ModelAdapter, adapt
+from pygen.integrations.versions import CACHE_NAMES
 from pygen.prompt import Prompt
 from pygen.request import Lengths, SpecialTokens, resolve_settings, resolve_special_tokens
 from pygen.stopping import Stopping
 
 # The model's own, or given to the assistant in another way.
 _NOT_PASSED_ON = (
+    *CACHE_NAMES,
     "attention_mask",
-    "cache_params",
     "cache_position",
     "decoder_attention_mask",
     "decoder_input_ids",
@@ -28,7 +29,6 @@ _NOT_PASSED_ON = (
     "input_ids",
     "inputs_embeds",
     "logits_to_keep",
-    "past_key_values",
     "use_cache",
 )
 # What the caller wants of the model, and what drafts have no use for.

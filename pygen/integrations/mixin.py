@@ -10,6 +10,7 @@ from torch import Tensor
 from pygen.config import GenerationConfig, GenerationMode
 from pygen.integrations.inputs import GrowingInputs, tail_logits
 from pygen.integrations.module import ModuleAdapter, unpack_outputs
+from pygen.integrations.versions import cache_parameter, given_cache, without_cache
 from pygen.mixin import GenerationMixin, parameter_names
 from pygen.prompt import Prompt
 from pygen.request import SpecialTokens
@@ -36,6 +37,7 @@ class MixinAdapter(ModuleAdapter):
         self._returns_dict = "return_dict" in self._names
         if self._replaces("prepare_inputs_for_generation"):
             self._names |= parameter_names(type(self._hooks).prepare_inputs_for_generation)
+            self._cache_name = cache_parameter(self._names)
         # The default adds columns to masks and positions: these are written once instead, and only sliced.
         self._grows_by_default = not self._replaces("_update_model_kwargs_for_generation")
 
@@ -70,8 +72,8 @@ class MixinAdapter(ModuleAdapter):
             longest = self._prompt_length + max_new_tokens - 1
             kwargs = dict(self._kwargs)
             self._hooks._prepare_cache_for_generation(self._config, kwargs, mode, self._batch_size, longest)
-            self.cache = kwargs.pop("past_key_values", None)
-            self._kwargs = kwargs
+            self.cache = given_cache(kwargs)
+            self._kwargs = without_cache(kwargs)
 
     def idle(self) -> None:
         ids = torch.zeros((1, 1), dtype=torch.int64, device=self._device)
@@ -93,7 +95,7 @@ class MixinAdapter(ModuleAdapter):
         generated = token_ids.shape[1] - self._prompt_length
         kwargs = self._kwargs | self._growing.after(generated)
         if self.cache is not None:
-            kwargs["past_key_values"] = self.cache
+            kwargs[self._cache_name or "past_key_values"] = self.cache
         inputs = self._hooks.prepare_inputs_for_generation(
             token_ids,
             next_sequence_length=unseen if unseen < token_ids.shape[1] else None,
@@ -106,10 +108,10 @@ class MixinAdapter(ModuleAdapter):
         outputs = self._model(**inputs)
         logits, cache = unpack_outputs(outputs)
         if not self._grows_by_default:
-            self._kwargs = self._hooks._update_model_kwargs_for_generation(
+            kwargs = self._hooks._update_model_kwargs_for_generation(
                 outputs, kwargs, is_encoder_decoder=False, num_new_tokens=count
             )
-            cache = self._kwargs.pop("past_key_values", None)
+            cache, self._kwargs = given_cache(kwargs), without_cache(kwargs)
         if self._use_cache:
             self.cache = cache
         return tail_logits(logits, token_ids.shape[0], count, token_ids.device)

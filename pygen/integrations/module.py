@@ -19,6 +19,7 @@ from pygen.integrations.inputs import (
     repeat_rows,
     tail_logits,
 )
+from pygen.integrations.versions import cache_parameter, given_cache_name, output_cache
 from pygen.prompt import Prompt, check_ids, check_mask, given_input, start_ids, warn_of_right_padding
 from pygen.request import SpecialTokens
 
@@ -40,7 +41,8 @@ class ModuleAdapter:
     `attention_mask` (rows, everything seen so far), `position_ids` (rows, length) and `use_cache`. It returns logits
     (rows, length, vocab_size) or (rows, vocab_size); or a tuple that begins with them; or an object or mapping with
     `logits`. The cache it returns, as the tuple's second item or as `past_key_values`, is passed back unread; without
-    one every step forwards the whole sequence. What is in a cache is not known, so assisted decoding goes without. Beam
+    one every step forwards the whole sequence. `past_key_values` may also be called `cache`, as transformers does from
+    5.24 on. What is in a cache is not known, so assisted decoding goes without. Beam
     search needs to move its rows: the module may have a method `_reorder_cache(past_key_values, source_rows)` that
     returns the cache with its rows gathered, the cache a method `reorder_cache(source_rows)`, or it may be a tuple with
     a pair of key and value (rows, heads, positions, head_dim) per layer. TypeError for any other.
@@ -54,6 +56,7 @@ class ModuleAdapter:
         self._names = frozenset(
             name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
         )
+        self._cache_name = cache_parameter(self._names)
         self.generation_config = getattr(model, "generation_config", None)
         self.max_position_embeddings: int | None = getattr(
             getattr(model, "config", None), "max_position_embeddings", None
@@ -70,11 +73,12 @@ class ModuleAdapter:
     def check(self, model_kwargs: dict[str, Any], generation_config: Any) -> None:
         if "input_ids" not in self._names:
             raise TypeError(f"`model`={type(self._model).__name__}: its forward must take `input_ids`")
+        given = given_cache_name(model_kwargs)
+        if given is not None and self._cache_name is not None:
+            raise NotImplementedError(f"`{given}`: a plain module cannot be continued from a given cache")
         unused = [name for name, value in model_kwargs.items() if value is not None and name not in self._names]
         if unused:
             raise ValueError(f"`model` does not use these arguments: {', '.join(f'`{name}`' for name in unused)}")
-        if model_kwargs.get("past_key_values") is not None:
-            raise NotImplementedError("`past_key_values`: a plain module cannot be continued from a given cache")
         if model_kwargs.get("inputs_embeds") is not None:
             raise NotImplementedError("`inputs_embeds`: a plain module starts from `input_ids`")
 
@@ -101,7 +105,7 @@ class ModuleAdapter:
         if "position_ids" in self._names and kwargs.get("position_ids") is None:
             kwargs["position_ids"] = position_ids_from_mask(torch.ones_like(ids) if mask is None else mask)
         warn_of_right_padding(ids, mask, tokens.pad)
-        self._wants_cache = "past_key_values" in self._names and config.use_cache is not False
+        self._wants_cache = self._cache_name is not None and config.use_cache is not False
         self._returns_cache = bool(config.return_dict_in_generate)
         return Prompt(ids, mask, ids, "input_ids", kwargs)
 
@@ -187,7 +191,8 @@ class ModuleAdapter:
         if "position_ids" in inputs:
             inputs["position_ids"] = inputs["position_ids"][..., -unseen:]
         if self._use_cache:
-            inputs["past_key_values"] = self.cache
+            assert self._cache_name is not None
+            inputs[self._cache_name] = self.cache
         self.before_forward()
         logits, cache = unpack_outputs(self._model(input_ids=input_ids, **inputs))
         if self._use_cache:
@@ -202,9 +207,9 @@ def unpack_outputs(outputs: Any) -> tuple[Any, Any]:
     if isinstance(outputs, tuple):
         return outputs[0], outputs[1] if len(outputs) > 1 else None
     if isinstance(outputs, Mapping) and "logits" in outputs:
-        return outputs["logits"], outputs.get("past_key_values")
+        return outputs["logits"], output_cache(outputs)
     if hasattr(outputs, "logits"):
-        return outputs.logits, getattr(outputs, "past_key_values", None)
+        return outputs.logits, output_cache(outputs)
     raise TypeError(
         f"`model` must return a tensor, a tuple that begins with one, or an object with `logits`, "
         f"got {type(outputs).__name__}"

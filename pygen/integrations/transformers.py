@@ -15,7 +15,6 @@ from pygen.integrations.growing_layer import grow_in_place
 from pygen.integrations.inputs import GrowingInputs, repeat_rows, tail_logits
 from pygen.integrations.own_generate import own_generate_runs
 from pygen.integrations.transformers_inputs import (
-    CACHE_NAMES,
     add_cache,
     check_room,
     encode,
@@ -23,6 +22,7 @@ from pygen.integrations.transformers_inputs import (
     read_prompt,
     unseen_length,
 )
+from pygen.integrations.versions import HookNames, given_cache, given_cache_name, rename_cache
 from pygen.prompt import Prompt
 from pygen.request import SpecialTokens
 from pygen.runtime.static_encoder import fit_encoding
@@ -61,6 +61,7 @@ class TransformersAdapter:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._hooks = getattr(model, "_orig_mod", model)
+        self._names = HookNames(self._hooks)
         self._grows_by_default = is_default(self._hooks, "_update_model_kwargs_for_generation")
         self.is_encoder_decoder = bool(self._hooks.config.is_encoder_decoder)
         self.generation_config = getattr(self._hooks, "generation_config", None)
@@ -77,6 +78,7 @@ class TransformersAdapter:
 
     def check(self, model_kwargs: dict[str, Any], generation_config: Any) -> None:
         name = type(self._hooks).__name__
+        given_cache(model_kwargs)
         is_whisper = self._hooks.config.model_type == "whisper"
         for hook in _REQUIRED_DEFAULTS:
             runs = hook == "generate" and (is_whisper or own_generate_runs())
@@ -98,7 +100,8 @@ class TransformersAdapter:
         self, inputs: Any, model_kwargs: dict[str, Any], config: GenerationConfig, tokens: SpecialTokens
     ) -> Prompt:
         prompt, self._config = read_prompt(self._hooks, inputs, model_kwargs, config, tokens, self.device)
-        self._unseen = unseen_length(self._hooks, prompt)
+        self._callers_cache_name = given_cache_name(model_kwargs)
+        self._unseen = unseen_length(self._hooks, prompt, self._callers_cache_name)
         return prompt
 
     def start(
@@ -111,25 +114,24 @@ class TransformersAdapter:
         self._num_copies = num_copies
         self._max_new_tokens = max_new_tokens
         self._use_cache = config.use_cache is not False
-        check_room(prompt, max_new_tokens)
-        callers_cache = any(kwargs.get(name) is not None for name in CACHE_NAMES)
+        check_room(prompt, max_new_tokens, self._callers_cache_name)
+        callers_cache = any(kwargs.get(name) is not None for name in self._names.arguments)
         kwargs |= {flag: True for flag in _RECORDS if getattr(config, flag)}
-        if self.is_encoder_decoder:
-            kwargs["encoder_outputs"] = encode(self._hooks, prompt, kwargs, config)
+        kwargs = encode(self._hooks, prompt, kwargs, config)
         if config.return_dict_in_generate:
             self._start_records(kwargs)
         if "logits_to_keep" not in kwargs and "logits_to_keep" in inspect.signature(self._hooks.forward).parameters:
             kwargs["logits_to_keep"] = 1
         longest = prompt.embeds_length + self._prompt_length + max_new_tokens - 1
         if cache is not None:
-            kwargs["past_key_values"] = cache
+            kwargs[self._names.argument] = cache
             if self.is_encoder_decoder:
                 fit_encoding(kwargs, cache)
         else:
             add_cache(self._hooks, kwargs, config, mode=mode, batch_size=self._batch_size, max_cache_length=longest)
             # A caller gets transformers' own cache back; a compiled forward knows the concatenation.
             if not callers_cache and not config.return_dict_in_generate and self._model is self._hooks:
-                grow_in_place(kwargs.get("past_key_values"), longest)
+                grow_in_place(given_cache(kwargs), longest)
         kwargs["use_cache"] = self._use_cache
         self._kwargs = kwargs
         # The caller's cache already has a row per output row, or none yet: transformers' rule.
@@ -149,7 +151,8 @@ class TransformersAdapter:
             kwargs |= {name: self._kwargs.get(name) for name in ("encoder_outputs", "attention_mask")}
             rows = kwargs["encoder_outputs"][0].shape[0]
         ids = torch.zeros((rows, 1), dtype=torch.int64, device=self._prompt_ids.device)
-        self._model(**self._hooks.prepare_inputs_for_generation(ids, **kwargs), return_dict=True)
+        inputs = self._names.for_forward(self._hooks.prepare_inputs_for_generation(ids, **kwargs))
+        self._model(**inputs, return_dict=True)
 
     def hand_over(self) -> dict[str, Any]:
         self._expand_inputs()
@@ -199,7 +202,7 @@ class TransformersAdapter:
             cache_verbs.crop(self.cache, num_tokens)
 
     def reorder(self, source_rows: Tensor, shared: Tensor, generated: int) -> None:
-        name = next((name for name in CACHE_NAMES.values() if self._kwargs.get(name) is not None), None)
+        name = self._cache_name
         if name is None:
             return
         cache, hook = self._kwargs[name], getattr(self._hooks, "_reorder_cache", None)
@@ -213,13 +216,17 @@ class TransformersAdapter:
         return self._grows_by_default and (not self._use_cache or cache_verbs.can_crop(self.cache))
 
     @property
+    def _cache_name(self) -> str | None:
+        return next((name for name in self._names.arguments if self._kwargs.get(name) is not None), None)
+
+    @property
     def cache(self) -> Any:
-        return next((self._kwargs[name] for name in CACHE_NAMES if self._kwargs.get(name) is not None), None)
+        return None if self._cache_name is None else self._kwargs[self._cache_name]
 
     def replace_cache(self, cache: Any) -> None:
         """Makes `cache` the one that the caller gets back."""
-        name = next(name for name in CACHE_NAMES if self._kwargs.get(name) is not None)
-        self._kwargs[name] = cache
+        assert self._cache_name is not None
+        self._kwargs[self._cache_name] = cache
 
     @property
     def hooks(self) -> Any:
@@ -242,7 +249,7 @@ class TransformersAdapter:
 
     def _uses(self, model_kwargs: dict[str, Any]) -> bool:
         try:
-            self._hooks._validate_model_kwargs(dict(model_kwargs))
+            self._hooks._validate_model_kwargs(rename_cache(model_kwargs, self._names.argument))
         except ValueError:
             return False
         return True
@@ -279,7 +286,7 @@ class TransformersAdapter:
     def _forward(self, token_ids: Tensor, length: int | None, kwargs: dict[str, Any], **first: bool) -> Any:
         inputs = self._hooks.prepare_inputs_for_generation(token_ids, next_sequence_length=length, **first, **kwargs)
         self.before_forward()
-        return self._model(**inputs, return_dict=True)
+        return self._model(**self._names.for_forward(inputs), return_dict=True)
 
     def _keep(self, outputs: Any, num_tokens: int) -> None:
         if self._grows_by_default:
@@ -292,7 +299,7 @@ class TransformersAdapter:
             kept.append(getattr(outputs, name))
 
     def _keep_cache(self, outputs: Any) -> None:
-        for name, argument in CACHE_NAMES.items():
+        for name, argument in self._names.returned.items():
             if name in outputs:
                 self._kwargs[argument] = outputs[name]
                 break

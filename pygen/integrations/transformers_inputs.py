@@ -19,22 +19,16 @@ from transformers import GenerationConfig as TransformersConfig
 from transformers import GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode as TransformersMode
 
+from pygen.cache import num_positions
 from pygen.config import GenerationConfig, GenerationMode
 from pygen.integrations.inputs import GrowingInputs
 from pygen.integrations.own_generate import unpatched
+from pygen.integrations.versions import HookNames, encoder_hook, given_cache, given_cache_name, rename_cache
 from pygen.prompt import Prompt, check_device, check_ids, check_mask, given_input, start_ids, warn_of_right_padding
 from pygen.request import SpecialTokens, config_for_hooks
 
 logger = logging.getLogger(__name__)
 
-# Where a model's output may carry its cache, and the argument that takes it back.
-CACHE_NAMES = {
-    "past_key_values": "past_key_values",
-    "cache_params": "cache_params",
-    "state": "state",
-    "mems": "past_key_values",
-    "past_buckets_states": "past_key_values",
-}
 # Older names of the static caches: the kind of each layer follows from the model now.
 _STATIC_ALIASES = {
     "sliding_window": "static",
@@ -77,17 +71,20 @@ def read_prompt(
 
     device: the model's, or None where it takes inputs from anywhere.
     """
-    kwargs = {name: value for name, value in model_kwargs.items() if name != "encoder_outputs" or value is not None}
+    names = HookNames(model)
+    kwargs = rename_cache(model_kwargs, names.argument)
+    if kwargs.get("encoder_outputs", kwargs) is None:
+        del kwargs["encoder_outputs"]
     is_encoder_decoder = bool(model.config.is_encoder_decoder)
     inputs = _checked_inputs(model, inputs, kwargs, tokens, device)
     main_input, main_name, kwargs = model._prepare_model_inputs(inputs, tokens.bos, kwargs)
     hooks = _hook_config(config, tokens, main_input.device)
     if main_name == "inputs_embeds" and not is_encoder_decoder:
         hooks.use_cache = True  # embeddings stand for the first forward only
-    _check_cache(model, hooks, kwargs)
+    _check_cache(model, hooks, kwargs, given_cache_name(model_kwargs))
 
     mask = kwargs.get("attention_mask")
-    continues = kwargs.get("past_key_values") is not None
+    continues = given_cache(kwargs) is not None
     if mask is not None and main_name in ("input_ids", "inputs_embeds"):
         check_mask("attention_mask", mask, main_input, read_name=main_name, continues=continues)
     if is_encoder_decoder:
@@ -108,7 +105,7 @@ def read_prompt(
     else:
         input_ids = kwargs.pop("input_ids")
     if config.prefill_chunk_size is not None:
-        _check_pieces(kwargs, config.prefill_chunk_size)
+        _check_pieces(kwargs, names, config.prefill_chunk_size)
     return Prompt(input_ids, mask, main_input, main_name, kwargs), hooks
 
 
@@ -206,12 +203,14 @@ def _check_decoder_inputs(
         check_mask("decoder_attention_mask", mask, read, read_name="decoder_input_ids", continues=continues)
 
 
-def _check_cache(model: Any, config: GenerationConfig, kwargs: dict[str, Any]) -> None:
-    """Everything that keeps a cache from being made or continued, said before anything runs."""
-    given = {name: kwargs[name] for name in ("past_key_values", "cache_params") if kwargs.get(name) is not None}
+def _check_cache(model: Any, config: GenerationConfig, kwargs: dict[str, Any], name: str | None) -> None:
+    """Everything that keeps a cache from being made or continued, said before anything runs.
+
+    name: what the caller calls the cache in `kwargs`, or None.
+    """
     kind = config.cache_implementation
-    for name, cache in given.items():
-        if isinstance(cache, tuple):
+    if name is not None:
+        if isinstance(given_cache(kwargs), tuple):
             raise TypeError(f"`{name}` must be a cache object, got tuple")
         if kind is not None:
             raise ValueError(f"`cache_implementation`={kind!r} and `{name}` exclude each other")
@@ -230,9 +229,9 @@ def _check_cache(model: Any, config: GenerationConfig, kwargs: dict[str, Any]) -
         raise ValueError(f"`prefill_chunk_size`={config.prefill_chunk_size} needs a cache, got `use_cache`=False")
 
 
-def _check_pieces(kwargs: dict[str, Any], size: int) -> None:
+def _check_pieces(kwargs: dict[str, Any], names: HookNames, size: int) -> None:
     """Refuses inputs that belong to places of the prompt in a way that only the model knows, images for example."""
-    cut = (*GrowingInputs.KINDS, "inputs_embeds", *CACHE_NAMES)
+    cut = (*GrowingInputs.KINDS, "inputs_embeds", *names.arguments)
     whole = [name for name, value in kwargs.items() if isinstance(value, Tensor) and name not in cut]
     if whole:
         raise NotImplementedError(
@@ -240,48 +239,45 @@ def _check_pieces(kwargs: dict[str, Any], size: int) -> None:
         )
 
 
-def unseen_length(model: Any, prompt: Prompt) -> int | None:
+def unseen_length(model: Any, prompt: Prompt, cache_name: str | None) -> int | None:
     """How many of the prompt's last positions the caller's cache has not seen; None where all of them are to be read.
 
     A mask as long as the ids says that the ids are the whole text; a longer one, that they are its end.
+    cache_name: what the caller calls the cache.
     """
-    cache = prompt.model_kwargs.get("past_key_values")
-    if cache is None or not hasattr(cache, "get_seq_length"):
+    seen = num_positions(given_cache(prompt.model_kwargs))
+    if seen is None:
         return None
     embeds = None if model.config.is_encoder_decoder else prompt.model_kwargs.get("inputs_embeds")
     length = prompt.input_ids.shape[1] if embeds is None else embeds.shape[1]
     if embeds is None and (prompt.mask is None or prompt.mask.shape[1] != length):
         return None
-    seen = int(cache.get_seq_length())
     if seen >= length:
         raise ValueError(
-            f"`past_key_values` has seen {seen} positions, so the text must be longer, got {length}; "
+            f"`{cache_name}` has seen {seen} positions, so the text must be longer, got {length}; "
             f"to pass only its end, give the `attention_mask` of all of it"
         )
     return length - seen
 
 
-def check_room(prompt: Prompt, max_new_tokens: int) -> None:
-    """ValueError where the caller's cache of fixed size cannot hold the text."""
-    cache = prompt.model_kwargs.get("past_key_values")
+def check_room(prompt: Prompt, max_new_tokens: int, cache_name: str | None) -> None:
+    """ValueError where the caller's cache of fixed size, named `cache_name`, cannot hold the text."""
+    cache = given_cache(prompt.model_kwargs)
     layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", ())
     rooms = [layer.max_cache_len for layer in layers if hasattr(layer, "max_cache_len") and not layer.is_sliding]
     read = max(prompt.input_ids.shape[1], prompt.embeds_length, 0 if prompt.mask is None else prompt.mask.shape[1])
     if rooms and min(rooms) < read + max_new_tokens - 1:
         raise ValueError(
-            f"`past_key_values` has room for {min(rooms)} positions, the call needs {read + max_new_tokens - 1}"
+            f"`{cache_name}` has room for {min(rooms)} positions, the call needs {read + max_new_tokens - 1}"
         )
 
 
-def encode(model: Any, prompt: Prompt, kwargs: dict[str, Any], config: GenerationConfig) -> Any:
-    """The outputs of the encoder for the batch as it is, or a copy of those given."""
+def encode(model: Any, prompt: Prompt, kwargs: dict[str, Any], config: GenerationConfig) -> dict[str, Any]:
+    """`kwargs` with the outputs of the encoders for the batch as it is, or a copy of those given."""
     given = kwargs.get("encoder_outputs")
     if given is not None:
-        return type(given)(**given)
-    kwargs = model._prepare_encoder_decoder_kwargs_for_generation(
-        prompt.main_input, kwargs, prompt.main_input_name, config
-    )
-    return kwargs["encoder_outputs"]
+        return {**kwargs, "encoder_outputs": type(given)(**given)}
+    return encoder_hook(model)(prompt.main_input, dict(kwargs), prompt.main_input_name, config)
 
 
 def add_cache(

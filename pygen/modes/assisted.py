@@ -20,6 +20,7 @@ from pygen.candidates.universal import (
     AssistedCandidateGeneratorDifferentTokenizers,
     UniversalSpeculativeDecodingGenerator,
 )
+from pygen.integrations.versions import given_cache
 from pygen.loops.assisted import ChunkMonitor, assisted
 from pygen.loops.monitor import Monitor
 from pygen.loops.state import DecodeState
@@ -181,7 +182,7 @@ def _check(call: Call) -> None:
     kind = config.cache_implementation
     if kind is not None and any(name in kind for name in ("static", "sliding", "hybrid")):
         raise ValueError(f"`cache_implementation` must be dynamic with drafts, got {kind!r}")
-    cache = call.settings.model_kwargs.get("past_key_values")
+    cache = given_cache(call.settings.model_kwargs)
     if type(cache).__name__ == "StaticCache":
         raise ValueError("`past_key_values` must be a dynamic cache with drafts, got StaticCache")
     if getattr(call.model, "_is_stateful", False):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pygen.integrations.versions import cache_parameter, output_cache
 from pygen.processors._checks import rows_of_batch
 from pygen.processors.base import LogitsProcessor
 
@@ -75,7 +76,7 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
             context["input_ids"] = unseen
         inputs = {name: context[name] for name in ("attention_mask", "use_cache", "past_key_values")}
         output = self.model(unseen, **_accepted(self.model, inputs))
-        context["past_key_values"] = getattr(output, "past_key_values", None)
+        context["past_key_values"] = output_cache(output)
         if context["past_key_values"] is None:
             context["use_cache"] = False
         logits: Tensor = output if isinstance(output, Tensor) else output.logits
@@ -115,6 +116,9 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
 def _accepted(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """Those inputs that the model's forward takes."""
     parameters = inspect.signature(getattr(model, "forward", model)).parameters
+    cache_name = cache_parameter(parameters)
+    if cache_name is not None:
+        inputs[cache_name] = inputs.pop("past_key_values")
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return inputs
     return {name: value for name, value in inputs.items() if name in parameters}

@@ -12,6 +12,7 @@ import torch
 from pygen.backends import BackendError
 from pygen.config import GenerationConfig, GenerationMode
 from pygen.integrations.inputs import GrowingInputs
+from pygen.integrations.versions import given_cache_name
 from pygen.stages import Called
 
 if TYPE_CHECKING:
@@ -205,13 +206,13 @@ def _reason_of_cache(call: Call) -> str | None:
     kwargs, kind = call.prompt.model_kwargs, call.config.cache_implementation
     if call.config.use_cache is False:
         return "`use_cache` is False"
-    given = next((name for name in ("past_key_values", "cache_params") if kwargs.get(name) is not None), None)
+    given = given_cache_name(kwargs)
     if given is not None:
         return f"`{given}`: the cache is the caller's"
     if kind not in (None, "static"):
         return refusal(_hooks(call), kind) or f"`cache_implementation`={kind!r} is another cache than a static one"
     if kind == "static" and call.wants_dict:
-        return "`past_key_values` of the output has to be the static cache that was asked for"
+        return "the `cache` of the output has to be the static cache that was asked for"
     own = next((n for n, v in kwargs.items() if isinstance(v, torch.Tensor) and n not in _OWN_INPUTS), None)
     if own is not None:
         return f"`{own}` is an input that only this call has"

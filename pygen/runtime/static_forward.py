@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pygen.integrations.inputs import GrowingInputs, tail_logits
 from pygen.integrations.transformers_inputs import is_default
+from pygen.integrations.versions import HookNames, without_cache
 from pygen.runtime.static_cache import StaticCache
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class StaticForward:
         """`adapter` has read a prompt with `cache`."""
         self.cache = cache
         self.logits = torch.empty(0)
-        self._hooks = weakref.ref(adapter.hooks)
+        self._hooks, self._names = weakref.ref(adapter.hooks), HookNames(adapter.hooks)
         self._call = _call if compile_options is None else torch.compile(_call, **compile_options)
         kwargs, growing = adapter.decode_arguments()
         self._kwargs = {name: _own(value) for name, value in _fixed(kwargs).items() if value is not cache}
@@ -104,7 +105,7 @@ class StaticForward:
         with hooks._optimize_model_for_decode():
             ids = token_ids[:, None]
             inputs = hooks.prepare_inputs_for_generation(ids, next_sequence_length=1, **kwargs)
-            outputs = self._call(hooks, inputs)
+            outputs = self._call(hooks, self._names.for_forward(inputs))
         for name, value in self._current.items():
             if name.endswith("position_ids"):
                 value.add_(1)
@@ -154,6 +155,6 @@ def _is_mask(name: str) -> bool:
 def fixed_arguments(adapter: TransformersAdapter) -> tuple[Any, ...]:
     """What of the forward's arguments a capture keeps as it is: calls that differ in it cannot share one."""
     kwargs, growing = adapter.decode_arguments()
-    values = [(name, _form(value)) for name, value in sorted(_fixed(kwargs).items()) if name != "past_key_values"]
+    values = [(name, _form(value)) for name, value in sorted(_fixed(without_cache(kwargs)).items())]
     shapes = [(name, str(value.dtype), tuple(value.shape[:-1])) for name, value in sorted(growing.at(1).items())]
     return (*values, *shapes)
