@@ -98,6 +98,7 @@ def _given_item(number: int, processor: Any, all_drawn: bool) -> Item:
         processor,
         why="it is the caller's",
         only_bans=known_class(processor) in _ONLY_BAN,
+        is_callers=True,
     )
 
 

@@ -38,6 +38,7 @@ class Item:
     only_bans: all it does is to make some scores -inf, which ones not depending on scores.
     first, end: it acts on the steps in [first, end), of which some may be negative; None is for ever.
     largest_id: must be in the vocabulary; -1 asks for nothing.
+    is_callers: `processor` is an object of the caller's.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Item:
     first: int = 0
     end: int | None = None
     largest_id: int = -1
+    is_callers: bool = False
 
     def acts_on(self, step: int) -> bool:
         return self.first <= step and (self.end is None or step < self.end)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pygen.call import Call
+from pygen.candidates.draft_plan import for_drafts
 from pygen.candidates.drafter import CountedDrafts, Drafter, Follower, assistant_settings, state_for
 from pygen.candidates.inputs import call_of_arguments
 from pygen.plan import Plan, make_plan
@@ -90,12 +91,12 @@ class EarlyExitCandidateGenerator(AssistedCandidateGenerator):
 
 
 def _drafts_plan(call: Call) -> Plan:
-    """The plan of an assistant's call, made anew: processors may keep states.
+    """The plan of an assistant's call, made anew: processors may keep states, and the caller's do not act.
 
     Under torch's noise what stands after the caller's processors acts twice, as it does in transformers: the drafts are
     the same then. The model's tokens have the right distribution whatever the drafts are drawn from.
     """
-    plan = make_plan(call)
+    plan = for_drafts(make_plan(call))
     if plan.noise.get("rng") != "torch":
         return plan
     twice = tuple(item for item in plan.items if item.name in _AFTER_THE_CALLERS)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pygen.call import Call
 from pygen.candidates.base import CandidateGenerator
+from pygen.candidates.draft_plan import renew_copies
 from pygen.config import DEFAULTS, GenerationMode
 from pygen.integrations import ModelAdapter
 from pygen.loops.state import DecodeState
@@ -142,6 +143,7 @@ class Drafter:
         state = self._state
         step = input_ids.shape[1] - state.prompt_length
         resume(state, input_ids)
+        renew_copies(self._plan)
         self._follower.rewind(input_ids)
         unsure = torch.zeros_like(state.finished)
         scores: list[Tensor] = []
@@ -168,9 +170,13 @@ class PlanScores:
         self._plan = dataclasses.replace(plan, keep_scores=True)
         self._state = state
         self._pipeline: Pipeline | None = None
+        self._seen: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         resume(self._state, input_ids)
+        if self._seen is None or not torch.equal(self._seen, input_ids[:, :-1]):
+            renew_copies(self._plan)
+        self._seen = input_ids
         if self._pipeline is None:
             self._pipeline = Pipeline(self._plan, scores, SampleBinding(self._plan, self._state))
         step = input_ids.shape[1] - self._state.prompt_length

@@ -12,6 +12,7 @@ from pygen.acceptance import bind_chooser
 from pygen.call import Call
 from pygen.candidates.assistant import AssistedCandidateGenerator, EarlyExitCandidateGenerator
 from pygen.candidates.base import CandidateGenerator
+from pygen.candidates.draft_plan import for_drafts
 from pygen.candidates.drafter import SETTINGS, CountedDrafts, PlanScores, assistant_settings, state_for
 from pygen.candidates.inputs import add_encoder_outputs, assistant_call
 from pygen.candidates.prompt_lookup import PromptLookupCandidateGenerator
@@ -140,7 +141,7 @@ def _with_other_tokens(call: Call, settings: dict[str, Any], *, draws: bool) -> 
 
 def _lookup_plan(call: Call) -> Plan:
     """What tells which drafts are forbidden, made anew: processors may keep states. Guidance forbids nothing."""
-    plan = make_plan(call)
+    plan = for_drafts(make_plan(call))
     return dataclasses.replace(plan, items=tuple(item for item in plan.items if item.name != "guidance_scale"))
 
 

@@ -15,6 +15,14 @@ def known_class(processor: Any) -> str:
     return kind.__name__ if kind.__module__.startswith(_MODULES) else ""
 
 
+def keeps_nothing(processor: Any) -> bool:
+    """Whether calls of it cannot influence each other, as far as its class tells."""
+    name = known_class(processor)
+    if name == "LogitsProcessorList":
+        return all(keeps_nothing(one) for one in processor)
+    return name != "" and name not in _STATEFUL
+
+
 def knobs_of(processor: Any, *, samples: bool) -> dict[str, Any]:
     """Arguments of `ops.process_logits` that do the same; empty where none do.
 
@@ -37,6 +45,7 @@ def knobs_of(processor: Any, *, samples: bool) -> dict[str, Any]:
     return knobs
 
 
+_STATEFUL = ("SynthIDTextWatermarkLogitsProcessor", "UnbatchedClassifierFreeGuidanceLogitsProcessor")
 _WARPERS = {
     "TemperatureLogitsWarper": ("temperature", "temperature"),
     "TopHLogitsWarper": ("top_h", "top_h"),

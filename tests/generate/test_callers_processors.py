@@ -1,0 +1,85 @@
+"""Processors of the caller's that keep a state, or look at their rows: what they are called with."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pygen.generate import generate
+from tests.generate.models import hf_model
+from tests.generate.test_assisted import assistant
+
+IDS = torch.tensor([[5, 17, 40, 5, 17], [8, 9, 61, 8, 9]])
+
+
+class Counts:
+    """A grammar with a state: a token has the remainder by 7 that the sum of the tokens before it has.
+
+    calls: the texts that it was called with.
+    """
+
+    def __init__(self) -> None:
+        self.sum: Tensor | None = None
+        self.calls: list[list[list[int]]] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.calls.append(input_ids.tolist())
+        self.sum = torch.zeros(len(input_ids)) if self.sum is None else self.sum + input_ids[:, -1]
+        wrong = torch.arange(scores.shape[1]) % 7 != self.sum[:, None] % 7
+        return scores.masked_fill(wrong, -math.inf)
+
+
+class CopiedCounts(Counts):
+    """`copies` are those that drafts were made with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies: list[CopiedCounts] = []
+
+    def clone(self) -> CopiedCounts:
+        self.copies.append(copy.deepcopy(self))
+        return self.copies[-1]
+
+
+def obeys(text: list[int]) -> bool:
+    return all(token % 7 == sum(text[:i]) % 7 for i, token in enumerate(text))
+
+
+DRAFTS: dict[str, dict[str, Any]] = {
+    "assistant": {"assistant_model": assistant("llama")},
+    "early exit": {"assistant_early_exit": 1},
+    "lookup": {"prompt_lookup_num_tokens": 3},
+}
+
+
+@pytest.mark.parametrize("kind", [Counts, CopiedCounts])
+@pytest.mark.parametrize("drafts", DRAFTS)
+def test_drafts_leave_a_processors_state_alone(drafts: str, kind: type[Counts]) -> None:
+    settings: list[dict[str, Any]] = [{}, {"do_sample": True, "seed": 3}, {"do_sample": True}]
+    for given in settings:
+        for ids in (IDS[:1], IDS):
+            alone, drafted = kind(), kind()
+            common = {"max_new_tokens": 9, "pad_token_id": 0, **given}
+            expected = generate(hf_model("llama"), ids, logits_processor=[alone], **common)
+            result = generate(hf_model("llama"), ids, logits_processor=[drafted], **common, **DRAFTS[drafts])
+            assert all(obeys(row) for row in result[:, 5:].tolist())
+            assert drafted.calls == [result[:, :length].tolist() for length in range(5, 14)]
+            if given != {"do_sample": True}:
+                assert torch.equal(result, expected)
+
+
+def test_drafts_are_made_with_copies_of_a_processor_that_has_clone() -> None:
+    """The model drafts for itself, so a draft is wrong only where the grammar was not obeyed."""
+    grammar, model = CopiedCounts(), hf_model("llama")
+    drafts = {"num_assistant_tokens": 4, "num_assistant_tokens_schedule": "constant"}
+    drafts["assistant_confidence_threshold"] = 0.0
+    generate(model, IDS[:1], assistant_model=model, max_new_tokens=10, logits_processor=[grammar], **drafts)
+    assert [[len(text[0]) for text in used.calls] for used in grammar.copies] == [
+        [5, 6, 7, 8],
+        [5, 6, 7, 8, 9, 10, 11, 12, 13],
+    ]
