@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 class BeamBinding:
-    """The rows of a beam search; see `Binding`. Processors see the sequences by row, which stays within its prompt.
+    """The rows of a beam search; see `Binding`. The caller's processors see the best beam of a prompt first, as those
+    of transformers do; the others see the sequences by row, which stays within its prompt.
 
     search: arguments of `beam_step` about the search: length_penalty, early_stopping, stopping_criteria.
     """
@@ -25,6 +26,9 @@ class BeamBinding:
         self._state = state
         self._step = {**search, **plan.noise}
         self.tokens = state.tokens
+
+    def order(self) -> Tensor:
+        return self._state.slots.reshape(-1)
 
     def start(self, logits: Tensor) -> Tensor:
         return torch.log_softmax(logits.float(), dim=-1)

@@ -87,7 +87,9 @@ def generate(
         logits_processor: callables (input_ids (rows, length), scores (rows, vocab_size) float32) -> scores, run after
             penalties and bans and before temperature and filters. Each is called once per step, with texts that go on
             from those of the step before. Drafts are made without them, unless one has a method `clone()`: copies of
-            that, made when it has seen all that is certain, are called with drafts.
+            that, made when it has seen all that is certain, are called with drafts. With beams the best of a prompt is
+            the first of its rows; one that keeps something by row learns from a method `reorder_cache(beam_idx)` after
+            a step that row i grew from row beam_idx[i].
         stopping_criteria: callables (input_ids, scores so far or None) -> bool or (rows,) bool, called after every
             token. One of `pygen.stopping` that a setting asks for too takes the place of that setting's.
         synced_gpus: keeps as many forwards as the other processes of the group, which share the weights; by default

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pygen.ops import SampleOutput, prepare_process_logits, prepare_sample
 from pygen.processors.base import call_processor
-from pygen.stages import Called, Fused, Segment
+from pygen.stages import Called, Fused, Item, Segment
 
 if TYPE_CHECKING:
     from pygen.loops.state import DecodeState
@@ -42,6 +42,10 @@ class Binding(Protocol):
 
     def tokens(self, generated: int) -> Tensor:
         """(rows, length): the sequences as processors see them."""
+        ...
+
+    def order(self) -> Tensor | None:
+        """(rows,): the row that the caller's processors see at each place; None is every row at its own."""
         ...
 
     def start(self, logits: Tensor) -> Tensor:
@@ -88,11 +92,12 @@ class Pipeline:
         """Of what `shape` returned, the processed scores as the caller gets them; None where the plan keeps none."""
         return None if self._keeps is None else self._plan.finish(self._keeps(scores, step=step))
 
-    def reorder(self, source_rows: Tensor) -> None:
-        """Tells processors with a memory of their own that row i goes on from what was row source_rows[i]."""
+    def reorder(self, source_rows: Tensor, parents: Tensor) -> None:
+        """Tells processors with a memory of their own that row i goes on from what was row source_rows[i], and the
+        caller's, whose rows are in the order of the beams, that beam i grew from beam parents[i]."""
         for item in self._plan.items:
             if hasattr(item.processor, "reorder_cache"):
-                item.processor.reorder_cache(source_rows)
+                item.processor.reorder_cache(parents.long() if item.is_callers else source_rows)
 
 
 class SamplePipeline(Pipeline):
@@ -148,12 +153,20 @@ def _calls(stage: Called, binding: Binding, *, first: bool) -> Op:
         # Memory of their own: processors may keep what they are given.
         scores = binding.start(scores) if first else scores.clone()
         input_ids = binding.tokens(step)
-        shape = scores.shape
         for item in stage.items:
-            scores = _checked(item.name, call_processor(item.processor, input_ids, scores, {}), shape)
+            scores = _called(item, input_ids, scores, binding.order() if item.is_callers else None)
         return scores.float().contiguous()
 
     return run
+
+
+def _called(item: Item, input_ids: Tensor, scores: Tensor, order: Tensor | None) -> Tensor:
+    """The processor's scores by row. order: as of `Binding.order`."""
+    if order is None:
+        return _checked(item.name, call_processor(item.processor, input_ids, scores, {}), scores.shape)
+    ordered = call_processor(item.processor, input_ids[order], scores[order], {})
+    ordered = _checked(item.name, ordered, scores.shape)
+    return torch.empty_like(ordered).index_copy_(0, order, ordered)
 
 
 def op_knobs(stage: Fused, plan: Plan, example: Tensor) -> dict[str, Any]:
@@ -197,6 +210,9 @@ class SampleBinding:
         self._draw = {"state": state, "logprobs": plan.num_logprobs, **plan.noise}
         self._state = state
         self.tokens = state.tokens
+
+    def order(self) -> Tensor | None:
+        return None
 
     def start(self, logits: Tensor) -> Tensor:
         return logits.to(torch.float32, copy=True, memory_format=torch.contiguous_format)

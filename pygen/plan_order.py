@@ -179,7 +179,8 @@ def _bans(call: Call) -> Iterator[_Place]:
         yield _fused("MinNewTokensLengthLogitsProcessor", "min_new_tokens", knobs, end=config.min_new_tokens)
     if call.prefix_allowed_tokens_fn is not None:
         prefix = built.PrefixConstrainedLogitsProcessor(call.prefix_allowed_tokens_fn, call.num_copies)
-        yield _called("prefix_allowed_tokens_fn", prefix, "it calls a function for every row", only_bans=True)
+        why = "it calls a function for every row"
+        yield _called("prefix_allowed_tokens_fn", prefix, why, only_bans=True, is_callers=True)
 
 
 def _bad_words(bad_words_ids: list[list[int]], eos_token_ids: list[int] | None) -> _Place:

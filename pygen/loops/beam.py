@@ -37,6 +37,6 @@ def beam(
         model.reorder(output.source_rows, output.shared, step)
         if stop or step + 1 == max_new_tokens:
             return step + 1
-        pipeline.reorder(output.source_rows)
+        pipeline.reorder(output.source_rows, state.step_parents[step])
         logits = model.decode(state.tokens(step + 1))
     return max_new_tokens

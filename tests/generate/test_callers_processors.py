@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pygen.generate import generate
-from tests.generate.models import hf_model
+from tests.generate.against_transformers import assert_both_same
+from tests.generate.models import TableModel, hf_model
 from tests.generate.test_assisted import assistant
 
 IDS = torch.tensor([[5, 17, 40, 5, 17], [8, 9, 61, 8, 9]])
@@ -76,10 +77,71 @@ def test_drafts_leave_a_processors_state_alone(drafts: str, kind: type[Counts]) 
 def test_drafts_are_made_with_copies_of_a_processor_that_has_clone() -> None:
     """The model drafts for itself, so a draft is wrong only where the grammar was not obeyed."""
     grammar, model = CopiedCounts(), hf_model("llama")
-    drafts = {"num_assistant_tokens": 4, "num_assistant_tokens_schedule": "constant"}
+    drafts: dict[str, Any] = {"num_assistant_tokens": 4, "num_assistant_tokens_schedule": "constant"}
     drafts["assistant_confidence_threshold"] = 0.0
     generate(model, IDS[:1], assistant_model=model, max_new_tokens=10, logits_processor=[grammar], **drafts)
     assert [[len(text[0]) for text in used.calls] for used in grammar.copies] == [
         [5, 6, 7, 8],
         [5, 6, 7, 8, 9, 10, 11, 12, 13],
     ]
+
+
+def by_place(input_ids: Tensor, scores: Tensor) -> Tensor:
+    """Other scores for every place among the rows."""
+    rows = torch.randn(scores.shape, generator=torch.Generator().manual_seed(input_ids.shape[1]))
+    return scores + rows
+
+
+@pytest.mark.parametrize("settings", [{}, {"do_sample": True, "top_k": 7}, {"eos_token_id": [7, 50, 60, 70]}])
+def test_beams_are_shown_in_transformers_order(settings: dict[str, Any]) -> None:
+    common = {"max_new_tokens": 8, "num_beams": 4, "pad_token_id": 0, "num_return_sequences": 4}
+    arguments = {"logits_processor": [by_place], "return_dict_in_generate": True, "output_scores": True}
+    assert_both_same(hf_model("llama"), IDS, **common, **arguments, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"num_beam_groups": 2, "diversity_penalty": 1e-6}, {"force_words_ids": [[9, 10]]}],
+    ids=["beams", "groups", "words"],
+)
+def test_the_best_beam_is_shown_first(settings: dict[str, Any]) -> None:
+    model, seen = TableModel(torch.randn(23, 23, generator=torch.Generator().manual_seed(2))), []
+
+    def look(input_ids: Tensor, scores: Tensor) -> Tensor:
+        log_probs = model.table.log_softmax(-1)
+        torch.testing.assert_close(scores, log_probs[input_ids[:, -1]])
+        if input_ids.shape[1] > 3:
+            sums = log_probs[input_ids[:, 2:-1], input_ids[:, 3:]].sum(1)
+            seen.append(sums.view(2, -1))
+        return scores
+
+    arguments = {"max_new_tokens": 6, "num_beams": 4, "pad_token_id": 0, "logits_processor": [look]}
+    generate(model, torch.tensor([[5, 6, 7], [8, 9, 11]]), **arguments, **settings)
+    assert len(seen) >= 5
+    for sums in seen:
+        assert bool((sums.diff(dim=1) <= 1e-5).all()), sums
+
+
+class Follows:
+    """Keeps the text of every row by itself, and is told how the beams move."""
+
+    def __init__(self) -> None:
+        self.texts: Tensor | None = None
+        self.moves = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.texts is not None:
+            assert torch.equal(self.texts, input_ids[:, :-1])
+        self.texts = input_ids.clone()
+        return scores
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        assert self.texts is not None
+        self.moves += int((beam_idx != torch.arange(len(beam_idx))).sum())
+        self.texts = self.texts[beam_idx]
+
+
+def test_a_processor_that_keeps_rows_is_told_how_beams_move() -> None:
+    follows = Follows()
+    generate(hf_model("llama"), IDS, max_new_tokens=8, num_beams=4, pad_token_id=0, logits_processor=[follows])
+    assert follows.moves > 0
