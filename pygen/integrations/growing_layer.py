@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import cache_utils
 
@@ -32,6 +33,9 @@ class GrowingLayer(_DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Appends states (rows, heads, count, head_dim) and returns all of them."""
+        # A compiled forward cannot compare addresses, and would be compiled anew for every room.
+        if torch.compiler.is_compiling():
+            return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.keys = self._appended("keys", self.keys, key_states)

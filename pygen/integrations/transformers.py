@@ -129,8 +129,8 @@ class TransformersAdapter:
                 fit_encoding(kwargs, cache)
         else:
             add_cache(self._hooks, kwargs, config, mode=mode, batch_size=self._batch_size, max_cache_length=longest)
-            # A caller gets transformers' own cache back; a compiled forward knows the concatenation.
-            if not callers_cache and not config.return_dict_in_generate and self._model is self._hooks:
+            # A caller gets transformers' own cache back.
+            if not callers_cache and not config.return_dict_in_generate:
                 grow_in_place(given_cache(kwargs), longest)
         kwargs["use_cache"] = self._use_cache
         self._kwargs = kwargs
