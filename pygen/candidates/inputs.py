@@ -62,7 +62,7 @@ def assistant_call(call: Call, assistant_model: Any) -> Call:
         call.prompt.input_ids,
         call.prompt.mask,
         inputs=call.prompt.main_input,
-        model_kwargs={**call.settings.model_kwargs, **_mask_of(call.prompt, call.adapter.is_encoder_decoder)},
+        model_kwargs=_inputs_by_name(call),
         config=config,
         tokens=call.tokens,
         is_encoder_decoder=call.adapter.is_encoder_decoder,
@@ -77,10 +77,11 @@ def assistant_call(call: Call, assistant_model: Any) -> Call:
     )
 
 
-def _mask_of(prompt: Prompt, is_encoder_decoder: bool) -> dict[str, Any]:
-    """The encoder's mask, by its name."""
-    mask = prompt.model_kwargs.get("attention_mask")
-    return {"attention_mask": mask} if is_encoder_decoder and mask is not None else {}
+def _inputs_by_name(call: Call) -> dict[str, Any]:
+    """The caller's inputs without the main one, and the encoder's mask."""
+    kwargs = {name: value for name, value in call.settings.model_kwargs.items() if name != call.prompt.main_input_name}
+    mask = call.prompt.model_kwargs.get("attention_mask")
+    return kwargs | {"attention_mask": mask} if call.adapter.is_encoder_decoder and mask is not None else kwargs
 
 
 def _read(
