@@ -64,6 +64,7 @@ def can_crop(cache: Any) -> bool:
     return (
         len(layers) > 0
         and hasattr(cache, "crop")
+        and not any(_has_rows(value) for name, value in vars(cache).items() if name != "layers")
         and not any(getattr(layer, "is_sliding", False) for layer in layers)
         and all(hasattr(layer, "crop") and not _holds_more(layer) for layer in layers)
     )

@@ -111,6 +111,9 @@ class ModelAdapter(Protocol):
     last, `count` long); a loop that accepts only some of them cuts it up itself.
     """
 
+    record_dims: dict[str, list[int | None]]
+    """By name, the dimension of the rows in every tensor of a record's entry; where the name is missing, the first."""
+
     def recorded(self) -> dict[str, Any]:
         """Fields of the output class that come from the model: `records` as tuples, encoder states, the cache."""
         ...

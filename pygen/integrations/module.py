@@ -66,6 +66,7 @@ class ModuleAdapter:
         self.before_forward: Callable[[], None] = lambda: None
         self.can_rewind = self.can_crop = True
         self.records: dict[str, list[Any]] = {}
+        self.record_dims: dict[str, list[int | None]] = {}
         self.cache: Any = None
         self._kwargs: dict[str, Any] = {}
         self._growing = GrowingInputs({}, 0)

@@ -12,8 +12,9 @@ from torch import Tensor
 from pygen import cache as cache_verbs
 from pygen.config import GenerationConfig, GenerationMode
 from pygen.integrations.growing_layer import grow_in_place
-from pygen.integrations.inputs import GrowingInputs, repeat_rows, tail_logits
+from pygen.integrations.inputs import GrowingInputs, tail_logits
 from pygen.integrations.own_generate import own_generate_runs
+from pygen.integrations.rows import ModuleStates, is_by_rows, map_leaves, row_dims
 from pygen.integrations.transformers_inputs import (
     add_cache,
     check_room,
@@ -39,6 +40,12 @@ _REQUIRED_DEFAULTS = (
     "_prepare_generation_config",
     "_prepare_generated_length",
     "_has_unfinished_sequences",
+)
+_BEAM_MODES = (
+    GenerationMode.BEAM_SEARCH,
+    GenerationMode.BEAM_SAMPLE,
+    GenerationMode.CONSTRAINED_BEAM_SEARCH,
+    GenerationMode.GROUP_BEAM_SEARCH,
 )
 # What a forward returns for the flag of a setting, by the names that the model's output and ours share.
 _RECORDS = {
@@ -72,6 +79,8 @@ class TransformersAdapter:
         self.before_forward: Callable[[], None] = lambda: None
         self.can_rewind = True
         self.records: dict[str, list[Any]] = {}
+        self.record_dims: dict[str, list[int | None]] = {}
+        self._states: ModuleStates | None = None
         self._encoder_records: dict[str, Any] = {}
         self._kwargs: dict[str, Any] = {}
         self._growing: GrowingInputs | None = None
@@ -127,13 +136,21 @@ class TransformersAdapter:
             kwargs[self._names.argument] = cache
             if self.is_encoder_decoder:
                 fit_encoding(kwargs, cache)
-        else:
+
+        def add_empty_cache() -> None:
+            if cache is not None:
+                cache.reset()
+                return
             add_cache(self._hooks, kwargs, config, mode=mode, batch_size=self._batch_size, max_cache_length=longest)
             # A caller gets transformers' own cache back.
             if not callers_cache and not config.return_dict_in_generate:
                 grow_in_place(given_cache(kwargs), longest)
+
+        self._add_empty_cache = add_empty_cache
+        add_empty_cache()
         kwargs["use_cache"] = self._use_cache
         self._kwargs = kwargs
+        self._mode = mode
         # The caller's cache already has a row per output row, or none yet: transformers' rule.
         self._expands_late = (
             num_copies > 1
@@ -159,13 +176,18 @@ class TransformersAdapter:
         return self._kwargs
 
     def prefill(self, prompt_ids: Tensor) -> Tensor:
+        if self._expands_late or self._mode is GenerationMode.ASSISTED_GENERATION:
+            self._states = ModuleStates(self._hooks)
         if self._expands_late:
-            prompt_ids = prompt_ids[:: self._num_copies]
+            outputs = self._read(prompt_ids[:: self._num_copies])
+            if not self._can_expand():
+                outputs = self._read_again(prompt_ids)
         else:
             self._expand_inputs()
-        outputs = self._read_prompt(prompt_ids)
-        logits = tail_logits(outputs.logits, prompt_ids.shape[0], 1, prompt_ids.device)[:, 0]
-        self._keep(outputs, 1)
+            outputs = self._read(prompt_ids)
+        self._check_reorder()
+        rows = self._batch_size if self._expands_late else prompt_ids.shape[0]
+        logits = tail_logits(outputs.logits, rows, 1, prompt_ids.device)[:, 0]
         if self._expands_late:
             logits = self._expand(logits)
         if self._grows_by_default:
@@ -202,6 +224,8 @@ class TransformersAdapter:
             cache_verbs.crop(self.cache, num_tokens)
 
     def reorder(self, source_rows: Tensor, shared: Tensor, generated: int) -> None:
+        if self._states is not None:
+            self._states.reorder(source_rows)
         name = self._cache_name
         if name is None:
             return
@@ -213,7 +237,10 @@ class TransformersAdapter:
 
     @property
     def can_crop(self) -> bool:
-        return self._grows_by_default and (not self._use_cache or cache_verbs.can_crop(self.cache))
+        if not self._use_cache:
+            return self._grows_by_default
+        kept = self._states is not None and self._states.changed()
+        return self._grows_by_default and not kept and cache_verbs.can_crop(self.cache)
 
     @property
     def _cache_name(self) -> str | None:
@@ -263,6 +290,11 @@ class TransformersAdapter:
                 states = flag.removeprefix("output_")
                 self._encoder_records[f"encoder_{states}"] = kwargs["encoder_outputs"].get(states)
 
+    def _read(self, prompt_ids: Tensor) -> Any:
+        outputs = self._read_prompt(prompt_ids)
+        self._keep(outputs, 1)
+        return outputs
+
     def _read_prompt(self, prompt_ids: Tensor) -> Any:
         """The outputs of one forward over the prompt, or of the last of several over pieces of `prefill_chunk_size`."""
         size = self._config.prefill_chunk_size
@@ -296,7 +328,7 @@ class TransformersAdapter:
                 outputs, self._kwargs, is_encoder_decoder=self.is_encoder_decoder, num_new_tokens=num_tokens
             )
         for name, kept in self.records.items():
-            kept.append(getattr(outputs, name))
+            kept.append(getattr(outputs, name, None))
 
     def _keep_cache(self, outputs: Any) -> None:
         for name, argument in self._names.returned.items():
@@ -313,17 +345,45 @@ class TransformersAdapter:
                 **self._kwargs,
             )
 
+    def _check_reorder(self) -> None:
+        if self._mode not in _BEAM_MODES or self.cache is None or hasattr(self._hooks, "_reorder_cache"):
+            return
+        try:
+            cache_verbs.check_reorder(self.cache)
+        except (TypeError, NotImplementedError) as error:
+            raise NotImplementedError(
+                f"`model`={type(self._hooks).__name__}: its cache cannot follow beams, {error}; `use_cache`=False works"
+            ) from error
+
+    def _can_expand(self) -> bool:
+        """Whether all that the forward over the prompts left is known to lie by rows, one per prompt."""
+        assert self._states is not None
+        if self._states.changed() or (self.cache is not None and not cache_verbs.can_expand(self.cache)):
+            return False
+        return all(is_by_rows(name, kept[-1], self._batch_size) for name, kept in self.records.items())
+
     def _expand(self, logits: Tensor) -> Tensor:
-        copies, batch_size = self._num_copies, self._batch_size
         if self.cache is not None:
-            cache_verbs.expand(self.cache, copies)
+            cache_verbs.expand(self.cache, self._num_copies)
         for kept in self.records.values():
-            kept[-1] = repeat_rows(kept[-1], copies, batch_size)
-        self._kwargs = {name: repeat_rows(value, copies, batch_size) for name, value in self._kwargs.items()}
-        if self.is_encoder_decoder:
-            # Its states of all layers are for the caller only and stay as they are: transformers' rule.
-            encoded = self._kwargs["encoder_outputs"]
-            tensors = {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
-            expanded = {name: repeat_rows(value, copies, batch_size) for name, value in tensors.items()}
-            self._kwargs["encoder_outputs"] = type(encoded)(**{**encoded, **expanded})
-        return logits.repeat_interleave(copies, dim=0)
+            kept[-1] = map_leaves(lambda tensor: tensor.repeat_interleave(self._num_copies, dim=0), kept[-1])
+        self._expand_inputs()
+        return logits.repeat_interleave(self._num_copies, dim=0)
+
+    def _read_again(self, prompt_ids: Tensor) -> Any:
+        """Reads every copy of the prompts from the beginning, and learns where rows are from what is different now."""
+        copies, batch_size, states = self._num_copies, self._batch_size, self._states
+        assert states is not None
+        few = {name: kept.pop() for name, kept in self.records.items()}
+        few_states = states.changed()
+        for name in self._names.arguments:
+            self._kwargs.pop(name, None)
+        self._expands_late = False
+        self._add_empty_cache()
+        self._expand_inputs()
+        outputs = self._read(prompt_ids)
+        self.record_dims = {
+            name: row_dims(few[name], kept[-1], copies, batch_size) for name, kept in self.records.items()
+        }
+        states.learn(few_states, copies, batch_size)
+        return outputs

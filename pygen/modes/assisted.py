@@ -186,7 +186,8 @@ def _check(call: Call) -> None:
     cache = given_cache(call.settings.model_kwargs)
     if type(cache).__name__ == "StaticCache":
         raise ValueError("`past_key_values` must be a dynamic cache with drafts, got StaticCache")
-    if getattr(call.model, "_is_stateful", False):
+    # `_setup_cache` puts states into the modules.
+    if getattr(call.model, "_is_stateful", False) or hasattr(call.model, "_setup_cache"):
         raise ValueError(
             f"`model`={type(call.model).__name__} keeps states that cannot be taken back, needed for drafts"
         )

@@ -14,6 +14,7 @@ from pygen.beam_pipeline import BeamBinding
 from pygen.call import Call
 from pygen.config import GenerationMode
 from pygen.constraints import make_constraints
+from pygen.integrations.rows import select_rows
 from pygen.loops.beam import beam
 from pygen.loops.beam_monitor import BeamMonitor, SharedTokens
 from pygen.loops.beam_state import BeamState
@@ -256,8 +257,8 @@ def _output(
     fields = adapter.recorded()
     assert monitor.orders is not None
     for name, entries in adapter.records.items():
-        pairs = zip(entries, monitor.orders, strict=True)
-        fields[name] = tuple(_by_beam(entry, order) for entry, order in pairs)
+        pairs, dims = zip(entries, monitor.orders, strict=True), adapter.record_dims.get(name)
+        fields[name] = tuple(select_rows(entry, order, dims) for entry, order in pairs)
     if steps > 0 and fields.get("past_key_values") is not None:
         adapter.reorder(state.slots.flatten(), torch.zeros_like(state.slots).flatten(), steps - 1)
     output = GenerateBeamEncoderDecoderOutput if adapter.is_encoder_decoder else GenerateBeamDecoderOnlyOutput
@@ -270,13 +271,6 @@ def _output(
         finish_reason=reasons,
         **fields,
     )
-
-
-def _by_beam(record: Any, order: Tensor) -> Any:
-    """A record of a forward, nested tuples of tensors by row, in the order of the beams."""
-    if isinstance(record, tuple):
-        return tuple(_by_beam(entry, order) for entry in record)
-    return record[order] if isinstance(record, Tensor) else record
 
 
 def _finish_reasons(call: Call, best: BeamOutput, generated: Tensor) -> list[str]:
