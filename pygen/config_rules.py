@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import numbers
 import reprlib
@@ -129,23 +130,29 @@ def instance_of_named(name: str, allowed: str) -> Rule:
 
 
 def _is_ids(value: Any, *, low: int | None = None, empty: bool = True) -> bool:
-    return isinstance(value, (list, tuple)) and (empty or bool(value)) and all(map(integer(low).accepts, value))
+    if not isinstance(value, (list, tuple)) or not (empty or value):
+        return False
+    if value and set(map(type, value)) == {int}:  # lists may be long
+        return (-_INT64_LIMIT if low is None else low) <= min(value) and max(value) < _INT64_LIMIT
+    return all(map(integer(low).accepts, value))
 
 
-def _is_id_lists(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and bool(value) and all(_is_ids(ids, low=0, empty=False) for ids in value)
+def is_id_lists(value: Any) -> bool:
+    """Whether it is a non-empty list or tuple of non-empty lists or tuples of ids >= 0."""
+    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(ids, (list, tuple)) for ids in value):
+        return False
+    return all(value) and _is_ids(list(itertools.chain.from_iterable(value)), low=0)
 
 
 def _is_sequence_bias(value: Any) -> bool:
     if isinstance(value, dict):
-        return bool(value) and all(
-            isinstance(ids, tuple) and _is_ids(ids, low=0, empty=False) and _is_number(bias)
-            for ids, bias in value.items()
-        )
+        is_tuple = all(isinstance(ids, tuple) for ids in value)
+        return is_tuple and is_id_lists(list(value)) and all(map(_is_number, value.values()))
     if not isinstance(value, (list, tuple)):
         return False
-    pairs = (isinstance(item, (list, tuple)) and len(item) == 2 for item in value)
-    return bool(value) and all(pairs) and all(_is_ids(i, low=0, empty=False) and _is_number(b) for i, b in value)
+    if not all(isinstance(item, (list, tuple)) and len(item) == 2 for item in value):
+        return False
+    return is_id_lists([ids for ids, _ in value]) and all(_is_number(bias) for _, bias in value)
 
 
 def _is_decay(value: Any) -> bool:
@@ -197,7 +204,7 @@ RULES: dict[str, Rule] = {
     "encoder_repetition_penalty": number("(0, inf)"),
     "length_penalty": number(),
     "no_repeat_ngram_size": integer(0, per_row=True),
-    "bad_words_ids": Rule("a non-empty list of non-empty lists of token ids >= 0", _is_id_lists),
+    "bad_words_ids": Rule("a non-empty list of non-empty lists of token ids >= 0", is_id_lists),
     "renormalize_logits": _BOOLEAN,
     "forced_bos_token_id": integer(),
     "forced_eos_token_id": _ID_OR_IDS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -16,6 +16,9 @@ from pygen.stages import Called, Fused, Item, Segment
 if TYPE_CHECKING:
     from pygen.loops.state import DecodeState
     from pygen.plan import Plan
+
+# Of more suppressed ids than these, and than words of a bitmask, a bitmask is made.
+_LISTED = 1024
 
 # (scores, *, step) -> scores, or what the last op returns.
 Op = Callable[..., Any]
@@ -177,7 +180,17 @@ def op_knobs(stage: Fused, plan: Plan, example: Tensor) -> dict[str, Any]:
         inside = {token_id: bias for token_id, bias in knobs["bias"].items() if token_id < len(table)}
         table[list(inside)] = torch.tensor(list(inside.values()))
         knobs["bias"] = table.to(example.device)
+    if len(knobs.get("suppress", ())) > max(_LISTED, example.shape[1] // 32):
+        knobs["token_bitmask"] = _all_but(knobs.pop("suppress"), example.shape[1]).to(example.device)
     return knobs
+
+
+def _all_but(token_ids: Sequence[int], vocab_size: int) -> Tensor:
+    """(ceil(vocab_size / 32),) int32: the bitmask of all ids but these."""
+    allowed = torch.ones(-(-vocab_size // 32) * 32, dtype=torch.bool)
+    allowed[[token_id for token_id in token_ids if 0 <= token_id < vocab_size]] = False
+    words: Tensor = (allowed.view(-1, 32).long() << torch.arange(32)).sum(1).to(torch.int32)
+    return words
 
 
 def _check_ids(plan: Plan, vocab_size: int) -> None:

@@ -123,3 +123,19 @@ def _poisoning(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Ten
         return tensor
 
     return poisoned
+
+
+@pytest.fixture
+def whole_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' biases and bad words also where a sequence is the whole text and one token, which it leaves out.
+
+    It gets a column more in front, with an id that is in no sequence.
+    """
+    from transformers import SequenceBiasLogitsProcessor
+
+    call = SequenceBiasLogitsProcessor.__call__
+
+    def with_a_column_more(self: Any, input_ids: torch.Tensor, scores: torch.Tensor) -> Any:
+        return call(self, torch.nn.functional.pad(input_ids, (1, 0), value=-1), scores)
+
+    monkeypatch.setattr(SequenceBiasLogitsProcessor, "__call__", with_a_column_more)

@@ -202,6 +202,8 @@ def check_seed(name: str, value: int) -> None:
 def _ints(name: str, value: object) -> list[int]:
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         raise TypeError(f"`{name}` must be a sequence of ints or an int64 tensor, got {type(value).__name__}")
+    if set(map(type, value)) <= {int}:  # lists may be long
+        return list(value)
     for item in value:
         if isinstance(item, bool) or not isinstance(item, Integral):
             raise TypeError(f"`{name}` must hold ints, got {type(item).__name__}")

@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pygen.config_rules import shown
+from pygen.config_rules import is_id_lists, shown
 from pygen.processors._checks import id_tensor
 from pygen.processors.base import LogitsProcessor
 
 
-class _Tables(NamedTuple):
-    """The biases on the device of the scores; sequences are aligned on the right."""
+class _Group(NamedTuple):
+    """Sequences of several tokens, of similar lengths, aligned on the right."""
 
-    single: Tensor  # (vocab_size,) float32: biases of sequences of one token
     prefixes: Tensor  # (sequences, longest - 1) int64: all but the last token, then of any value where `padded`
     padded: Tensor  # (sequences, longest - 1) bool
-    lengths: Tensor  # (sequences,) int64
     last: Tensor  # (sequences,) int64
     biases: Tensor  # (sequences,) float32
+
+    def completed(self, input_ids: Tensor) -> Tensor:
+        """(rows, sequences) bool: whether a row (rows, length) ends with all but the last token."""
+        width = self.prefixes.shape[1]
+        # -1, which is in no sequence, stands before the beginning of a row.
+        tail = torch.nn.functional.pad(input_ids[:, -width:], (max(width - input_ids.shape[1], 0), 0), value=-1)
+        return ((tail[:, None] == self.prefixes) | self.padded).all(-1)
+
+
+class _Tables(NamedTuple):
+    """The biases on the device of the scores."""
+
+    single: Tensor  # (vocab_size,) float32: biases of sequences of one token
+    groups: list[_Group]
 
 
 class SequenceBiasLogitsProcessor(LogitsProcessor):
     """s + b for every id that would complete a sequence with bias b; biases of several completed sequences add up.
 
     sequence_bias: {(id, ...): bias} or [[[id, ...], bias], ...], ids >= 0. A sequence of one token is always completed;
-        a longer one where the row ends with all but its last token and is at least as long as the sequence.
+        a longer one where the row ends with all but its last token.
 
     ValueError at the first call for ids outside the vocabulary.
     """
@@ -42,15 +55,13 @@ class SequenceBiasLogitsProcessor(LogitsProcessor):
         tables = self._tables
         if tables is None or tables.single.device != scores.device or tables.single.shape[0] != scores.shape[-1]:
             tables = self._tables = _build_tables(self.sequence_bias, scores)
-        if len(tables.last) == 0:
+        if not tables.groups:
             return scores + tables.single.to(scores.dtype)
-        width = tables.prefixes.shape[1]
-        length = input_ids.shape[1]
-        tail = torch.nn.functional.pad(input_ids[:, max(length - width, 0) :], (max(width - length, 0), 0))
-        completes = ((tail[:, None] == tables.prefixes) | tables.padded).all(-1) & (tables.lengths <= length)
-        moves = torch.where(completes, tables.biases, 0.0).to(scores.dtype)
         bias = tables.single.to(scores.dtype).repeat(scores.shape[0], 1)
-        return scores + bias.scatter_add_(1, tables.last.expand_as(moves), moves)
+        for group in tables.groups:
+            moves = torch.where(group.completed(input_ids), group.biases, 0.0).to(scores.dtype)
+            bias.scatter_add_(1, group.last.expand_as(moves), moves)
+        return scores + bias
 
 
 class NoBadWordsLogitsProcessor(SequenceBiasLogitsProcessor):
@@ -61,12 +72,12 @@ class NoBadWordsLogitsProcessor(SequenceBiasLogitsProcessor):
     """
 
     def __init__(self, bad_words_ids: list[list[int]], eos_token_id: int | list[int] | Tensor | None = None) -> None:
-        if not isinstance(bad_words_ids, list) or not bad_words_ids or not all(map(_is_id_list, bad_words_ids)):
+        if not isinstance(bad_words_ids, list) or not is_id_lists(bad_words_ids):
             raise ValueError(
                 f"`bad_words_ids` must be a non-empty list of non-empty lists of ids >= 0, got {shown(bad_words_ids)}"
             )
         self.bad_word_ids = bad_words_ids
-        ends = [] if eos_token_id is None else id_tensor("eos_token_id", eos_token_id).tolist()
+        ends = set() if eos_token_id is None else set(id_tensor("eos_token_id", eos_token_id).tolist())
         banned = {tuple(ids): -math.inf for ids in bad_words_ids if not (len(ids) == 1 and ids[0] in ends)}
         self.sequence_bias = banned
         self._tables = None
@@ -80,7 +91,7 @@ def _as_dict(sequence_bias: Any) -> dict[tuple[int, ...], float]:
         pairs = [(tuple(ids), bias) for ids, bias in sequence_bias]
     else:
         pairs = []
-    if not pairs or not all(_is_id_list(list(ids)) and _is_real(bias) for ids, bias in pairs):
+    if not is_id_lists([ids for ids, _ in pairs]) or not all(_is_real(bias) for _, bias in pairs):
         raise ValueError(
             f"`sequence_bias` must be a non-empty dict {{(ids): bias}} or list [[[ids], bias], ...] with ids >= 0 and "
             f"numbers as biases, got {shown(sequence_bias)}"
@@ -92,10 +103,6 @@ def _is_pair(item: Any) -> bool:
     return isinstance(item, (list, tuple)) and len(item) == 2 and isinstance(item[0], list)
 
 
-def _is_id_list(ids: Any) -> bool:
-    return isinstance(ids, list) and bool(ids) and all(isinstance(i, Integral) and int(i) >= 0 for i in ids)
-
-
 def _is_real(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
@@ -104,22 +111,26 @@ def _build_tables(sequence_bias: dict[tuple[int, ...], float], scores: Tensor) -
     vocab_size, device = scores.shape[-1], scores.device
     outside = [token_id for ids in sequence_bias for token_id in ids if token_id >= vocab_size]
     if outside:
-        raise ValueError(f"ids of biased sequences must be below the vocabulary size {vocab_size}, got {outside}")
+        raise ValueError(
+            f"ids of biased sequences must be below the vocabulary size {vocab_size}, got {shown(outside)}"
+        )
     single = torch.zeros(vocab_size)
+    # By powers of 2 of the length: what is padded is at most as much again, however long the longest one is.
+    by_length: dict[int, list[tuple[int, ...]]] = {}
     for ids, bias in sequence_bias.items():
         if len(ids) == 1:
             single[ids[0]] = bias
-    longer = {ids: bias for ids, bias in sequence_bias.items() if len(ids) > 1}
-    width = max(map(len, longer), default=1) - 1
-    padding = [width - len(ids) + 1 for ids in longer]
-    prefixes = [[0] * pad + list(ids[:-1]) for pad, ids in zip(padding, longer, strict=True)]
-    padded = [[place < pad for place in range(width)] for pad in padding]
-    tables = _Tables(
-        single=single,
-        prefixes=torch.tensor(prefixes, dtype=torch.int64).reshape(len(longer), width),
-        padded=torch.tensor(padded, dtype=torch.bool).reshape(len(longer), width),
-        lengths=torch.tensor([len(ids) for ids in longer], dtype=torch.int64),
-        last=torch.tensor([ids[-1] for ids in longer], dtype=torch.int64),
-        biases=torch.tensor(list(longer.values()), dtype=torch.float32),
-    )
-    return _Tables(*(table.to(device) for table in tables))
+        else:
+            by_length.setdefault((len(ids) - 1).bit_length(), []).append(ids)
+    groups = [_build_group(some, [sequence_bias[ids] for ids in some]) for some in by_length.values()]
+    return _Tables(single.to(device), [_Group(*(table.to(device) for table in group)) for group in groups])
+
+
+def _build_group(sequences: list[tuple[int, ...]], biases: list[float]) -> _Group:
+    lengths = torch.tensor(list(map(len, sequences)))
+    flat = torch.tensor(list(itertools.chain.from_iterable(sequences)))
+    ends, width = lengths.cumsum(0), int(lengths.max()) - 1
+    columns = torch.arange(width) - width
+    padded = columns < 1 - lengths[:, None]
+    prefixes = flat[(ends[:, None] - 1 + columns).clamp(min=0)]
+    return _Group(prefixes, padded, flat[ends - 1], torch.tensor(biases, dtype=torch.float32))

@@ -45,6 +45,7 @@ class KnobForm:
     dtype: torch.dtype
     names: tuple[str, ...]
     has_bias: bool
+    has_bitmask: bool
     num_banned: int
 
     @classmethod
@@ -58,6 +59,7 @@ class KnobForm:
             dtype=first.dtype,
             names=tuple(name for name in _NEUTRAL if draws or name != "temperature" if _acts(name, shapings)),
             has_bias=any(shaping.bias is not None for shaping in shapings),
+            has_bitmask=any(shaping.token_bitmask is not None for shaping in shapings),
             num_banned=rounded_up(max(banned), _BANNED_IDS),
         )
 
@@ -66,8 +68,12 @@ class KnobForm:
         return {
             **{name: _per_row(name, self.rows, device) for name in self.names},
             "bias": torch.zeros(self.vocab_size, device=device) if self.has_bias else None,
+            "token_bitmask": self._every_token(device) if self.has_bitmask else None,
             "suppress": no_tokens(self.num_banned, device) if self.num_banned else None,
         }
+
+    def _every_token(self, device: torch.device) -> Tensor:
+        return torch.full((-(-self.vocab_size // 32),), -1, dtype=torch.int32, device=device)
 
     def fill(self, own: Shaping, shaping: Shaping) -> None:
         """Makes the steps that are queued from here on, of an op prepared with `arguments`, act as `shaping` says."""
@@ -76,6 +82,10 @@ class KnobForm:
             target.copy_(value) if isinstance(value, Tensor) else target.fill_(value)
         if own.bias is not None:
             own.bias.zero_() if shaping.bias is None else own.bias.copy_(shaping.bias)
+        if own.token_bitmask is not None:
+            own.token_bitmask.fill_(-1) if shaping.token_bitmask is None else own.token_bitmask.copy_(
+                shaping.token_bitmask
+            )
         if own.suppress is not None:
             own.suppress.fill_(NO_TOKEN)
             if shaping.suppress is not None:

@@ -131,6 +131,7 @@ def blocks(counts: dict[str, int]) -> list[tuple[str, int]]:
     return [(family, first) for family, count in counts.items() for first in range(0, count, CASES_PER_TEST)]
 
 
+@pytest.mark.usefixtures("whole_texts")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("family", "first"), blocks(CASES_PER_FAMILY))
 def test_beam_search(family: str, first: int, close_calls: list[str]) -> None:
@@ -138,6 +139,8 @@ def test_beam_search(family: str, first: int, close_calls: list[str]) -> None:
         compare(family, number, False, close_calls)
 
 
+@pytest.mark.usefixtures("whole_texts")
+@pytest.mark.usefixtures("whole_texts")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("family", "first"), blocks(SAMPLED_PER_FAMILY))
 def test_beam_sampling(family: str, first: int, close_calls: list[str]) -> None:

@@ -69,6 +69,7 @@ def make_case(family: str, number: int) -> tuple[Tensor, dict[str, Any]]:
     return input_ids, settings | {"eos_token_id": 5, "pad_token_id": 0, "max_new_tokens": 7}
 
 
+@pytest.mark.usefixtures("whole_texts")
 @pytest.mark.parametrize("first", range(0, CASES, CASES_PER_TEST))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_and_scores_are_those_of_transformers(family: str, first: int) -> None:

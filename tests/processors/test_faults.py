@@ -73,3 +73,16 @@ def test_rows_beside_the_beams_are_constrained() -> None:
     """transformers leaves the rows after the last full group without any token."""
     processor = processors.PrefixConstrainedLogitsProcessor(lambda batch_id, ids: [batch_id], num_beams=3)
     assert processor(IDS, torch.zeros(4, 3)).argmax(1).tolist() == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("text", [[4, 6], [9, 4, 6]], ids=["whole", "longer"])
+def test_a_sequence_may_be_the_whole_text_and_a_token(text: list[int]) -> None:
+    """And one that is longer by two tokens is not completed, whatever would stand before the text."""
+    ids, scores = torch.tensor([text]), torch.zeros(1, 10)
+    biases = {(4, 6, 5): -9.0, (0, 4, 6, 7): 3.0, (1, 2, 3, 4, 5, 0, 0, 4, 6, 8): 2.0}
+    expected = torch.tensor([[0, 0, 0, 0, 0, -9.0, 0, 0, 0, 0]])
+    assert torch.equal(processors.SequenceBiasLogitsProcessor(biases)(ids, scores), expected)
+    banned = processors.NoBadWordsLogitsProcessor([[4, 6, 5], [0, 4, 6, 7]])(ids, scores)
+    assert (banned == -inf).nonzero().tolist() == [[0, 5]]
+    theirs = hf.SequenceBiasLogitsProcessor(biases)(ids, scores)
+    assert torch.equal(theirs, expected) == (len(text) == 3)

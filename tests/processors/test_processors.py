@@ -15,6 +15,7 @@ from tests.processors.cases import DTYPES, PROMPT_LENGTH, VOCAB_SIZES, assert_sa
 COUNT = len(others(7))
 
 
+@pytest.mark.usefixtures("whole_texts")
 @pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
 @pytest.mark.parametrize("number", range(COUNT), ids=lambda n: f"{n}-{others(7)[n].name}")
 def test_processors_as_transformers(number: int, vocab_size: int) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import pygen
+from pygen import pipeline
 from pygen.generate import generate
 from tests.generate.models import FAMILIES, VOCAB_SIZE, hf_model
 from tests.runtime.calls import Collect, poisoned, same
@@ -104,6 +105,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "static": {"cache_implementation": "static", "return_dict_in_generate": False},
     "compiled": {"compile_config": pygen.CompileConfig(backend="eager", mode="default")},
 }
+
+
+def test_a_bitmask_of_many_bans_is_refilled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "_LISTED", 4)
+    found = [
+        check(hf_model("llama"), suppress_tokens=banned, begin_suppress_tokens=list(range(50, 90)))["sequences"]
+        for banned in (list(range(40)), list(range(30, 80)), [5])
+    ]
+    assert not any(bool(torch.isin(rows[:, 6], torch.arange(50, 90)).any()) for rows in found)
+    assert not bool(torch.isin(found[1][:, 6:], torch.arange(30, 80)).any())
 
 
 @pytest.mark.parametrize("padded", [False, True])
