@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -15,6 +16,7 @@
 #include "common/finalize_params.h"
 #include "common/logprob_params.h"
 #include "common/reorder_params.h"
+#include "common/row_seed.h"
 #include "common/sample_params.h"
 #include "cpu/isa.h"
 #if PYGEN_CUDA
@@ -110,6 +112,34 @@ void set_call(ShapingParams& params, uintptr_t logits, int64_t logits_stride, in
   params.history_length = length;
 }
 
+// Tables of a call: pointer, stride and columns of input_ids, pointer and stride of bias, pointer, stride and count of
+// suppress, pointer and stride of the bitmask.
+using Tables = std::array<int64_t, 10>;
+
+void set_tables(ShapingParams& params, const std::optional<Tables>& tables) {
+  if (!tables) return;
+  const auto& [ids, ids_stride, length, bias, bias_stride, suppress, suppress_stride, count, mask, mask_stride] =
+      *tables;
+  params.input_ids = pointer<const int64_t>(static_cast<uintptr_t>(ids));
+  params.input_ids_stride = ids_stride;
+  params.history_length = length;
+  params.bias = pointer<const float>(static_cast<uintptr_t>(bias));
+  params.bias_stride = bias_stride;
+  params.suppress = pointer<const int64_t>(static_cast<uintptr_t>(suppress));
+  params.suppress_stride = suppress_stride;
+  params.suppress_count = count;
+  params.bitmask = pointer<const int32_t>(static_cast<uintptr_t>(mask));
+  params.bitmask_stride = mask_stride;
+}
+
+// For rows that have none of their own.
+std::vector<int64_t> row_seeds(const std::optional<uint64_t>& seed, int64_t rows) {
+  std::vector<int64_t> seeds(seed ? static_cast<size_t>(rows) : 0);
+  for (size_t row = 0; row < seeds.size(); ++row)
+    seeds[row] = static_cast<int64_t>(pygen::row_seed(*seed, static_cast<int64_t>(row)));
+  return seeds;
+}
+
 template <typename Params>
 void launch(void (*op)(const Params&), const Params& params) {
   if (params.shaping.rows * params.shaping.vocab_size < kScoresToReleaseTheInterpreter) {
@@ -141,9 +171,10 @@ class CudaPlace {
  public:
   const pygen::cuda::Device& set_device(int ordinal) { return context_.device = device_of(ordinal); }
   void set_workspace(uintptr_t address) { context_.workspace = pointer<void>(address); }
-  const pygen::cuda::Context& on_stream(uintptr_t stream) {
-    context_.stream = pointer<CUstream_st>(stream);
-    return context_;
+  pygen::cuda::Context on_stream(uintptr_t stream) const {
+    pygen::cuda::Context context = context_;
+    context.stream = pointer<CUstream_st>(stream);
+    return context;
   }
 
  private:
@@ -163,6 +194,8 @@ void set_generator(pygen::TorchCudaNoise& noise, uint64_t seed, uint64_t offset,
 }
 #endif
 
+// A plan is what was checked. Its calls leave it as it is, so that threads may share it: each takes the parameters by
+// value and sets its own.
 class SamplePlan {
  public:
   explicit SamplePlan(const py::kwargs& kwargs) {
@@ -194,19 +227,34 @@ class SamplePlan {
     state.append_offset = arguments.take<int64_t>("append_offset");
     state.steps = arguments.take_pointer<int64_t>("state_steps_ptr");
     arguments.finish();
-    if (params_.shaping.rows > 0 && (params_.token_ids == nullptr || params_.status == nullptr))
-      throw std::invalid_argument("token_ids or status is a null pointer");
     if (state.token_ids != nullptr &&
         (state.finished == nullptr || state.num_generated == nullptr || state.unfinished == nullptr))
       throw std::invalid_argument("a state pointer is null");
   }
 
-  void run(uintptr_t logits, int64_t logits_stride, int64_t step, int64_t length, uintptr_t generator_state) {
-    set_call(params_.shaping, logits, logits_stride, length);
-    params_.step.value = step;
-    params_.generator_state = pointer<uint8_t>(generator_state);
-    if (params_.shaping.rows > 0) check_noise(params_.rng, params_.generator_state, params_.noise, params_.seeds);
-    launch(pygen::cpu::implementation().sample, params_);
+  void run(uintptr_t logits, int64_t logits_stride, int64_t step, int64_t length, uintptr_t generator_state) const {
+    SampleParams params = params_of_call(logits, logits_stride, step, length);
+    params.generator_state = pointer<uint8_t>(generator_state);
+    draw(params);
+  }
+
+  // With steps, tables, seeds and results of the call's own. outputs: token_ids, status, logprobs, top_ids, top_logprobs.
+  void run_with(uintptr_t logits, int64_t logits_stride, int64_t step, uintptr_t steps, int threads,
+                uintptr_t generator_state, const std::optional<uint64_t>& seed, const std::optional<Tables>& tables,
+                const std::array<uintptr_t, 5>& outputs) const {
+    const std::vector<int64_t> seeds = row_seeds(seed, params_.shaping.rows);
+    SampleParams params = params_of_call(logits, logits_stride, step, 0);
+    set_tables(params.shaping, tables);
+    params.shaping.threads = std::max(1, threads);
+    params.step.per_row = pointer<int64_t>(steps);
+    params.generator_state = pointer<uint8_t>(generator_state);
+    if (seed) params.seeds = seeds.data();
+    params.token_ids = pointer<int64_t>(outputs[0]);
+    params.status = pointer<int32_t>(outputs[1]);
+    params.logprobs = pointer<float>(outputs[2]);
+    params.top_ids = pointer<int64_t>(outputs[3]);
+    params.top_logprobs = pointer<float>(outputs[4]);
+    draw(params);
   }
 
 #if PYGEN_CUDA
@@ -219,15 +267,29 @@ class SamplePlan {
   int64_t generator_increment() const { return params_.torch_noise.increment; }
 
   void launch_on(uintptr_t stream, uintptr_t logits, int64_t logits_stride, int64_t step, int64_t length, uint64_t seed,
-                 uint64_t offset, uintptr_t generator) {
-    set_call(params_.shaping, logits, logits_stride, length);
-    params_.step.value = step;
-    set_generator(params_.torch_noise, seed, offset, generator);
-    check_launch(pygen::cuda::sample(params_, place_.on_stream(stream)));
+                 uint64_t offset, uintptr_t generator) const {
+    SampleParams params = params_of_call(logits, logits_stride, step, length);
+    set_generator(params.torch_noise, seed, offset, generator);
+    check_launch(pygen::cuda::sample(params, place_.on_stream(stream)));
   }
 #endif
 
  private:
+  SampleParams params_of_call(uintptr_t logits, int64_t logits_stride, int64_t step, int64_t length) const {
+    SampleParams params = params_;
+    set_call(params.shaping, logits, logits_stride, length);
+    params.step.value = step;
+    return params;
+  }
+  static void draw(const SampleParams& params) {
+    if (params.shaping.rows > 0) {
+      if (params.token_ids == nullptr || params.status == nullptr)
+        throw std::invalid_argument("token_ids or status is a null pointer");
+      check_noise(params.rng, params.generator_state, params.noise, params.seeds);
+    }
+    launch(pygen::cpu::implementation().sample, params);
+  }
+
   SampleParams params_;
 #if PYGEN_CUDA
   CudaPlace place_;
@@ -242,12 +304,17 @@ class ProcessPlan {
     arguments.finish();
   }
 
-  void run(uintptr_t logits, int64_t logits_stride, int64_t, int64_t length, uintptr_t out, int64_t out_stride) {
-    set_call(params_.shaping, logits, logits_stride, length);
-    params_.out = pointer<float>(out);
-    params_.out_stride = out_stride;
-    if (params_.out == nullptr && params_.shaping.rows > 0) throw std::invalid_argument("out is a null pointer");
-    launch(pygen::cpu::implementation().process_logits, params_);
+  void run(uintptr_t logits, int64_t logits_stride, int64_t, int64_t length, uintptr_t out, int64_t out_stride) const {
+    process(params_of_call(logits, logits_stride, length, out, out_stride));
+  }
+
+  // With tables of the call's own.
+  void run_with(uintptr_t logits, int64_t logits_stride, int threads, const std::optional<Tables>& tables,
+                uintptr_t out, int64_t out_stride) const {
+    ProcessParams params = params_of_call(logits, logits_stride, 0, out, out_stride);
+    set_tables(params.shaping, tables);
+    params.shaping.threads = std::max(1, threads);
+    process(params);
   }
 
 #if PYGEN_CUDA
@@ -255,15 +322,26 @@ class ProcessPlan {
   void set_workspace(uintptr_t address) { place_.set_workspace(address); }
 
   void launch_on(uintptr_t stream, uintptr_t logits, int64_t logits_stride, int64_t length, uintptr_t out,
-                 int64_t out_stride) {
-    set_call(params_.shaping, logits, logits_stride, length);
-    params_.out = pointer<float>(out);
-    params_.out_stride = out_stride;
-    check_launch(pygen::cuda::process_logits(params_, place_.on_stream(stream)));
+                 int64_t out_stride) const {
+    const ProcessParams params = params_of_call(logits, logits_stride, length, out, out_stride);
+    check_launch(pygen::cuda::process_logits(params, place_.on_stream(stream)));
   }
 #endif
 
  private:
+  ProcessParams params_of_call(uintptr_t logits, int64_t logits_stride, int64_t length, uintptr_t out,
+                               int64_t out_stride) const {
+    ProcessParams params = params_;
+    set_call(params.shaping, logits, logits_stride, length);
+    params.out = pointer<float>(out);
+    params.out_stride = out_stride;
+    return params;
+  }
+  static void process(const ProcessParams& params) {
+    if (params.out == nullptr && params.shaping.rows > 0) throw std::invalid_argument("out is a null pointer");
+    launch(pygen::cpu::implementation().process_logits, params);
+  }
+
   ProcessParams params_;
 #if PYGEN_CUDA
   CudaPlace place_;
@@ -326,12 +404,12 @@ class BeamPlan {
   }
 
   void run(uintptr_t logits, int64_t logits_stride, int64_t step, int64_t length, uintptr_t generator_state,
-           int halves) {
-    set_step(logits, logits_stride, step, length, halves);
-    params_.generator_state = pointer<uint8_t>(generator_state);
-    if (params_.do_sample && params_.select && params_.shaping.rows > 0)
-      check_noise(params_.rng, params_.generator_state, params_.noise, params_.seeds);
-    launch(pygen::cpu::implementation().beam_step, params_);
+           int halves) const {
+    BeamParams params = params_of_call(logits, logits_stride, step, length, halves);
+    params.generator_state = pointer<uint8_t>(generator_state);
+    if (params.do_sample && params.select && params.shaping.rows > 0)
+      check_noise(params.rng, params.generator_state, params.noise, params.seeds);
+    launch(pygen::cpu::implementation().beam_step, params);
   }
 
 #if PYGEN_CUDA
@@ -344,21 +422,23 @@ class BeamPlan {
   int64_t generator_increment() const { return params_.torch_noise.increment; }
 
   void launch_on(uintptr_t stream, uintptr_t logits, int64_t logits_stride, int64_t step, int64_t length, uint64_t seed,
-                 uint64_t offset, uintptr_t generator, int halves) {
-    set_step(logits, logits_stride, step, length, halves);
-    set_generator(params_.torch_noise, seed, offset, generator);
-    check_launch(pygen::cuda::beam_step(params_, place_.on_stream(stream)));
+                 uint64_t offset, uintptr_t generator, int halves) const {
+    BeamParams params = params_of_call(logits, logits_stride, step, length, halves);
+    set_generator(params.torch_noise, seed, offset, generator);
+    check_launch(pygen::cuda::beam_step(params, place_.on_stream(stream)));
   }
 #endif
 
  private:
-  void set_step(uintptr_t logits, int64_t logits_stride, int64_t step, int64_t length, int halves) {
-    set_call(params_.shaping, logits, logits_stride, length);
-    params_.step = step;
-    params_.select = (halves & 1) != 0;
-    params_.advance = (halves & 2) != 0;
-    if (params_.steps == nullptr && (step < 0 || step >= params_.max_new_tokens))
+  BeamParams params_of_call(uintptr_t logits, int64_t logits_stride, int64_t step, int64_t length, int halves) const {
+    BeamParams params = params_;
+    set_call(params.shaping, logits, logits_stride, length);
+    params.step = step;
+    params.select = (halves & 1) != 0;
+    params.advance = (halves & 2) != 0;
+    if (params.steps == nullptr && (step < 0 || step >= params.max_new_tokens))
       throw std::invalid_argument("step is out of range");
+    return params;
   }
 
   template <typename T>
@@ -577,8 +657,8 @@ PYBIND11_MODULE(_C, m) {
   py::class_<SamplePlan> sample_plan(m, "SamplePlan", py::module_local());
   py::class_<ProcessPlan> process_plan(m, "ProcessPlan", py::module_local());
   py::class_<BeamPlan> beam_plan(m, "BeamPlan", py::module_local());
-  sample_plan.def(py::init<const py::kwargs&>()).def("run", &SamplePlan::run);
-  process_plan.def(py::init<const py::kwargs&>()).def("run", &ProcessPlan::run);
+  sample_plan.def(py::init<const py::kwargs&>()).def("run", &SamplePlan::run).def("run_with", &SamplePlan::run_with);
+  process_plan.def(py::init<const py::kwargs&>()).def("run", &ProcessPlan::run).def("run_with", &ProcessPlan::run_with);
   beam_plan.def(py::init<const py::kwargs&>()).def("run", &BeamPlan::run);
 #if PYGEN_CUDA
   def_launches(sample_plan).def_property_readonly("generator_increment", &SamplePlan::generator_increment);

@@ -10,6 +10,19 @@ def set_cpu_isa(name: str) -> None: ...
 class SamplePlan:
     def __init__(self, **kwargs: float) -> None: ...
     def run(self, logits_ptr: int, logits_stride: int, step: int, length: int, generator_state_ptr: int, /) -> None: ...
+    def run_with(
+        self,
+        logits_ptr: int,
+        logits_stride: int,
+        step: int,
+        steps_ptr: int,
+        threads: int,
+        generator_state_ptr: int,
+        seed: int | None,
+        tables: tuple[int, ...] | None,
+        outputs: tuple[int, int, int, int, int],
+        /,
+    ) -> None: ...
 
 class BeamPlan:
     def __init__(self, **kwargs: float) -> None: ...
@@ -28,6 +41,16 @@ class ProcessPlan:
     def __init__(self, **kwargs: float) -> None: ...
     def run(
         self, logits_ptr: int, logits_stride: int, step: int, length: int, out_ptr: int, out_stride: int, /
+    ) -> None: ...
+    def run_with(
+        self,
+        logits_ptr: int,
+        logits_stride: int,
+        threads: int,
+        tables: tuple[int, ...] | None,
+        out_ptr: int,
+        out_stride: int,
+        /,
     ) -> None: ...
 
 def reorder_cache(

@@ -88,6 +88,7 @@ class _Speculative:
     def __init__(self, plan: Plan, logits: Tensor, state: DecodeState) -> None:
         self._keeps_scores = plan.keep_scores
         self._generator = plan.noise["generator"]
+        self._turn = rng.lock_of(self._generator or rng.default_generator(logits.device))
         plan = dataclasses.replace(plan, keep_scores=True)
         self._pipeline = Pipeline(plan, logits, SampleBinding(plan, state))
         self._state = state
@@ -100,7 +101,8 @@ class _Speculative:
         self._drafts = drafts
         self._position = 0
         self._scores = scores
-        self._uniform = torch.rand(drafts.shape, generator=self._generator, device=drafts.device)
+        with self._turn:
+            self._uniform = torch.rand(drafts.shape, generator=self._generator, device=drafts.device)
 
     def __call__(self, logits: Tensor, step: int) -> Choice:
         scores = self._pipeline.kept(self._pipeline.shape(logits, step), step)
@@ -133,7 +135,8 @@ class _Speculative:
         return torch.where(kept, draft, self._draw(torch.where(total > 0, rest / total, p)))
 
     def _draw(self, probabilities: Tensor) -> Tensor:
-        return torch.multinomial(probabilities, 1, generator=self._generator)[:, 0]
+        with self._turn:
+            return torch.multinomial(probabilities, 1, generator=self._generator)[:, 0]
 
     def _probabilities(self, scores: Tensor) -> Tensor:
         probabilities = scores.softmax(-1)

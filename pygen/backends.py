@@ -115,6 +115,11 @@ class Dispatcher(Generic[Entry]):
             _warn_once(f"`{self.op}` falls back to backend 'torch': {'; '.join(passed_over)}")
         return name, self.entries[name]
 
+    def circumstances(self, backend: str) -> tuple[object, ...]:
+        """What the choice for a tensor of the CPU depends on: equal ones lead to the same entry."""
+        chosen, environment = _chosen.get(), os.environ.get("PYGEN_BACKEND", "")
+        return backend, chosen, environment, self.entries.get("cpu"), _MACHINE_REASONS["cpu"]
+
     def choose(self, device: torch.device, backend: str = "auto") -> tuple[str, list[str]]:
         """The name of the backend that `resolve` finds, and a sentence for each that "auto" passes over."""
         _check_name("backend", backend)

@@ -9,6 +9,11 @@ Two sources give the exponential noise E of an element (row, token id):
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import Tensor
 
@@ -20,6 +25,50 @@ _PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _PHILOX_ROUNDS = 10
 
 TARGET_STREAM, DRAFT_STREAM, ACCEPTANCE_STREAM = range(3)
+
+
+# Weak: a lock lives as long as its generator.
+_locks: WeakKeyDictionary[torch.Generator, threading.RLock] = WeakKeyDictionary()
+_locks_lock = threading.Lock()
+
+
+def lock_of(generator: torch.Generator) -> threading.RLock:
+    """The lock under which pygen draws from `generator`.
+
+    A kernel that takes torch's noise reads the generator's state, runs, and writes the advanced state back. A thread
+    that drew in between would draw the same noise, so draws from one generator take turns; others run side by side.
+    """
+    lock = _locks.get(generator)
+    if lock is None:
+        with _locks_lock:
+            lock = _locks.setdefault(generator, threading.RLock())
+    return lock
+
+
+def default_generator(device: torch.device) -> torch.Generator:
+    """The generator that torch uses on `device` where none is given."""
+    if device.type != "cuda":
+        return torch.default_generator
+    torch.cuda.init()
+    return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+
+
+@contextmanager
+def seed_given_back(generator: torch.Generator | None) -> Iterator[None]:
+    """Where the body raises after one `draw_seed(generator)`, the generator gets its state from before; not if another
+    thread has drawn from it meanwhile."""
+    source = generator if isinstance(generator, torch.Generator) else torch.default_generator
+    before = source.get_state()
+    try:
+        yield
+    except BaseException:
+        replay = torch.Generator(source.device)
+        replay.set_state(before)
+        draw_seed(replay)
+        with lock_of(source):
+            if source.get_state().equal(replay.get_state()):
+                source.set_state(before)
+        raise
 
 
 def splitmix64(value: int) -> int:
@@ -45,8 +94,9 @@ def row_seeds(seed: int, rows: int) -> Tensor:
 
 def draw_seed(generator: torch.Generator | None) -> int:
     """A fresh seed in [0, 2**63 - 1), taken from `generator`, or from torch's default generator where it is None."""
-    device = torch.device("cpu") if generator is None else generator.device
-    return int(torch.randint(2**63 - 1, (), generator=generator, device=device).item())
+    source = torch.default_generator if generator is None else generator
+    with lock_of(source):
+        return int(torch.randint(2**63 - 1, (), generator=source, device=source.device).item())
 
 
 def as_int64(word: int) -> int:
@@ -114,4 +164,6 @@ def _uniform(words: Tensor) -> Tensor:
 
 def torch_exponential(rows: int, vocab_size: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
     """The noise that `torch.multinomial` takes for (rows, vocab_size) float32 probabilities; advances the generator."""
-    return torch.empty(rows, vocab_size, dtype=torch.float32, device=device).exponential_(generator=generator)
+    given = torch.empty(rows, vocab_size, dtype=torch.float32, device=device)
+    with lock_of(default_generator(device) if generator is None else generator):
+        return given.exponential_(generator=generator)

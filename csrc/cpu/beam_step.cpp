@@ -137,6 +137,9 @@ void select_candidates(const BeamParams& params) {
   const ShapingParams& shaping = params.shaping;
   const int64_t prompts = shaping.rows / params.num_beams;
   const Split split = split_threads(shaping.rows, shaping.vocab_size, shaping.threads);
+  // What follows the draws must not fail: the generator would have advanced.
+  candidate_scratch().reserve(params.num_beams * params.num_candidates);
+  reserve_beam_scratch(beam_scratch(), params.num_beams, params.num_candidates);
   Buffer<Bar> bars;
   bars.reserve(prompts);
   for (int64_t i = 0; i < prompts; ++i) bars[i].reset();

@@ -27,6 +27,16 @@ struct BeamScratch {
   Buffer<int64_t> free_rows;
 };
 
+// Takes all the memory that an update needs, so that none is left half done for want of it.
+inline void reserve_beam_scratch(BeamScratch& scratch, int64_t num_beams, int64_t num_candidates) {
+  scratch.keys.reserve(num_beams + num_candidates);
+  scratch.order.reserve(num_beams + num_candidates);
+  scratch.pool.reserve(num_beams + num_candidates);
+  scratch.parents.reserve(num_beams);
+  scratch.rows.reserve(num_beams);
+  scratch.free_rows.reserve(num_beams);
+}
+
 inline BeamScratch& beam_scratch() {
   static thread_local BeamScratch scratch;
   return scratch;
@@ -80,7 +90,7 @@ class PromptUpdate {
 
   // Indices of the n largest of `scratch_.keys`.
   const int32_t* largest(int64_t size) {
-    int32_t* order = scratch_.order.reserve(size);
+    int32_t* order = scratch_.order.data();
     for (int64_t i = 0; i < size; ++i) order[i] = static_cast<int32_t>(i);
     std::partial_sort(order, order + n_, order + size, LargerKey{scratch_.keys.data()});
     return order;
@@ -90,8 +100,8 @@ class PromptUpdate {
     const float normaliser = params_.normalisers[step_];
     const bool is_full = params_.stops_when_full && num_finished() == n_;
     const bool closed = params_.open[prompt_] == 0;
-    float* keys = scratch_.keys.reserve(n_ + count_);
-    Hypothesis* pool = scratch_.pool.reserve(n_ + count_);
+    float* keys = scratch_.keys.data();
+    Hypothesis* pool = scratch_.pool.data();
     for (int64_t i = 0; i < n_; ++i) {
       const int64_t at = first_ + i;
       pool[i] = {params_.finished_scores[at], params_.finished_parents[at], params_.finished_steps[at],
@@ -116,10 +126,10 @@ class PromptUpdate {
   }
 
   void update_running() {
-    float* keys = scratch_.keys.reserve(count_);
+    float* keys = scratch_.keys.data();
     for (int64_t i = 0; i < count_; ++i) keys[i] = running_score(scores_[i], ended(i));
     const int32_t* order = largest(count_);
-    int64_t* parents = scratch_.parents.reserve(n_);
+    int64_t* parents = scratch_.parents.data();
     const int64_t at_step = step_ * params_.shaping.rows + first_;
     for (int64_t j = 0; j < n_; ++j) {
       const int64_t i = order[j];
@@ -144,8 +154,8 @@ class PromptUpdate {
   // that has most in common with its parent's.
   void move_rows() {
     const int64_t* parents = scratch_.parents.data();
-    int64_t* rows = scratch_.rows.reserve(n_);
-    int64_t* free_rows = scratch_.free_rows.reserve(n_);
+    int64_t* rows = scratch_.rows.data();
+    int64_t* free_rows = scratch_.free_rows.data();
     for (int64_t r = 0; r < n_; ++r) {
       free_rows[r] = 1;
       params_.source_rows[first_ + r] = first_ + r;
@@ -212,6 +222,7 @@ class PromptUpdate {
 
 inline void advance_beams(const BeamParams& params) {
   const int64_t prompts = params.shaping.rows / params.num_beams;
+  reserve_beam_scratch(beam_scratch(), params.num_beams, params.num_candidates);
   bool all_ended = true, all_finished = true;
   int64_t open = 0;
   for (int64_t prompt = 0; prompt < prompts; ++prompt) {

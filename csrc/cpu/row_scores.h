@@ -31,17 +31,12 @@ class RowScores {
         logits_(static_cast<const char*>(params.logits) + row * params.logits_stride * element_size_),
         bias_(params.bias != nullptr ? params.bias + row * params.bias_stride : nullptr),
         bitmask_(params.bitmask != nullptr ? params.bitmask + row * params.bitmask_stride : nullptr),
-        scratch_(scratch) {
+        scratch_(scratch),
+        exceptions_end_(scratch) {
     scratch_.block_max.reserve(blocks_ + kLanes);
     int32_t* heads = scratch_.block_head.reserve(blocks_);
     for (; scratch_.block_head_size < blocks_; ++scratch_.block_head_size) heads[scratch_.block_head_size] = -1;
     collect_exceptions();
-  }
-
-  ~RowScores() {
-    for (int64_t i = 0; i < scratch_.exceptions.size(); ++i)
-      scratch_.block_head[scratch_.exceptions[i].token_id / kBlock] = -1;
-    scratch_.exceptions.clear();
   }
 
   RowScores(const RowScores&) = delete;
@@ -395,6 +390,17 @@ class RowScores {
     return found;
   }
 
+  // Takes the exceptions off their blocks; a member, so that it does so too where the constructor runs out of memory.
+  struct ExceptionsEnd {
+    explicit ExceptionsEnd(Scratch& of) : scratch(of) {}
+    ~ExceptionsEnd() {
+      for (int64_t i = 0; i < scratch.exceptions.size(); ++i)
+        scratch.block_head[scratch.exceptions[i].token_id / kBlock] = -1;
+      scratch.exceptions.clear();
+    }
+    Scratch& scratch;
+  };
+
   static constexpr int kMaxParts = 256;
   // Reading at several places at once keeps more of the memory busy than one stream: 40 us against 47 for 128,256
   // floats out of the cache, on one core of a Xeon.
@@ -409,6 +415,7 @@ class RowScores {
   const float* const bias_;
   const int32_t* const bitmask_;
   Scratch& scratch_;
+  const ExceptionsEnd exceptions_end_;
   float max_score_ = -kInf;
   RowStatus status_ = kOk;
   bool log_softmax_ = false;

@@ -25,6 +25,7 @@ def check_beam_state(state: BeamState, like: Like) -> None:
         raise ValueError(f"`state.num_beams` must divide the rows of `logits`, {rows}, got {n}")
     capacity = state.token_ids.shape[-1]
     for name, value in (("state.token_ids", state.token_ids), ("state.history", state.history)):
+        checks.check_tensor(name, value)
         checks.check_dtype(name, value, torch.int64)
         checks.check_shape(name, value, "(rows, capacity)", (rows, capacity))
         checks.check_device(name, value, like.device)

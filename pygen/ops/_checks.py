@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pygen.ops._plain import check_plain
 from pygen.rng import as_int64
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -28,6 +29,8 @@ class Rule:
     text: str
     holds: Callable[[Any], Any]
 
+
+_NAMES_OF_KINDS: dict[type, str] = {Real: "numbers", Integral: "ints", bool: "bools"}
 
 FINITE = Rule("finite", lambda value: (value > -math.inf) & (value < math.inf))
 FINITE_NON_NEGATIVE = Rule("finite and >= 0", lambda value: (value >= 0) & (value < math.inf))
@@ -64,6 +67,7 @@ def check_logits(logits: Tensor) -> Like:
 def check_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"`{name}` must be a torch.Tensor, got {type(value).__name__}")
+    check_plain(name, value)
 
 
 def check_dtype(name: str, value: Tensor, dtype: torch.dtype) -> None:
@@ -102,7 +106,9 @@ def check_output(name: str, value: object, dtype: torch.dtype, words: str, shape
 
 
 def float_knob(name: str, value: object, rule: Rule, like: Like) -> float | Tensor:
-    """A number, or a (rows,) floating tensor, as float32: that is the value the rule is about. Tensors are copied."""
+    """A number, or one per row in a list or a floating (rows,) tensor, as float32: that is the value the rule is about.
+    Tensors are copied; one without dimensions is a number."""
+    value = number_or_rows(name, value, Real, torch.float64, like)
     if isinstance(value, Tensor):
         if not value.is_floating_point():
             raise TypeError(f"`{name}` must be a number or a floating point tensor, got a tensor of {_dtype(value)}")
@@ -116,7 +122,9 @@ def float_knob(name: str, value: object, rule: Rule, like: Like) -> float | Tens
 
 
 def int_knob(name: str, value: object, rule: Rule, like: Like) -> int | Tensor:
-    """An int, or a (rows,) int64 or int32 tensor, as int64. Tensors are copied."""
+    """An int, or one per row in a list or a (rows,) int64 or int32 tensor, as int64. Tensors are copied; one without
+    dimensions is an int."""
+    value = number_or_rows(name, value, Integral, torch.int64, like)
     if isinstance(value, Tensor):
         if value.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"`{name}` must be an int or an int64 tensor, got a tensor of {_dtype(value)}")
@@ -136,13 +144,15 @@ def count(name: str, value: object) -> int:
     return int(value)
 
 
-def count_up_to(name: str, value: object, last: int) -> None:
+def count_up_to(name: str, value: object, last: int) -> int:
     if count(name, value) > last:
         raise ValueError(f"`{name}` must be in [0, {last}], got {value}")
+    return int(value)  # type: ignore[call-overload, no-any-return]
 
 
 def bool_knob(name: str, value: object, like: Like) -> bool | Tensor:
-    """A bool, or a (rows,) bool tensor, which is copied."""
+    """A bool, or one per row in a list or a (rows,) bool tensor, which is copied; one without dimensions is a bool."""
+    value = number_or_rows(name, value, bool, torch.bool, like)
     if isinstance(value, Tensor):
         check_dtype(name, value, torch.bool)
         check_shape(name, value, "(rows,)", (like.rows,))
@@ -154,7 +164,8 @@ def bool_knob(name: str, value: object, like: Like) -> bool | Tensor:
 
 
 def row_table(name: str, value: object, dtype: torch.dtype, words: str, width: int | None, like: Like) -> Tensor:
-    """A table shared by all rows, (width,), or one row of it each, (rows, width), read in place at every call.
+    """A table shared by all rows, (width,) or (1, width), or one row of it each, (rows, width), read in place at every
+    call.
 
     width None: any.
     """
@@ -163,18 +174,27 @@ def row_table(name: str, value: object, dtype: torch.dtype, words: str, width: i
     check_dtype(name, value, dtype)
     shape = tuple(value.shape)
     own_width = shape[-1] if width is None and shape else width
-    if shape not in ((own_width,), (like.rows, own_width)):
+    if shape not in ((own_width,), (1, own_width), (like.rows, own_width)):
         wanted = f"with {like.rows} rows" if width is None else f"= {(like.rows, width)}"
         raise ValueError(f"`{name}` must have shape ({words},) or (rows, {words}) {wanted}, got {shape}")
     check_device(name, value, like.device, like.name)
     check_last_stride(name, value)
-    return value
+    return value[0] if shape == (1, own_width) else value
+
+
+def check_ids(name: str, value: object) -> None:
+    check_tensor(name, value)
+    assert isinstance(value, Tensor)
+    if value.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"`{name}` must be int64 or int32, got {_dtype(value)}")
 
 
 def id_table(name: str, value: object, like: Like) -> Tensor:
-    """Token ids for all rows, from a sequence of ints or (n,) int64, or for each row, (rows, n) int64."""
+    """Token ids for all rows, from a sequence of ints or (n,) or (1, n), or for each row, (rows, n): int64 or int32, as
+    they are."""
     if isinstance(value, Tensor):
-        return row_table(name, value, torch.int64, "n", None, like)
+        check_ids(name, value)
+        return row_table(name, value, value.dtype, "n", None, like)
     ids = [count_id for count_id in _ints(name, value) if 0 <= count_id < like.vocab_size]
     return torch.tensor(ids, dtype=torch.int64, device=like.device)
 
@@ -197,6 +217,22 @@ def seed_words(name: str, value: object, like: Like) -> Tensor:
 def check_seed(name: str, value: int) -> None:
     if not 0 <= value < SEED_LIMIT:
         raise ValueError(f"`{name}` must be in [0, 2**64), got {value}")
+
+
+def number_or_rows(name: str, value: object, kind: type, dtype: torch.dtype, like: Like) -> object:
+    """`value` with a tensor without dimensions as its number, and a list of numbers as a tensor."""
+    if isinstance(value, Tensor):
+        check_plain(name, value)
+        return value if value.dim() or value.is_meta else value.item()
+    if not isinstance(value, (list, tuple)):
+        return value
+    for item in value:
+        if not isinstance(item, kind) or (isinstance(item, bool) and kind is not bool):
+            raise TypeError(f"`{name}` must hold {_NAMES_OF_KINDS[kind]}, got {type(item).__name__}")
+    within = {Real: _to_float64, Integral: lambda item: max(-LARGEST_INT, min(int(item), LARGEST_INT)), bool: bool}[
+        kind
+    ]
+    return torch.tensor([within(item) for item in value], dtype=dtype, device=like.device)
 
 
 def _ints(name: str, value: object) -> list[int]:
@@ -227,6 +263,13 @@ def _to_float32(value: Any) -> float:
         return math.inf if value > 0 else -math.inf
 
 
+def _to_float64(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
 def _dtype(value: Tensor) -> str:
     return str(value.dtype).removeprefix("torch.")
 
@@ -251,6 +294,23 @@ def _byte_range(value: Tensor) -> tuple[int, int]:
         return value.data_ptr(), value.data_ptr()
     extent = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True)) + 1
     return value.data_ptr(), value.data_ptr() + extent * value.element_size()
+
+
+def steps_of(name: str, value: object, like: Tensor) -> int | Tensor:
+    """The step of a call: an int, also from a tensor without dimensions, or one per row, also from a list."""
+    if type(value) is int and 0 <= value < STEP_LIMIT:
+        return value
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            check_step(name, item)
+        return torch.tensor(value, dtype=torch.int64, device=like.device)
+    if isinstance(value, Tensor):
+        check_plain(name, value)
+        if value.dim() or value.is_meta or value.dtype not in (torch.int64, torch.int32):
+            return value
+        value = value.item()
+    check_step(name, value)
+    return int(value)  # type: ignore[call-overload, no-any-return]
 
 
 def check_step(name: str, value: object) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pygen.rng import lock_of
+
 
 def kernels() -> Any:
     """The extension that holds the kernels."""
@@ -44,8 +46,16 @@ class Launches:
             self._plan.launch_on(stream, *arguments)
 
 
-def take_noise(generator: torch.Generator, increment: int) -> tuple[int, int]:
-    """Seed and offset at which a draw of torch begins; the generator then stands behind it."""
-    seed, offset = generator.initial_seed(), generator.get_offset()
-    generator.set_offset(offset + increment)
-    return seed, offset
+@contextmanager
+def taken_noise(generator: torch.Generator, increment: int) -> Iterator[tuple[int, int]]:
+    """Seed and offset at which a draw of torch begins; the generator then stands behind it.
+
+    Where the body, a launch, raises, the generator is put back. increment 0: nothing is drawn.
+    """
+    if increment == 0:
+        yield 0, 0
+        return
+    with lock_of(generator):
+        seed, offset = generator.initial_seed(), generator.get_offset()
+        yield seed, offset
+        generator.set_offset(offset + increment)

@@ -64,7 +64,12 @@ def given_by_torch(noise: Noise, like: Like) -> tuple[Noise, Callable[[], object
     if not noise.advances_generator:
         return noise, lambda: None
     given = torch.empty(like.rows, like.vocab_size, dtype=torch.float32, device=like.device)
-    return replace(noise, given=given), lambda: given.exponential_(generator=noise.generator)
+
+    def refill() -> None:
+        with noise_sources.lock_of(noise.generator):
+            given.exponential_(generator=noise.generator)
+
+    return replace(noise, given=given), refill
 
 
 def check_noise(
@@ -104,7 +109,7 @@ def check_noise(
         seeds=_seeds(seed, like, generator, wanted=draws and noise is None and rng == "philox"),
         steps=steps,
         given=noise,
-        generator=_default_generator(like.device, rng == "torch") if generator is None else generator,
+        generator=_default_generator(like.device, rng) if generator is None else generator,
     )
 
 
@@ -113,6 +118,10 @@ def _seeds(
 ) -> Tensor:
     if isinstance(seed, bool):
         raise TypeError("`seed` must be an int, a sequence of ints or an int64 tensor, got bool")
+    if isinstance(seed, Tensor) and seed.dim() == 0:
+        checks.check_tensor("seed", seed)
+        checks.check_ids("seed", seed)
+        seed = int(seed.item())
     if isinstance(seed, Integral):
         checks.check_seed("seed", int(seed))
         return noise_sources.row_seeds(int(seed), like.rows).to(like.device)
@@ -132,12 +141,9 @@ def _check_torch_device(like: Like, generator: torch.Generator | None) -> None:
         raise ValueError(f"`generator` must be on {like.device} like `logits`, got {generator.device}")
 
 
-def _default_generator(device: torch.device, of_device: bool) -> torch.Generator:
+def _default_generator(device: torch.device, rng: str) -> torch.Generator:
     """Seeds are drawn on the host; torch's own noise comes from the generator of the device."""
-    if not of_device or device.type == "cpu":
-        return torch.default_generator
-    torch.cuda.init()
-    return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    return noise_sources.default_generator(device) if rng == "torch" else torch.default_generator
 
 
 def _check_given(noise: Tensor, like: Like) -> None:

@@ -64,9 +64,8 @@ def check_beam_out(out: BeamStepOutput, like: Like) -> None:
         checks.check_output(f"out.{name}", value, dtype, "(rows,)", (like.rows,), like)
 
 
-def empty_output(like: Like, n: int) -> SampleOutput:
+def empty_output(rows: int, n: int, device: torch.device) -> SampleOutput:
     """Room for the result of a call with logprobs=n."""
-    rows, device = like.rows, like.device
     token_ids = torch.empty(rows, dtype=torch.int64, device=device)
     status = torch.empty(rows, dtype=torch.int32, device=device)
     if n == 0:

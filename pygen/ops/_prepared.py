@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
 from pygen.ops import _checks as checks
 from pygen.ops._noise import Noise
+from pygen.ops._plain import is_plain
 from pygen.ops._shaping import Shaping
 
 if TYPE_CHECKING:
@@ -32,6 +34,10 @@ class Prepared(Generic[Output]):
 
     Tables given in preparation (input_ids, bias, suppress, token_bitmask, noise, a tensor `step`) are read anew by
     every call, so that they can be changed in place; per-row knobs and seeds were copied, into `shaping` and `noise`.
+
+    The outputs are one call's at a time, so threads need a prepared op each. One may be handed from thread to thread; a
+    call while another is inside is a RuntimeError and changes nothing. It holds addresses of tensors, so it can neither
+    be copied nor pickled.
     """
 
     __slots__ = (
@@ -44,6 +50,8 @@ class Prepared(Generic[Output]):
         "_length",
         "_run",
         "_shape",
+        "_turn",
+        "_widened",
         "backend",
         "noise",
         "out",
@@ -63,6 +71,8 @@ class Prepared(Generic[Output]):
         self.out = out
         # Kernels use these tensors through pointers, and the caller may drop his.
         self.shaping, self.noise = shaping, noise
+        self._turn = threading.Lock()
+        self._widened = shaping.widened
         self._kept = () if state is None else tuple(vars(state).values())
         self.backend = backend
         self._run = run if shaping.like.rows > 0 else _nothing_to_do
@@ -85,6 +95,7 @@ class Prepared(Generic[Output]):
         # One condition that costs about a microsecond; the sentences are made where it fails.
         if not (
             type(logits) is Tensor
+            and is_plain(logits)
             and logits.shape == self._shape
             and logits.dtype is self._dtype
             and logits.device == self._device
@@ -97,8 +108,22 @@ class Prepared(Generic[Output]):
             length = self._length + self._growth * step
         elif not (type(length) is int and 0 <= length <= self._capacity):
             checks.count_up_to("length", length, self._capacity)
-        self._run(logits, step, length)
+        if not self._turn.acquire(blocking=False):
+            name = type(self).__name__
+            raise RuntimeError(
+                f"`{name}` runs one call at a time, and another is inside: prepare an op for each thread"
+            )
+        try:
+            for table, source in self._widened:
+                table.copy_(source)
+            self._run(logits, step, length)
+        finally:
+            self._turn.release()
         return self.out
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        name = type(self).__name__
+        raise TypeError(f"`{name}` cannot be copied or pickled, it holds addresses of tensors: prepare another one")
 
     def _check_call(self, logits: Tensor, step: int) -> None:
         checks.check_tensor("logits", logits)

@@ -16,9 +16,9 @@ from pygen.ops._state import check_state
 if TYPE_CHECKING:
     from pygen.loops.state import DecodeState
 
-FloatKnob = float | Tensor
-IntKnob = int | Tensor
-BoolKnob = bool | Tensor
+FloatKnob = float | Tensor | Sequence[float]
+IntKnob = int | Tensor | Sequence[int]
+BoolKnob = bool | Tensor | Sequence[bool]
 TokenIds = Sequence[int] | Tensor
 
 DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -64,6 +64,7 @@ class Shaping:
     suppress: Tensor | None
     token_bitmask: Tensor | None
     history_steps: Tensor | None = None  # (rows,) int64: row r has read as many columns more than the call says
+    widened: tuple[tuple[Tensor, Tensor], ...] = ()  # tables above, and the caller's int32 ones to copy for every call
 
     @property
     def history_length(self) -> int:
@@ -150,6 +151,7 @@ def check_shaping(
         prompt_lengths = state.prompt_length if prompt_lengths is None else prompt_lengths
     elif input_ids is not None:
         _check_input_ids(input_ids, like)
+    widened: list[tuple[Tensor, Tensor]] = []
 
     shaping = Shaping(
         like=like,
@@ -174,16 +176,25 @@ def check_shaping(
         prompt_lengths=0
         if prompt_lengths is None
         else checks.int_knob("prompt_lengths", prompt_lengths, checks.NON_NEGATIVE, like),
-        input_ids=input_ids,
+        input_ids=None if input_ids is None else _as_int64(input_ids, widened),
         bias=None
         if bias is None
         else checks.row_table("bias", bias, torch.float32, "vocab_size", like.vocab_size, like),
-        suppress=None if suppress is None else checks.id_table("suppress", suppress, like),
+        suppress=None if suppress is None else _as_int64(checks.id_table("suppress", suppress, like), widened),
         token_bitmask=None if token_bitmask is None else _check_bitmask(token_bitmask, like),
         history_steps=None if state is None else state.steps,
+        widened=tuple(widened),
     )
     _require_history(shaping)
     return shaping
+
+
+def _as_int64(ids: Tensor, widened: list[tuple[Tensor, Tensor]]) -> Tensor:
+    if ids.dtype is torch.int64:
+        return ids
+    table = ids.long()
+    widened.append((table, ids))
+    return table
 
 
 def greedy_is_zero(do_sample: bool | Tensor, temperature: float | Tensor, like: Like) -> float | Tensor:
@@ -202,8 +213,7 @@ def _check_top_h(top_h: FloatKnob | None, like: Like) -> float | Tensor:
 
 
 def _check_input_ids(input_ids: Tensor, like: Like) -> None:
-    checks.check_tensor("input_ids", input_ids)
-    checks.check_dtype("input_ids", input_ids, torch.int64)
+    checks.check_ids("input_ids", input_ids)
     if input_ids.dim() != 2 or input_ids.shape[0] != like.rows:
         shape = tuple(input_ids.shape)
         raise ValueError(f"`input_ids` must have shape (rows, length) with {like.rows} rows, got {shape}")

@@ -10,6 +10,7 @@ import torch
 
 from pygen.ops import _checks as checks
 from pygen.ops._checks import Like
+from pygen.rng import lock_of
 
 if TYPE_CHECKING:
     from pygen.loops.beam_state import BeamState
@@ -35,6 +36,7 @@ def check_state(state: DecodeState, like: Like) -> None:
     """The tensors of a DecodeState, as far as a kernel that writes to them depends on it."""
     words, capacity = "(rows, capacity)", state.token_ids.shape[-1]
     for name, value in (("state.token_ids", state.token_ids), ("state.history", state.history)):
+        checks.check_tensor(name, value)
         checks.check_dtype(name, value, torch.int64)
         checks.check_shape(name, value, words, (like.rows, capacity))
         checks.check_device(name, value, like.device)
@@ -67,7 +69,8 @@ def generator_of(state: DecodeState | BeamState | None, generator: torch.Generat
     """For draws with torch itself: `generator`, or one that goes on where `state.generator_state` stands."""
     held = None if state is None else state.generator_state
     if held is None:
-        yield generator
+        with lock_of(generator):
+            yield generator
         return
     in_its_place = torch.Generator(held.device)
     in_its_place.set_state(held.cpu().view(torch.uint8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from pygen.ops._outputs import BeamStepOutput, check_beam_out, empty_beam_output
 from pygen.ops._prepared import Prepared, Run, detached
 from pygen.ops._shaping import FloatKnob, IntKnob, Shaping, TokenIds, check_shaping
 from pygen.ops._state import generator_of
+from pygen.rng import lock_of, seed_given_back
 
 if TYPE_CHECKING:
     from pygen.loops.beam_state import BeamState
@@ -126,38 +128,40 @@ def beam_step(
     """
     check_is_beam_state(state)
     checks.count_up_to("step", step, state.max_new_tokens - 1)
-    prepared = prepare_beam_step(
-        logits,
-        state,
-        do_sample=do_sample,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        typical_p=typical_p,
-        epsilon_cutoff=epsilon_cutoff,
-        eta_cutoff=eta_cutoff,
-        top_h=top_h,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        no_repeat_ngram_size=no_repeat_ngram_size,
-        bias=bias,
-        suppress=suppress,
-        token_bitmask=token_bitmask,
-        min_tokens_to_keep=min_tokens_to_keep,
-        normalized=normalized,
-        length_penalty=length_penalty,
-        early_stopping=early_stopping,
-        stopping_criteria=stopping_criteria,
-        seed=seed,
-        noise=noise,
-        rng=rng,
-        generator=generator,
-        backend=backend,
-        out=out,
-    )
-    return prepared(logits, step=step)
+    draws_seed = do_sample is True and seed is None and noise is None and rng == "philox"
+    with seed_given_back(generator) if draws_seed else nullcontext():
+        prepared = prepare_beam_step(
+            logits,
+            state,
+            do_sample=do_sample,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            typical_p=typical_p,
+            epsilon_cutoff=epsilon_cutoff,
+            eta_cutoff=eta_cutoff,
+            top_h=top_h,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            no_repeat_ngram_size=no_repeat_ngram_size,
+            bias=bias,
+            suppress=suppress,
+            token_bitmask=token_bitmask,
+            min_tokens_to_keep=min_tokens_to_keep,
+            normalized=normalized,
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+            stopping_criteria=stopping_criteria,
+            seed=seed,
+            noise=noise,
+            rng=rng,
+            generator=generator,
+            backend=backend,
+            out=out,
+        )
+        return prepared(logits, step=step)
 
 
 def prepare_beam_step(
@@ -313,16 +317,18 @@ def _cpu(call: _Call) -> Run:
     work = _Workspace.create(call.state)
     run_plan = _C.BeamPlan(**_arguments(call, work, torch.get_num_threads())).run
     generator, held = call.noise.generator, call.held_generator
-    advances_generator = call.noise.advances_generator and not held
 
     def run(logits: Tensor, step: int, length: int) -> None:
-        generator_state = generator.get_state() if advances_generator else None
-        address = held if generator_state is None else generator_state.data_ptr()
-        _run_halves(call, work, step, run_plan, (logits.data_ptr(), logits.stride(0), step, length, address))
-        if generator_state is not None:
+        _run_halves(call, work, step, run_plan, (logits.data_ptr(), logits.stride(0), step, length, held))
+
+    def run_advancing(logits: Tensor, step: int, length: int) -> None:
+        with lock_of(generator):
+            generator_state = generator.get_state()
+            place = (logits.data_ptr(), logits.stride(0), step, length, generator_state.data_ptr())
+            _run_halves(call, work, step, run_plan, place)
             generator.set_state(generator_state)
 
-    return run
+    return run_advancing if call.noise.advances_generator and not held else run
 
 
 def _cuda(call: _Call) -> Run:
@@ -333,9 +339,9 @@ def _cuda(call: _Call) -> Run:
     increment = plan.generator_increment if call.noise.advances_generator and not held else 0
 
     def run(logits: Tensor, step: int, length: int) -> None:
-        seed, offset = cuda.take_noise(call.noise.generator, increment) if increment else (0, 0)
-        place = (logits.data_ptr(), logits.stride(0), step, length, seed, offset, held)
-        _run_halves(call, work, step, launch, place)
+        with cuda.taken_noise(call.noise.generator, increment) as (seed, offset):
+            place = (logits.data_ptr(), logits.stride(0), step, length, seed, offset, held)
+            _run_halves(call, work, step, launch, place)
 
     return run
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from pygen.backends import Dispatcher
 from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
+from pygen.ops._plans import NO_TABLES, Plans, int64_of, scalars_of_ids, table_arguments
 from pygen.ops._prepared import Prepared, Run, detached
 from pygen.ops._shaping import BoolKnob, FloatKnob, IntKnob, Shaping, TokenIds, check_shaping
 
@@ -78,14 +79,15 @@ def process_logits(
         do_sample: bool or (rows,) bool; False makes a row greedy, as temperature 0 does.
         temperature: finite and >= 0. top_p, min_p: in [0, 1]. typical_p: in (0, 1]. epsilon_cutoff, eta_cutoff: in
             [0, 1). top_h: None or in (0, 1]; in a tensor 0 is off. repetition_penalty: finite and > 0.
-            presence_penalty,
-            frequency_penalty: finite. All a number, or a (rows,) floating point tensor; taken as float32.
-        top_k, no_repeat_ngram_size: >= 0, 0 is off. min_tokens_to_keep: >= 1. An int, or a (rows,) int64 tensor.
-        input_ids: (rows, length) int64, last dimension contiguous. Ids outside the vocabulary are ignored, so that
-            padding is hidden by writing -1. Needed where a penalty or the n-gram ban acts.
+            presence_penalty, frequency_penalty: finite. All a number, or one per row in a list or a (rows,) floating
+            point tensor; taken as float32. A tensor without dimensions is a number.
+        top_k, no_repeat_ngram_size: >= 0, 0 is off. min_tokens_to_keep: >= 1. An int, or one per row in a list or a
+            (rows,) int64 or int32 tensor.
+        input_ids: (rows, length) int64 or int32, last dimension contiguous. Ids outside the vocabulary are ignored, so
+            that padding is hidden by writing -1. Needed where a penalty or the n-gram ban acts.
         prompt_lengths: columns of `input_ids` that are prompt, an int or (rows,) int64; None is 0.
-        bias: (vocab_size,) or (rows, vocab_size) float32.
-        suppress: token ids for all rows, a sequence of ints or (n,) int64, or (rows, n) int64; ids outside the
+        bias: (vocab_size,) or (rows, vocab_size) float32. A single row, (1, vocab_size), serves all; so below.
+        suppress: token ids for all rows, a sequence of ints or (n,) int64 or int32, or (rows, n); ids outside the
             vocabulary are ignored.
         token_bitmask: (ceil(vocab_size / 32),) or (rows, ceil(vocab_size / 32)) int32; bit i % 32 of word i // 32 set:
             id i is allowed (xgrammar's format).
@@ -97,6 +99,33 @@ def process_logits(
     Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError where the backend cannot run;
     a refused call changes nothing.
     """
+    key = None
+    if out is None:
+        key = _plans.key(
+            backend,
+            (
+                do_sample,
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                typical_p,
+                epsilon_cutoff,
+                eta_cutoff,
+                top_h,
+                repetition_penalty,
+                presence_penalty,
+                frequency_penalty,
+                no_repeat_ngram_size,
+                prompt_lengths,
+                min_tokens_to_keep,
+                *scalars_of_ids(suppress),
+            ),
+            (logits, input_ids, bias, suppress if isinstance(suppress, Tensor) else None, token_bitmask),
+        )
+        kept = _plans.find(key)
+        if kept is not None:
+            return kept(logits, (input_ids, bias, suppress, token_bitmask))
     prepared = prepare_process_logits(
         logits,
         do_sample=do_sample,
@@ -121,7 +150,11 @@ def process_logits(
         backend=backend,
         out=out,
     )
-    return prepared(logits)
+    result = prepared(logits)
+    if key is not None and prepared.backend == "cpu" and len(logits) > 0:
+        shaping = prepared.shaping
+        _plans.keep(key, _Kept(shaping, None if isinstance(suppress, Tensor) else shaping.suppress))
+    return result
 
 
 def prepare_process_logits(
@@ -203,6 +236,28 @@ def _cpu(shaping: Shaping, out: Tensor) -> Run:
     return run
 
 
+class _Kept:
+    """A checked call of the CPU kernel. Every call says which tensors it reads and writes, so threads may share it."""
+
+    __slots__ = ("_run", "_suppress")
+
+    def __init__(self, shaping: Shaping, suppress: Tensor | None) -> None:
+        """suppress: where it is no table of the caller's."""
+        from pygen import _C
+
+        self._run = _C.ProcessPlan(**{**shaping.kernel_arguments(threads=1), **NO_TABLES}).run_with
+        self._suppress = suppress
+
+    def __call__(self, logits: Tensor, tables: tuple[Any, Any, Any, Any]) -> Tensor:
+        input_ids, bias, suppress, token_bitmask = tables
+        input_ids, suppress = int64_of(input_ids), self._suppress if self._suppress is not None else int64_of(suppress)
+        out = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+        tables_at = table_arguments(input_ids, bias, suppress, token_bitmask)
+        threads, width = torch.get_num_threads(), logits.shape[1]
+        self._run(logits.data_ptr(), logits.stride(0), threads, tables_at, out.data_ptr(), width)
+        return out
+
+
 def _cuda(shaping: Shaping, out: Tensor) -> Run:
     launch = cuda.Launches(cuda.kernels().ProcessPlan(**shaping.kernel_arguments(threads=1)), shaping.like.device)
 
@@ -232,3 +287,4 @@ def _torch(shaping: Shaping, out: Tensor) -> Run:
 _dispatch: Dispatcher[Callable[[Shaping, Tensor], Run]] = Dispatcher(
     "process_logits", cpu=_cpu, cuda=_cuda, triton=_triton, torch=_torch
 )
+_plans: Plans[_Kept] = Plans(_dispatch)

@@ -35,8 +35,9 @@ def reorder_cache(
     Arguments:
         cache_tensors: a tensor, or several: (rows, heads, positions, head_dim) of any dtype, last dimension contiguous,
             otherwise strided at will as long as no two elements share memory. Only the rows have to agree.
-        beam_idx: (rows,) int64, in [0, rows).
-        start: in [0, length], an int or (rows,) int64: what lies before is the same in both rows, as a prompt is.
+        beam_idx: (rows,) int64 or int32, in [0, rows).
+        start: in [0, length], an int or (rows,) int64 or int32: what lies before is the same in both rows, as a
+            prompt is.
         length: positions in use; by default all, of which the tensors then have to have equally many.
         backend: "auto", "cpu", "cuda", "triton" or "torch".
 
@@ -51,14 +52,14 @@ def reorder_cache(
     if isinstance(start, Tensor):
         _check_rows("start", start, rows, device)
         _check_range("start", start, f"in [0, {limit}]", 0, limit)
-        start = start.contiguous()
+        start = start.long().contiguous()
     else:
         start = checks.count("start", start)
         if start > limit:
             raise ValueError(f"`start` must be in [0, {limit}], got {start}")
     _, entry = _dispatch.resolve(device, backend)
     if rows > 0:
-        entry(tensors, beam_idx.contiguous(), start, limit, None)
+        entry(tensors, beam_idx.long().contiguous(), start, limit, None)
 
 
 def reorder_cache_unchecked(
@@ -92,7 +93,8 @@ def _check_tensors(cache_tensors: object) -> list[Tensor]:
     # The layers of a model are mostly alike: a layout is checked where it differs from the one before.
     checked: object = None
     for i, tensor in enumerate(tensors):
-        if not isinstance(tensor, Tensor) or (tensor.shape, tensor.stride(), tensor.device) != checked:
+        checks.check_tensor(name.format(i), tensor)
+        if (tensor.shape, tensor.stride(), tensor.device) != checked:
             _check_tensor(name.format(i), tensor, tensors[0])
             checked = (tensor.shape, tensor.stride(), tensor.device)
     addresses = {tensor.data_ptr() for tensor in tensors}
@@ -108,7 +110,6 @@ def _check_none_twice(tensors: list[Tensor]) -> None:
 
 
 def _check_tensor(name: str, tensor: Tensor, first: Tensor) -> None:
-    checks.check_tensor(name, tensor)
     if tensor.dim() != 4:
         raise ValueError(f"`{name}` must have shape (rows, heads, positions, head_dim), got {tuple(tensor.shape)}")
     if tensor.shape[0] != first.shape[0]:
@@ -139,7 +140,7 @@ def _check_length(length: object, tensors: list[Tensor]) -> int:
 def _check_rows(name: str, value: object, rows: int, device: torch.device) -> None:
     checks.check_tensor(name, value)
     assert isinstance(value, Tensor)
-    checks.check_dtype(name, value, torch.int64)
+    checks.check_ids(name, value)
     checks.check_shape(name, value, "(rows,)", (rows,))
     checks.check_device(name, value, device, "cache_tensors")
 

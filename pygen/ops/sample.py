@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,11 @@ from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
 from pygen.ops._noise import Noise, check_noise
 from pygen.ops._outputs import SampleOutput, check_out, empty_output, output_arguments, tensors_of
+from pygen.ops._plans import NO_TABLES, Plans, int64_of, scalars_of_ids, table_arguments
 from pygen.ops._prepared import Prepared, Run, detached
 from pygen.ops._shaping import BoolKnob, FloatKnob, IntKnob, Shaping, TokenIds, check_shaping
 from pygen.ops._state import generator_of, state_arguments
+from pygen.rng import draw_seed, lock_of, seed_given_back
 
 if TYPE_CHECKING:
     from pygen.loops.state import DecodeState
@@ -96,39 +99,86 @@ def sample(
     Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError where the backend cannot run;
     a refused call changes nothing, the generator included.
     """
-    if not isinstance(step, Tensor):
-        checks.check_step("step", step)
-    prepared = prepare_sample(
-        logits,
-        do_sample=do_sample,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        typical_p=typical_p,
-        epsilon_cutoff=epsilon_cutoff,
-        eta_cutoff=eta_cutoff,
-        top_h=top_h,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        no_repeat_ngram_size=no_repeat_ngram_size,
-        input_ids=input_ids,
-        prompt_lengths=prompt_lengths,
-        bias=bias,
-        suppress=suppress,
-        token_bitmask=token_bitmask,
-        min_tokens_to_keep=min_tokens_to_keep,
-        seed=seed,
-        step=step if isinstance(step, Tensor) else None,
-        noise=noise,
-        rng=rng,
-        generator=generator,
-        logprobs=logprobs,
-        backend=backend,
-        out=out,
-    )
-    return prepared(logits, step=0 if isinstance(step, Tensor) else step)
+    steps = checks.steps_of("step", step, logits) if isinstance(logits, Tensor) else 0
+    key = None
+    if (
+        noise is None
+        and out is None
+        and (seed is None or type(seed) is int)
+        and (generator is None or type(generator) is torch.Generator)
+    ):
+        key = _plans.key(
+            backend,
+            (
+                do_sample,
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                typical_p,
+                epsilon_cutoff,
+                eta_cutoff,
+                top_h,
+                repetition_penalty,
+                presence_penalty,
+                frequency_penalty,
+                no_repeat_ngram_size,
+                prompt_lengths,
+                min_tokens_to_keep,
+                rng,
+                logprobs,
+                seed is None,
+                None if generator is None else generator.device,
+                *scalars_of_ids(suppress),
+            ),
+            (
+                logits,
+                input_ids,
+                bias,
+                suppress if isinstance(suppress, Tensor) else None,
+                token_bitmask,
+                steps if isinstance(steps, Tensor) else None,
+            ),
+        )
+        kept = _plans.find(key)
+        if kept is not None and (seed is None or 0 <= seed < checks.SEED_LIMIT):
+            return kept(logits, steps, (input_ids, bias, suppress, token_bitmask), seed, generator)
+    draws_seed = seed is None and noise is None and rng == "philox" and do_sample is not False
+    with seed_given_back(generator) if draws_seed else nullcontext():
+        prepared = prepare_sample(
+            logits,
+            do_sample=do_sample,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            typical_p=typical_p,
+            epsilon_cutoff=epsilon_cutoff,
+            eta_cutoff=eta_cutoff,
+            top_h=top_h,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            no_repeat_ngram_size=no_repeat_ngram_size,
+            input_ids=input_ids,
+            prompt_lengths=prompt_lengths,
+            bias=bias,
+            suppress=suppress,
+            token_bitmask=token_bitmask,
+            min_tokens_to_keep=min_tokens_to_keep,
+            seed=seed,
+            step=steps if isinstance(steps, Tensor) else None,
+            noise=noise,
+            rng=rng,
+            generator=generator,
+            logprobs=logprobs,
+            backend=backend,
+            out=out,
+        )
+        result = prepared(logits, step=0 if isinstance(steps, Tensor) else steps)
+    if key is not None and prepared.backend == "cpu" and len(logits) > 0:
+        _plans.keep(key, _Kept(prepared, logprobs, None if isinstance(suppress, Tensor) else prepared.shaping.suppress))
+    return result
 
 
 def prepare_sample(
@@ -203,6 +253,8 @@ def prepare_sample(
     if out is not None:
         check_out(out, num_logprobs, shaping.like)
     name, entry = _dispatch.resolve(logits.device, backend)
+    if out is None:
+        out = empty_output(shaping.like.rows, num_logprobs, logits.device)
     source = check_noise(
         shaping.like,
         draws=do_sample is not False,
@@ -212,8 +264,6 @@ def prepare_sample(
         rng=rng,
         generator=generator,
     )
-    if out is None:
-        out = empty_output(shaping.like, num_logprobs)
     run = entry(_Call(shaping, source, num_logprobs, out, state))
     return PreparedSample(logits, run, out, name, shaping, state, source)
 
@@ -240,11 +290,79 @@ def _cpu(call: _Call) -> Run:
         run_plan(logits.data_ptr(), logits.stride(0), step, length, held)
 
     def run_advancing(logits: Tensor, step: int, length: int) -> None:
-        generator_state = generator.get_state()
-        run_plan(logits.data_ptr(), logits.stride(0), step, length, generator_state.data_ptr())
-        generator.set_state(generator_state)
+        with lock_of(generator):
+            generator_state = generator.get_state()
+            run_plan(logits.data_ptr(), logits.stride(0), step, length, generator_state.data_ptr())
+            generator.set_state(generator_state)
 
     return run_advancing if call.noise.advances_generator and not held else run
+
+
+class _Kept:
+    """A checked call of the CPU kernel. Every call says which tensors it reads and writes, so threads may share it."""
+
+    __slots__ = ("_num_logprobs", "_rng", "_rows", "_run", "_suppress")
+
+    def __init__(self, prepared: PreparedSample, num_logprobs: int, suppress: Tensor | None) -> None:
+        """suppress: where it is no table of the caller's."""
+        from pygen import _C
+
+        noise = prepared.noise
+        assert noise is not None
+        arguments = _arguments(_Call(prepared.shaping, noise, num_logprobs, prepared.out, None), threads=1)
+        self._run = _C.SamplePlan(**{**arguments, **NO_TABLES, **_NO_TENSORS}).run_with
+        self._rng = noise.rng if noise.draws else None
+        self._rows = prepared.shaping.like.rows
+        self._num_logprobs = num_logprobs
+        self._suppress = suppress
+
+    def __call__(
+        self,
+        logits: Tensor,
+        step: int | Tensor,
+        tables: tuple[Any, Any, Any, Any],
+        seed: int | None,
+        generator: torch.Generator | None,
+    ) -> SampleOutput:
+        input_ids, bias, suppress, token_bitmask = tables
+        input_ids, suppress = int64_of(input_ids), self._suppress if self._suppress is not None else int64_of(suppress)
+        out = empty_output(self._rows, self._num_logprobs, logits.device)
+        run, place = self._run, (logits.data_ptr(), logits.stride(0), *_step_arguments(step), torch.get_num_threads())
+        wheres = (table_arguments(input_ids, bias, suppress, token_bitmask), _pointers(out))
+        if self._rng is None or seed is not None:
+            run(*place, 0, seed or 0, *wheres)
+        elif self._rng == "philox":
+            with seed_given_back(generator):
+                run(*place, 0, draw_seed(generator), *wheres)
+        else:
+            source = torch.default_generator if generator is None else generator
+            with lock_of(source):
+                generator_state = source.get_state()
+                run(*place, generator_state.data_ptr(), None, *wheres)
+                source.set_state(generator_state)
+        return out
+
+
+_NO_TENSORS = dict.fromkeys(
+    ("seeds_ptr", "steps_ptr", "token_ids_ptr", "status_ptr", "logprobs_ptr", "top_ids_ptr", "top_logprobs_ptr"), 0
+)
+
+
+def _step_arguments(step: int | Tensor) -> tuple[int, int]:
+    return (0, step.data_ptr()) if isinstance(step, Tensor) else (step, 0)
+
+
+def _pointers(out: SampleOutput) -> tuple[int, int, int, int, int]:
+    if out.logprobs is None or out.top_logprobs is None:
+        return out.token_ids.data_ptr(), out.status.data_ptr(), 0, 0, 0
+    top_ids, top_logprobs = out.top_logprobs
+    return (
+        out.token_ids.data_ptr(),
+        out.status.data_ptr(),
+        out.logprobs.data_ptr(),
+        top_ids.data_ptr(),
+        top_logprobs.data_ptr(),
+    )
 
 
 def _cuda(call: _Call) -> Run:
@@ -254,8 +372,8 @@ def _cuda(call: _Call) -> Run:
     increment = plan.generator_increment if call.noise.advances_generator and not held else 0
 
     def run(logits: Tensor, step: int, length: int) -> None:
-        seed, offset = cuda.take_noise(call.noise.generator, increment) if increment else (0, 0)
-        launch(logits.data_ptr(), logits.stride(0), step, length, seed, offset, held)
+        with cuda.taken_noise(call.noise.generator, increment) as (seed, offset):
+            launch(logits.data_ptr(), logits.stride(0), step, length, seed, offset, held)
 
     return run
 
@@ -297,3 +415,4 @@ def _torch(call: _Call) -> Run:
 
 
 _dispatch: Dispatcher[Callable[[_Call], Run]] = Dispatcher("sample", cpu=_cpu, cuda=_cuda, triton=_triton, torch=_torch)
+_plans: Plans[_Kept] = Plans(_dispatch)

@@ -40,7 +40,7 @@ def token_logprobs(
 
     Arguments:
         logits: (rows, vocab_size) float32, float16 or bfloat16, last dimension contiguous; rows may be strided.
-        token_ids: (rows,) int64, or (rows, n), of which the last dimension is contiguous.
+        token_ids: (rows,) int64 or int32, or (rows, n), of which the last dimension is contiguous.
         top: how many of the best tokens to return; where fewer are finite the rest is id -1 with -inf.
         backend: "auto", "cpu", "cuda", "triton" or "torch".
         out: a TokenLogprobs of contiguous tensors to write into, shaped like the result.
@@ -56,6 +56,7 @@ def token_logprobs(
     shape = tuple(token_ids.shape)
     if out is not None:
         _check_out(out, shape, count, like)
+    token_ids = token_ids.long()
     _, entry = _dispatch.resolve(logits.device, backend)
     if out is None:
         out = _empty(shape, count, like)
@@ -65,8 +66,7 @@ def token_logprobs(
 
 
 def _check_token_ids(token_ids: Tensor, like: checks.Like) -> None:
-    checks.check_tensor("token_ids", token_ids)
-    checks.check_dtype("token_ids", token_ids, torch.int64)
+    checks.check_ids("token_ids", token_ids)
     if token_ids.dim() not in (1, 2) or token_ids.shape[0] != like.rows:
         shape = tuple(token_ids.shape)
         raise ValueError(f"`token_ids` must have shape (rows,) or (rows, n) with {like.rows} rows, got {shape}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from pygen.ops import _cuda as cuda
 from pygen.ops._checks import Like
 from pygen.ops._noise import Noise, check_noise
 from pygen.ops._shaping import DTYPE_CODES, BoolKnob, FloatKnob, IntKnob, greedy_is_zero
+from pygen.rng import seed_given_back
 
 
 class DraftOutput(NamedTuple):
@@ -64,10 +67,10 @@ def verify_draft(
     Arguments:
         target_logits: (rows, n + 1, vocab_size) float32, float16 or bfloat16 scores as processed, -inf for a removed
             token. The last dimension is contiguous, the others are strided at will.
-        draft_token_ids: (rows, n) int64, last dimension contiguous; n may be 0.
+        draft_token_ids: (rows, n) int64 or int32, last dimension contiguous; n may be 0.
         draft_logits: (rows, n, vocab_size) of any of these dtypes, the scores that the drafts were drawn from.
-        draft_lengths: how many drafts a row has, in [0, n]: an int or (rows,) int64; None is n. On a GPU a tensor is
-            not looked through: less than 0 is 0, and more than n is n.
+        draft_lengths: how many drafts a row has, in [0, n]: an int, or one per row in a list or (rows,) int64; None
+            is n. On a GPU a tensor is not looked through: less than 0 is 0, and more than n is n.
         do_sample, temperature: as in `process_logits`; temperature 0 makes a row greedy.
         seed, step, generator: as in `sample`; `step` is that of the first draft.
         uniforms, noise: u in [0, 1) of every draft, (rows, n), and E > 0 of the one token that is drawn,
@@ -88,30 +91,29 @@ def verify_draft(
         checks.float_knob("temperature", temperature, checks.FINITE_NON_NEGATIVE, like),
         like,
     )
-    if not isinstance(step, Tensor):
-        checks.check_step("step", step)
+    step = checks.steps_of("step", step, target_logits)
     _check_uniforms(uniforms, noise, num_drafts, like)
     _, entry = _dispatch.resolve(like.device, backend)
-    source = check_noise(
-        like, draws=do_sample is not False, seed=seed, step=step, noise=noise, rng="philox", generator=generator
-    )
-    call = _Call(
-        target=target_logits,
-        draft_token_ids=draft_token_ids,
-        draft=draft_logits,
-        lengths=lengths,
-        temperature=temperatures,
-        noise=source,
-        step=0 if isinstance(step, Tensor) else int(step),
-        uniforms=None if uniforms is None else uniforms.contiguous(),
-    )
     out = DraftOutput(
         torch.empty(like.rows, dtype=torch.int64, device=like.device),
         torch.empty(like.rows, dtype=torch.int64, device=like.device),
         torch.empty(like.rows, dtype=torch.int32, device=like.device),
     )
-    if like.rows > 0:
-        entry(call, out)
+    draws = do_sample is not False
+    with seed_given_back(generator) if draws and seed is None and noise is None else nullcontext():
+        source = check_noise(like, draws=draws, seed=seed, step=step, noise=noise, rng="philox", generator=generator)
+        call = _Call(
+            target=target_logits,
+            draft_token_ids=draft_token_ids.long(),
+            draft=draft_logits,
+            lengths=lengths,
+            temperature=temperatures,
+            noise=source,
+            step=0 if isinstance(step, Tensor) else step,
+            uniforms=None if uniforms is None else uniforms.contiguous(),
+        )
+        if like.rows > 0:
+            entry(call, out)
     return out
 
 
@@ -147,8 +149,7 @@ def _check_scores(name: str, value: Tensor) -> None:
 
 
 def _check_drafts(draft_token_ids: Tensor, draft_logits: Tensor | None, num_drafts: int, like: Like) -> None:
-    checks.check_tensor("draft_token_ids", draft_token_ids)
-    checks.check_dtype("draft_token_ids", draft_token_ids, torch.int64)
+    checks.check_ids("draft_token_ids", draft_token_ids)
     checks.check_shape("draft_token_ids", draft_token_ids, "(rows, n)", (like.rows, num_drafts))
     checks.check_device("draft_token_ids", draft_token_ids, like.device, like.name)
     checks.check_last_stride("draft_token_ids", draft_token_ids)
@@ -162,11 +163,11 @@ def _check_drafts(draft_token_ids: Tensor, draft_logits: Tensor | None, num_draf
 
 
 def _check_lengths(draft_lengths: IntKnob | None, num_drafts: int, like: Like) -> int | Tensor:
+    draft_lengths = checks.number_or_rows("draft_lengths", draft_lengths, Integral, torch.int64, like)
     if not isinstance(draft_lengths, Tensor):
         length = num_drafts if draft_lengths is None else draft_lengths
-        checks.count_up_to("draft_lengths", length, num_drafts)
-        return int(length)
-    checks.check_dtype("draft_lengths", draft_lengths, torch.int64)
+        return checks.count_up_to("draft_lengths", length, num_drafts)
+    checks.check_ids("draft_lengths", draft_lengths)
     checks.check_shape("draft_lengths", draft_lengths, "(rows,)", (like.rows,))
     checks.check_device("draft_lengths", draft_lengths, like.device, like.name)
     # To look through a tensor of a GPU the host would have to wait for it.
@@ -174,7 +175,7 @@ def _check_lengths(draft_lengths: IntKnob | None, num_drafts: int, like: Like) -
         for row in ((draft_lengths < 0) | (draft_lengths > num_drafts)).nonzero()[:1].flatten().tolist():
             got = f"{int(draft_lengths[row])} in row {row}"
             raise ValueError(f"`draft_lengths` must be in [0, {num_drafts}], got {got}")
-    return draft_lengths.contiguous()
+    return draft_lengths.long().contiguous()
 
 
 def _check_uniforms(uniforms: Tensor | None, noise: Tensor | None, num_drafts: int, like: Like) -> None:

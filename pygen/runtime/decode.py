@@ -147,7 +147,7 @@ def _launch_and_look(
     head, noise = step.head, ops[0].noise
     assert noise is not None
     state = head.state.generator_state
-    lent = None if state is None else LentGenerator(noise.generator, state, logits.numel())
+    lent = None if state is None else LentGenerator(noise.generator, state, logits.numel(), max_steps)
     launched = looked = 0
     over = False
 

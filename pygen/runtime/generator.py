@@ -5,20 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pygen.rng import as_int64
+from pygen.rng import as_int64, lock_of
 
 
 class LentGenerator:
-    """While a call runs, `words` (`DecodeState.generator_state`) stand for `generator`, which is left alone.
+    """While a call runs, `words` (`DecodeState.generator_state`) stand for `generator`.
 
-    On the CPU the words are its `get_state()`, on CUDA its seed and offset.
+    On the CPU the words are its `get_state()`, and the generator is left alone. On CUDA they are its seed and offset,
+    and the generator stands behind all noise that the call may take, so that no other thread draws the same.
     """
 
-    def __init__(self, generator: torch.Generator, words: Tensor, elements: int) -> None:
+    def __init__(self, generator: torch.Generator, words: Tensor, elements: int, max_steps: int) -> None:
         """Queues the copy into `words`. elements: of noise, that a step takes."""
         self._generator, self._words, self._elements = generator, words, elements
         if words.device.type == "cuda":
-            self._offset = generator.get_offset()
+            with lock_of(generator):
+                self._offset = generator.get_offset()
+                # No thread of a launch takes more than all elements; offsets are multiples of 4.
+                self._behind = self._offset + max_steps * ((elements + 3) // 4 * 4)
+                generator.set_offset(self._behind)
             words.copy_(torch.tensor([as_int64(generator.initial_seed()), self._offset], dtype=torch.int64))
         else:
             words.copy_(generator.get_state())
@@ -26,11 +31,14 @@ class LentGenerator:
     def give_back(self, steps: int, launched: int) -> None:
         """Advances the generator by `steps` steps, where the words were advanced by `launched` >= `steps`.
 
-        On CUDA this waits for the device.
+        On CUDA this waits for the device. If another thread has drawn from the generator, it stays
+        where it is.
         """
         if self._words.device.type != "cuda":
             for _ in range(steps):
                 torch.empty(self._elements).exponential_(generator=self._generator)
-        elif launched:
-            taken = int(self._words[1]) - self._offset
-            self._generator.set_offset(self._offset + taken // launched * steps)
+            return
+        taken = (int(self._words[1]) - self._offset) // launched * steps if launched else 0
+        with lock_of(self._generator):
+            if self._generator.get_offset() == self._behind:
+                self._generator.set_offset(self._offset + taken)

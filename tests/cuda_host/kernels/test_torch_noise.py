@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -45,7 +46,7 @@ def exponential(rows: int, vocab_size: int, threads: int, offset: int) -> Tensor
 @pytest.fixture
 def torch_backend(backend: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The CUDA entry with a generator of CUDA's kind in the place of the CPU's."""
-    monkeypatch.setattr(_cuda, "take_noise", lambda generator, increment: (SEED, OFFSET))
+    monkeypatch.setattr(_cuda, "taken_noise", lambda generator, increment: nullcontext((SEED, OFFSET)))
     table = importlib.import_module("pygen.ops.sample")._dispatch.entries
     monkeypatch.setitem(table, backend, cuda_host.entry(table["cuda"]))
     return backend

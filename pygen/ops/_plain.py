@@ -1,0 +1,79 @@
+"""Whether a kernel may use a tensor through its address: the one place that knows torch's other kinds of tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _python_dispatch
+
+
+def _bits(name: str) -> int:
+    return int(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)).raw_repr())
+
+
+# What the elements of a tensor with this dispatch key are not: those at its address. What the message says of it.
+_KINDS = {
+    "FuncTorchBatched": "one of torch.vmap: call the op outside of it, with all rows at once",
+    "FuncTorchGradWrapper": "one of a transform of torch.func: call the op outside of it",
+    "Functionalize": "one of torch.func.functionalize: call the op outside of it",
+    "Sparse": "a sparse one: give its to_dense()",
+    "SparseCsr": "a sparse one: give its to_dense()",
+    "Quantized": "a quantized one: give its dequantize()",
+    "NestedTensor": "a nested one: give its to_padded_tensor(padding)",
+    "Conjugate": "a conjugated view: give its resolve_conj()",
+    "Negative": "a negated view: give its resolve_neg()",
+    "ZeroTensor": "one without memory of torch's own: give its clone()",
+}
+_ADVICE = {"DTensor": "give its to_local() or full_tensor()", "FakeTensor": "it has no values"}
+_DENSE = _bits("Dense")
+_PYTHON = _bits("Python")
+_LOOKED_AT = _DENSE | _PYTHON
+for _name in _KINDS:
+    _LOOKED_AT |= _bits(_name)
+
+
+def is_plain(value: Tensor) -> bool:
+    """Whether the elements of `value` are those at its address, and the call is not being recorded or imitated.
+
+    A tensor on the device "meta" is plain: it is refused for its device.
+    """
+    return (
+        torch._C._dispatch_keys(value).raw_repr() & _LOOKED_AT == _DENSE
+        and torch._C._get_tracing_state() is None
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and (torch._C._len_torch_dispatch_stack() == 0 or _recorder() is None)
+    )
+
+
+def check_plain(name: str, value: Tensor) -> None:
+    if is_plain(value):
+        return
+    recorder = _recorder()
+    if recorder is not None:
+        raise TypeError(f"`{name}` must be a tensor outside of {recorder}, which cannot see into pygen's kernels")
+    raise TypeError(f"`{name}` must be a plain tensor, got {_kind(value)}")
+
+
+def _kind(value: Tensor) -> str:
+    keys = int(torch._C._dispatch_keys(value).raw_repr())
+    if keys & _PYTHON:
+        name = type(value).__name__
+        return f"a {name}: {_ADVICE.get(name, 'a subclass of torch.Tensor with elements of its own')}"
+    for name, kind in _KINDS.items():
+        if keys & _bits(name):
+            return kind
+    return f"one of layout {value.layout}: give its to_dense()"
+
+
+def _recorder() -> str | None:
+    """What records the calls of torch, imitates them with fake tensors or transforms them; modes that only watch do
+    not."""
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit.trace"
+    transform = torch._C._functorch.peek_interpreter_stack()
+    if transform is not None:
+        return f"torch.func's transform {transform.key().name}"
+    modes: list[Any] = _python_dispatch._get_current_dispatch_mode_stack()
+    return next((type(mode).__name__ for mode in modes if getattr(mode, "_mode_key", None) is not None), None)

@@ -1,0 +1,117 @@
+"""Checked one-off calls, kept by what their arguments are: a call like one before is not checked again."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from pygen.backends import Dispatcher
+from pygen.ops._plain import is_plain
+
+# Types whose equal values mean the same; 1, 1.0 and True are equal, so a key holds the types too.
+_SCALARS = frozenset((int, float, bool, str, type(None), torch.device))
+_MOST_IDS = 64
+
+Plan = TypeVar("Plan")
+
+
+class Plans(Generic[Plan]):
+    """The plans of the last `size` different calls of an op. They hold no tensor of a caller.
+
+    The elements of tensors are no part of a key: only calls without checks of elements may be kept.
+    """
+
+    def __init__(self, dispatcher: Dispatcher[Any], size: int = 256) -> None:
+        self._dispatcher = dispatcher
+        self._size = size
+        self._plans: OrderedDict[Hashable, Plan] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def key(self, backend: str, scalars: tuple[object, ...], tensors: tuple[object, ...]) -> Hashable:
+        """Everything about a call that its checks look at; None where it cannot be kept, as a per-row knob cannot."""
+        types = tuple(map(type, scalars))
+        if not _SCALARS.issuperset(types) or type(backend) is not str:
+            return None
+        forms = []
+        for tensor in tensors:
+            if tensor is None:
+                forms.append(None)
+            elif type(tensor) is Tensor and is_plain(tensor):
+                forms.append((tensor.shape, tensor.stride(), tensor.dtype, tensor.device))
+            else:
+                return None
+        return scalars, types, tuple(forms), self._dispatcher.circumstances(backend)
+
+    def find(self, key: Hashable) -> Plan | None:
+        if key is None:
+            return None
+        with self._lock:
+            plan = self._plans.get(key)
+            if plan is not None:
+                self._plans.move_to_end(key)
+            return plan
+
+    def keep(self, key: Hashable, plan: Plan) -> None:
+        with self._lock:
+            self._plans[key] = plan
+            if len(self._plans) > self._size:
+                self._plans.popitem(last=False)
+
+
+def scalars_of_ids(ids: object) -> tuple[object, ...]:
+    """Few ids as a part of a key; something that is no scalar, so that there is no key, where they are many."""
+    if ids is None or isinstance(ids, Tensor):
+        return (None,)
+    if type(ids) in (list, tuple) and len(ids) <= _MOST_IDS:  # type: ignore[arg-type]
+        return (len(ids), *ids)  # type: ignore[arg-type, misc]
+    return (ids,)
+
+
+def table_arguments(
+    input_ids: Tensor | None, bias: Tensor | None, suppress: Tensor | None, token_bitmask: Tensor | None
+) -> tuple[int, ...] | None:
+    """The tables of a call as the kept plans of pygen._C take them."""
+    if input_ids is None and bias is None and suppress is None and token_bitmask is None:
+        return None
+    return (
+        *_place(input_ids),
+        0 if input_ids is None else input_ids.shape[1],
+        *_place(bias),
+        *_place(suppress),
+        0 if suppress is None else suppress.shape[-1],
+        *_place(token_bitmask),
+    )
+
+
+# In the place of the tables that a plan is made of: every call names its own.
+NO_TABLES = dict.fromkeys(
+    (
+        "input_ids_ptr",
+        "input_ids_stride",
+        "input_ids_length",
+        "bias_ptr",
+        "bias_stride",
+        "suppress_ptr",
+        "suppress_stride",
+        "suppress_count",
+        "bitmask_ptr",
+        "bitmask_stride",
+    ),
+    0,
+)
+
+
+def int64_of(ids: Tensor | None) -> Tensor | None:
+    return ids if ids is None or ids.dtype is torch.int64 else ids.long()
+
+
+def _place(table: Tensor | None) -> tuple[int, int]:
+    """Pointer and stride; a table for all rows has stride 0."""
+    if table is None or table.numel() == 0:
+        return 0, 0
+    return table.data_ptr(), 0 if table.dim() == 1 or table.shape[0] == 1 else table.stride(0)
