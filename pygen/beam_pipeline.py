@@ -27,6 +27,9 @@ class BeamBinding:
         self._step = {**search, **plan.noise}
         self.tokens = state.tokens
 
+    def history(self, generated: int) -> Tensor:
+        return self._state.history[:, : self._state.prompt_length + generated]
+
     def order(self) -> Tensor:
         return self._state.slots.reshape(-1)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pygen.ops import SampleOutput, prepare_process_logits, prepare_sample
-from pygen.processors.base import call_processor
+from pygen.processors.base import call_processor, skips_hidden
 from pygen.stages import Called, Fused, Item, Segment
 
 if TYPE_CHECKING:
@@ -45,6 +45,10 @@ class Binding(Protocol):
 
     def tokens(self, generated: int) -> Tensor:
         """(rows, length): the sequences as processors see them."""
+        ...
+
+    def history(self, generated: int) -> Tensor:
+        """The same with -1 where the mask hides the prompt, for processors with `skips_hidden`."""
         ...
 
     def order(self) -> Tensor | None:
@@ -155,8 +159,8 @@ def _calls(stage: Called, binding: Binding, *, first: bool) -> Op:
     def run(scores: Tensor, *, step: int) -> Tensor:
         # Memory of their own: processors may keep what they are given.
         scores = binding.start(scores) if first else scores.clone()
-        input_ids = binding.tokens(step)
         for item in stage.items:
+            input_ids = (binding.history if skips_hidden(item.processor) else binding.tokens)(step)
             scores = _called(item, input_ids, scores, binding.order() if item.is_callers else None)
         return scores.float().contiguous()
 
@@ -223,6 +227,9 @@ class SampleBinding:
         self._draw = {"state": state, "logprobs": plan.num_logprobs, **plan.noise}
         self._state = state
         self.tokens = state.tokens
+
+    def history(self, generated: int) -> Tensor:
+        return self._state.history[:, : self._state.prompt_length + generated]
 
     def order(self) -> Tensor | None:
         return None

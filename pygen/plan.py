@@ -13,6 +13,7 @@ from pygen.config import GenerationConfig
 from pygen.pipeline import Choice as Choice
 from pygen.pipeline import Chooser, SampleBinding, SamplePipeline, check_knobs
 from pygen.plan_order import PENALTIES, WARPERS, ordered_items
+from pygen.processors.base import skips_hidden
 from pygen.stages import Called, Item, Knobs, Segment, segments_of
 
 if TYPE_CHECKING:
@@ -55,8 +56,9 @@ class Plan:
 
     @property
     def reads_history(self) -> bool:
-        """Whether an op looks at the tokens so far."""
-        return any(name in item.knobs for item in self.items for name in PENALTIES)
+        """Whether anything looks at the tokens so far, but for those that the mask hides."""
+        penalizes = any(name in item.knobs for item in self.items for name in PENALTIES)
+        return penalizes or any(skips_hidden(item.processor) for item in self.items)
 
     def stages(self, step: int = 0) -> tuple[str, ...]:
         """The stages of a step in words."""

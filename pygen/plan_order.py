@@ -254,7 +254,7 @@ def _warpers(call: Call, knobs: Knobs) -> Iterator[Item]:
 def _last(call: Call) -> Iterator[Item]:
     config = call.config
     if config.watermarking_config is not None:
-        watermark = _Watermark(config.watermarking_config)
+        watermark = _Watermark(config.watermarking_config, call.prompt.input_ids.shape[1])
         yield Item("watermarking_config", {}, watermark, "it depends on the last tokens of the row")
     # Sampling and argmax do not see a constant that is added to a row; sums over steps do.
     if config.renormalize_logits is True and (config.num_beams or 1) > 1:
@@ -262,16 +262,21 @@ def _last(call: Call) -> Iterator[Item]:
 
 
 class _Watermark:
-    """The processor of a config, built once the vocabulary is known."""
+    """The processor of a config, built once the vocabulary is known, for texts that begin with the prompt."""
 
-    def __init__(self, config: Any) -> None:
+    skips_hidden = True
+
+    def __init__(self, config: Any, prompt_length: int) -> None:
         self._config = config
+        self._prompt_length = prompt_length
         self._processor: Any = None
         self.__name__ = type(config).__name__.removesuffix("Config")
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if self._processor is None:
             self._processor = self._config.construct_processor(scores.shape[-1], scores.device)
+            if hasattr(self._processor, "begin"):
+                self._processor.begin(len(scores), self._prompt_length)
         marked: Tensor = self._processor(input_ids, scores)
         return marked
 

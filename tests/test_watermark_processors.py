@@ -13,8 +13,10 @@ from torch import Tensor
 from transformers.generation import logits_process as theirs
 
 from pygen import SynthIDTextWatermarkingConfig, WatermarkingConfig
+from pygen.generate import generate
 from pygen.processors import LogitsProcessor
 from pygen.processors import watermark as ours
+from tests.generate.models import VOCAB_SIZE, hf_model
 
 KGW, SYNTHID = "WatermarkLogitsProcessor", "SynthIDTextWatermarkLogitsProcessor"
 SIZES = {"sampling_table_size": 2**16, "sampling_table_seed": 0, "context_history_size": 1024, "device": "cpu"}
@@ -180,6 +182,35 @@ def test_synthid_scores_are_theirs(ngram_len: int, knobs: dict[str, Any], dtype:
     for name, value in vars(other.state).items():
         mine_value = getattr(mine.state, name)
         assert torch.equal(mine_value, value) if isinstance(value, Tensor) else mine_value == value
+
+
+@pytest.mark.parametrize("knobs", [{}, {"context_history_size": 2}, {"skip_first_ngram_calls": True}])
+def test_synthid_reads_the_context_of_rows_that_change_places(knobs: dict[str, Any]) -> None:
+    torch.manual_seed(4)
+    arguments = {**SIZES, **knobs}
+    processor = ours.SynthIDTextWatermarkLogitsProcessor(3, KEYS, **arguments)
+    ids = torch.randint(3, (4, 5))
+    for _ in range(9):
+        scores = torch.randn(4, 211)
+        marked = processor(ids, scores)
+        for row in range(4):
+            alone = theirs.SynthIDTextWatermarkLogitsProcessor(3, KEYS, **arguments)
+            for length in range(5, ids.shape[1]):
+                alone(ids[row : row + 1, :length], scores[:1])
+            assert same(marked[row : row + 1], alone(ids[row : row + 1], scores[row : row + 1]))
+        ids = torch.cat([ids[torch.randint(4, (4,))], torch.randint(3, (4, 1))], dim=1)
+
+
+@pytest.mark.parametrize("search", [{"num_beams": 4}, {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}])
+def test_synthid_marks_what_beams_find(search: dict[str, Any]) -> None:
+    config = SynthIDTextWatermarkingConfig(ngram_len=3, keys=list(range(11, 31)), context_history_size=256)
+    processor = config.construct_processor(VOCAB_SIZE, "cpu")
+    prompts = torch.randint(3, VOCAB_SIZE, (4, 4), generator=torch.Generator().manual_seed(1))
+    arguments: dict[str, Any] = {"max_new_tokens": 24, "pad_token_id": 0, "watermarking_config": config, **search}
+    text = generate(hf_model("llama"), prompts, **arguments)[:, 4:]
+    values = processor.compute_g_values(text).double()[processor.compute_context_repetition_mask(text)]
+    # Of a text without a mark, 0.5.
+    assert values.mean() > 0.6
 
 
 @pytest.mark.parametrize("history", [1, 3, 1024])

@@ -14,6 +14,7 @@ from pygen.beam_pipeline import BeamBinding
 from pygen.integrations import ModelAdapter
 from pygen.loops.beam_monitor import BeamMonitor
 from pygen.loops.beam_state import NEVER_WINS, BeamState
+from pygen.loops.group_plans import group_plans
 from pygen.ops import BeamOutput, BeamStepOutput, beam_finalize
 from pygen.pipeline import Op, Pipeline
 
@@ -153,17 +154,14 @@ def diverse_beam(
 
     A group that has finished its search for a prompt chooses nothing there (Vijayakumar et al. 2018).
 
-    plan: for the rows of one group, without sampling. The groups share it, so no processor may keep something by row:
-        NotImplementedError.
+    plan: for the rows of one group, without sampling; NotImplementedError as of `group_plans`.
     search: `length_penalty`, `early_stopping` and `stopping_criteria` of `beam_step`.
     """
-    for item in plan.items:
-        if hasattr(item.processor, "reorder_cache"):
-            raise NotImplementedError(f"`{item.name}` is not available with `num_beam_groups` > 1")
+    plans = group_plans(plan, len(state.groups))
     if monitor.cancelled():
         return 0
     logits = model.prefill(state.tokens(0))
-    groups = _Groups(plan, logits, state, search, diversity_penalty)
+    groups = _Groups(plans, logits, state, search, diversity_penalty)
     for step in range(max_new_tokens):
         output, kept = groups.advance(logits, step)
         monitor.record(logits, kept)
@@ -172,6 +170,7 @@ def diverse_beam(
         model.reorder(output.source_rows, output.shared, step)
         if stop or step + 1 == max_new_tokens:
             return step + 1
+        groups.reorder(step)
         logits = model.decode(state.tokens(step + 1))
     return max_new_tokens
 
@@ -180,9 +179,14 @@ class _Groups:
     """The pipelines of all groups, and what they tell each other."""
 
     def __init__(
-        self, plan: Plan, logits: Tensor, state: DiverseBeamState, search: dict[str, Any], diversity_penalty: float
+        self,
+        plans: Sequence[Plan],
+        logits: Tensor,
+        state: DiverseBeamState,
+        search: dict[str, Any],
+        diversity_penalty: float,
     ) -> None:
-        self._plan = plan
+        self._plans = plans
         self._state = state
         self._search = search
         self._diversity_penalty = diversity_penalty
@@ -192,10 +196,15 @@ class _Groups:
         self._bind(logits, search)
 
     def _bind(self, logits: Tensor, search: dict[str, Any]) -> None:
-        bindings = [BeamBinding(self._plan, self._state.groups[0], search)]
-        bindings += [_GroupBinding(self._plan, group, search, self._penalties) for group in self._state.groups[1:]]
+        groups = self._state.groups
+        bindings = [BeamBinding(self._plans[0], groups[0], search)]
+        bindings += [
+            _GroupBinding(plan, group, search, self._penalties)
+            for plan, group in zip(self._plans[1:], groups[1:], strict=True)
+        ]
         self._pipelines = [
-            Pipeline(self._plan, self._state.part(logits, number), binding) for number, binding in enumerate(bindings)
+            Pipeline(plan, self._state.part(logits, number), binding)
+            for number, (plan, binding) in enumerate(zip(self._plans, bindings, strict=True))
         ]
 
     def advance(self, logits: Tensor, step: int) -> tuple[BeamStepOutput, Tensor | None]:
@@ -203,7 +212,7 @@ class _Groups:
         state = self._state
         if step == self._last_step:
             self._bind(logits, {**self._search, "stopping_criteria": self._look_at_candidates})
-        outputs: list[BeamStepOutput] = []
+        outputs = self._outputs = list[BeamStepOutput]()
         kept: list[Tensor] = []
         chosen: list[Tensor] = []
         for number, (group, pipeline) in enumerate(zip(state.groups, self._pipelines, strict=True)):
@@ -225,6 +234,11 @@ class _Groups:
             status=state.joined([output.status for output in outputs]),
         )
         return output, state.joined(kept) if kept else None
+
+    def reorder(self, step: int) -> None:
+        """Tells processors how the rows of their group have moved in `step`."""
+        for group, pipeline, output in zip(self._state.groups, self._pipelines, self._outputs, strict=True):
+            pipeline.reorder(output.source_rows, group.step_parents[step])
 
     def _look_at_candidates(self, sequences: Tensor) -> bool:
         """Stands for the caller's criteria in the last step, where they have nothing to say."""

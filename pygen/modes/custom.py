@@ -15,7 +15,7 @@ from pygen.outputs import GenerateOutput
 from pygen.pipeline import op_knobs
 from pygen.plan import Plan, make_plan
 from pygen.processors import LogitNormalization, LogitsProcessor, LogitsProcessorList
-from pygen.processors.base import call_processor, process
+from pygen.processors.base import call_processor, process, skips_hidden
 from pygen.request import config_for_hooks
 from pygen.stages import Fused, Item
 from pygen.stopping import EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria, StoppingCriteriaList
@@ -122,11 +122,11 @@ class _Planned(LogitsProcessor):
         item = self._item
         if not item.acts_on(input_ids.shape[1] - self._prompt_length):
             return scores
+        if self._visible is not None and (item.knobs or skips_hidden(item.processor)):
+            hidden = torch.nn.functional.pad(~self._visible, (0, input_ids.shape[1] - self._prompt_length))
+            input_ids = input_ids.masked_fill(hidden, -1)
         if not item.knobs:
             processed: Tensor = call_processor(item.processor, input_ids, scores, {})
             return processed
-        if self._visible is not None:
-            hidden = torch.nn.functional.pad(~self._visible, (0, input_ids.shape[1] - self._prompt_length))
-            input_ids = input_ids.masked_fill(hidden, -1)
         knobs = op_knobs(Fused(item.knobs), self._plan, scores)
         return process(scores, input_ids=input_ids, prompt_lengths=self._prompt_length, **knobs)

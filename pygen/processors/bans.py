@@ -76,6 +76,8 @@ class NoRepeatNGramLogitsProcessor(LogitsProcessor):
     """No token that would repeat an n-gram of the row (Paulus et al. 2018): with n = ngram_size, every y such that the
     last n - 1 ids followed by y already stand in the sequence. n = 1 bans every token seen."""
 
+    skips_hidden = True
+
     def __init__(self, ngram_size: int) -> None:
         self.ngram_size = checked("ngram_size", ngram_size, integer(1))
 
@@ -92,6 +94,8 @@ class EncoderNoRepeatNGramLogitsProcessor(LogitsProcessor):
         rows side by side. Ids outside the vocabulary are ignored.
     """
 
+    skips_hidden = True
+
     def __init__(self, encoder_ngram_size: int, encoder_input_ids: torch.LongTensor | Tensor) -> None:
         self.ngram_size = checked("encoder_ngram_size", encoder_ngram_size, integer(1))
         ids = encoder_input_ids[None] if encoder_input_ids.dim() == 1 else encoder_input_ids
@@ -106,7 +110,7 @@ class EncoderNoRepeatNGramLogitsProcessor(LogitsProcessor):
             return scores
         ngrams = rows_of_batch("encoder_input_ids", self._ngrams.to(scores.device), scores.shape[0])
         prefix = input_ids[:, length - prefix_length :]
-        repeats = (ngrams[..., :-1] == prefix[:, None]).all(-1)
+        repeats = ((ngrams[..., :-1] == prefix[:, None]) & (prefix >= 0)[:, None]).all(-1)
         # The op ignores ids outside the vocabulary, so -1 bans nothing.
         return process(scores, do_sample=False, suppress=ngrams[..., -1].long().masked_fill(~repeats, -1))
 

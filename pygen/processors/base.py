@@ -19,9 +19,12 @@ class LogitsProcessor:
     input_ids: (rows, length) int64, the sequences so far. Warpers do not look at them and take None.
     scores: (rows, vocab_size), floating point; never modified. The result has their shape and dtype, and may be the
         same tensor where there is nothing to do.
+
+    skips_hidden: ids below 0 are no tokens for it. Then `generate` writes -1 where the attention mask hides the prompt.
     """
 
     supports_continuous_batching: ClassVar[bool | None] = None
+    skips_hidden: ClassVar[bool] = False
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define `__call__`")
@@ -38,6 +41,11 @@ class LogitsProcessorList(list[Any]):
         for processor in self:
             scores = call_processor(processor, input_ids, scores, kwargs)
         return scores
+
+
+def skips_hidden(processor: Any) -> bool:
+    """Whether it takes -1 for a position that is hidden; see `LogitsProcessor`."""
+    return getattr(processor, "skips_hidden", False) is True
 
 
 def call_processor(processor: Any, input_ids: Tensor, scores: Tensor, kwargs: dict[str, Any]) -> Any:

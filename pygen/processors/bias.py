@@ -47,6 +47,8 @@ class SequenceBiasLogitsProcessor(LogitsProcessor):
     ValueError at the first call for ids outside the vocabulary.
     """
 
+    skips_hidden = True
+
     def __init__(self, sequence_bias: list[list[list[int] | float]] | dict[tuple[int, ...], float]) -> None:
         self.sequence_bias: dict[tuple[int, ...], float] = _as_dict(sequence_bias)
         self._tables: _Tables | None = None

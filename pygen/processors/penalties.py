@@ -24,6 +24,7 @@ class RepetitionPenaltyLogitsProcessor(LogitsProcessor):
     """
 
     supports_continuous_batching = False
+    skips_hidden = True
 
     def __init__(self, penalty: float, prompt_ignore_length: int | None = None) -> None:
         self.penalty = float(checked("penalty", penalty, number("(0, inf)")))

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pygen.config_rules import Rule, integer, number
 from pygen.processors._checks import checked
@@ -62,9 +63,12 @@ class WatermarkLogitsProcessor(LogitsProcessor):
     in transformers. Lists depend on the device whose generator draws them: a detector needs the same kind of device.
 
     Call: input_ids (rows, length) integers, scores (rows, vocab_size or more) of any float dtype -> new scores, same
-    dtype. With fewer than `context_width` ids the scores come back as they are, with a warning. Raises `ValueError` for
-    arguments out of range and for shapes that do not fit.
+    dtype. Rows that do not end in `context_width` ids keep their scores: shorter ones, with a warning, and those with
+    ids below 0, which are no tokens, among them. Raises `ValueError` for arguments out of range and for shapes that do
+    not fit.
     """
+
+    skips_hidden = True
 
     def __init__(
         self,
@@ -110,6 +114,7 @@ class WatermarkLogitsProcessor(LogitsProcessor):
             return scores
         if rows == 0:
             return scores.clone()
+        is_marked = (input_ids[:, length - self.context_width :] >= 0).all(dim=1, keepdim=True)
         if self.seeding_scheme == "lefthash":
             seeds = self._seeds(input_ids[:, -1:])
             ids = torch.stack([self._greenlist(seed) for seed in seeds]).to(scores.device)
@@ -118,7 +123,7 @@ class WatermarkLogitsProcessor(LogitsProcessor):
             ids, green = self._judged_candidates(input_ids, scores)
             plain_scores = scores.gather(1, ids)
             marked = torch.where(green, plain_scores + self.bias, plain_scores)
-        return scores.scatter(1, ids, marked)
+        return torch.where(is_marked, scores.scatter(1, ids, marked), scores)
 
     def set_seed(self, input_seq: Tensor) -> None:
         """Seeds `rng` for the token after `input_seq` (length,), or with "selfhash" for its last token."""
@@ -206,7 +211,10 @@ class SynthIDTextWatermarkLogitsProcessor(LogitsProcessor):
     log(p) that is not finite becomes the lowest finite number. A row whose context hash is among the last
     `context_history_size` ones keeps its scores, and so does a row that has no distribution (NaN, +inf, or -inf
     everywhere), which the draw then reports. `debug_mode` watermarks scores of 1; `skip_first_ngram_calls` leaves the
-    first ngram_len - 1 steps alone. Stateful: one object per generation; the first call starts with a context of zeros.
+    first ngram_len - 1 steps alone.
+
+    One object per generation: what the first call gets, or `begin` tells, is the prompt, for which zeros stand in the
+    context. All else is read from `input_ids`, so rows may change places, as beams do.
 
     Call: input_ids (rows, length) int64, scores (rows, vocab_size) of any float dtype -> new scores, same dtype.
     """
@@ -230,6 +238,7 @@ class SynthIDTextWatermarkLogitsProcessor(LogitsProcessor):
         self.context_history_size = context_history_size
         self.device = device
         self.state: SynthIDTextWatermarkState | None = None
+        self._prompt_length = 0
         self.skip_first_ngram_calls = skip_first_ngram_calls
         self.debug_mode = debug_mode
 
@@ -241,25 +250,39 @@ class SynthIDTextWatermarkLogitsProcessor(LogitsProcessor):
             )
         if self.debug_mode:
             scores = torch.ones_like(scores)
-        if self.state is None:
-            self._init_state(len(scores))
-            assert self.state is not None
-        else:
-            self.state.context = torch.cat((self.state.context, input_ids[:, -1:]), dim=1)[:, 1:]
-        self.state.num_calls += 1
-        if self.skip_first_ngram_calls and self.state.num_calls < self.ngram_len:
-            return scores
+        state = self.state
+        if state is None or input_ids.shape[1] < self._prompt_length:
+            state = self.begin(len(scores), input_ids.shape[1])
+        contexts = self._contexts(input_ids)
+        state.context, state.num_calls = contexts[:, -1], contexts.shape[1]
+        if self.skip_first_ngram_calls:
+            contexts = contexts[:, self.ngram_len - 1 :]
+            if contexts.shape[1] == 0:
+                return scores
 
-        context_hash = self._hash(self.state.context)[:, None]
-        is_repeated = (self.state.context_history == context_hash).any(dim=1, keepdim=True)
-        self.state.context_history = torch.cat((context_hash, self.state.context_history), dim=1)[:, :-1]
+        size = self.context_history_size
+        hashes = self._hash(contexts[:, -size - 1 :]).flip(1)
+        context_hash, earlier = hashes[:, :1], hashes[:, 1:]
+        is_repeated = (earlier == context_hash).any(dim=1, keepdim=True)
+        if earlier.shape[1] < size:
+            # What is not there yet counts as 0, and a hash may be 0.
+            is_repeated |= context_hash == 0
+        state.context_history = functional.pad(hashes, (0, max(size - hashes.shape[1], 0)))[:, :size]
 
         token_ids = torch.arange(scores.shape[1], device=self.device)
         hashes = self.accumulate_hash(context_hash, token_ids[:, None])
         return torch.where(is_repeated, scores, self._after_layers(scores, self._layers(hashes)))
 
-    def _init_state(self, batch_size: int) -> None:
+    def begin(self, batch_size: int, prompt_length: int) -> SynthIDTextWatermarkState:
+        """The generation begins with texts of `prompt_length` ids; without this, with those of the first call."""
+        self._prompt_length = prompt_length
         self.state = SynthIDTextWatermarkState(batch_size, self.ngram_len, self.context_history_size, self.device)
+        return self.state
+
+    def _contexts(self, input_ids: Tensor) -> Tensor:
+        """(rows, generated + 1, ngram_len - 1): the ids before every generated token, and before the next one."""
+        generated = input_ids[:, self._prompt_length :].to(self.device)
+        return functional.pad(generated, (self.ngram_len - 1, 0)).unfold(1, self.ngram_len - 1, 1)
 
     def update_scores(self, scores: Tensor, g_values: Tensor) -> Tensor:
         """Scores (rows, vocab_size) after the layers of `g_values` (rows, vocab_size, depth)."""

@@ -145,3 +145,43 @@ def test_a_processor_that_keeps_rows_is_told_how_beams_move() -> None:
     follows = Follows()
     generate(hf_model("llama"), IDS, max_new_tokens=8, num_beams=4, pad_token_id=0, logits_processor=[follows])
     assert follows.moves > 0
+
+
+GROUPS: dict[str, Any] = {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.6, "pad_token_id": 0}
+
+
+class CopiedFollows(Follows):
+    """`texts` are those of one group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies: list[CopiedFollows] = []
+
+    def clone(self) -> CopiedFollows:
+        self.copies.append(CopiedFollows())
+        return self.copies[-1]
+
+
+def test_every_group_of_beams_has_a_copy_of_a_processor_that_has_clone() -> None:
+    follows, grammar = CopiedFollows(), CopiedCounts()
+    arguments = {"max_new_tokens": 7, "logits_processor": [follows, grammar]}
+    with pytest.raises(NotImplementedError, match=r"`logits_processor\[0\]` keeps a state, which groups of beams"):
+        generate(hf_model("llama"), IDS, **GROUPS, **{**arguments, "logits_processor": [Follows()]})
+    with pytest.raises(NotImplementedError, match=r"`logits_processor\[1\]` keeps a state, which groups of beams"):
+        generate(hf_model("llama"), IDS, **GROUPS, **{**arguments, "logits_processor": [by_place, Counts()]})
+    generate(hf_model("llama"), IDS, **GROUPS, **arguments)
+    assert [len(used.calls) for used in grammar.copies] == [7, 7]
+    assert all(used.moves > 0 for used in follows.copies)
+    assert len(follows.copies) == 2 and follows.texts is None
+
+
+def test_a_processor_that_takes_beam_group_idx_learns_the_group() -> None:
+    groups: list[int] = []
+
+    class Asks:
+        def __call__(self, input_ids: Tensor, scores: Tensor, beam_group_idx: int) -> Tensor:
+            groups.append(beam_group_idx)
+            return scores
+
+    generate(hf_model("llama"), IDS, max_new_tokens=3, logits_processor=[Asks()], **GROUPS)
+    assert groups == [0, 1] * 3

@@ -272,9 +272,7 @@ def test_processors_that_remember_rows_are_refused() -> None:
 
         def reorder_cache(self, source_rows: Tensor) -> None: ...
 
-    with pytest.raises(
-        NotImplementedError, match=r"`logits_processor\[0\]` is not available with `num_beam_groups` > 1"
-    ):
+    with pytest.raises(NotImplementedError, match=r"`logits_processor\[0\]` keeps a state, which groups"):
         diverse(hf_model("llama"), PROMPTS, diversity_penalty=0.7, logits_processor=[Remembers()], **BEAMS)
 
 
