@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pygen.config_files import find_config_file, json_text, read_settings
 from pygen.config_rules import Rule, integer, number, shown
-from pygen.outputs import GenerateOutput
+from pygen.model_output import ModelOutput
 from pygen.processors._checks import checked
 from pygen.watermarking import SynthIDTextWatermarkingConfig, watermarking_config_from
 
@@ -120,7 +120,7 @@ class BayesianDetectorConfig:
 
 
 @dataclass
-class BayesianWatermarkDetectorModelOutput(GenerateOutput):
+class BayesianWatermarkDetectorModelOutput(ModelOutput):
     """loss: () when labels were given. posterior_probabilities: (batch_size,) P(watermarked | g-values)."""
 
     loss: Tensor | None = None

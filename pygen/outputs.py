@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, KeysView, ValuesView
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from pygen.model_output import ModelOutput
 from pygen.ops import TopLogprobs
 
 __all__ = [
@@ -20,64 +20,76 @@ __all__ = [
 ]
 
 
-@dataclass
 class GenerateOutput:
-    """Base of the outputs: fields by attribute, name and place; what is None does not exist for the latter two.
+    """Base of all outputs, and what they tell beyond the items of transformers: by attribute only, None where unknown.
 
-    `output.sequences`, `output["sequences"]` and `output[0]` are the same. Iterating gives names, as for a dict;
-    `to_tuple()` gives the values. The cache answers to both of its names, `past_key_values` and `cache`.
+    finish_reason: per row "eos", "length", or "stop" (a stopping criterion, the time limit or `cancel`).
+    logprobs: (N, T) float32, ln of each token's probability in the distribution it was drawn from, 0 after a row had
+        finished, so that a row's sum is the log-probability of what it generated (`output_logprobs`).
+    top_logprobs: `token_ids` (N, T, n) int64 and `logprobs` (N, T, n) float32, the n best of that distribution; -1 and
+        -inf where there are fewer and after a row had finished (`top_logprobs`).
+
+    For a model of transformers, outputs are subclasses of its `Generate...Output` (`pygen.integrations.outputs`), which
+    also count as instances of the classes here.
     """
+
+    CACHE_FIELD: ClassVar[str] = "past_key_values"
+
+    sequences: Tensor
+    finish_reason: list[str] | None = None
+    logprobs: Tensor | None = None
+    top_logprobs: TopLogprobs | None = None
+
+
+class WithCacheName:
+    """Lets `cache`, its name since transformers 5.24, stand for `past_key_values`."""
+
+    past_key_values: Any
 
     @property
     def cache(self) -> Any:
-        return getattr(self, "past_key_values", None)
+        return self.past_key_values
 
     @cache.setter
-    def cache(self, cache: Any) -> None:
-        self["past_key_values"] = cache
+    def cache(self, value: Any) -> None:
+        self.past_key_values = value
 
-    def _present(self) -> dict[str, Any]:
-        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(_field(key))  # type: ignore[misc]
 
-    def to_tuple(self) -> tuple[Any, ...]:
-        return tuple(self._present().values())
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(_field(key), value)  # type: ignore[misc]
 
-    def keys(self) -> KeysView[str]:
-        return self._present().keys()
+    def __contains__(self, key: object) -> bool:
+        return bool(super().__contains__(_field(key)))  # type: ignore[misc]
 
-    def values(self) -> ValuesView[Any]:
-        return self._present().values()
-
-    def items(self) -> ItemsView[str, Any]:
-        return self._present().items()
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self._present().get(_field(name), default)
-
-    def __getitem__(self, key: str | int | slice) -> Any:
-        return self._present()[_field(key)] if isinstance(key, str) else self.to_tuple()[key]
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        if _field(name) not in {f.name for f in fields(self)}:
-            raise KeyError(name)
-        setattr(self, _field(name), value)
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and _field(name) in self._present()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._present())
-
-    def __len__(self) -> int:
-        return len(self._present())
+    def get(self, key: str, default: Any = None) -> Any:
+        return super().get(_field(key), default)  # type: ignore[misc]
 
 
-def _field(name: str) -> str:
-    return "past_key_values" if name == "cache" else name
+def _field(key: Any) -> Any:
+    return "past_key_values" if key == "cache" else key
+
+
+def make_output(
+    kind: type[GenerateOutput],
+    *,
+    cache: Any,
+    finish_reason: list[str],
+    logprobs: Tensor | None = None,
+    top_logprobs: TopLogprobs | None = None,
+    **fields: Any,
+) -> GenerateOutput:
+    """An output of class `kind`."""
+    output = kind(**fields, **{kind.CACHE_FIELD: cache})
+    output.finish_reason = finish_reason
+    output.logprobs = logprobs
+    output.top_logprobs = top_logprobs
+    return output
 
 
 @dataclass
-class GenerateDecoderOnlyOutput(GenerateOutput):
+class GenerateDecoderOnlyOutput(WithCacheName, GenerateOutput, ModelOutput):
     """Result of greedy search and sampling with a decoder-only model.
 
     With N = batch_size * num_return_sequences rows, prompts of P tokens, T steps, a vocabulary of V:
@@ -88,11 +100,6 @@ class GenerateDecoderOnlyOutput(GenerateOutput):
     attentions: T tuples over layers of (N, heads, queries, keys); queries are P at first, then 1 (`output_attentions`).
     hidden_states: T tuples over layers + 1 of (N, queries, width) (`output_hidden_states`).
     past_key_values: the cache after the last forward.
-    finish_reason: per row "eos", "length", or "stop" (a stopping criterion, the time limit or `cancel`).
-    logprobs: (N, T) float32, ln of each token's probability in the distribution it was drawn from, 0 after a row had
-        finished, so that a row's sum is the log-probability of what it generated (`output_logprobs`).
-    top_logprobs: `token_ids` (N, T, n) int64 and `logprobs` (N, T, n) float32, the n best of that distribution; -1 and
-        -inf where there are fewer and after a row had finished (`top_logprobs`).
     """
 
     sequences: Tensor
@@ -101,13 +108,10 @@ class GenerateDecoderOnlyOutput(GenerateOutput):
     attentions: tuple[Any, ...] | None = None
     hidden_states: tuple[Any, ...] | None = None
     past_key_values: Any = None
-    finish_reason: list[str] | None = None
-    logprobs: Tensor | None = None
-    top_logprobs: TopLogprobs | None = None
 
 
 @dataclass
-class GenerateEncoderDecoderOutput(GenerateOutput):
+class GenerateEncoderDecoderOutput(WithCacheName, GenerateOutput, ModelOutput):
     """Result of greedy search and sampling with an encoder-decoder model.
 
     Fields as in `GenerateDecoderOnlyOutput`, with P the length of the decoder's prompts, and, with S positions read by
@@ -128,13 +132,10 @@ class GenerateEncoderDecoderOutput(GenerateOutput):
     cross_attentions: tuple[Any, ...] | None = None
     decoder_hidden_states: tuple[Any, ...] | None = None
     past_key_values: Any = None
-    finish_reason: list[str] | None = None
-    logprobs: Tensor | None = None
-    top_logprobs: TopLogprobs | None = None
 
 
 @dataclass
-class GenerateBeamDecoderOnlyOutput(GenerateOutput):
+class GenerateBeamDecoderOnlyOutput(WithCacheName, GenerateOutput, ModelOutput):
     """Result of beam search and beam sampling with a decoder-only model.
 
     With N = batch_size * num_return_sequences rows returned, R = batch_size * num_beams rows run, prompts of P tokens,
@@ -147,7 +148,6 @@ class GenerateBeamDecoderOnlyOutput(GenerateOutput):
     beam_indices: (N, L) int32, the row of `scores` that each token was taken from; -1 after the end.
     attentions, hidden_states: as in `GenerateDecoderOnlyOutput`, with R rows.
     past_key_values: the cache after the last forward.
-    finish_reason: per row "eos", "length" or "stop".
     """
 
     sequences: Tensor
@@ -158,11 +158,10 @@ class GenerateBeamDecoderOnlyOutput(GenerateOutput):
     attentions: tuple[Any, ...] | None = None
     hidden_states: tuple[Any, ...] | None = None
     past_key_values: Any = None
-    finish_reason: list[str] | None = None
 
 
 @dataclass
-class GenerateBeamEncoderDecoderOutput(GenerateOutput):
+class GenerateBeamEncoderDecoderOutput(WithCacheName, GenerateOutput, ModelOutput):
     """Result of beam search and beam sampling with an encoder-decoder model.
 
     Fields as in `GenerateBeamDecoderOnlyOutput` and, for the states, `GenerateEncoderDecoderOutput` with R rows.
@@ -179,4 +178,3 @@ class GenerateBeamEncoderDecoderOutput(GenerateOutput):
     cross_attentions: tuple[Any, ...] | None = None
     decoder_hidden_states: tuple[Any, ...] | None = None
     past_key_values: Any = None
-    finish_reason: list[str] | None = None

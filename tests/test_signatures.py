@@ -12,12 +12,8 @@ from transformers.generation import logits_process
 
 from tests.helpers.compatibility import Name, names
 
-# Parameters that pygen has more: fields of the output classes, and what all subclasses of a base take.
+# Parameters that pygen has more: what all subclasses of a base take.
 MORE = {
-    "GenerateDecoderOnlyOutput": ["finish_reason", "logprobs", "top_logprobs"],
-    "GenerateEncoderDecoderOutput": ["finish_reason", "logprobs", "top_logprobs"],
-    "GenerateBeamDecoderOnlyOutput": ["finish_reason"],
-    "GenerateBeamEncoderDecoderOutput": ["finish_reason"],
     "BaseWatermarkingConfig.construct_processor": ["device"],
 }
 # Methods that pygen does not have, and why.

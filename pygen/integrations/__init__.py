@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from pygen.config import GenerationConfig, GenerationMode
+from pygen.outputs import GenerateOutput
 from pygen.prompt import Prompt
 from pygen.request import SpecialTokens
 
@@ -115,7 +116,11 @@ class ModelAdapter(Protocol):
     """By name, the dimension of the rows in every tensor of a record's entry; where the name is missing, the first."""
 
     def recorded(self) -> dict[str, Any]:
-        """Fields of the output class that come from the model: `records` as tuples, encoder states, the cache."""
+        """Fields of the output that come from the model: `records` as tuples, and encoder states."""
+        ...
+
+    def output_class(self, *, beams: bool) -> type[GenerateOutput]:
+        """What the call returns."""
         ...
 
 

@@ -20,6 +20,7 @@ from pygen.integrations.inputs import (
     tail_logits,
 )
 from pygen.integrations.versions import cache_parameter, given_cache_name, output_cache
+from pygen.outputs import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput, GenerateOutput
 from pygen.prompt import Prompt, check_ids, check_mask, given_input, start_ids, warn_of_right_padding
 from pygen.request import SpecialTokens
 
@@ -180,7 +181,10 @@ class ModuleAdapter:
             self.cache = cache_verbs.reorder(self.cache, source_rows, shared, generated)
 
     def recorded(self) -> dict[str, Any]:
-        return {"past_key_values": self.cache}
+        return {}
+
+    def output_class(self, *, beams: bool) -> type[GenerateOutput]:
+        return GenerateBeamDecoderOnlyOutput if beams else GenerateDecoderOnlyOutput
 
     def _expanded(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         return {name: repeat_rows(value, self._num_copies, self._batch_size) for name, value in kwargs.items()}

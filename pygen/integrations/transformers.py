@@ -13,6 +13,7 @@ from pygen import cache as cache_verbs
 from pygen.config import GenerationConfig, GenerationMode
 from pygen.integrations.growing_layer import grow_in_place
 from pygen.integrations.inputs import GrowingInputs, tail_logits
+from pygen.integrations.outputs import output_class
 from pygen.integrations.own_generate import own_generate_runs
 from pygen.integrations.rows import ModuleStates, is_by_rows, map_leaves, row_dims
 from pygen.integrations.transformers_inputs import (
@@ -24,6 +25,7 @@ from pygen.integrations.transformers_inputs import (
     unseen_length,
 )
 from pygen.integrations.versions import HookNames, given_cache, given_cache_name, rename_cache
+from pygen.outputs import GenerateOutput
 from pygen.prompt import Prompt
 from pygen.request import SpecialTokens
 from pygen.runtime.static_encoder import fit_encoding
@@ -272,7 +274,10 @@ class TransformersAdapter:
 
     def recorded(self) -> dict[str, Any]:
         kept = {name: tuple(entries) for name, entries in self.records.items()}
-        return {**self._encoder_records, **kept, "past_key_values": self.cache}
+        return {**self._encoder_records, **kept}
+
+    def output_class(self, *, beams: bool) -> type[GenerateOutput]:
+        return output_class(beams=beams, is_encoder_decoder=self.is_encoder_decoder)
 
     def _uses(self, model_kwargs: dict[str, Any]) -> bool:
         try:

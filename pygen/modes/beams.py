@@ -21,7 +21,7 @@ from pygen.loops.beam_state import BeamState
 from pygen.loops.constrained_beam import ConstrainedBinding
 from pygen.loops.diverse_beam import DiverseBeamState, check_groups, diverse_beam
 from pygen.ops import BeamOutput, beam_finalize
-from pygen.outputs import GenerateBeamDecoderOnlyOutput, GenerateBeamEncoderDecoderOutput, GenerateOutput
+from pygen.outputs import GenerateOutput, make_output
 from pygen.pipeline import check_knobs
 from pygen.plan import Plan, make_plan
 from pygen.progress import progress_bar
@@ -259,15 +259,16 @@ def _output(
     for name, entries in adapter.records.items():
         pairs, dims = zip(entries, monitor.orders, strict=True), adapter.record_dims.get(name)
         fields[name] = tuple(select_rows(entry, order, dims) for entry, order in pairs)
-    if steps > 0 and fields.get("past_key_values") is not None:
+    if steps > 0 and adapter.cache is not None:
         adapter.reorder(state.slots.flatten(), torch.zeros_like(state.slots).flatten(), steps - 1)
-    output = GenerateBeamEncoderDecoderOutput if adapter.is_encoder_decoder else GenerateBeamDecoderOnlyOutput
-    return output(
+    return make_output(
+        adapter.output_class(beams=True),
         sequences=best.sequences,
         sequences_scores=best.sequences_scores if call.config.output_scores else None,
         scores=monitor.scores,
         logits=monitor.logits,
         beam_indices=best.beam_indices,
+        cache=adapter.cache,
         finish_reason=reasons,
         **fields,
     )

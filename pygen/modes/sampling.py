@@ -11,7 +11,7 @@ from pygen.call import Call
 from pygen.loops.monitor import Monitor, Recorder
 from pygen.loops.sample import sample
 from pygen.loops.state import DecodeState
-from pygen.outputs import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput, GenerateOutput
+from pygen.outputs import GenerateOutput, make_output
 from pygen.plan import Plan, make_plan, num_top_logprobs
 from pygen.progress import progress_bar
 from pygen.runtime.choice import choose_slot, compile_options
@@ -117,11 +117,12 @@ def generate_tokens(
     if not call.wants_dict:
         return sequences
     logprobs, top_logprobs = recorder.logprobs(steps)
-    output = GenerateEncoderDecoderOutput if adapter.is_encoder_decoder else GenerateDecoderOnlyOutput
-    return output(
+    return make_output(
+        adapter.output_class(beams=False),
         sequences=sequences,
         scores=recorder.scores,
         logits=recorder.logits,
+        cache=adapter.cache,
         finish_reason=monitor.finish_reasons(),
         logprobs=logprobs,
         top_logprobs=top_logprobs,

@@ -82,7 +82,7 @@ def test_records_have_an_entry_per_forward() -> None:
     adapter.crop(2)
     adapter.decode(extended(ids, 2))
     assert [states[-1].shape[1] for states in adapter.records["hidden_states"]] == [4, 3, 1]
-    assert adapter.recorded()["past_key_values"].get_seq_length() == 6
+    assert adapter.cache.get_seq_length() == 6
 
 
 class Gathers(CachedModel):

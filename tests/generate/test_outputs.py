@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from transformers.utils import ModelOutput
 
 from pygen import outputs
 from pygen.generate import generate
 from pygen.outputs import GenerateDecoderOnlyOutput
-from tests.generate.models import TableModel, cached_model, counting_table, hf_model
+from tests.generate.models import TableModel, cached_model, counting_table, encoder_decoder, hf_model
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 10]])
 ALL: dict[str, Any] = {
@@ -23,6 +29,7 @@ ALL: dict[str, Any] = {
     "output_logprobs": True,
     "top_logprobs": 4,
 }
+KINDS = ("DecoderOnly", "EncoderDecoder", "BeamDecoderOnly", "BeamEncoderDecoder")
 
 
 def test_every_field_and_its_shape() -> None:
@@ -40,12 +47,11 @@ def test_every_field_and_its_shape() -> None:
     assert output.attentions is None
 
 
-@pytest.mark.parametrize("kind", ["DecoderOnly", "EncoderDecoder", "BeamDecoderOnly", "BeamEncoderDecoder"])
-def test_fields_are_those_of_transformers_and_then_more(kind: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_fields_are_those_of_transformers(kind: str) -> None:
     ours, theirs = (getattr(module, f"Generate{kind}Output") for module in (outputs, transformers.generation))
-    names = [f.name for f in dataclasses.fields(theirs)]
-    more = ["finish_reason"] if kind.startswith("Beam") else ["finish_reason", "logprobs", "top_logprobs"]
-    assert [f.name for f in dataclasses.fields(ours)] == names + more
+    names = [f.name.replace("cache", "past_key_values") for f in dataclasses.fields(theirs)]
+    assert [f.name for f in dataclasses.fields(ours)] == names
     assert ours(sequences=IDS).to_tuple() == (IDS,)
 
 
@@ -55,23 +61,94 @@ def test_kept_tensors_are_independent() -> None:
     assert [t.argmax().item() for t in output.logits] == [2, 3, 4]
 
 
-def test_access_by_name_place_and_attribute() -> None:
-    output = GenerateDecoderOnlyOutput(IDS, logits=(IDS,), finish_reason=["eos"])
-    assert output.sequences is output["sequences"] is output[0] is IDS
-    assert output[1] == (IDS,)
-    assert output[1:] == ((IDS,), ["eos"])
-    assert output.to_tuple() == (IDS, (IDS,), ["eos"])
-    assert list(output) == list(output.keys()) == ["sequences", "logits", "finish_reason"]
-    assert len(output) == 3
-    assert "scores" not in output and "logits" in output
-    assert output.scores is None and output.get("scores", 3) == 3
+@pytest.fixture(params=["plain", "transformers"])
+def output(request: pytest.FixtureRequest) -> Any:
+    """Of a plain module and of a model of transformers: everything below holds for both."""
+    model = cached_model() if request.param == "plain" else hf_model("llama")
+    settings = {name: value for name, value in ALL.items() if name != "output_hidden_states"}
+    return generate(model, IDS, max_new_tokens=2, **settings)
+
+
+def test_the_class_says_whose_it_is(output: Any) -> None:
+    assert isinstance(output, GenerateDecoderOnlyOutput) and isinstance(output, outputs.GenerateOutput)
+    assert not isinstance(output, outputs.GenerateBeamDecoderOnlyOutput)
+    assert isinstance(output, transformers.generation.GenerateDecoderOnlyOutput) == isinstance(output, ModelOutput)
+    assert isinstance(output, ModelOutput) == hasattr(output.past_key_values, "layers")
+
+
+@pytest.mark.parametrize("beams", [False, True])
+@pytest.mark.parametrize("has_encoder", [False, True])
+def test_every_model_of_transformers_gets_its_classes(has_encoder: bool, beams: bool) -> None:
+    model = encoder_decoder("t5") if has_encoder else hf_model("gpt2")
+    name = f"Generate{'Beam' if beams else ''}{'EncoderDecoder' if has_encoder else 'DecoderOnly'}Output"
+    settings = {"decoder_start_token_id": 1, "return_dict_in_generate": True, "max_new_tokens": 2}
+    output = generate(model, IDS, num_beams=2 if beams else 1, **settings)
+    for module in (outputs, transformers.generation):
+        assert isinstance(output, getattr(module, name))
+    assert output.finish_reason == ["length"] * 2
+
+
+def test_additions_are_attributes_and_no_items(output: Any) -> None:
+    names = ["sequences", "scores", "logits", "cache" if "cache" in [*output] else "past_key_values"]
+    assert list(output) == list(output.keys()) == names and len(output) == len(output.to_tuple()) == 4
+    assert output.finish_reason == ["length"] * 2 and output.logprobs.shape == (2, 2)
+    assert "finish_reason" not in output and output.get("logprobs") is None
     with pytest.raises(KeyError):
-        output["scores"]
-    output["finish_reason"] = ["stop"]
-    assert output.finish_reason == ["stop"]
+        output["top_logprobs"]
+
+
+def test_access_by_name_place_and_attribute(output: Any) -> None:
+    assert output.sequences is output["sequences"] is output[0]
+    assert output[1:3] == (output.scores, output.logits)
+    assert all(value is output[name] for name, value in output.items())
+    assert "attentions" not in output and "logits" in output
+    assert output.attentions is None and output.get("attentions", 3) == 3
     with pytest.raises(KeyError):
-        output["unknown"] = 1
-    assert dict(output.items()).keys() == set(output) and next(iter(output.values())) is IDS
+        output["attentions"]
+    assert next(iter(output.values())) is output.sequences
+
+
+def test_the_cache_has_two_names(output: Any) -> None:
+    assert output.cache is output.past_key_values is output["cache"] is output["past_key_values"] is output[3]
+    assert "cache" in output and "past_key_values" in output and output.get("cache") is output.cache
+    output.cache = output["past_key_values"] = "other"
+    output["cache"] = "another"
+    assert output.past_key_values == output[3] == "another" and len(output) == 4
+
+
+def test_new_items_and_new_values(output: Any) -> None:
+    output["token_timestamps"] = IDS
+    output.note = "an attribute alone"
+    output.logits = None
+    output["sequences"] = IDS
+    assert output.token_timestamps is output["token_timestamps"] is output.to_tuple()[-1] is IDS
+    assert [*output][-1] == "token_timestamps" and "note" not in output
+    assert output.sequences is output[0] is IDS
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda output: pickle.loads(pickle.dumps(output))])
+def test_copies_and_pickles_keep_everything(output: Any, duplicate: Callable[[Any], Any]) -> None:
+    output["token_timestamps"] = IDS
+    other = duplicate(output)
+    assert type(other) is type(output) and [*other] == [*output]
+    assert other.sequences.equal(output.sequences) and other.token_timestamps.equal(IDS)
+    assert other.finish_reason == output.finish_reason and other.logprobs.equal(output.logprobs)
+    other["more"] = 1
+    assert "more" not in output
+
+
+def test_trees_of_tensors(output: Any) -> None:
+    tensors = type(output)({name: value for name, value in output.items() if isinstance(value, (Tensor, tuple))})
+    doubled = pytree.tree_map(lambda tensor: tensor * 2, tensors)
+    assert type(doubled) is type(output) and [*doubled] == ["sequences", "scores", "logits"]
+    assert doubled.sequences.equal(output.sequences * 2) and doubled.scores[1].equal(output.scores[1] * 2)
+    assert doubled.finish_reason is None
+
+
+def test_gathered_from_pairs_as_data_parallel_does(output: Any) -> None:
+    names = ["sequences", "scores"]
+    joined = type(output)((name, output[name]) for name in names)
+    assert [*joined] == names and joined.sequences is output.sequences and joined.logits is None
 
 
 @pytest.mark.parametrize("do_sample", [False, True])
@@ -120,7 +197,7 @@ def test_logprobs_without_the_best() -> None:
         cached_model(), IDS, max_new_tokens=2, return_dict_in_generate=True, output_logprobs=True, output_scores=False
     )
     assert output.logprobs.shape == (2, 2)
-    assert "top_logprobs" not in output and "scores" not in output
+    assert output.top_logprobs is None and "scores" not in output
 
 
 def test_renormalized_scores() -> None:

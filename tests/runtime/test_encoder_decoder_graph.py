@@ -132,7 +132,7 @@ def run(runtime: str, model: Any, inputs: Any, **settings: Any) -> dict[str, Any
     streamer = Collect()
     settings = {**START, "return_dict_in_generate": True, "output_logprobs": True, **settings}
     output = generate(model, inputs, runtime=runtime, streamer=streamer, **settings)
-    found = {name: value for name, value in output.items() if name != "past_key_values"}
+    found = {name: value for name, value in vars(output).items() if name not in ("past_key_values", "cache")}
     cache = output.past_key_values
     assert type(cache) is EncoderDecoderCache
     for name in ("self_attention_cache", "cross_attention_cache"):
