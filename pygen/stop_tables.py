@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pygen.token_bytes import TokenBytes
 
-_KEPT = 8  # pairs of a vocabulary and strings
+# Steps of a search that are composed at once: more of them take more memory, fewer take more launches.
+_COMPOSED = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,27 +24,63 @@ class StopTables:
     classes: (size + 2,) int32, the class of id i at i + 1; ids below and above the vocabulary are of class 0.
     states: (num_classes, num_states) int32, the state after reading a token.
     ends: (num_classes, num_states) bool, whether a string ends inside the token that is read.
+    longest: bytes of the longest string.
     """
 
     classes: Tensor
     states: Tensor
     ends: Tensor
+    longest: int
 
     def to(self, device: torch.device) -> StopTables:
         if self.classes.device == device:
             return self
-        return StopTables(self.classes.to(device), self.states.to(device), self.ends.to(device))
+        return StopTables(self.classes.to(device), self.states.to(device), self.ends.to(device), self.longest)
+
+    @property
+    def num_bytes(self) -> int:
+        """What they take in memory."""
+        return 4 * self.classes.numel() + 5 * self.ends.numel()
+
+    def ended(self, input_ids: Tensor) -> Tensor:
+        """(rows,) bool: whether a string ends in the last token of each row (rows, length), on the tables' device.
+
+        The functions of the last tokens are composed pairwise, so this launches O(log(longest)) operations and reads
+        nothing back from a GPU.
+        """
+        last_ids = input_ids[:, -self.longest :].clamp(-1, len(self.classes) - 2) + 1
+        classes = self.classes[last_ids]
+        ends = self.ends[classes[:, -1]]
+        # Most tokens end nothing, whatever stood before them. On a GPU asking would cost more than it saves.
+        if ends.device.type == "cpu" and not ends.any():
+            return ends[:, 0]
+        return ends.gather(1, self._states_before(classes[:, :-1]))[:, 0]
+
+    def _states_before(self, classes: Tensor) -> Tensor:
+        """(rows, length) classes of tokens -> (rows, 1) int64, the state after reading them in state 0."""
+        length = classes.shape[1]
+        composed = min(_COMPOSED, 1 << (length - 1).bit_length()) if length else 1
+        state = torch.zeros((len(classes), 1), dtype=torch.int64, device=classes.device)
+        # Class 0 leads to state 0, where the search begins.
+        for some in functional.pad(classes, (-length % composed, 0)).split(composed, dim=1):
+            functions = self.states[some].long()
+            while functions.shape[1] > 1:
+                functions = functions[:, 1::2].gather(2, functions[:, 0::2])
+            if functions.shape[1]:
+                state = functions[:, 0].gather(1, state)
+        return state
 
 
-@functools.lru_cache(maxsize=_KEPT)
-def stop_tables(vocabulary: TokenBytes, strings: tuple[str, ...]) -> StopTables:
-    """Tables for `strings`, on the CPU. Source: Aho, Corasick, Efficient string matching, CACM 18 (1975)."""
-    patterns = [string.encode() for string in strings]
+def stop_tables(vocabulary: TokenBytes, patterns: list[bytes]) -> StopTables:
+    """Tables for `patterns`, on the CPU. ValueError where no token can end any of them.
+
+    Source: Aho, Corasick, Efficient string matching, CACM 18 (1975).
+    """
     delta, accepting = _automaton(patterns)
     after, ended = _read_in_state_0(vocabulary, delta, accepting)
     changes, hits = _read_in_other_states(vocabulary, patterns, delta, accepting)
     if not ended.any() and not len(hits):
-        raise ValueError(f"`stop_strings`: no token of the vocabulary can end any of {list(strings)!r:.80}")
+        raise ValueError("no token of the vocabulary can end any of")
 
     # Classes: first the tokens that lead from every state to one, without and with an end inside; then the others.
     num_states = len(delta)
@@ -59,7 +96,7 @@ def stop_tables(vocabulary: TokenBytes, strings: tuple[str, ...]) -> StopTables:
     ends[class_of[hits[:, 0]], hits[:, 1]] = True
     classes = torch.zeros(vocabulary.size + 2, dtype=torch.int32)
     classes[vocabulary.ids + 1] = class_of.int()
-    return StopTables(classes, states.int(), ends)
+    return StopTables(classes, states.int(), ends, max(map(len, patterns)))
 
 
 def _automaton(patterns: list[bytes]) -> tuple[Tensor, Tensor]:

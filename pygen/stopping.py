@@ -12,16 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from pygen.config import GenerationConfig
-from pygen.stop_tables import stop_tables
+from pygen.stop_search import stop_search
+from pygen.stop_tables import StopTables
 from pygen.token_bytes import token_bytes
 
 logger = logging.getLogger(__name__)
-
-# Steps of a search that are composed at once: more of them take more memory, fewer take more launches.
-_COMPOSED = 32
 
 
 class StoppingCriteria:
@@ -125,13 +122,13 @@ class StopStringCriteria(StoppingCriteria):
         row ends  <=>  some stop string ends in text after the start of its last token and not after its end
 
     tokenizer: see `pygen.token_bytes.token_bytes`. Its vocabulary is read once, each set of strings worked out once for
-        it; the last few are kept.
+        it; the last ones are kept, up to 64 MiB.
     stop_strings: a string or several, none empty. Their UTF-8 is searched for, so characters may be spread over tokens.
-    Rows are read as many tokens back as the longest string has bytes, prompt included; unknown ids match nothing.
-    Errors: ValueError where no token can end any of the strings.
+    Rows are read as far back as the strings reach, prompt included; unknown ids match nothing.
+    Errors: ValueError where no token can end any of the strings, and for lone surrogates.
 
-    A token is a function from states to states (`pygen.stop_tables`); those of the last tokens are composed pairwise,
-    so a call launches O(log(bytes of the longest string)) operations and reads nothing back from a GPU.
+    Up to 256 bytes of strings, a call reads nothing back from a GPU (`pygen.stop_tables`); more of them, of any number
+    and length, are looked up on the host (`pygen.stop_suffixes`).
     """
 
     def __init__(self, tokenizer: Any, stop_strings: str | list[str]) -> None:
@@ -142,33 +139,12 @@ class StopStringCriteria(StoppingCriteria):
             raise ValueError(f"`stop_strings` must hold at least one string and no empty one, got {stop_strings!r:.80}")
         self.stop_strings: tuple[str, ...] = tuple(strings)
         self.num_stop_strings = len(strings)
-        self._tables = stop_tables(token_bytes(tokenizer), self.stop_strings)
-        self._longest = max(len(string.encode()) for string in strings)
+        self._search = stop_search(token_bytes(tokenizer), self.stop_strings)
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        tables = self._tables = self._tables.to(input_ids.device)
-        last_ids = input_ids[:, -self._longest :].clamp(-1, len(tables.classes) - 2) + 1
-        classes = tables.classes[last_ids]
-        ends = tables.ends[classes[:, -1]]
-        # Most tokens end nothing, whatever stood before them. On a GPU asking would cost more than it saves.
-        if ends.device.type == "cpu" and not ends.any():
-            return ends[:, 0]
-        states = self._states_before(classes[:, :-1])
-        return ends.gather(1, states)[:, 0]
-
-    def _states_before(self, classes: Tensor) -> Tensor:
-        """(rows, length) classes of tokens -> (rows, 1) int64, the state after reading them in state 0."""
-        length = classes.shape[1]
-        composed = min(_COMPOSED, 1 << (length - 1).bit_length()) if length else 1
-        state = torch.zeros((len(classes), 1), dtype=torch.int64, device=classes.device)
-        # Class 0 leads to state 0, where the search begins.
-        for some in functional.pad(classes, (-length % composed, 0)).split(composed, dim=1):
-            functions = self._tables.states[some].long()
-            while functions.shape[1] > 1:
-                functions = functions[:, 1::2].gather(2, functions[:, 0::2])
-            if functions.shape[1]:
-                state = functions[:, 0].gather(1, state)
-        return state
+        if isinstance(self._search, StopTables):
+            self._search = self._search.to(input_ids.device)
+        return self._search.ended(input_ids)
 
 
 def validate_stopping_criteria(stopping_criteria: StoppingCriteriaList, max_length: int) -> StoppingCriteriaList:

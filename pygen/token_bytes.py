@@ -6,6 +6,7 @@ import json
 import weakref
 from array import array
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -47,6 +48,13 @@ class TokenBytes:
     def size(self) -> int:
         """One more than the largest id."""
         return int(self.ids.max()) + 1
+
+    @cached_property
+    def pieces(self) -> dict[int, bytes]:
+        """The bytes of every token by its id."""
+        data = self.data.numpy().tobytes()
+        places = zip(self.ids.tolist(), self.starts.tolist(), self.lengths.tolist(), strict=True)
+        return {token_id: data[start : start + length] for token_id, start, length in places}
 
 
 _kept: weakref.WeakKeyDictionary[Any, tuple[Any, TokenBytes]] = weakref.WeakKeyDictionary()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import random
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers.generation import stopping_criteria as theirs
 
 from examples import smollm2
-from pygen import stop_tables, stopping
+from pygen import stop_search, stop_tables, stopping
 from pygen.stopping import MaxLengthCriteria, StoppingCriteriaList, StopStringCriteria
 from pygen.token_bytes import token_bytes
 
@@ -237,6 +238,14 @@ def test_bytes_are_read_once_until_tokens_are_added() -> None:
     assert b"new token" in as_bytes(tokenizer).values()
 
 
+@pytest.fixture(params=["tables", "suffixes"])
+def either_search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strings of any length are searched for in the one way and in the other."""
+    monkeypatch.setattr(stop_search, "_BYTES_FOR_TABLES", 10**6 if request.param == "tables" else 0)
+    monkeypatch.setattr(stop_search, "_kept", OrderedDict())
+
+
+@pytest.mark.usefixtures("either_search")
 @pytest.mark.parametrize("kind", KINDS)
 def test_stop_strings_by_definition(kind: str, tokenizers: dict[str, Any]) -> None:
     """Random tokens and the tokens of text, at every step; strings that overlap themselves and each other."""
@@ -299,6 +308,7 @@ def test_stop_strings_as_transformers_with_a_real_tokenizer() -> None:
             assert torch.equal(answer, expected(ids[:, :length], None)), (strings, length)
 
 
+@pytest.mark.usefixtures("either_search")
 @pytest.mark.parametrize("kind", ["byte_level", "sentence_piece"])
 def test_characters_over_several_tokens(kind: str, tokenizers: dict[str, Any]) -> None:
     tokenizer = tokenizers[kind]
@@ -309,6 +319,7 @@ def test_characters_over_several_tokens(kind: str, tokenizers: dict[str, Any]) -
         assert [bool(criterion(ids[:, :length], None)) for length in range(1, 10)].index(True) + 1 == end
 
 
+@pytest.mark.usefixtures("either_search")
 def test_long_strings(tokenizers: dict[str, Any]) -> None:
     """More steps than are composed at once, and more text before than is looked at."""
     tokenizer = tokenizers["byte_level"]
@@ -321,6 +332,7 @@ def test_long_strings(tokenizers: dict[str, Any]) -> None:
         assert criterion(torch.tensor([ids, wrong]), None).tolist() == [True, False]
 
 
+@pytest.mark.usefixtures("either_search")
 def test_ids_outside_the_vocabulary_match_nothing(tokenizers: dict[str, Any]) -> None:
     criterion = StopStringCriteria(tokenizers["byte_level"], ["a", "\x00"])
     wild = torch.tensor([[-1], [10**9], [len(tokenizers["byte_level"])], [-(2**40)]])
@@ -335,6 +347,7 @@ def test_ids_outside_the_vocabulary_match_nothing(tokenizers: dict[str, Any]) ->
         ([], ValueError, "at least one string"),
         (3, TypeError, "`stop_strings` must be a string or a list of strings, got 3"),
         ([b"a"], TypeError, "a list of strings"),
+        (["a", "x\ud800"], ValueError, r"without lone surrogates, got 'x\\ud800'"),
         ("ж", ValueError, r"`stop_strings`: no token of the vocabulary can end any of \['ж'\]"),
     ],
 )
@@ -346,6 +359,32 @@ def test_wrong_stop_strings(strings: Any, error: type[Exception], message: str, 
 def test_a_tokenizer_needs_a_vocabulary() -> None:
     with pytest.raises(TypeError, match="`tokenizer` must have `get_vocab`, got int"):
         StopStringCriteria(3, "a")
+
+
+@pytest.mark.usefixtures("either_search")
+def test_strings_without_a_token_that_ends_them(tokenizers: dict[str, Any]) -> None:
+    for strings in (["ж"], ["ж", "aж"] * 200):
+        with pytest.raises(ValueError, match=r"no token of the vocabulary can end any of \['ж'"):
+            StopStringCriteria(tokenizers["metaspace"], strings)
+
+
+def test_huge_strings_and_many(tokenizers: dict[str, Any]) -> None:
+    """A million characters, a hundred thousand strings: seconds at most, and what is kept is bounded."""
+    tokenizer, draw = tokenizers["byte_level"], random.Random(4)
+    text = "".join(draw.choices("abcdefgh ", k=10**6))
+    many = ["".join(draw.choices("abcdefgh ", k=draw.randint(9, 30))) for _ in range(10**5)]
+    ids = torch.tensor([tokenizer(text[-3000:])["input_ids"]])
+    ends = [torch.tensor([tokenizer("zzz" + string)["input_ids"]]) for string in many[:50]]
+    start = time.process_time()
+    one, several = StopStringCriteria(tokenizer, text), StopStringCriteria(tokenizer, many)
+    assert not one(ids, None)
+    assert StopStringCriteria(tokenizer, text[-2000:])(ids, None)
+    assert all(several(row, None) for row in ends)
+    assert not any(several(row.flip(1), None) for row in ends)
+    for number in range(70):
+        StopStringCriteria(tokenizer, [text, str(number)])
+    assert time.process_time() - start < 10
+    assert sum(search.num_bytes for search in stop_search._kept.values()) <= 2**26
 
 
 def test_tables_are_kept(tokenizers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,8 +406,8 @@ def test_set_up_of_a_large_vocabulary_is_quick() -> None:
     torch.set_num_threads(1)  # with more, one that is not scheduled holds up the others
     times = []
     for string in ("stop", "\nUser:", "hello"):
-        begin = time.perf_counter()
+        begin = time.process_time()
         StopStringCriteria(tokenizer, string)
-        times.append(time.perf_counter() - begin)
+        times.append(time.process_time() - begin)
     torch.set_num_threads(threads)
     assert min(times) < 0.25
