@@ -23,7 +23,13 @@ from pygen.modes.custom import borrowed, own_loop
 from pygen.modes.sampling import generate_by_sampling
 from pygen.outputs import GenerateOutput
 from pygen.remote_code import load_custom_generate
-from pygen.request import refuse_unavailable, resolve_lengths, resolve_settings, resolve_special_tokens
+from pygen.request import (
+    refuse_unavailable,
+    resolve_lengths,
+    resolve_settings,
+    resolve_special_tokens,
+    within_positions,
+)
 from pygen.runtime.choice import CAPTURED_MODES, check_runtime, choose_runtime
 from pygen.stopping import build_criteria
 from pygen.streamers import end_stream
@@ -236,6 +242,7 @@ def prepare_call(
         embeds_length=prompt.embeds_length,
         prompt_name="decoder_input_ids" if adapter.is_encoder_decoder else prompt.main_input_name,
     )
+    lengths = within_positions(lengths, adapter.room_for(prompt, lengths.max_new_tokens), model)
     stopping = build_criteria(
         stopping_criteria,
         config,

@@ -75,6 +75,6 @@ def _extensions(tokenizer: Any, token_id: int) -> list[int]:
     place = int((table.ids == token_id).nonzero()[0, 0])
     length = int(table.lengths[place])
     longer = (table.lengths >= length).nonzero()[:, 0]
-    places = table.starts[longer, None] + torch.arange(length)
-    text = table.data[table.starts[place] + torch.arange(length)]
+    places = table.starts[longer, None] + torch.arange(length, device="cpu")
+    text = table.data[table.starts[place] + torch.arange(length, device="cpu")]
     return sorted(table.ids[longer[(table.data[places] == text).all(dim=1)]].tolist())

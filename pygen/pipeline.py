@@ -180,9 +180,9 @@ def op_knobs(stage: Fused, plan: Plan, example: Tensor) -> dict[str, Any]:
     """Arguments of `process_logits` for scores like `example`."""
     knobs = {**stage.knobs, "do_sample": plan.do_sample if stage.warps else False}
     if "bias" in knobs:
-        table = torch.zeros(example.shape[1])
+        table = torch.zeros(example.shape[1], device="cpu")
         inside = {token_id: bias for token_id, bias in knobs["bias"].items() if token_id < len(table)}
-        table[list(inside)] = torch.tensor(list(inside.values()))
+        table[list(inside)] = torch.tensor(list(inside.values()), device="cpu")
         knobs["bias"] = table.to(example.device)
     if len(knobs.get("suppress", ())) > max(_LISTED, example.shape[1] // 32):
         knobs["token_bitmask"] = _all_but(knobs.pop("suppress"), example.shape[1]).to(example.device)

@@ -76,7 +76,7 @@ def resolve_settings(model_config: Any, generation_config: Any, kwargs: Mapping[
 
     do_sample = settings.get("do_sample")
     if isinstance(do_sample, (list, tuple, Tensor)):
-        settings["do_sample"] = bool(torch.as_tensor(do_sample).any())
+        settings["do_sample"] = bool(torch.as_tensor(do_sample, device="cpu").any())
     return Settings(
         config=GenerationConfig(**settings),
         do_sample=do_sample,
@@ -180,6 +180,18 @@ def resolve_lengths(
     return Lengths(max_length - prompt_length, max(min_length - prompt_length, 0))
 
 
+def within_positions(lengths: Lengths, room: int, model: Any) -> Lengths:
+    """At most `room` tokens, those that the model has positions for. UserWarning where that is less than was asked."""
+    if room >= lengths.max_new_tokens:
+        return lengths
+    warnings.warn(
+        f"{type(model).__name__} has no positions for {lengths.max_new_tokens} new tokens: generating up to {room}.",
+        UserWarning,
+        stacklevel=5,
+    )
+    return Lengths(room, lengths.min_new_tokens)
+
+
 @dataclass(frozen=True)
 class SpecialTokens:
     """The ids of a call, None where there is none.
@@ -214,7 +226,7 @@ def resolve_special_tokens(config: GenerationConfig) -> SpecialTokens:
 def _ids(value: Any) -> list[int] | None:
     if value is None:
         return None
-    ids = torch.as_tensor(value).reshape(-1).tolist()
+    ids = torch.as_tensor(value, device="cpu").reshape(-1).tolist()
     return [int(token_id) for token_id in ids] or None
 
 

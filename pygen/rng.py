@@ -86,7 +86,7 @@ def row_seed(seed: int, row: int) -> int:
 
 def row_seeds(seed: int, rows: int) -> Tensor:
     """`row_seed(seed, row)` for every row: (rows,) int64, the bit patterns of the unsigned words."""
-    value = torch.arange(1, rows + 1, dtype=torch.int64) * as_int64(_GOLDEN_GAMMA) + as_int64(seed)
+    value = torch.arange(1, rows + 1, dtype=torch.int64, device="cpu") * as_int64(_GOLDEN_GAMMA) + as_int64(seed)
     value = (value ^ _shift_right(value, 30)) * as_int64(0xBF58476D1CE4E5B9)
     value = (value ^ _shift_right(value, 27)) * as_int64(0x94D049BB133111EB)
     return value ^ _shift_right(value, 31)

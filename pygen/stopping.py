@@ -90,7 +90,7 @@ class EosTokenCriteria(StoppingCriteria):
 
     def __init__(self, eos_token_id: int | list[int] | Tensor) -> None:
         if not isinstance(eos_token_id, Tensor):
-            eos_token_id = torch.tensor([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id)
+            eos_token_id = torch.tensor([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id, device="cpu")
         self.eos_token_id = eos_token_id
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
@@ -223,7 +223,9 @@ def build_criteria(
         eos_token_ids is not None and max(*eos_token_ids, -1 if pad_token_id is None else pad_token_id) >= 0
     ) or any(hasattr(criterion, "eos_token_id") for criterion in given)
     if by_hand[EosTokenCriteria]:
-        ids = [torch.as_tensor(criterion.eos_token_id).reshape(-1) for criterion in by_hand[EosTokenCriteria]]
+        ids = [
+            torch.as_tensor(criterion.eos_token_id, device="cpu").reshape(-1) for criterion in by_hand[EosTokenCriteria]
+        ]
         eos_token_ids = [int(token_id) for token_id in torch.cat(ids)] or None
 
     criteria: list[Callable[..., Any]] = []

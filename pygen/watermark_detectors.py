@@ -123,7 +123,7 @@ class WatermarkDetector:
                 ngrams = ngrams.unique(dim=0)
             green = self.processor.are_green(ngrams if is_selfhash else ngrams[:, :-1], ngrams[:, -1])
             counts.append([len(ngrams), int(green.sum())])
-        table = torch.tensor(counts, dtype=torch.float64).reshape(-1, 2).numpy()
+        table = torch.tensor(counts, dtype=torch.float64, device="cpu").reshape(-1, 2).numpy()
         return table[:, 0], table[:, 1]
 
 

@@ -39,7 +39,7 @@ class AssistantToTargetTranslator:
         device = torch.device("cpu") if assistant_model is None else assistant_model.device
         self.target_to_assistant_input_ids = _common_tokens(target_tokenizer, assistant_tokenizer)
         size = max(assistant_tokenizer.get_vocab().values()) + 1
-        target_ids = torch.full((size,), self.SUPPRESS_TOKEN_ID, dtype=torch.int64)
+        target_ids = torch.full((size,), self.SUPPRESS_TOKEN_ID, dtype=torch.int64, device="cpu")
         for target_id, assistant_id in self.target_to_assistant_input_ids.items():
             target_ids[assistant_id] = target_id
         self._target_ids = target_ids.to(device)

@@ -38,6 +38,10 @@ class ModelAdapter(Protocol):
         """The checked inputs of the call, with masks, positions and decoder prompts filled in; runs nothing."""
         ...
 
+    def room_for(self, prompt: Prompt, max_new_tokens: int) -> int:
+        """How many of `max_new_tokens` the model has positions for. ValueError where the prompts have too many."""
+        ...
+
     def start(self, prompt: Prompt, *, mode: GenerationMode, num_copies: int, max_new_tokens: int) -> None:
         """Prepares cache and buffers for `num_copies` rows per prompt, and runs the encoder, once per prompt.
 

@@ -111,6 +111,9 @@ class ModuleAdapter:
         self._returns_cache = bool(config.return_dict_in_generate)
         return Prompt(ids, mask, ids, "input_ids", kwargs)
 
+    def room_for(self, prompt: Prompt, max_new_tokens: int) -> int:
+        return max_new_tokens
+
     def start(self, prompt: Prompt, *, mode: GenerationMode, num_copies: int, max_new_tokens: int) -> None:
         kwargs = dict(prompt.model_kwargs)
         self._batch_size, self._prompt_length = prompt.input_ids.shape

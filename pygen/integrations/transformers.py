@@ -15,6 +15,7 @@ from pygen.integrations.growing_layer import grow_in_place
 from pygen.integrations.inputs import GrowingInputs, tail_logits
 from pygen.integrations.outputs import output_class
 from pygen.integrations.own_generate import own_generate_runs
+from pygen.integrations.positions import check_encoder_positions, room_for
 from pygen.integrations.rows import ModuleStates, is_by_rows, map_leaves, row_dims
 from pygen.integrations.transformers_inputs import (
     add_cache,
@@ -114,6 +115,14 @@ class TransformersAdapter:
         self._callers_cache_name = given_cache_name(model_kwargs)
         self._unseen = unseen_length(self._hooks, prompt, self._callers_cache_name)
         return prompt
+
+    def room_for(self, prompt: Prompt, max_new_tokens: int) -> int:
+        length = prompt.embeds_length + prompt.input_ids.shape[1]
+        if self.is_encoder_decoder and prompt.main_input_name == "input_ids":
+            mask = prompt.model_kwargs.get("attention_mask")
+            check_encoder_positions(self._hooks, prompt.main_input.shape[1], mask, name="input_ids")
+        name = "decoder_input_ids" if self.is_encoder_decoder else prompt.main_input_name
+        return room_for(self._hooks, max_new_tokens, length, prompt.mask, name=name)
 
     def start(
         self, prompt: Prompt, *, mode: GenerationMode, num_copies: int, max_new_tokens: int, cache: Any = None

@@ -295,4 +295,6 @@ def add_cache(
     """
     holder = copy.copy(model)
     vars(holder).pop("_cache", None)
-    holder._prepare_cache_for_generation(config, kwargs, TransformersMode(mode.value), batch_size, max_cache_length)
+    # Its layers move to where the states are, and could not from the meta device.
+    with torch.device("cpu"):
+        holder._prepare_cache_for_generation(config, kwargs, TransformersMode(mode.value), batch_size, max_cache_length)

@@ -21,7 +21,7 @@ class ForcedBOSTokenLogitsProcessor(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if input_ids.shape[-1] != 1:
             return scores
-        return _only("bos_token_id", torch.tensor([self.bos_token_id]), scores)
+        return _only("bos_token_id", torch.tensor([self.bos_token_id], device="cpu"), scores)
 
 
 class ForcedEOSTokenLogitsProcessor(LogitsProcessor):

@@ -143,7 +143,7 @@ class WatermarkLogitsProcessor(LogitsProcessor):
             hits += [(greenlist == token_id).any() for _, token_id in group]
         if hits:
             self._are_green_cache.update(zip(unknown, torch.stack(hits).tolist(), strict=True))
-        answers = torch.tensor([self._are_green_cache[pair] for pair in pairs], dtype=torch.bool)
+        answers = torch.tensor([self._are_green_cache[pair] for pair in pairs], dtype=torch.bool, device="cpu")
         _trim(self._are_green_cache, self.cache_size)
         return answers
 

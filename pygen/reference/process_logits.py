@@ -300,7 +300,7 @@ def _at(knob: bool | float | Tensor, row: int) -> bool | float:
 
 def _float32(knob: Knob, row: int) -> Tensor:
     """The knob of a row as the float32 that the kernels receive."""
-    return torch.tensor(_at(knob, row), dtype=torch.float32)
+    return torch.tensor(_at(knob, row), dtype=torch.float32, device="cpu")
 
 
 def _row_of(table: Tensor, row: int) -> Tensor:

@@ -112,8 +112,8 @@ def seeds_and_steps(
     elif isinstance(seed, Tensor):
         seeds = seed
     else:
-        seeds = torch.tensor([noise_sources.as_int64(word) for word in seed], dtype=torch.int64)
-    steps = step if isinstance(step, Tensor) else torch.full((rows,), step, dtype=torch.int64)
+        seeds = torch.tensor([noise_sources.as_int64(word) for word in seed], dtype=torch.int64, device="cpu")
+    steps = step if isinstance(step, Tensor) else torch.full((rows,), step, dtype=torch.int64, device="cpu")
     return seeds.to(device), steps.to(device)
 
 

@@ -53,7 +53,7 @@ def verify_draft(
                 at, where = seeds[r : r + 1], steps[r : r + 1] + i
                 if noise is not None and uniforms is not None:
                     exponential = noise[r : r + 1]
-                    uniform = uniforms[r, i] if draft >= 0 else torch.zeros(())
+                    uniform = uniforms[r, i] if draft >= 0 else torch.zeros((), device="cpu")
                 else:
                     exponential = noise_sources.philox_exponential(at, where, vocab_size)
                     ids = torch.tensor([max(draft, 0)], device=device)

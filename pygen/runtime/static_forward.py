@@ -39,7 +39,7 @@ class StaticForward:
     ) -> None:
         """`adapter` has read a prompt with `cache`."""
         self.cache = cache
-        self.logits = torch.empty(0)
+        self.logits = torch.empty(0, device="cpu")
         self._hooks, self._names = weakref.ref(adapter.hooks), HookNames(adapter.hooks)
         self._call = _call if compile_options is None else torch.compile(_call, **compile_options)
         kwargs, growing = adapter.decode_arguments()

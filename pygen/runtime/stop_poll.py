@@ -88,7 +88,7 @@ class CudaMailbox:
     """Pinned slots, filled by copies that the host does not wait for, and an event behind each copy, which it polls."""
 
     def __init__(self, words: Tensor, slots: int) -> None:
-        self._slots = [torch.empty(words.shape, dtype=words.dtype, pin_memory=True) for _ in range(slots)]
+        self._slots = [torch.empty(words.shape, dtype=words.dtype, pin_memory=True, device="cpu") for _ in range(slots)]
         self._arrived = [torch.cuda.Event() for _ in range(slots)]
 
     def send(self, step: int, words: Tensor) -> None:
@@ -140,8 +140,8 @@ class HostRows:
 
     def __init__(self, rows: int, eos_token_ids: Tensor | None) -> None:
         """`eos_token_ids`: (n,) int64 on the CPU, or None where no token ends a row."""
-        self.finished = torch.zeros(rows, dtype=torch.bool)
-        self.num_generated = torch.zeros(rows, dtype=torch.int64)
+        self.finished = torch.zeros(rows, dtype=torch.bool, device="cpu")
+        self.num_generated = torch.zeros(rows, dtype=torch.int64, device="cpu")
         self._eos_token_ids = eos_token_ids
 
     def advance(self, token_ids: Tensor) -> None:
