@@ -191,9 +191,9 @@ def op_knobs(stage: Fused, plan: Plan, example: Tensor) -> dict[str, Any]:
 
 def _all_but(token_ids: Sequence[int], vocab_size: int) -> Tensor:
     """(ceil(vocab_size / 32),) int32: the bitmask of all ids but these."""
-    allowed = torch.ones(-(-vocab_size // 32) * 32, dtype=torch.bool)
+    allowed = torch.ones(-(-vocab_size // 32) * 32, dtype=torch.bool, device="cpu")
     allowed[[token_id for token_id in token_ids if 0 <= token_id < vocab_size]] = False
-    words: Tensor = (allowed.view(-1, 32).long() << torch.arange(32)).sum(1).to(torch.int32)
+    words: Tensor = (allowed.view(-1, 32).long() << torch.arange(32, device="cpu")).sum(1).to(torch.int32)
     return words
 
 

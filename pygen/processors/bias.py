@@ -116,7 +116,7 @@ def _build_tables(sequence_bias: dict[tuple[int, ...], float], scores: Tensor) -
         raise ValueError(
             f"ids of biased sequences must be below the vocabulary size {vocab_size}, got {shown(outside)}"
         )
-    single = torch.zeros(vocab_size)
+    single = torch.zeros(vocab_size, device="cpu")
     # By powers of 2 of the length: what is padded is at most as much again, however long the longest one is.
     by_length: dict[int, list[tuple[int, ...]]] = {}
     for ids, bias in sequence_bias.items():
@@ -129,10 +129,10 @@ def _build_tables(sequence_bias: dict[tuple[int, ...], float], scores: Tensor) -
 
 
 def _build_group(sequences: list[tuple[int, ...]], biases: list[float]) -> _Group:
-    lengths = torch.tensor(list(map(len, sequences)))
-    flat = torch.tensor(list(itertools.chain.from_iterable(sequences)))
+    lengths = torch.tensor(list(map(len, sequences)), device="cpu")
+    flat = torch.tensor(list(itertools.chain.from_iterable(sequences)), device="cpu")
     ends, width = lengths.cumsum(0), int(lengths.max()) - 1
-    columns = torch.arange(width) - width
+    columns = torch.arange(width, device="cpu") - width
     padded = columns < 1 - lengths[:, None]
     prefixes = flat[(ends[:, None] - 1 + columns).clamp(min=0)]
-    return _Group(prefixes, padded, flat[ends - 1], torch.tensor(biases, dtype=torch.float32))
+    return _Group(prefixes, padded, flat[ends - 1], torch.tensor(biases, dtype=torch.float32, device="cpu"))

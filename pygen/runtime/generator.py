@@ -24,7 +24,9 @@ class LentGenerator:
                 # No thread of a launch takes more than all elements; offsets are multiples of 4.
                 self._behind = self._offset + max_steps * ((elements + 3) // 4 * 4)
                 generator.set_offset(self._behind)
-            words.copy_(torch.tensor([as_int64(generator.initial_seed()), self._offset], dtype=torch.int64))
+            words.copy_(
+                torch.tensor([as_int64(generator.initial_seed()), self._offset], dtype=torch.int64, device="cpu")
+            )
         else:
             words.copy_(generator.get_state())
 
@@ -36,7 +38,7 @@ class LentGenerator:
         """
         if self._words.device.type != "cuda":
             for _ in range(steps):
-                torch.empty(self._elements).exponential_(generator=self._generator)
+                torch.empty(self._elements, device="cpu").exponential_(generator=self._generator)
             return
         taken = (int(self._words[1]) - self._offset) // launched * steps if launched else 0
         with lock_of(self._generator):
