@@ -1,7 +1,7 @@
 """The filters of a row, in Hugging Face's order, on an array of its scores over temperature.
 
-Every filter keeps a prefix of an order: all keys above a cut and the first few at it, ties being in order of ids. What
-it removes becomes -inf, so that the next one sees the survivors only.
+Every filter keeps a prefix of an order: all keys above a cut and a few at it, the lowest ids, for top_p the highest.
+What it removes becomes -inf, so that the next one sees the survivors only.
 """
 
 import triton
@@ -97,7 +97,8 @@ def apply_filters(array, size, knobs, rows, flags, min_tokens_to_keep, largest, 
                     found, above = cut_of(array, size, target, by_mass & first, by_distance, largest, center)
                     unit = tl.where(by_mass & first, tl.exp(score_of_key(found) - largest), 1.0).to(tl.float64)
                     at_cut = tl.ceil(tl.minimum((target - above) / unit, 1e9)).to(tl.int32)
-                    at_cut = tl.where(splits_ties, at_cut, ALL)
+                    # The n nearest to the entropy are exactly n; up to a mass, all ties stay.
+                    at_cut = tl.where(splits_ties | (by_distance & (first == 0)), at_cut, ALL)
                     if first | (stage == TOP_H) | (found < cut):
                         cut = found
                         kept = at_cut
@@ -105,7 +106,7 @@ def apply_filters(array, size, knobs, rows, flags, min_tokens_to_keep, largest, 
                         kept = tl.maximum(kept, at_cut)
                     if first & (stage == TOP_H):
                         target = _count_top_h(array, size, cut, kept, value, largest, room)
-            largest = keep_from(array, size, cut, kept, by_distance, center)
+            largest = keep_from(array, size, cut, kept, stage == TOP_P, by_distance, center)
             total_mass = total_mass * 0.0 - 1.0
     return largest
 

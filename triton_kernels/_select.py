@@ -71,20 +71,27 @@ def cut_of(array, size, target, by_mass, by_distance, largest, center):
 
 
 @triton.jit
-def keep_from(array, size, cut, kept, by_distance, center):
-    """Removes what lies below the key `cut`, and of those at it all but the first `kept`; returns the largest left."""
+def keep_from(array, size, cut, kept, from_end, by_distance, center):
+    """Removes what lies below the key `cut`, and of those at it all but `kept`; returns the largest left.
+
+    The first at the cut stay, where `from_end` the last.
+    """
     largest = tl.full((TILE,), float("-inf"), tl.float32)
     before = kept * 0
-    for start in range(0, size, TILE):
+    last_start = (size - 1) // TILE * TILE
+    for offset in range(0, size, TILE):
+        start = tl.where(from_end, last_start - offset, offset)
         at = start + tl.arange(0, TILE)
         score = tl.load(array + at, mask=at < size, other=float("-inf"))
         key = key_of(score, by_distance, center)
         is_equal = ((key == cut) & (score > float("-inf"))).to(tl.int32)
-        rank = before + tl.cumsum(is_equal, axis=0)
+        num_equal = tl.sum(is_equal)
+        place = tl.cumsum(is_equal, axis=0)
+        rank = before + tl.where(from_end, num_equal + 1 - place, place)
         score = tl.where((key > cut) | ((is_equal != 0) & (rank <= kept)), score, float("-inf"))
         tl.store(array + at, score, mask=at < size)
         largest = tl.maximum(largest, score)
-        before += tl.sum(is_equal)
+        before += num_equal
     tl.debug_barrier()
     return tl.max(largest)
 

@@ -220,7 +220,7 @@ def expand_beams_kernel(
                     values = list_scores
                 cut, above = cut_of(values, size, count.to(tl.float64), False, False, largest, 0.0)
                 if cut != _LEAST_KEY:
-                    keep_from(values, size, cut, count - above.to(tl.int32), False, 0.0)
+                    keep_from(values, size, cut, count - above.to(tl.int32), False, False, 0.0)
                 for start in range(0, size, TILE):
                     at = start + tl.arange(0, TILE)
                     taken = tl.load(values + at, mask=at < size, other=float("-inf")) > float("-inf")

@@ -2,9 +2,9 @@
 // eta.
 //
 // Every filter keeps an interval [low, high] of scores: all but `typical` only raise `low`, and ties that a filter
-// splits are resolved by writing -inf over the losers (highest ids first) in a copy. So the survivors need no list; but
-// when the first filter leaves few, they are gathered from the blocks whose maximum reaches it, and the rest works on
-// that list.
+// splits are resolved by writing -inf over the losers in a copy: the lowest ids for top_p, else the highest. So the
+// survivors need no list; but when the first filter leaves few, they are gathered from the blocks whose maximum reaches
+// it, and the rest works on that list.
 #pragma once
 
 #include <algorithm>
@@ -219,16 +219,25 @@ class Survivors {
     return {total, std::log(total) - energy.total() / total};
   }
 
-  // Raises `low` to a cut; of the survivors equal to it, the first `num_kept` stay.
-  void cut_at(const Cut& cut, int64_t num_kept) {
+  // Which of equal scores stay where not all do.
+  enum class Stay { kLowestIds, kHighestIds };
+
+  // Raises `low` to a cut; of the survivors equal to it, `num_kept` stay.
+  void cut_at(const Cut& cut, int64_t num_kept, Stay stay) {
     low_ = std::max(low_, cut.key);
-    int64_t to_drop = cut.num_equal - num_kept;
+    drop_of_ties(ScoreKey{}, cut.key, cut.num_equal - num_kept, stay);
+  }
+
+  // Of the survivors whose key is `tied`, so many go.
+  template <typename Key>
+  void drop_of_ties(const Key& key, float tied, int64_t to_drop, Stay stay) {
     if (to_drop <= 0) return;
     float* own = scratch_.scores.reserve(size_ + kSlack);
     if (scores_ != own) std::copy(scores_, scores_ + size_, own);
     scores_ = own;
-    for (int64_t i = size_ - 1; to_drop > 0; --i) {
-      if (own[i] != cut.key) continue;
+    const bool from_end = stay == Stay::kLowestIds;
+    for (int64_t i = from_end ? size_ - 1 : 0; to_drop > 0; i += from_end ? -1 : 1) {
+      if (key(own[i]) != tied || !keeps(own[i])) continue;
       own[i] = -kInf;
       --to_drop;
     }
@@ -239,9 +248,9 @@ class Survivors {
     return select_cut(scores(), size_, ScoreKey{}, count_weight(), Target{static_cast<double>(count), 0}, scratch_);
   }
 
-  void keep_exactly_largest(int64_t count) {
+  void keep_exactly_largest(int64_t count, Stay stay) {
     const Cut cut = nth_largest(count);
-    if (cut.key > -kInf) cut_at(cut, count - static_cast<int64_t>(cut.above));
+    if (cut.key > -kInf) cut_at(cut, count - static_cast<int64_t>(cut.above), stay);
   }
 
   void keep_top_k() {
@@ -277,12 +286,12 @@ class Survivors {
     int64_t num_above = 0, num_equal = 0;
     while (best[num_above].score > lowest) ++num_above;
     for (int64_t i = 0; i < size_; ++i) num_equal += all[i] == lowest;
-    cut_at({lowest, static_cast<double>(num_above), num_equal}, kept - num_above);
+    cut_at({lowest, static_cast<double>(num_above), num_equal}, kept - num_above, Stay::kLowestIds);
   }
 
-  // Keeps a token while the mass before it, largest first, is below top_p of all.
+  // Keeps a token while the mass before it, largest first and of equal scores the highest id, is below top_p of all.
   void keep_top_p() {
-    if (filters_.top_p == 0) return keep_exactly_largest(filters_.min_tokens_to_keep);
+    if (filters_.top_p == 0) return keep_exactly_largest(filters_.min_tokens_to_keep, Stay::kHighestIds);
     // Known only where top_p is the first filter; a gathered nucleus is measured against the mass of the whole row.
     const bool known = total_mass_ >= 0;
     const Target target{known ? filters_.top_p * total_mass_ : -1, filters_.top_p};
@@ -297,8 +306,8 @@ class Survivors {
     }
     if (filters_.min_tokens_to_keep > 1 &&
         count_at_least(std::nextafter(cut.key, kInf)) + kept < filters_.min_tokens_to_keep)
-      return keep_exactly_largest(filters_.min_tokens_to_keep);
-    cut_at(cut, kept);
+      return keep_exactly_largest(filters_.min_tokens_to_keep, Stay::kHighestIds);
+    cut_at(cut, kept, Stay::kHighestIds);
   }
 
   // Keeps scores >= cut and the min_tokens_to_keep largest: exactly as many, or with all ties of the last.
@@ -308,7 +317,7 @@ class Survivors {
     if (count_at_least(low) >= filters_.min_tokens_to_keep) {
       low_ = std::max(low_, low);
     } else if (exactly) {
-      keep_exactly_largest(filters_.min_tokens_to_keep);
+      keep_exactly_largest(filters_.min_tokens_to_keep, Stay::kLowestIds);
     } else {
       low_ = std::max(low_, nth_largest(filters_.min_tokens_to_keep).key);
     }
@@ -322,6 +331,8 @@ class Survivors {
     if (filters_.min_tokens_to_keep > 1) {
       const Target count{static_cast<double>(filters_.min_tokens_to_keep), 0};
       const Cut cut = select_cut(scores(), size_, key, count_weight(), count, scratch_);
+      if (cut.key < nearest && cut.key > -kInf)
+        drop_of_ties(key, cut.key, cut.num_equal - static_cast<int64_t>(count.weight - cut.above), Stay::kLowestIds);
       nearest = std::min(nearest, cut.key);
     }
     F32 lowest_negated = broadcast(-kInf), highest = broadcast(-kInf);

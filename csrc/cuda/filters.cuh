@@ -1,12 +1,13 @@
 // The filters of a row in Hugging Face's order, over any view of its scores: the sorted list of the few that can
 // survive (sorted_list.cuh) or the whole row (row_view.cuh). A view offers, with all threads that share it calling:
 //   keep_top_h(h)                  top_h's rule; it always is the first filter
-//   keep_largest(n)                exactly n of the survivors, the lower ids where scores tie
+//   keep_largest(n)                exactly n of the survivors, the lowest ids where scores tie
 //   keep_largest_and_ties(n)       all as large as the n-th
-//   keep_nucleus(p, n)             top_p's rule with at least n; false: the view cannot tell
+//   keep_nucleus(p, n)             top_p's rule with at least n, the highest ids where scores tie; false: the view
+//                                  cannot tell
 //   keep_at_least(score)
 //   holds_at_least(score, n)       whether n survivors are as large
-//   keep_typical(center, p, n)     the nearest to `center` up to a mass of p, and the n nearest
+//   keep_typical(center, p, n)     the nearest to `center` up to a mass of p, and the n nearest, of ties the lowest ids
 //   distribution()                 of the survivors
 #pragma once
 
@@ -85,11 +86,7 @@ PYGEN_DEVICE bool apply_filters(View& view, const Filters& filters, float larges
   if (filters.top_h > 0) view.keep_top_h(filters.top_h);
   if (filters.top_k > 0) view.keep_largest_and_ties(filters.top_k);
   if (filters.top_p < 1) {
-    if (filters.top_p == 0) {
-      view.keep_largest(n);
-    } else if (!view.keep_nucleus(filters.top_p, n)) {
-      return false;
-    }
+    if (!view.keep_nucleus(filters.top_p, n)) return false;
   }
   if (filters.min_p > 0) keep_above(view, largest + log(static_cast<double>(filters.min_p)), n, /*exactly=*/true);
   if (filters.typical_p < 1) {

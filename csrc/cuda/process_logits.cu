@@ -31,16 +31,17 @@ PYGEN_DEVICE Kept shape_row(const ShapingParams& params, int64_t row, const RowS
   if (facts.status != kOk) return {Interval{}, true, 1.0f};
   if (!filters.any()) return {Interval{}, true, filters.temperature};
   const float largest = facts.most / filters.temperature;
-  uint64_t low = 0, high = 0;
+  uint64_t told[3] = {};
   const bool listed = filter_list(scores, team, filters, largest, 0, [&](const SortedList& list, double) {
     const Interval interval = list.interval();
-    low = list_entry(interval.low, interval.last_id);
-    high = list_entry(interval.high, interval.after_id);
+    told[0] = list_entry(interval.low, interval.last_id);
+    told[1] = list_entry(interval.high, interval.after_id);
+    told[2] = static_cast<uint64_t>(interval.first_id) << 32 | static_cast<uint32_t>(interval.until_id);
   });
   if (!listed) return {filter_whole_row(scores, team, filters, largest), false, filters.temperature};
-  low = team.from_leader(low);
-  high = team.from_leader(high);
-  const Interval interval{score_of_entry(low), score_of_entry(high), token_of_entry(low), token_of_entry(high)};
+  team.take_from_leader(told);
+  const Interval interval{score_of_entry(told[0]), score_of_entry(told[1]), static_cast<int>(told[2] >> 32),
+                          token_of_entry(told[0]), token_of_entry(told[1]), static_cast<int>(told[2] & 0xFFFFFFFFu)};
   return {interval, false, filters.temperature};
 }
 

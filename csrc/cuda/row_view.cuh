@@ -118,52 +118,37 @@ class RowView {
     return total(Total::kCount, low) >= static_cast<uint64_t>(n);
   }
 
-  PYGEN_DEVICE void keep_at_least(float low) {
-    if (!(low > interval_.low)) return;
-    interval_.low = low;
-    interval_.last_id = 0x7FFFFFFF;
-  }
+  PYGEN_DEVICE void keep_at_least(float low) { interval_.raise_low(low); }
 
   PYGEN_DEVICE void keep_largest_and_ties(int n) {
-    const Place place = place_of(Weight::kCount, n, 0.0);
+    const Place place = place_of(Weight::kCount, n, 0.0, Stay::kLowestIds);
     if (place.known) {
       keep_at_least(place.score);
       return;
     }
-    const Cut cut = select(Key::kScore, Weight::kCount, n, 0.0, 0.0f);
+    const Cut cut = select(Key::kScore, Weight::kCount, n, 0.0, 0.0f, 0.0f);
     if (cut.found) keep_at_least(value_of_key(cut.key));
   }
 
-  PYGEN_DEVICE void keep_largest(int n) {
-    const Place place = place_of(Weight::kCount, n, 0.0);
-    if (place.known) return keep_down_to(place);
-    const Cut cut = select(Key::kScore, Weight::kCount, n, 0.0, 0.0f);
-    if (cut.found) keep_of_ties(value_of_key(cut.key), n - cut.above, cut.at);
-  }
+  PYGEN_DEVICE void keep_largest(int n) { keep_first(Weight::kCount, n, 0.0, Stay::kLowestIds); }
 
   PYGEN_DEVICE bool keep_nucleus(float p, int n) {
     const Interval before = interval_;
-    const Place place = place_of(Weight::kMass, 0, p);
-    if (place.known) {
-      keep_down_to(place);
-    } else {
-      const Cut cut = select(Key::kScore, Weight::kMass, 0, p, 0.0f);
-      if (!cut.found) return true;
-      const uint64_t each = mass_of(value_of_key(cut.key), largest_);
-      keep_of_ties(value_of_key(cut.key), (cut.target - cut.above + each - 1) / each, cut.at / each);
-    }
-    if (n > 1 && !holds_at_least(-kInfinity, n)) {
+    if (p > 0) keep_first(Weight::kMass, 0, p, Stay::kHighestIds);
+    if (p == 0 || (n > 1 && !holds_at_least(-kInfinity, n))) {
       interval_ = before;
-      keep_largest(n);
+      keep_first(Weight::kCount, n, 0.0, Stay::kHighestIds);
     }
     return true;
   }
 
   PYGEN_DEVICE void keep_typical(float center, float p, int n) {
-    const Cut by_mass = select(Key::kNearness, Weight::kMass, 0, p, center);
+    const Cut by_mass = select(Key::kNearness, Weight::kMass, 0, p, center, 0.0f);
     uint32_t bar = by_mass.found ? by_mass.key : 0;
+    uint64_t excess = 0;
     if (n > 1) {
-      const Cut by_count = select(Key::kNearness, Weight::kCount, n, 0.0, center);
+      const Cut by_count = select(Key::kNearness, Weight::kCount, n, 0.0, center, 0.0f);
+      if (by_count.found && by_count.key < bar) excess = by_count.above + by_count.at - n;
       bar = !by_count.found ? 0 : by_count.key < bar ? by_count.key : bar;
     }
     uint64_t low = 0xFFFFFFFFu, high = 0;
@@ -177,6 +162,7 @@ class RowView {
     high = team_.reduce(high, Larger{});
     keep_at_least(value_of_key(static_cast<uint32_t>(low)));
     interval_.high = value_of_key(static_cast<uint32_t>(high));
+    if (excess > 0) drop_outermost(bar, center, excess);
   }
 
   // Sends the survivors, at most kListCapacity, to the leader's list, and returns how many.
@@ -207,7 +193,7 @@ class RowView {
   }
 
  private:
-  enum class Key { kScore, kNearness, kLowId };
+  enum class Key { kScore, kNearness, kLowId, kHighId };
   enum class Weight { kCount, kMass };
   enum class Total { kMass, kEnergy, kCount };
 
@@ -233,17 +219,48 @@ class RowView {
     return team_.reduce(sum, Add{});
   }
 
-  // Of `equal` survivors with this score, the lowest there are, the first `kept` stay.
-  PYGEN_DEVICE void keep_of_ties(float score, uint64_t kept, uint64_t equal) {
+  // Which of equal scores stay where not all do.
+  enum class Stay { kLowestIds, kHighestIds };
+
+  // The largest survivors up to a weight.
+  PYGEN_DEVICE void keep_first(Weight weight, uint64_t target, double share, Stay stay) {
+    const Place place = place_of(weight, target, share, stay);
+    if (place.known) {
+      if (place.score > -kInfinity) keep_down_to(place.score, place.token, stay);
+      return;
+    }
+    const Cut cut = select(Key::kScore, weight, target, share, 0.0f, 0.0f);
+    if (!cut.found) return;
+    const float score = value_of_key(cut.key);
+    const uint64_t each = weight == Weight::kCount ? 1 : mass_of(score, largest_);
+    const uint64_t kept = (cut.target - cut.above + each - 1) / each;
     keep_at_least(score);
-    if (kept >= equal) return;
-    const Cut cut = select(Key::kLowId, Weight::kCount, kept, 0.0, score);
-    interval_.last_id = static_cast<int>(~cut.key);
+    if (kept >= cut.at / each) return;
+    const bool lowest = stay == Stay::kLowestIds;
+    const Cut ids = select(lowest ? Key::kLowId : Key::kHighId, Weight::kCount, kept, 0.0, score, score);
+    keep_down_to(score, static_cast<int>(lowest ? ~ids.key : ids.key), stay);
   }
 
-  // `share`: of the weight of all survivors; 0: `target` says it. `about`: the center of kNearness; the only score that
-  // counts for kLowId.
-  PYGEN_COLD Cut select(Key kind, Weight weight, uint64_t target, double share, float about) const {
+  // `token`: the last, or the first, to stay of the survivors with this score.
+  PYGEN_DEVICE void keep_down_to(float score, int token, Stay stay) {
+    keep_at_least(score);
+    (stay == Stay::kLowestIds ? interval_.last_id : interval_.first_id) = token;
+  }
+
+  // Removes `excess` of the two outermost scores, the highest ids of both, where their nearness is `bar`.
+  PYGEN_DEVICE void drop_outermost(uint32_t bar, float center, uint64_t excess) {
+    const bool low_too = nearness(interval_.low, center) == bar, high_too = nearness(interval_.high, center) == bar;
+    const float low = low_too ? interval_.low : interval_.high, high = high_too ? interval_.high : interval_.low;
+    const Cut cut = select(Key::kHighId, Weight::kCount, excess, 0.0, low, high);
+    if (!cut.found) return;
+    const int last = static_cast<int>(cut.key) - 1;
+    if (low_too) interval_.last_id = last < interval_.last_id ? last : interval_.last_id;
+    if (high_too) interval_.until_id = last;
+  }
+
+  // `share`: of the weight of all survivors; 0: `target` says it. `about`: the center of kNearness; the ids of scores
+  // equal to `about` or `also` alone count.
+  PYGEN_COLD Cut select(Key kind, Weight weight, uint64_t target, double share, float about, float also) const {
     constexpr int kDigits = kListCapacity;
     const WideSums& sums = team_.rooms().sums;
     Cut cut{true, 0, 0, 0, target};
@@ -254,10 +271,11 @@ class RowView {
       for (int i = thread_index(); i < kDigits; i += kThreads) sums.set(i, 0);
       __syncthreads();
       for_each([&](float score, int token) {
-        if (kind == Key::kLowId && score != about) return;
+        if ((kind == Key::kLowId || kind == Key::kHighId) && score != about && score != also) return;
         const uint32_t key = kind == Key::kScore      ? ordered_key(score)
                              : kind == Key::kNearness ? nearness(score, about)
-                                                      : ~static_cast<uint32_t>(token);
+                             : kind == Key::kLowId    ? ~static_cast<uint32_t>(token)
+                                                      : static_cast<uint32_t>(token);
         if (known < 32 && key >> known != cut.key >> known) return;
         const uint64_t own = weight == Weight::kCount ? 1 : mass_of(score, largest_);
         if (own > 0) sums.add(static_cast<int>(key >> shift & ((1u << bits) - 1)), own);
@@ -274,14 +292,8 @@ class RowView {
   struct Place {
     bool known;
     float score;  // -inf: it keeps all
-    int token;    // the last of those with this score
+    int token;    // the last, or the first, to stay of those with this score
   };
-
-  PYGEN_DEVICE void keep_down_to(const Place& place) {
-    if (place.score == -kInfinity) return;
-    interval_.low = place.score;
-    interval_.last_id = place.token;
-  }
 
   // Two digits that ascend as a score falls below the largest: steps of 1/64 up to 32, and their parts.
   PYGEN_DEVICE int step_of(float score, bool part) const {
@@ -292,7 +304,7 @@ class RowView {
 
   // The survivor, largest first, at which a weight is reached: what `select` tells, with the id, of scores that do not
   // crowd. One count of steps, or two, and a list of those in one step.
-  PYGEN_COLD Place place_of(Weight weight, uint64_t target, double share) const {
+  PYGEN_COLD Place place_of(Weight weight, uint64_t target, double share, Stay stay) const {
     const RowRooms& rooms = team_.rooms();
     const auto weight_of = [&](float score) { return weight == Weight::kCount ? 1 : mass_of(score, largest_); };
     Cut cut{true, 0, 0, 0, target};
@@ -327,7 +339,7 @@ class RowView {
       const SortedList list(rooms.list, count, rooms.sums, rooms.reduce, largest_, -1);
       const uint64_t wanted = cut.target - cut.above;
       const int last = weight == Weight::kCount ? static_cast<int>(wanted) - 1 : list.first_to_reach(wanted);
-      entry = list_entry(list.score(last), list.token(last));
+      entry = list_entry(list.score(last), list.token(stay == Stay::kLowestIds ? last : list.mirrored_in_ties(last)));
     }
     entry = team_.from_leader(entry);
     return {entry != 0, score_of_entry(entry), token_of_entry(entry)};

@@ -29,14 +29,22 @@ PYGEN_DEVICE Distribution distribution_of(uint64_t mass, uint64_t energy) {
 // What has to be kept to reach a share of a mass.
 PYGEN_DEVICE uint64_t share_of(double share, double mass) { return static_cast<uint64_t>(ceil(share * mass)); }
 
-// Where survivors lie: from (high, ids above after_id) down to (low, ids up to last_id).
+// Where survivors lie: from `high`, ids above after_id up to until_id, down to `low`, ids from first_id to last_id.
 struct Interval {
   float low = -kInfinity, high = kInfinity;
-  int last_id = 0x7FFFFFFF, after_id = -1;
+  int first_id = 0, last_id = 0x7FFFFFFF;
+  int after_id = -1, until_id = 0x7FFFFFFF;
 
   PYGEN_DEVICE bool keeps(float score, int id) const {
-    return score > -kInfinity && (score > low || (score == low && id <= last_id)) &&
-           (score < high || (score == high && id > after_id));
+    return score > -kInfinity && (score > low || (score == low && id >= first_id && id <= last_id)) &&
+           (score < high || (score == high && id > after_id && id <= until_id));
+  }
+  // The scores that ties with `low` have are another now, or what was known of their ids holds on.
+  PYGEN_DEVICE void raise_low(float score) {
+    if (!(score > low)) return;
+    low = score;
+    first_id = 0;
+    last_id = 0x7FFFFFFF;
   }
 };
 
@@ -120,7 +128,8 @@ class SortedList {
   PYGEN_DEVICE float score(int i) const { return score_of_entry(list_.get(i)); }
   PYGEN_DEVICE int token(int i) const { return token_of_entry(list_.get(i)); }
   PYGEN_DEVICE Interval interval() const {
-    return {score(end_ - 1), score(begin_), token(end_ - 1), token(begin_) - 1};
+    const float low = score(end_ - 1);
+    return {low, score(begin_), low == split_ ? first_id_ : 0, token(end_ - 1), token(begin_) - 1, until_id_};
   }
   PYGEN_DEVICE uint64_t mass() const { return mass_of_range(begin_, end_); }
 
@@ -128,6 +137,13 @@ class SortedList {
   PYGEN_DEVICE int first_to_reach(uint64_t target) const {
     const uint64_t before = mass_before(begin_);
     return first_where([&](int i) { return masses_.get(i) - before >= target; });
+  }
+
+  // Of the survivors that tie with one, the one that is as far from the last of them as that is from the first.
+  PYGEN_DEVICE int mirrored_in_ties(int at) const {
+    const float tied = score(at);
+    const int first = first_where([&](int i) { return score(i) <= tied; });
+    return first + first_below(tied) - 1 - at;
   }
 
   PYGEN_DEVICE void keep_largest(int n) { end_ = n < end_ - begin_ ? begin_ + n : end_; }
@@ -163,7 +179,7 @@ class SortedList {
     const int last = first_to_reach(share_of(p, total * (1 - error)));
     if (partial && (last == end_ || first_to_reach(share_of(p, total * (1 + error))) != last)) return false;
     const int kept = last - begin_ + 1;
-    keep_largest(kept > n ? kept : n);
+    keep_largest_with_highest_ids(kept > n ? kept : n);
     return true;
   }
 
@@ -192,13 +208,18 @@ class SortedList {
     const int first = first_within(center, distance);
     end_ = first_beyond(center, distance);
     begin_ = first;
+    if (for_count > for_mass && end_ - begin_ > n) drop_outermost(center, distance, end_ - begin_ - n);
   }
 
  private:
   // The first survivor for which `holds`, which is false up to some place and true from there on; end_ without one.
   template <typename Holds>
   PYGEN_DEVICE int first_where(const Holds& holds) const {
-    int low = begin_, high = end_;
+    return first_from(begin_, end_, holds);
+  }
+  // Likewise among entries [low, high).
+  template <typename Holds>
+  PYGEN_DEVICE static int first_from(int low, int high, const Holds& holds) {
     while (low < high) {
       const int middle = (low + high) / 2;
       if (holds(middle)) {
@@ -218,6 +239,62 @@ class SortedList {
   PYGEN_DEVICE int first_beyond(float center, float distance) const {
     return first_where([&](int i) { return center - score(i) > distance; });
   }
+  // Of entries [begin, end), whose scores are equal, those with the `count` highest ids come first. The others are lost.
+  PYGEN_DEVICE void bring_highest_ids_forward(int begin, int end, int count) {
+    for (int done = 0; done < count; done += kThreads) {
+      const int i = done + thread_index();
+      const uint64_t entry = i < count ? list_.get(end - count + i) : 0;
+      __syncthreads();
+      if (i < count) list_.set(begin + i, entry);
+      __syncthreads();
+    }
+  }
+  // Likewise, those with the `count` lowest ids come last.
+  PYGEN_DEVICE void bring_lowest_ids_back(int begin, int end, int count) {
+    for (int done = 0; done < count; done += kThreads) {
+      const int i = done + thread_index();
+      const uint64_t entry = i < count ? list_.get(begin + count - 1 - i) : 0;
+      __syncthreads();
+      if (i < count) list_.set(end - 1 - i, entry);
+      __syncthreads();
+    }
+  }
+
+  PYGEN_DEVICE void keep_largest_with_highest_ids(int n) {
+    if (n >= end_ - begin_) return;
+    const int end = begin_ + n;
+    const float last = score(end - 1);
+    if (score(end) == last) {
+      const int first_tied = first_where([&](int i) { return score(i) <= last; });
+      bring_highest_ids_forward(first_tied, first_below(last), end - first_tied);
+      split_ = last;
+      first_id_ = token(first_tied);
+    }
+    end_ = end;
+  }
+
+  // Removes `excess` of the two outermost scores, the highest ids of both, where they are this far from `center`.
+  PYGEN_DEVICE void drop_outermost(float center, float distance, int excess) {
+    const float high = score(begin_), low = score(end_ - 1);
+    int above = begin_, below = end_;  // the high ones end here, the low ones begin
+    if (high - center == distance && high != low) above = first_where([&](int i) { return score(i) < high; });
+    if (center - low == distance || high == low) below = first_where([&](int i) { return score(i) <= low; });
+    const int kept = (above - begin_) + (end_ - below) - excess;
+    if (kept < 0) return;
+    const auto high_ids_below = [&](int id) {
+      return first_from(begin_, above, [&](int i) { return token(i) >= id; }) - begin_;
+    };
+    const int end = first_from(below, end_, [&](int i) { return i - below + high_ids_below(token(i)) >= kept; });
+    end_ = end;
+    const int kept_high = kept - (end - below);
+    if (kept_high == above - begin_) return;
+    if (kept_high > 0) {
+      until_id_ = token(begin_ + kept_high - 1);
+      bring_lowest_ids_back(begin_, above, kept_high);
+    }
+    begin_ = above - kept_high;
+  }
+
   PYGEN_DEVICE uint64_t mass_before(int i) const { return i > 0 ? masses_.get(i - 1) : 0; }
   PYGEN_DEVICE uint64_t mass_of_range(int begin, int end) const { return mass_before(end) - mass_before(begin); }
 
@@ -225,6 +302,9 @@ class SortedList {
   WideSums masses_;
   Shared<uint64_t> room_;
   int begin_ = 0, end_;
+  // Where survivors were split by their ids: of the score `split_` from first_id_ on, of the largest up to until_id_.
+  float split_ = kInfinity;
+  int first_id_ = 0, until_id_ = 0x7FFFFFFF;
   float largest_;
   double total_;
 };

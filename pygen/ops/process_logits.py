@@ -65,14 +65,15 @@ def process_logits(
         s = x / temperature, and then, each on the renormalised survivors p = softmax(s) of the one before:
         top_h           of the 100 largest, the prefix with cumulative -sum p ln p <= top_h * entropy; the first always
         top_k           s >= k-th largest, k = max(top_k, min_tokens_to_keep): ties at the boundary stay
-        top_p           walking down from the largest, while the mass before the token is < top_p
+        top_p           walking down from the largest, of equal s from the highest id, while the mass before is < top_p
         min_p           p >= min_p * max p
         typical_p       d = abs(-ln p - entropy) <= the d at which the mass, d ascending, reaches typical_p
         epsilon_cutoff  p >= epsilon_cutoff
         eta_cutoff      p >= min(eta_cutoff, sqrt(eta_cutoff) * exp(-entropy))
 
     From top_p on, a filter keeps at least the first `min_tokens_to_keep` of its order. Where scores tie, lower ids come
-    first. Every filter is off at its default, and the neutral value of a knob costs nothing.
+    first, in top_p higher ids: what a stable sort leaves, in the order in which Hugging Face sorts. Every filter is off
+    at its default, and the neutral value of a knob costs nothing.
 
     Arguments:
         logits: (rows, vocab_size) float32, float16 or bfloat16, last dimension contiguous; rows may be strided.

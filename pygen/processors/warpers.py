@@ -50,7 +50,8 @@ class TopKLogitsWarper(LogitsProcessor):
 
 
 class TopPLogitsWarper(LogitsProcessor):
-    """Keeps, walking down from the largest, a token while the mass before it is < top_p (Holtzman et al. 2020).
+    """Keeps, walking down from the largest, a token while the mass before it is < top_p (Holtzman et al. 2020). Of
+    equal scores the highest ids stay.
 
     top_p: in [0, 1].
     """

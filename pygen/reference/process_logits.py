@@ -222,11 +222,11 @@ def keep_top_k(s: Tensor, top_k: int, min_tokens_to_keep: int) -> Tensor:
 
 
 def keep_top_p(s: Tensor, top_p: float, min_tokens_to_keep: int) -> Tensor:
-    """Walking from the largest, keep a token while the mass strictly before it is below top_p (Holtzman et al. 2020).
-    1 is off."""
+    """Walking from the largest, of equal scores from the highest id, keep a token while the mass strictly before it is
+    below top_p (Holtzman et al. 2020). 1 is off."""
     if top_p >= 1:
         return s
-    order = _descending(s)
+    order = torch.sort(s, stable=True).indices.flip(0)
     p = probabilities(s[order])
     mass_before = torch.cat([p.new_zeros(1), p.cumsum(0)[:-1]])
     kept = mass_before < top_p
@@ -235,7 +235,8 @@ def keep_top_p(s: Tensor, top_p: float, min_tokens_to_keep: int) -> Tensor:
 
 
 def keep_min_p(s: Tensor, min_p: float, min_tokens_to_keep: int) -> Tensor:
-    """Keep p >= min_p * max p, and the min_tokens_to_keep largest (Nguyen et al. 2024). 0 is off."""
+    """Keep p >= min_p * max p, and the min_tokens_to_keep largest, of equal scores the lowest ids (Nguyen et al. 2024).
+    0 is off."""
     if min_p == 0:
         return s
     p = probabilities(s)
@@ -246,7 +247,8 @@ def keep_min_p(s: Tensor, min_p: float, min_tokens_to_keep: int) -> Tensor:
 
 def keep_typical(s: Tensor, typical_p: float, min_tokens_to_keep: int) -> Tensor:
     """With d = abs(-ln p - H) ascending, keep d <= d_j where j is the first place at which the inclusive cumulative
-    mass reaches typical_p (Meister et al. 2022), and the first min_tokens_to_keep. 1 is off."""
+    mass reaches typical_p (Meister et al. 2022), and the first min_tokens_to_keep, of equal d the lowest ids. 1 is
+    off."""
     if typical_p >= 1:
         return s
     p = probabilities(s)

@@ -130,13 +130,20 @@ HAND_ROWS = [
     HandRow("top_p below the largest keeps it alone", HALVES, {"top_p": 0.3}, [HALVES[0], -inf, -inf, -inf]),
     HandRow("top_p = 0 keeps one", HALVES, {"top_p": 0.0}, [HALVES[0], -inf, -inf, -inf]),
     HandRow("top_p = 1 is off", HALVES, {"top_p": 1.0}, HALVES),
-    HandRow("reaching it exactly is enough", [0, 0, 0, 0], {"top_p": 0.5}, [0, 0, -inf, -inf]),
-    HandRow("of equal scores the lowest ids stay", [0, 0, 0, 0], {"top_p": 0.6}, [0, 0, 0, -inf]),
-    HandRow("of tied scores at the cut too", [LN2, 0, 2 * LN2, 0, 0], {"top_p": 0.7}, [LN2, 0, 2 * LN2, -inf, -inf]),
+    HandRow("reaching it exactly is enough", [0, 0, 0, 0], {"top_p": 0.5}, [-inf, -inf, 0, 0]),
+    HandRow("of equal scores the highest ids stay", [0, 0, 0, 0], {"top_p": 0.6}, [-inf, 0, 0, 0]),
+    HandRow("of tied scores at the cut too", [LN2, 0, 2 * LN2, 0, 0], {"top_p": 0.7}, [LN2, -inf, 2 * LN2, -inf, 0]),
     HandRow(
         "top_p keeps min_tokens_to_keep", HALVES, {"top_p": 0.1, "min_tokens_to_keep": 2}, [*HALVES[:2], -inf, -inf]
     ),
-    HandRow("of ties the lowest ids", [0, 0, 0], {"top_p": 0.0, "min_tokens_to_keep": 2}, [0, 0, -inf]),
+    HandRow("of ties the highest ids", [0, 0, 0], {"top_p": 0.0, "min_tokens_to_keep": 2}, [-inf, 0, 0]),
+    HandRow("top_p = 0 keeps the last of equal scores", [0, 0, 0], {"top_p": 0.0}, [-inf, -inf, 0]),
+    HandRow(
+        "top_p splits ties from above, min_p what is left from below",
+        [LN2, 0, 0, 0, 0],
+        {"top_p": 0.8, "min_p": 0.9, "min_tokens_to_keep": 3},
+        [LN2, -inf, 0, 0, -inf],
+    ),
     HandRow("temperature acts before top_p", [2, 0], {"temperature": 20.0, "top_p": 0.6}, [0.1, 0]),
     # min_p
     HandRow("min_p is relative to the largest", HALVES, {"min_p": 0.4}, [*HALVES[:2], -inf, -inf]),
@@ -150,6 +157,19 @@ HAND_ROWS = [
     HandRow("equal scores are equally typical", [0, 0, 0, 0], {"typical_p": 0.3}, [0, 0, 0, 0]),
     HandRow(
         "typical_p keeps the nearest", HALVES, {"typical_p": 0.1, "min_tokens_to_keep": 2}, [*HALVES[:2], -inf, -inf]
+    ),
+    HandRow(
+        "of equally near ones the lowest ids",
+        HALVES,
+        {"typical_p": 0.1, "min_tokens_to_keep": 3},
+        [*HALVES[:3], -inf],
+    ),
+    # Probabilities 6, 6, 5, 3 of 20: H = 1.35, so d is 0.15, 0.15, 0.03, 0.54.
+    HandRow(
+        "above the entropy too",
+        [log(6), log(6), log(5), log(3)],
+        {"typical_p": 0.1, "min_tokens_to_keep": 2},
+        [log(6), -inf, log(5), -inf],
     ),
     # epsilon and eta
     HandRow("epsilon_cutoff is absolute", HALVES, {"epsilon_cutoff": 0.2}, [*HALVES[:2], -inf, -inf]),

@@ -95,17 +95,6 @@ def kept_bounds(s: np.ndarray, knobs: Knobs) -> tuple[np.ndarray, np.ndarray]:
     return least, most
 
 
-def lowest_ids_of_ties(kept: np.ndarray, s: np.ndarray) -> np.ndarray:
-    """Where a filter kept some of several equal scores, the same number of them with the lowest ids."""
-    values, group = np.unique(s, return_inverse=True)
-    kept_of_group = np.bincount(group, weights=kept, minlength=values.size).astype(np.int64)
-    by_group = np.argsort(group, kind="stable")
-    first_of_group = np.concatenate([[0], np.cumsum(np.bincount(group))[:-1]])
-    rank = np.empty(s.size, dtype=np.int64)
-    rank[by_group] = np.arange(s.size) - first_of_group[group[by_group]]
-    return rank < kept_of_group[group]
-
-
 def _softmax(s: np.ndarray) -> np.ndarray:
     p = np.exp(s - s.max())
     return p / p.sum()
@@ -144,7 +133,7 @@ def _top_k(s: np.ndarray, top_k: float, keep: int, move: float) -> np.ndarray:
 
 
 def _top_p(s: np.ndarray, top_p: float, keep: int, move: float) -> np.ndarray:
-    order = _descending(s)
+    order = np.argsort(s, kind="stable")[::-1]
     p = _softmax(s)[order]
     mass_before = np.concatenate([[0.0], np.cumsum(p)[:-1]])
     return _first(order, max(int((mass_before < top_p + move).sum()), keep), s.size)
@@ -163,8 +152,10 @@ def _typical_p(s: np.ndarray, typical_p: float, keep: int, move: float) -> np.nd
     reached = np.cumsum(_softmax(s)[order])
     at = order[min(max(int((reached < typical_p + move).sum()), 0), finite - 1)]
     slack = move * (1 + np.where(s > -np.inf, surprise, 0.0))
+    # Of equal distances the lowest ids; distances within the band of the last one may be ordered otherwise.
     forced = distance[order[min(keep, finite) - 1]]
-    return (distance <= distance[at] + slack) | (distance <= forced + slack if keep > 1 else _first(order, 1, s.size))
+    nearest = (distance != forced) & (distance <= forced + slack) | (distance == forced) & _first(order, keep, s.size)
+    return (distance <= distance[at] + slack) | (nearest if keep > 1 else _first(order, 1, s.size))
 
 
 def _epsilon(s: np.ndarray, epsilon: float, keep: int, move: float) -> np.ndarray:

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers.generation import logits_process as hf
 
-from tests.helpers.kept_sets import lowest_ids_of_ties
+
+@contextlib.contextmanager
+def stable_order() -> Iterator[None]:
+    """Equal scores keep the order of their ids in `torch.sort`, as on CUDA; `torch.topk` takes the lowest ids first."""
+    sort = torch.sort
+
+    def stable_sort(values: Tensor, dim: int = -1, descending: bool = False) -> Any:
+        return sort(values, dim=dim, descending=descending, stable=True)
+
+    def stable_topk(values: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+        ordered = stable_sort(values, dim, descending=largest)
+        return torch.return_types.topk(tuple(part.narrow(dim, 0, k) for part in ordered))
+
+    with mock.patch.object(torch, "sort", stable_sort), mock.patch.object(torch, "topk", stable_topk):
+        yield
 
 
+@stable_order()
 def processed(logits: Tensor, knobs: dict[str, Any]) -> Tensor:
-    """(rows, vocab_size) float32 after every processor that scalar `knobs` ask for, ties as transformers has them."""
+    """(rows, vocab_size) float32 after every processor that scalar `knobs` ask for, ties in a stable order."""
     input_ids = knobs.get("input_ids")
     scores = logits.float()
     if knobs.get("bias") is not None:
@@ -26,15 +44,6 @@ def processed(logits: Tensor, knobs: dict[str, Any]) -> Tensor:
         for warper in _warpers(knobs):
             scores = warper(input_ids, scores)
     return scores
-
-
-def with_lowest_ties(scores: Tensor, before_filters: Tensor) -> Tensor:
-    """`scores` as they were if transformers kept the lowest ids of equal scores, whose order its sort leaves open."""
-    result = torch.full_like(scores, -torch.inf)
-    for row in range(scores.shape[0]):
-        kept = lowest_ids_of_ties((scores[row] > -torch.inf).numpy(), before_filters[row].numpy())
-        result[row][torch.from_numpy(kept)] = before_filters[row][torch.from_numpy(kept)]
-    return result
 
 
 def drawn(scores: Tensor, generator: torch.Generator) -> Tensor:

@@ -196,6 +196,7 @@ FILTERS: dict[str, dict[str, Any]] = {
     "neutral": {},
     "common": {"temperature": 0.7, "top_k": 50, "top_p": 0.9, "min_tokens_to_keep": 2},
     "penalties": {"temperature": 1.3, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
+    "ties": {"temperature": 0.7, "top_p": 0.6, "min_tokens_to_keep": 2},
 }
 
 
@@ -207,7 +208,7 @@ def test_draws_are_those_of_multinomial(backend: str, filters: str) -> None:
     num_swapped = 0
     for seed in range(60 if backend in ("cpu", "torch") else 6):
         state = advanced_state(3, vocab_size, batch_size=2, seed=seed)
-        logits = make_logits("normal", 6, vocab_size, seed=seed) * 2
+        logits = make_logits("ties" if filters == "ties" else "normal", 6, vocab_size, seed=seed) * 2
         ours, theirs = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
         drawn = candidates_of(
             logits, state, step=1, do_sample=True, **knobs, rng="torch", generator=ours, backend=backend

@@ -18,7 +18,7 @@ from tests.helpers.faults import Fault, fault, plant, source_of
 from tests.helpers.hand_rows import HAND_ROWS, RACES
 from tests.helpers.kept_sets import assert_same_scores, unfiltered
 from tests.helpers.logits import make_logits
-from tests.helpers.transformers_oracle import drawn, processed, with_lowest_ties
+from tests.helpers.transformers_oracle import drawn, processed
 from tests.ops.test_process_logits import SETTINGS
 
 SHAPE, DRAW, RNG = "pygen.reference.process_logits", "pygen.reference.sample", "pygen.rng"
@@ -78,11 +78,24 @@ FAULTS = [
         "top_p ignores min_tokens_to_keep", SHAPE, ("    kept[:min_tokens_to_keep] = True\n", "    kept[:1] = True\n")
     ),
     fault(
-        "of tied scores the highest ids stay",
+        "top_p keeps the lowest ids of tied scores",
+        SHAPE,
+        ("order = torch.sort(s, stable=True).indices.flip(0)", "order = _descending(s)"),
+    ),
+    fault(
+        "min_p and top_h keep the highest ids of tied scores",
         SHAPE,
         (
             "return torch.sort(s, descending=True, stable=True).indices",
-            "return len(s) - 1 - torch.sort(s.flip(0), descending=True, stable=True).indices",
+            "return torch.sort(s, stable=True).indices.flip(0)",
+        ),
+    ),
+    fault(
+        "typical_p keeps the highest ids of tied scores",
+        SHAPE,
+        (
+            "order = torch.sort(distance, stable=True).indices",
+            "order = torch.sort(distance, descending=True, stable=True).indices.flip(0)",
         ),
     ),
     fault("min_p is absolute", SHAPE, ("p >= min_p * p.max()", "p >= min_p")),
@@ -169,7 +182,7 @@ def check_transformers() -> None:
         logits = make_logits(kind, 2, 300, seed=3)
         for knobs in SETTINGS.values():
             before_filters = processed(logits, unfiltered(knobs))
-            oracle = with_lowest_ties(processed(logits, knobs), before_filters)
+            oracle = processed(logits, knobs)
             assert_same_scores(process_logits(logits, **knobs, backend="torch"), oracle, before_filters, knobs)
 
 

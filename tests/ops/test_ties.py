@@ -1,0 +1,71 @@
+"""Which of equal scores the filters keep: half-precision logits tie all the time, and transformers' order counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pygen.ops import process_logits, sample
+from tests.helpers.extra_backends import EMULATED
+from tests.helpers.logits import make_logits
+from tests.helpers.transformers_oracle import processed
+
+COMMON = {"temperature": 0.7, "top_k": 50, "top_p": 0.9}
+# One that a list of the largest holds, and one that kernels look at as a whole.
+LARGE = 5003 if EMULATED else 128256
+
+
+def tied_logits(rows: int, vocab_size: int) -> Tensor:
+    return make_logits("normal", rows, vocab_size, seed=7, dtype=torch.bfloat16) * 2
+
+
+def split_rows(scores: Tensor, before_filters: Tensor) -> int:
+    """How many rows lost some of several equal scores, and not all."""
+    split = 0
+    for after, before in zip(scores, before_filters, strict=True):
+        kept = after > -torch.inf
+        split += bool(torch.isin(before[~kept], before[kept]).any())
+    return split
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "rows", "knobs"),
+    [
+        (LARGE, 12, COMMON),
+        (300, 60, COMMON),
+        (300, 60, {"temperature": 0.7, "top_p": 0.6}),
+        (300, 60, {**COMMON, "min_tokens_to_keep": 30}),
+        (300, 60, {"typical_p": 0.1, "min_tokens_to_keep": 20}),
+        (300, 60, {"top_h": 0.5, "top_p": 0.8, "min_p": 0.9, "min_tokens_to_keep": 4}),
+    ],
+    ids=str,
+)
+def test_kept_of_equal_scores(backend: str, vocab_size: int, rows: int, knobs: dict[str, Any]) -> None:
+    """The sets of transformers with a stable sort, token for token, from both ops that filter."""
+    rows = rows // 3 if EMULATED else rows
+    logits = tied_logits(rows, vocab_size)
+    wanted = processed(logits, knobs)
+    assert split_rows(wanted, logits.float()) >= rows // 15
+    kept = wanted > -torch.inf
+    assert (process_logits(logits, **knobs, backend=backend) > -torch.inf).equal(kept)
+
+    most = int(kept.sum(dim=1).max())
+    tops = sample(logits, **knobs, seed=1, logprobs=most, backend=backend).top_logprobs
+    assert tops is not None
+    drawable = torch.zeros(rows, vocab_size + 1, dtype=torch.bool).scatter_(1, tops.token_ids % (vocab_size + 1), True)
+    assert drawable[:, :-1].equal(kept)
+
+
+@pytest.mark.parametrize("vocab_size", [9, LARGE])
+def test_a_row_of_equal_scores(backend: str, vocab_size: int) -> None:
+    logits = torch.zeros(1, vocab_size)
+    for top_p, count in ((0.0, 1), (0.5, (vocab_size + 1) // 2)):
+        kept = torch.arange(vocab_size) >= vocab_size - count
+        assert (process_logits(logits, top_p=top_p, backend=backend)[0] > -torch.inf).equal(kept)
+        # The race goes to the lowest of them, as greedy search does to the lowest of all.
+        noise = torch.ones(1, vocab_size)
+        assert sample(logits, top_p=top_p, noise=noise, backend=backend).token_ids.item() == vocab_size - count
+    assert sample(logits, do_sample=False, backend=backend).token_ids.item() == 0
