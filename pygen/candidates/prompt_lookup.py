@@ -24,7 +24,8 @@ class PromptLookupCandidateGenerator(CandidateGenerator):
     max_length: of the whole text, whose last token is the model's: there are no drafts from length max_length - 1 on.
         Before, drafts may reach beyond it.
     logits_processor: (input_ids, scores) -> scores; a token that gets -inf, or the lowest finite number, is forbidden.
-    vocab_size: columns of the scores that it is called with; needed with it.
+    vocab_size: columns of the model's scores: an id beyond them ends the drafts. Needed with `logits_processor`, which
+        is called with so many.
     """
 
     def __init__(
@@ -75,6 +76,9 @@ class PromptLookupCandidateGenerator(CandidateGenerator):
         return row[:0]
 
     def _allowed(self, row: Tensor, drafts: Tensor) -> Tensor:
+        if self.vocab_size is not None:
+            beyond = (drafts >= self.vocab_size).nonzero()
+            drafts = drafts[: int(beyond[0])] if len(beyond) else drafts
         if self.logits_processor is None:
             return drafts
         assert self.vocab_size is not None

@@ -37,7 +37,10 @@ class AssistantToTargetTranslator:
     ):
         self.target_vocab_size = target_vocab_size
         device = torch.device("cpu") if assistant_model is None else assistant_model.device
-        self.target_to_assistant_input_ids = _common_tokens(target_tokenizer, assistant_tokenizer)
+        common = _common_tokens(target_tokenizer, assistant_tokenizer)
+        # A tokenizer may know more tokens than the target's head.
+        within = {target: own for target, own in common.items() if target < target_vocab_size}
+        self.target_to_assistant_input_ids = within
         size = max(assistant_tokenizer.get_vocab().values()) + 1
         target_ids = torch.full((size,), self.SUPPRESS_TOKEN_ID, dtype=torch.int64, device="cpu")
         for target_id, assistant_id in self.target_to_assistant_input_ids.items():

@@ -13,7 +13,7 @@ from pygen import ops
 from pygen.candidates.assistant import AssistedCandidateGenerator
 from pygen.candidates.drafter import Follower, assistant_settings
 from pygen.candidates.inputs import prompt_of_text
-from pygen.candidates.translator import AssistantToTargetTranslator
+from pygen.candidates.translator import AssistantToTargetTranslator, AssistantVocabTranslatorCache
 from pygen.plan_order import WARPERS
 from pygen.request import resolve_special_tokens
 
@@ -132,7 +132,7 @@ class UniversalSpeculativeDecodingGenerator(AssistedCandidateGeneratorDifferentT
 
     The settings' temperature and filters act on the drafts. One row. The noise is that of torch's default generator.
 
-    atm_translator: which tokens these are.
+    atm_translator: which tokens these are. None where `draft_for` comes before the first drafts.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class UniversalSpeculativeDecodingGenerator(AssistedCandidateGeneratorDifferentT
         assistant_tokenizer: Any,
         generation_config: Any,
         model_kwargs: dict[str, Any],
-        atm_translator: AssistantToTargetTranslator,
+        atm_translator: AssistantToTargetTranslator | None,
         inputs_tensor: Tensor | None = None,
         logits_processor: Any = None,
     ):
@@ -157,7 +157,8 @@ class UniversalSpeculativeDecodingGenerator(AssistedCandidateGeneratorDifferentT
             inputs_tensor,
             logits_processor,
         )
-        self._translator = atm_translator
+        if atm_translator is not None:
+            self._translator = atm_translator
         knobs = {name: getattr(generation_config, name, None) for name in WARPERS}
         self._knobs = {name: value for name, value in knobs.items() if value is not None}
         self._eos = resolve_special_tokens(generation_config).eos or []
@@ -184,10 +185,19 @@ class UniversalSpeculativeDecodingGenerator(AssistedCandidateGeneratorDifferentT
         drafts = input_ids.new_tensor([drafted])
         return torch.cat([input_ids, drafts], dim=1), torch.stack(scores, dim=1)
 
+    def draft_for(self, vocab_size: int) -> None:
+        """vocab_size: columns of the target's logits."""
+        self._translator = AssistantVocabTranslatorCache.get_translator(
+            self.target_tokenizer, self.assistant_tokenizer, vocab_size, self.assistant_model, True
+        )
+
     def _columns(self, logits: Tensor) -> Tensor:
-        if self._translator.assistant_prune_lm_head:
-            return logits[:, self._translator.assistant_overlap_token_ids]
-        return logits
+        overlap = self._translator.assistant_overlap_token_ids
+        # A tokenizer may know more tokens than the assistant's head.
+        missing = int(overlap[-1]) + 1 - logits.shape[1]
+        if missing > 0:
+            logits = torch.nn.functional.pad(logits, (0, missing), value=-torch.inf)
+        return logits[:, overlap] if self._translator.assistant_prune_lm_head else logits
 
     def _assistant_ids(self, ids: list[int]) -> list[int]:
         """The prompt is tokenized once; each later token is translated, or tokenized by itself."""

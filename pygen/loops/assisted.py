@@ -19,12 +19,14 @@ def assisted(
     model: ModelAdapter,
     state: DecodeState,
     bind: Callable[[Tensor], DraftChooser],
-    generator: CandidateGenerator,
+    make_generator: Callable[[int], CandidateGenerator],
     monitor: ChunkMonitor,
     *,
     max_new_tokens: int,
 ) -> int:
     """Generates until every row has finished, and returns the number of steps.
+
+    make_generator: gives the drafts for a model whose logits have so many columns.
 
     A round forwards the last token and k drafts, and then takes one position after the other as `loops.sample` does,
     each with the logits after the drafts before it. It ends behind the first position at which a row that goes on has
@@ -36,6 +38,7 @@ def assisted(
     if not model.can_crop:
         raise ValueError("`model` keeps states that cannot be taken back, so drafts cannot be tried on it")
     choose = bind(pending[:, 0])
+    generator = make_generator(pending.shape[-1])
     step, seen = 0, 0
     while True:
         tokens, scores = generator.get_candidates(state.tokens(step))

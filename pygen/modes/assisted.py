@@ -16,7 +16,6 @@ from pygen.candidates.draft_plan import for_drafts
 from pygen.candidates.drafter import SETTINGS, CountedDrafts, PlanScores, assistant_settings, state_for
 from pygen.candidates.inputs import add_encoder_outputs, assistant_call
 from pygen.candidates.prompt_lookup import PromptLookupCandidateGenerator
-from pygen.candidates.translator import AssistantVocabTranslatorCache
 from pygen.candidates.universal import (
     AssistedCandidateGeneratorDifferentTokenizers,
     UniversalSpeculativeDecodingGenerator,
@@ -38,12 +37,11 @@ def generate_assisted(call: Call) -> Tensor | GenerateOutput:
 
     def loop(state: DecodeState, monitor: Monitor) -> int:
         assert isinstance(monitor, ChunkMonitor)
-        generator = source.generator(state)
         return assisted(
             call.adapter,
             state,
             lambda logits: bind_chooser(plan, logits, state, drafts_have_scores=source.has_scores),
-            generator,
+            lambda vocab_size: source.generator(state, vocab_size),
             monitor,
             max_new_tokens=call.lengths.max_new_tokens,
         )
@@ -79,12 +77,14 @@ class _Source:
         kind = AssistedCandidateGenerator if config.assistant_early_exit is None else EarlyExitCandidateGenerator
         self._generator = kind.of_call(self._draft_call, settings, keep_scores=self.has_scores)
 
-    def generator(self, state: DecodeState) -> CandidateGenerator:
-        """Called when the model is ready."""
+    def generator(self, state: DecodeState, vocab_size: int) -> CandidateGenerator:
+        """Called when the model has read the prompt. vocab_size: columns of its logits."""
         call, config = self._call, self._call.config
         if self._draft_call is not None:
             encoded = getattr(call.adapter, "encoder_outputs", None)
             add_encoder_outputs(self._draft_call.adapter, self._draft_call.prompt, encoded)
+        if isinstance(self._generator, UniversalSpeculativeDecodingGenerator):
+            self._generator.draft_for(vocab_size)
         if self._generator is not None:
             return self._generator
         number = config.prompt_lookup_num_tokens or 10
@@ -93,9 +93,9 @@ class _Source:
             num_output_tokens=number,
             max_matching_ngram_size=config.max_matching_ngram_size or 2,
             max_length=state.prompt_length + call.lengths.max_new_tokens,
+            vocab_size=vocab_size,
         )
-        lookup.vocab_size = _vocab_size(call.model)
-        if self._uses_torch_noise and state.rows == 1 and lookup.vocab_size is not None:
+        if self._uses_torch_noise and state.rows == 1:
             # The number of drafts decides which noise a token gets, so what transformers forbids is left out here too.
             plan = _lookup_plan(call)
             lookup.logits_processor = PlanScores(plan, state_for(call, plan, call.lengths.max_new_tokens + number))
@@ -126,13 +126,7 @@ def _with_other_tokens(call: Call, settings: dict[str, Any], *, draws: bool) -> 
     )
     generator: AssistedCandidateGeneratorDifferentTokenizers
     if draws:
-        vocab_size = _vocab_size(call.model)
-        if vocab_size is None:
-            raise ValueError("`model.config.vocab_size` must be set for an assistant with another tokenizer")
-        translator = AssistantVocabTranslatorCache.get_translator(
-            call.tokenizer, call.assistant_tokenizer, vocab_size, call.assistant_model, assistant_prune_lm_head=True
-        )
-        generator = UniversalSpeculativeDecodingGenerator(*arguments, translator)
+        generator = UniversalSpeculativeDecodingGenerator(*arguments, None)
     else:
         generator = AssistedCandidateGeneratorDifferentTokenizers(*arguments)
     generator.use_settings(settings)

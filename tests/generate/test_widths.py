@@ -1,0 +1,62 @@
+"""The logits' width counts the tokens; what a config says is the vocabulary's size decides nothing."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pygen
+from tests.generate.test_candidates import other_vocabulary
+
+IDS = torch.tensor([[5, 99, 7, 60, 5, 99, 60, 5, 99]])
+
+
+class OfTwoWidths(nn.Module):
+    """Reads 100 tokens, writes `head` of them, and has a config that says 50."""
+
+    def __init__(self, head: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(100, 16)
+        self.head = nn.Linear(16, head)
+        self.config = SimpleNamespace(vocab_size=50)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return 3 * self.head(self.embedding(input_ids))
+
+
+@pytest.mark.parametrize("head", [50, 100])
+@pytest.mark.parametrize("settings", [{}, {"do_sample": True, "seed": 2}, {"bad_words_ids": [[45]]}], ids=str)
+def test_prompt_lookup(head: int, settings: dict[str, Any]) -> None:
+    call: dict[str, Any] = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0, **settings}
+    drafted = pygen.generate(OfTwoWidths(head), IDS, prompt_lookup_num_tokens=3, **call)
+    assert torch.equal(drafted, pygen.generate(OfTwoWidths(head), IDS, **call))
+
+
+@pytest.mark.parametrize("head", [50, 100])
+def test_prompt_lookup_with_draws_of_torch(head: int) -> None:
+    """What transformers forbids as a draft is looked up in scores as wide as the model's."""
+    call = {"do_sample": True, "top_k": 1, "max_new_tokens": 12, "pad_token_id": 0, "bad_words_ids": [[45]]}
+    drafted = pygen.generate(OfTwoWidths(head), IDS, prompt_lookup_num_tokens=3, **call)
+    assert torch.equal(drafted, pygen.generate(OfTwoWidths(head), IDS, **call))
+
+
+@pytest.mark.parametrize("columns", [-7, 8])
+@pytest.mark.parametrize("whose", ["model", "assistant_model"])
+def test_another_tokenizer(whose: str, columns: int) -> None:
+    """Heads with more columns than the config says, and with fewer than the tokenizer has tokens."""
+    model, prompt, drafts = other_vocabulary()
+    resized = copy.deepcopy(model if whose == "model" else drafts["assistant_model"])
+    weight = resized.lm_head.weight.data
+    resized.lm_head.weight.data = torch.cat([weight, weight.new_zeros(8, 16)])[: len(weight) + columns]
+    if whose == "model":
+        model = resized
+    else:
+        drafts["assistant_model"] = resized
+    call = {"do_sample": True, "top_k": 1, "max_new_tokens": 20, "pad_token_id": 0}
+    assert torch.equal(pygen.generate(model, prompt, **call, **drafts), pygen.generate(model, prompt, **call))
