@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pygen.loops.beam_state import BeamState
+from pygen.loops.beam_state import NEVER_WINS, BeamState
 from pygen.ops import prepare_beam_step, prepare_process_logits
 from pygen.pipeline import Op
 
@@ -22,6 +23,8 @@ class BeamBinding:
     search: arguments of `beam_step` about the search: length_penalty, early_stopping, stopping_criteria.
     """
 
+    of_others = -math.inf
+
     def __init__(self, plan: Plan, state: BeamState, search: dict[str, Any]) -> None:
         self._state = state
         self._step = {**search, **plan.noise}
@@ -29,6 +32,10 @@ class BeamBinding:
 
     def history(self, generated: int) -> Tensor:
         return self._state.history[:, : self._state.prompt_length + generated]
+
+    def running(self) -> Tensor:
+        state = self._state
+        return ((state.running_scores > NEVER_WINS) & state.open[:, None]).reshape(-1)
 
     def order(self) -> Tensor:
         return self._state.slots.reshape(-1)

@@ -22,6 +22,7 @@ from pygen.modes.beams import generate_with_beams, generate_with_constraints, ge
 from pygen.modes.custom import borrowed, own_loop
 from pygen.modes.sampling import generate_by_sampling
 from pygen.outputs import GenerateOutput
+from pygen.processors.prefix import EndingPrefix
 from pygen.remote_code import load_custom_generate
 from pygen.request import (
     refuse_unavailable,
@@ -98,6 +99,9 @@ def generate(
             a step that row i grew from row beam_idx[i].
         stopping_criteria: callables (input_ids, scores so far or None) -> bool or (rows,) bool, called after every
             token. One of `pygen.stopping` that a setting asks for too takes the place of that setting's.
+        prefix_allowed_tokens_fn: (prompt number, ids of a text (length,)) -> the ids that may follow it, asked about the
+            texts and beams that go on. Where it allows none, the text ends: nothing may follow but an end-of-sequence
+            token, or `pad_token_id` in a call without one (ValueError without either; `finish_reason` "stop").
         synced_gpus: keeps as many forwards as the other processes of the group, which share the weights; by default
             where FSDP or DeepSpeed ZeRO-3 gather them.
         streamer: receives the prompts, then the tokens of every step, then `end()`, or `fail(error)` where it has that
@@ -252,6 +256,11 @@ def prepare_call(
         pad_token_id=tokens.pad,
         tokenizer=tokenizer,
     )
+    if prefix_allowed_tokens_fn is not None:
+        ends = [token_id for token_id in tokens.eos or () if token_id >= 0]
+        prefix_allowed_tokens_fn = EndingPrefix(prefix_allowed_tokens_fn, ends, tokens.pad)
+        if not ends:
+            stopping = dataclasses.replace(stopping, criteria=(*stopping.criteria, prefix_allowed_tokens_fn.ends))
     return Call(
         adapter=adapter,
         settings=settings,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pygen.ops import SampleOutput, prepare_process_logits, prepare_sample
 from pygen.processors.base import call_processor, skips_hidden
+from pygen.processors.prefix import PrefixConstrainedLogitsProcessor
 from pygen.stages import Called, Fused, Item, Segment
 
 if TYPE_CHECKING:
@@ -50,6 +51,13 @@ class Binding(Protocol):
     def history(self, generated: int) -> Tensor:
         """The same with -1 where the mask hides the prompt, for processors with `skips_hidden`."""
         ...
+
+    def running(self) -> Tensor:
+        """(rows,) bool in the caller's order: the rows that have not ended, and the beams that are alive."""
+        ...
+
+    # What is added to the scores of the other rows where only these are looked at.
+    of_others: float
 
     def order(self) -> Tensor | None:
         """(rows,): the row that the caller's processors see at each place; None is every row at its own."""
@@ -161,19 +169,24 @@ def _calls(stage: Called, binding: Binding, *, first: bool) -> Op:
         scores = binding.start(scores) if first else scores.clone()
         for item in stage.items:
             input_ids = (binding.history if skips_hidden(item.processor) else binding.tokens)(step)
-            scores = _called(item, input_ids, scores, binding.order() if item.is_callers else None)
+            scores = _called(item, input_ids, scores, binding)
         return scores.float().contiguous()
 
     return run
 
 
-def _called(item: Item, input_ids: Tensor, scores: Tensor, order: Tensor | None) -> Tensor:
-    """The processor's scores by row. order: as of `Binding.order`."""
-    if order is None:
-        return _checked(item.name, call_processor(item.processor, input_ids, scores, {}), scores.shape)
-    ordered = call_processor(item.processor, input_ids[order], scores[order], {})
-    ordered = _checked(item.name, ordered, scores.shape)
-    return torch.empty_like(ordered).index_copy_(0, order, ordered)
+def _called(item: Item, input_ids: Tensor, scores: Tensor, binding: Binding) -> Tensor:
+    """The processor's scores by row."""
+    order = binding.order() if item.is_callers else None
+    if order is not None:
+        input_ids, scores = input_ids[order], scores[order]
+    if isinstance(item.processor, PrefixConstrainedLogitsProcessor):
+        asked = binding.running().nonzero()[:, 0].tolist()
+        called: Any = item.processor.for_rows(asked, input_ids, scores, binding.of_others)
+    else:
+        called = call_processor(item.processor, input_ids, scores, {})
+    checked = _checked(item.name, called, scores.shape)
+    return checked if order is None else torch.empty_like(checked).index_copy_(0, order, checked)
 
 
 def op_knobs(stage: Fused, plan: Plan, example: Tensor) -> dict[str, Any]:
@@ -221,7 +234,9 @@ def _checked(name: str, scores: Any, shape: torch.Size) -> Tensor:
 
 
 class SampleBinding:
-    """Rows that are drawn independently of each other; see `Binding`."""
+    """Rows that are drawn independently of each other; see `Binding`. One that has ended is only padded."""
+
+    of_others = 0.0
 
     def __init__(self, plan: Plan, state: DecodeState) -> None:
         self._draw = {"state": state, "logprobs": plan.num_logprobs, **plan.noise}
@@ -230,6 +245,9 @@ class SampleBinding:
 
     def history(self, generated: int) -> Tensor:
         return self._state.history[:, : self._state.prompt_length + generated]
+
+    def running(self) -> Tensor:
+        return ~self._state.finished
 
     def order(self) -> Tensor | None:
         return None

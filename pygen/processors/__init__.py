@@ -12,7 +12,6 @@ from pygen.processors.bans import (
     MinLengthLogitsProcessor,
     MinNewTokensLengthLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
-    PrefixConstrainedLogitsProcessor,
     SuppressTokensAtBeginLogitsProcessor,
     SuppressTokensLogitsProcessor,
 )
@@ -29,6 +28,7 @@ from pygen.processors.penalties import (
     ExponentialDecayLengthPenalty,
     RepetitionPenaltyLogitsProcessor,
 )
+from pygen.processors.prefix import PrefixConstrainedLogitsProcessor
 from pygen.processors.warpers import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,

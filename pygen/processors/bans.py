@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pygen.config_rules import integer, plain, shown
+from pygen.config_rules import integer
 from pygen.processors._checks import checked, id_tensor, rows_of_batch
 from pygen.processors.base import LogitsProcessor, process, suppress
 
@@ -113,36 +113,6 @@ class EncoderNoRepeatNGramLogitsProcessor(LogitsProcessor):
         repeats = ((ngrams[..., :-1] == prefix[:, None]) & (prefix >= 0)[:, None]).all(-1)
         # The op ignores ids outside the vocabulary, so -1 bans nothing.
         return process(scores, do_sample=False, suppress=ngrams[..., -1].long().masked_fill(~repeats, -1))
-
-
-class PrefixConstrainedLogitsProcessor(LogitsProcessor):
-    """Only the tokens that a function allows (De Cao et al. 2021): `fn(batch_id, ids of the row) -> allowed ids`.
-
-    num_beams: how many rows side by side belong to one batch_id. Ids outside the vocabulary are ignored. ValueError
-        where nothing is allowed.
-    """
-
-    def __init__(self, prefix_allowed_tokens_fn: Callable[[int, Tensor], list[int]], num_beams: int) -> None:
-        self._prefix_allowed_tokens_fn = prefix_allowed_tokens_fn
-        self._num_beams = num_beams
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        rows: list[int] = []
-        token_ids: list[int] = []
-        for row, sequence in enumerate(input_ids):
-            batch_id = row // self._num_beams
-            answer = list(plain(self._prefix_allowed_tokens_fn(batch_id, sequence)))
-            allowed = [token_id for token_id in answer if 0 <= token_id < scores.shape[-1]]
-            if not allowed:
-                raise ValueError(
-                    f"`prefix_allowed_tokens_fn` must allow some token in [0, {scores.shape[-1]}), "
-                    f"got {shown(answer)} for batch_id {batch_id}"
-                )
-            rows += [row] * len(allowed)
-            token_ids += allowed
-        mask = torch.full_like(scores, -math.inf)
-        mask[rows, token_ids] = 0
-        return scores + mask
 
 
 class AlternatingCodebooksLogitsProcessor(LogitsProcessor):
