@@ -16,6 +16,7 @@ from pygen.call import Call
 from pygen.config import GenerationMode
 from pygen.healing import heal
 from pygen.integrations import adapt
+from pygen.integrations.wrappers import called, through_own_generate
 from pygen.lockstep import Lockstep, resolve_synced_gpus
 from pygen.modes.assisted import generate_assisted
 from pygen.modes.beams import generate_with_beams, generate_with_constraints, generate_with_groups
@@ -58,6 +59,7 @@ def _ends_stream(function: Function) -> Function:
 
 
 @_ends_stream
+@through_own_generate
 def generate(
     model: Any,
     inputs: Tensor | None = None,
@@ -84,7 +86,8 @@ def generate(
 
     Arguments:
         model: a generation model of transformers, decoder-only or encoder-decoder, or any `nn.Module` whose forward
-            takes `input_ids` and returns logits (see `pygen.integrations.module`).
+            takes `input_ids` and returns logits (see `pygen.integrations.module`). It may be compiled, sharded by FSDP
+            or wrapped for training; a wrapper with a `generate` of its own, as peft's models, is asked to generate.
         inputs: what the model reads: prompts (batch_size, prompt_length), integer ids, padded on the left; also as
             `input_ids=`, or as `inputs_embeds=` (batch_size, length, width). Without any, every row starts from
             `bos_token_id`. For an encoder-decoder model what the encoder reads, under its own name; the decoder starts
@@ -227,6 +230,7 @@ def prepare_call(
     assistant_tokenizer = kwargs.pop("assistant_tokenizer", None)
 
     synced_gpus = resolve_synced_gpus(synced_gpus, model)
+    model = called(model)
     adapter = adapt(model)
     settings = resolve_settings(adapter.generation_config, generation_config, kwargs)
     config = settings.config

@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import threading
 from types import TracebackType
 from typing import Any
 
 from torch import nn
 
 from pygen.integrations.own_generate import MISSING, below_own_generate, unpatched
+from pygen.integrations.wrappers import base_of
 from pygen.mixin import GenerationMixin
 
 _NAME = "generate"
+_counting = threading.Lock()
 
 
 class Patch:
@@ -31,16 +34,17 @@ class Patch:
         """
         if not self._active:
             return
-        stand_in = vars(self._target).get(_NAME)
-        if not _is_stand_in(stand_in):
-            raise RuntimeError(
-                f"`generate` of {_described(self._target)} has been replaced after pygen.patch(), by {stand_in!r:.80}; "
-                f"undo that first"
-            )
-        stand_in.patches -= 1
-        self._active = False
-        if stand_in.patches == 0:
-            _put(self._target, stand_in.pygen_original)
+        with _counting:
+            stand_in = vars(self._target).get(_NAME)
+            if not _is_stand_in(stand_in):
+                raise RuntimeError(
+                    f"`generate` of {_described(self._target)} has been replaced after pygen.patch(), by "
+                    f"{stand_in!r:.80}; undo that first"
+                )
+            stand_in.patches -= 1
+            self._active = False
+            if stand_in.patches == 0:
+                _put(self._target, stand_in.pygen_original)
 
     def __enter__(self) -> Patch:
         return self
@@ -59,7 +63,8 @@ def patch(model: Any) -> Patch:
 
     model: a model, or a class of models (`LlamaForCausalLM`; `transformers.GenerationMixin` is all of them), whose
         instances and subclasses follow unless they have a `generate` of their own. A method `generate` of a model class
-        that calls `super().generate(...)` stays in force when a base of that class is patched.
+        that calls `super().generate(...)` stays in force when a base of that class is patched. A wrapper with a
+        `generate` of its own, as peft's models, keeps it: the model inside is patched, which it calls.
 
     ```
     with pygen.patch(model):
@@ -75,13 +80,21 @@ def patch(model: Any) -> Patch:
     TypeError for anything but a module, a class of modules, or a `GenerationMixin`. NotImplementedError for a model of
     transformers with a `generate` of its own, as Whisper has, which would be lost: patch a base of its class.
     """
-    _check(model)
-    stand_in = vars(model).get(_NAME, MISSING)
-    if not _is_stand_in(stand_in):
-        stand_in = _of_class(model) if isinstance(model, type) else _OfInstance(model, stand_in)
-        _put(model, stand_in)
-    stand_in.patches += 1
-    return Patch(model)
+    base = base_of(model)
+    target = model if base is None else base
+    _check(target)
+    return put_generate(target)
+
+
+def put_generate(target: Any) -> Patch:
+    """`patch` without its checks, of `target` itself. It may be called by several threads."""
+    with _counting:
+        stand_in = vars(target).get(_NAME, MISSING)
+        if not _is_stand_in(stand_in):
+            stand_in = _of_class(target) if isinstance(target, type) else _OfInstance(target, stand_in)
+            _put(target, stand_in)
+        stand_in.patches += 1
+    return Patch(target)
 
 
 class _OfInstance:

@@ -15,4 +15,6 @@ def release(model: Any) -> None:
     """
     captures = sys.modules.get("pygen.runtime.captures")
     if captures is not None:
-        captures.drop(getattr(model, "_orig_mod", model))
+        from pygen.integrations.wrappers import inner
+
+        captures.drop(inner(model))

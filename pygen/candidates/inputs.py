@@ -12,6 +12,7 @@ from torch import Tensor
 from pygen.call import Call
 from pygen.config import GenerationConfig, GenerationMode
 from pygen.integrations import ModelAdapter, adapt
+from pygen.integrations.devices import execution_device
 from pygen.integrations.versions import CACHE_NAMES
 from pygen.prompt import Prompt
 from pygen.request import Lengths, SpecialTokens, resolve_settings, resolve_special_tokens
@@ -153,7 +154,7 @@ def call_of_arguments(
 ) -> Call:
     """The assistant's call from the arguments that transformers gives a candidate generator."""
     adapter = adapt(assistant_model)
-    device = getattr(assistant_model, "device", input_ids.device)
+    device = execution_device(assistant_model)
     settings = resolve_settings(adapter.generation_config, generation_config, _UNSET)
     config, tokens = settings.config, resolve_special_tokens(settings.config)
     input_ids = input_ids.to(device)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from pygen.integrations.devices import execution_device
 from pygen.processors import LogitsProcessorList, SuppressTokensLogitsProcessor
 
 
@@ -36,7 +37,7 @@ class AssistantToTargetTranslator:
         assistant_prune_lm_head: bool = False,
     ):
         self.target_vocab_size = target_vocab_size
-        device = torch.device("cpu") if assistant_model is None else assistant_model.device
+        device = torch.device("cpu") if assistant_model is None else execution_device(assistant_model)
         common = _common_tokens(target_tokenizer, assistant_tokenizer)
         # A tokenizer may know more tokens than the target's head.
         within = {target: own for target, own in common.items() if target < target_vocab_size}

@@ -14,6 +14,7 @@ from pygen.candidates.assistant import AssistedCandidateGenerator
 from pygen.candidates.drafter import Follower, assistant_settings
 from pygen.candidates.inputs import prompt_of_text
 from pygen.candidates.translator import AssistantToTargetTranslator, AssistantVocabTranslatorCache
+from pygen.integrations.devices import execution_device
 from pygen.plan_order import WARPERS
 from pygen.request import resolve_special_tokens
 
@@ -118,7 +119,7 @@ class AssistedCandidateGeneratorDifferentTokenizers(AssistedCandidateGenerator):
 
     def _logits(self, assistant_ids: list[int]) -> Tensor:
         """(1, vocab_size) float32, after these ids of the assistant."""
-        tokens = torch.tensor([assistant_ids], dtype=torch.int64, device=self.assistant_model.device)
+        tokens = torch.tensor([assistant_ids], dtype=torch.int64, device=execution_device(self.assistant_model))
         if self._follower is None or tokens.shape[1] > self._capacity:
             self._capacity = tokens.shape[1] + _ROOM
             adapter, prompt = prompt_of_text(self.assistant_model, tokens)

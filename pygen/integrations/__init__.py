@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from pygen.config import GenerationConfig, GenerationMode
+from pygen.integrations.wrappers import called, inner, mixin_of
 from pygen.outputs import GenerateOutput
 from pygen.prompt import Prompt
 from pygen.request import SpecialTokens
@@ -130,16 +131,16 @@ class ModelAdapter(Protocol):
 
 def adapt(model: Any) -> ModelAdapter:
     """The adapter for `model`: by the mixin that it has, transformers' or pygen's, else any module over `input_ids`."""
-    target = getattr(model, "_orig_mod", model)
-    for base in type(target).__mro__:
-        if base.__name__ == "GenerationMixin" and base.__module__.startswith("transformers."):
-            from pygen.integrations.transformers import TransformersAdapter
+    mixin = mixin_of(inner(model))
+    model = called(model)
+    if mixin == "transformers":
+        from pygen.integrations.transformers import TransformersAdapter
 
-            return TransformersAdapter(model)
-        if base.__name__ == "GenerationMixin" and base.__module__ == "pygen.mixin":
-            from pygen.integrations.mixin import MixinAdapter
+        return TransformersAdapter(model)
+    if mixin == "pygen":
+        from pygen.integrations.mixin import MixinAdapter
 
-            return MixinAdapter(model)
+        return MixinAdapter(model)
     if isinstance(model, nn.Module):
         from pygen.integrations.module import ModuleAdapter
 

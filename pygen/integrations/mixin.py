@@ -11,6 +11,7 @@ from pygen.config import GenerationConfig, GenerationMode
 from pygen.integrations.inputs import GrowingInputs, tail_logits
 from pygen.integrations.module import ModuleAdapter, unpack_outputs
 from pygen.integrations.versions import cache_parameter, given_cache, without_cache
+from pygen.integrations.wrappers import inner
 from pygen.mixin import GenerationMixin, parameter_names
 from pygen.prompt import Prompt
 from pygen.request import SpecialTokens
@@ -33,7 +34,7 @@ class MixinAdapter(ModuleAdapter):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        self._hooks: Any = getattr(model, "_orig_mod", model)
+        self._hooks: Any = inner(model)
         self._returns_dict = "return_dict" in self._names
         if self._replaces("prepare_inputs_for_generation"):
             self._names |= parameter_names(type(self._hooks).prepare_inputs_for_generation)

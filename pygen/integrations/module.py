@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from pygen import cache as cache_verbs
 from pygen.config import GenerationConfig, GenerationMode
+from pygen.integrations.devices import execution_device, input_device
 from pygen.integrations.inputs import (
     GrowingInputs,
     mask_from_padding,
@@ -20,6 +20,7 @@ from pygen.integrations.inputs import (
     tail_logits,
 )
 from pygen.integrations.versions import cache_parameter, given_cache_name, output_cache
+from pygen.integrations.wrappers import inner
 from pygen.outputs import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput, GenerateOutput
 from pygen.prompt import Prompt, check_ids, check_mask, given_input, start_ids, warn_of_right_padding
 from pygen.request import SpecialTokens
@@ -53,7 +54,7 @@ class ModuleAdapter:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        parameters = inspect.signature(model.forward).parameters
+        parameters = inspect.signature(inner(model).forward).parameters
         self._names = frozenset(
             name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
         )
@@ -62,8 +63,7 @@ class ModuleAdapter:
         self.max_position_embeddings: int | None = getattr(
             getattr(model, "config", None), "max_position_embeddings", None
         )
-        held = next(itertools.chain(model.parameters(), model.buffers()), None)
-        self._device = held.device if held is not None else torch.device("cpu")
+        self._device, self._input_device = execution_device(model), input_device(model)
         self.before_forward: Callable[[], None] = lambda: None
         self.can_rewind = self.can_crop = True
         self.records: dict[str, list[Any]] = {}
@@ -98,7 +98,7 @@ class ModuleAdapter:
         ids = given_input("input_ids", inputs, kwargs)
         if ids is None:
             ids = start_ids(tokens.bos, kwargs, self._device)
-        ids = check_ids("input_ids", ids, self._device)
+        ids = check_ids("input_ids", ids, self._input_device)
         mask = kwargs.get("attention_mask")
         if mask is not None:
             check_mask("attention_mask", mask, ids, read_name="input_ids", continues=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -11,21 +12,26 @@ from torch import Tensor
 
 from pygen import cache as cache_verbs
 from pygen.config import GenerationConfig, GenerationMode
+from pygen.integrations.devices import input_device
+from pygen.integrations.foreign_hooks import may_know_rows
 from pygen.integrations.growing_layer import grow_in_place
 from pygen.integrations.inputs import GrowingInputs, tail_logits
 from pygen.integrations.outputs import output_class
 from pygen.integrations.own_generate import own_generate_runs
 from pygen.integrations.positions import check_encoder_positions, room_for
 from pygen.integrations.rows import ModuleStates, is_by_rows, map_leaves, row_dims
+from pygen.integrations.sharding import with_root_weights
 from pygen.integrations.transformers_inputs import (
     add_cache,
     check_room,
     encode,
     is_default,
     read_prompt,
+    refuse_by_preparer,
     unseen_length,
 )
 from pygen.integrations.versions import HookNames, given_cache, given_cache_name, rename_cache
+from pygen.integrations.wrappers import inner
 from pygen.outputs import GenerateOutput
 from pygen.prompt import Prompt
 from pygen.request import SpecialTokens
@@ -70,14 +76,12 @@ class TransformersAdapter:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._hooks = getattr(model, "_orig_mod", model)
+        self._hooks = inner(model)
         self._names = HookNames(self._hooks)
         self._grows_by_default = is_default(self._hooks, "_update_model_kwargs_for_generation")
         self.is_encoder_decoder = bool(self._hooks.config.is_encoder_decoder)
         self.generation_config = getattr(self._hooks, "generation_config", None)
-        # Weights spread over devices move their inputs themselves.
-        spread = getattr(self._hooks, "hf_device_map", None)
-        self.device: torch.device | None = None if spread else self._hooks.device
+        self.device: torch.device | None = input_device(self._hooks)
         self.max_position_embeddings: int | None = getattr(self._hooks.config, "max_position_embeddings", None)
         self.before_forward: Callable[[], None] = lambda: None
         self.can_rewind = True
@@ -129,6 +133,7 @@ class TransformersAdapter:
     ) -> None:
         """`cache`: a static one, which takes the place of the one that the settings ask for."""
         config, kwargs = self._config, dict(prompt.model_kwargs)
+        refuse_by_preparer(self._hooks, config, mode)
         self._batch_size, self._prompt_length = prompt.input_ids.shape
         self._prompt_ids = prompt.input_ids
         self._num_copies = num_copies
@@ -137,7 +142,7 @@ class TransformersAdapter:
         check_room(prompt, max_new_tokens, self._callers_cache_name)
         callers_cache = any(kwargs.get(name) is not None for name in self._names.arguments)
         kwargs |= {flag: True for flag in _RECORDS if getattr(config, flag)}
-        kwargs = encode(self._hooks, prompt, kwargs, config)
+        kwargs = with_root_weights(self._model, functools.partial(encode, self._hooks, prompt, kwargs, config))
         if config.return_dict_in_generate:
             self._start_records(kwargs)
         if "logits_to_keep" not in kwargs and "logits_to_keep" in inspect.signature(self._hooks.forward).parameters:
@@ -166,6 +171,7 @@ class TransformersAdapter:
         self._expands_late = (
             num_copies > 1
             and not callers_cache
+            and not may_know_rows(self._hooks)
             and is_default(self._hooks, "_expand_inputs_for_generation")
             and (cache_verbs.can_expand(self.cache) if self._use_cache else True)
         )

@@ -6,7 +6,6 @@ again, so that a class with other inputs gets its own.
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import inspect
 import logging
@@ -21,8 +20,10 @@ from transformers.generation.configuration_utils import GenerationMode as Transf
 
 from pygen.cache import num_positions
 from pygen.config import GenerationConfig, GenerationMode
+from pygen.integrations.devices import execution_device
 from pygen.integrations.inputs import GrowingInputs
 from pygen.integrations.own_generate import unpatched
+from pygen.integrations.read_only import ReadOnlyModel
 from pygen.integrations.versions import HookNames, encoder_hook, given_cache, given_cache_name, rename_cache
 from pygen.prompt import Prompt, check_device, check_ids, check_mask, given_input, start_ids, warn_of_right_padding
 from pygen.request import SpecialTokens, config_for_hooks
@@ -55,6 +56,31 @@ def _hook_config(config: GenerationConfig, tokens: SpecialTokens, device: torch.
     for name in _SETTINGS - vars(result).keys():
         setattr(result, name, None)
     return result
+
+
+def preparer(model: Any) -> Any:
+    """What prepares the inputs of `model`'s forwards in its place, as peft's models with prompts of their own do."""
+    hook = vars(model).get("prepare_inputs_for_generation")
+    owner = getattr(hook, "__self__", hook)
+    return None if owner is model else owner
+
+
+def refuse_by_preparer(model: Any, config: GenerationConfig, mode: GenerationMode) -> None:
+    """NotImplementedError for what needs forwards that another's `prepare_inputs_for_generation` does not make."""
+    owner, kind = preparer(model), config.cache_implementation
+    if owner is None or model.config.is_encoder_decoder:
+        return
+    unfit = {
+        f"`prefill_chunk_size`={config.prefill_chunk_size}": config.prefill_chunk_size is not None,
+        f"`cache_implementation`={kind!r}": kind not in (None, "dynamic", "offloaded"),
+        "drafted tokens": mode is GenerationMode.ASSISTED_GENERATION,
+    }
+    for what, wanted in unfit.items():
+        if wanted:
+            raise NotImplementedError(
+                f"{what}: {type(owner).__name__} prepares the inputs, of a prompt at once and then of one token after "
+                f"the other, in a cache that grows; call without"
+            )
 
 
 def read_prompt(
@@ -145,7 +171,7 @@ def _checked_inputs(
         if embeds is None and encoded is None:
             if name != "input_ids":
                 raise ValueError(f"`{name}` must be given: it is what {type(model).__name__} reads")
-            return start_ids(tokens.bos, kwargs, model.device)
+            return start_ids(tokens.bos, kwargs, execution_device(model))
         return None
     if name == "input_ids":
         return check_ids(name, inputs, device, least=1 if embeds is None else 0)
@@ -214,7 +240,7 @@ def _check_cache(model: Any, config: GenerationConfig, kwargs: dict[str, Any], n
             raise TypeError(f"`{name}` must be a cache object, got tuple")
         if kind is not None:
             raise ValueError(f"`cache_implementation`={kind!r} and `{name}` exclude each other")
-    if kind is not None and kind.startswith("offloaded") and model.device.type == "cpu":
+    if kind is not None and kind.startswith("offloaded") and execution_device(model).type == "cpu":
         raise ValueError(f"`cache_implementation`={kind!r} moves a cache to the CPU, where the model is already")
     if kind == "quantized" and config.use_cache is not False:
         if model.config.is_encoder_decoder or not model._supports_default_dynamic_cache():
@@ -291,10 +317,9 @@ def add_cache(
 ) -> None:
     """Puts a cache into `kwargs`, where one is to be used and none is given.
 
-    transformers keeps static caches on the model; here a shallow copy of the model takes them and is dropped.
+    transformers keeps static caches on the model; here each call gets one of its own, and the model stays as it is.
     """
-    holder = copy.copy(model)
-    vars(holder).pop("_cache", None)
+    holder: Any = ReadOnlyModel(model, hidden=("_cache",))
     # Its layers move to where the states are, and could not from the meta device.
     with torch.device("cpu"):
         holder._prepare_cache_for_generation(config, kwargs, TransformersMode(mode.value), batch_size, max_cache_length)

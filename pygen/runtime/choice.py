@@ -11,8 +11,10 @@ import torch
 
 from pygen.backends import BackendError
 from pygen.config import GenerationConfig, GenerationMode
+from pygen.integrations.foreign_hooks import is_hooked
 from pygen.integrations.inputs import GrowingInputs
 from pygen.integrations.versions import given_cache_name
+from pygen.integrations.wrappers import inner
 from pygen.stages import Called
 
 if TYPE_CHECKING:
@@ -125,7 +127,7 @@ def _eager(call: Call, reason: str) -> Choice:
 
 
 def _hooks(call: Call) -> Any:
-    return getattr(call.model, "_orig_mod", call.model)
+    return inner(call.model)
 
 
 def _reason_against(call: Call, plan: Plan | None) -> str | None:
@@ -146,7 +148,7 @@ def _reason_of_model(call: Call) -> str | None:
         return f"it needs a CUDA model, got one on {device}"
     if type(call.adapter).__name__ != "TransformersAdapter":
         return f"{type(hooks).__name__} is no model of transformers, whose caches a captured step writes"
-    from pygen.integrations.transformers_inputs import is_default
+    from pygen.integrations.transformers_inputs import is_default, preparer
 
     if CAPTURED_MODES[call.mode] == "beam_step" and hasattr(hooks, "_reorder_cache"):
         return f"{type(hooks).__name__} moves the rows of its cache by a `_reorder_cache` of its own"
@@ -156,18 +158,19 @@ def _reason_of_model(call: Call) -> str | None:
         return "the model is compiled already; `compile_config` compiles its forward inside the capture"
     if hooks.training:
         return "the model is in training mode"
-    hooked = next((name for name, module in hooks.named_modules() if _is_hooked(module)), None)
+    if (owner := preparer(hooks)) is not None:
+        return f"{type(owner).__name__} prepares the inputs, by a call of Python"
+    adapter = next((name for name, module in hooks.named_modules() if _switches(module)), None)
+    if adapter is not None:
+        return f"`{adapter}` is a layer of peft, whose adapter a replay would not switch"
+    hooked = next((name for name, module in hooks.named_modules() if is_hooked(module)), None)
     if hooked is not None:
         return f"`{hooked or type(hooks).__name__}` has hooks or a forward of its own, which a replay would not call"
     return None
 
 
-def _is_hooked(module: torch.nn.Module) -> bool:
-    # transformers' own hooks only collect what the forward returns.
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return hasattr(module, "_hf_hook") or any(
-        not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks
-    )
+def _switches(module: torch.nn.Module) -> bool:
+    return any(base.__name__ == "BaseTunerLayer" for base in type(module).__mro__)
 
 
 def _reason_of_plan(call: Call, plan: Plan) -> str | None:
