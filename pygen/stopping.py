@@ -112,7 +112,8 @@ class ConfidenceCriteria(StoppingCriteria):
             raise ValueError("`ConfidenceCriteria` needs `output_scores=True` and `return_dict_in_generate=True`")
         last, vocab_size = input_ids[:, -1:], scores[-1].shape[-1]
         probability: Tensor = scores[-1].softmax(-1).gather(1, last.clamp(0, vocab_size - 1))[:, 0]
-        return (probability < self.assistant_confidence_threshold) & ((last >= 0) & (last < vocab_size))[:, 0]
+        ended: Tensor = (probability < self.assistant_confidence_threshold) & ((last >= 0) & (last < vocab_size))[:, 0]
+        return ended
 
 
 class StopStringCriteria(StoppingCriteria):

@@ -9,15 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-# Blocks of ideographs, which are written without spaces: each one may be shown as soon as it is complete.
-_IDEOGRAPHS = (
-    (0x3400, 0x4DBF),
-    (0x4E00, 0x9FFF),
-    (0xF900, 0xFAFF),
-    (0x20000, 0x2A6DF),
-    (0x2A700, 0x2CEAF),
-    (0x2F800, 0x2FA1F),
-)
+from pygen.row_text import row_text
 
 
 class BaseStreamer:
@@ -45,8 +37,8 @@ def end_stream(streamer: Any, error: BaseException | None = None) -> None:
 class TextStreamer(BaseStreamer):
     """Prints one row's text while it grows, holding back what the next token may still change.
 
-    Text is final up to its last space, up to its end when that is a line break or an ideograph, and at `end()`.
-    Override `on_finalized_text` to send the text elsewhere.
+    The pieces make up `tokenizer.decode(all ids, **decode_kwargs)`; most tokens' text is final at once (see
+    `pygen.row_text`). Override `on_finalized_text` to send the text elsewhere.
 
     tokenizer: anything with `decode(list[int], **decode_kwargs) -> str`.
     skip_prompt: do not show the prompt.
@@ -57,8 +49,7 @@ class TextStreamer(BaseStreamer):
         self.tokenizer = tokenizer
         self.skip_prompt = skip_prompt
         self.decode_kwargs = decode_kwargs
-        self.token_cache: list[int] = []
-        self.print_len = 0
+        self._text = row_text(tokenizer, decode_kwargs)
         self.next_tokens_are_prompt = True
 
     def put(self, value: Tensor) -> None:
@@ -69,14 +60,7 @@ class TextStreamer(BaseStreamer):
         is_prompt, self.next_tokens_are_prompt = self.next_tokens_are_prompt, False
         if is_prompt and self.skip_prompt:
             return
-        self.token_cache.extend(value.tolist())
-        text = self._decode(self.token_cache)
-        final = self._final_length(text)
-        self.on_finalized_text(text[self.print_len : final])
-        if text.endswith("\n"):
-            self._forget()
-        else:
-            self.print_len = max(self.print_len, final)
+        self.on_finalized_text(self._text.add(value.tolist()))
 
     def end(self) -> None:
         self.on_finalized_text(self._finish(), stream_end=True)
@@ -87,23 +71,9 @@ class TextStreamer(BaseStreamer):
 
     def _finish(self) -> str:
         """What was held back; the streamer can be used again."""
-        token_ids, shown = self.token_cache, self.print_len
-        self._forget()
+        text, self._text = self._text, row_text(self.tokenizer, self.decode_kwargs)
         self.next_tokens_are_prompt = True
-        return self._decode(token_ids)[shown:] if token_ids else ""
-
-    def _decode(self, token_ids: list[int]) -> str:
-        return str(self.tokenizer.decode(token_ids, **self.decode_kwargs))
-
-    def _forget(self) -> None:
-        self.token_cache = []
-        self.print_len = 0
-
-    @staticmethod
-    def _final_length(text: str) -> int:
-        if text and (text[-1] == "\n" or any(first <= ord(text[-1]) <= last for first, last in _IDEOGRAPHS)):
-            return len(text)
-        return text.rfind(" ") + 1
+        return text.finish()
 
 
 class TextIteratorStreamer(TextStreamer):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import queue
-import re
 import threading
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
@@ -15,11 +14,8 @@ import torch
 from torch import Tensor
 
 from pygen.generate import generate
+from pygen.row_text import CleanedRowText, RowText, row_text
 from pygen.streamers import BaseStreamer
-
-_BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
-_INCOMPLETE = "�"  # what decoders show for bytes that are no character, or not yet
-_WINDOW = 16  # tokens that are decoded again with the next one, at most, unless they are parts of one character
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,10 @@ def stream(
 
     thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="pygen.stream")
     thread.start()
-    texts: dict[int, _RowText] = {}
+    texts: dict[int, RowText | CleanedRowText] = {}
+    kwargs_of_text = dict(decode_kwargs or {})
+    if getattr(tokenizer, "clean_up_tokenization_spaces", False):
+        kwargs_of_text.setdefault("clean_up_tokenization_spaces", False)
     ended: set[int] = set()
     try:
         while isinstance(step := steps.get(), _Step):
@@ -95,8 +94,8 @@ def stream(
                 text = None
                 if tokenizer is not None:
                     if row not in texts:
-                        texts[row] = _RowText(tokenizer, decode_kwargs)
-                    text = texts[row].add(token_id) + (texts[row].finish() if reason is not None else "")
+                        texts[row] = row_text(tokenizer, kwargs_of_text)
+                    text = texts[row].add([token_id]) + (texts[row].finish() if reason is not None else "")
                 if reason is not None:
                     ended.add(row)
                 yield StreamEvent(row, token_id, text, logprob, reason)
@@ -160,53 +159,3 @@ def _contexts_of_this_thread() -> list[contextlib.AbstractContextManager[Any]]:
     if torch.cuda.is_initialized():
         contexts.append(torch.cuda.stream(torch.cuda.current_stream()))
     return contexts
-
-
-class _RowText:
-    """Text of a row that grows by tokens, in pieces that are never taken back.
-
-    Held back are bytes that are no character yet, and tokens of single bytes, of which some decoders show none if the
-    last of them are no character.
-    """
-
-    def __init__(self, tokenizer: Any, decode_kwargs: Mapping[str, Any] | None) -> None:
-        self._decode_kwargs = dict(decode_kwargs or {})
-        if getattr(tokenizer, "clean_up_tokenization_spaces", False):
-            self._decode_kwargs.setdefault("clean_up_tokenization_spaces", False)
-        self._tokenizer = tokenizer
-        self._name_of = getattr(tokenizer, "convert_ids_to_tokens", None) or getattr(tokenizer, "id_to_token", None)
-        self._window: list[int] = []  # the last tokens, the first of which belong to text that was shown
-        self._shown = 0  # characters of the window's text
-        self._settled = 0  # tokens of the window after which all of the text was shown
-
-    def add(self, token_id: int) -> str:
-        """What can be shown now."""
-        self._window.append(token_id)
-        if self._is_byte(token_id):
-            return ""
-        text = self._decode(self._window)
-        complete = len(text.rstrip(_INCOMPLETE))
-        piece = text[self._shown : complete]
-        self._shown = max(self._shown, complete)
-        if complete == len(text):
-            self._shorten()
-        return piece
-
-    def finish(self) -> str:
-        """What was held back."""
-        return self._decode(self._window)[self._shown :]
-
-    def _shorten(self) -> None:
-        """Forgets the tokens before the last settled one. A token has to stay: the first of a text loses its space."""
-        if len(self._window) > _WINDOW:
-            rest = self._window[self._settled :]
-            if text := self._decode(rest):
-                self._window, self._shown = rest, len(text)
-        self._settled = len(self._window)
-
-    def _decode(self, token_ids: list[int]) -> str:
-        return str(self._tokenizer.decode(token_ids, **self._decode_kwargs))
-
-    def _is_byte(self, token_id: int) -> bool:
-        name = self._name_of(token_id) if self._name_of is not None else None
-        return isinstance(name, str) and _BYTE_TOKEN.fullmatch(name) is not None

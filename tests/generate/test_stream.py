@@ -12,7 +12,8 @@ from torch import Tensor
 
 import pygen
 from pygen.generate import generate
-from pygen.streaming import StreamEvent, _RowText, stream
+from pygen.row_text import RowText
+from pygen.streaming import StreamEvent, stream
 from tests.generate.models import counting_table, hf_model
 from tests.generate.test_streamers import WORDS, WordTokenizer, fail_at
 from tests.test_stopping_criteria import KINDS, TEXT
@@ -172,17 +173,17 @@ def test_pieces_make_up_the_decoded_row(kind: str, skip: bool) -> None:
         if trial % 3 == 0:
             start = draw.randrange(len(text_ids))
             ids = text_ids[start : start + draw.randrange(120)]
-        row = _RowText(tokenizer, {"skip_special_tokens": skip})
-        pieces = [row.add(token_id) for token_id in ids]
+        row = RowText(tokenizer, {"skip_special_tokens": skip})
+        pieces = [row.add([token_id]) for token_id in ids]
         assert "".join([*pieces, row.finish()]) == tokenizer.decode(ids, skip_special_tokens=skip), ids
 
 
 def test_incomplete_characters_are_held_back() -> None:
     tokenizer = KINDS["byte_level"]()
     fox = [tokenizer.convert_tokens_to_ids(letter) for letter in "ðŁ¦Ĭ"]
-    row = _RowText(tokenizer, None)
-    assert [row.add(token_id) for token_id in fox] == ["", "", "", "🦊"]
-    assert [row.add(fox[0]), row.finish()] == ["", "�"]
+    row = RowText(tokenizer, {})
+    assert [row.add([token_id]) for token_id in fox] == ["", "", "", "🦊"]
+    assert [row.add(fox[:1]), row.finish()] == ["", "�"]
 
 
 def test_only_the_last_tokens_are_decoded_again() -> None:
@@ -194,6 +195,6 @@ def test_only_the_last_tokens_are_decoded_again() -> None:
             return "x" * len(ids)
 
     tokenizer = Counting()
-    row = _RowText(tokenizer, None)
-    assert "".join(row.add(0) for _ in range(500)) == "x" * 500
+    row = RowText(tokenizer, {})
+    assert "".join(row.add([0]) for _ in range(500)) == "x" * 500
     assert tokenizer.longest < 20

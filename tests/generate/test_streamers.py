@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 
 from pygen.generate import generate
 from pygen.streamers import AsyncTextIteratorStreamer, BaseStreamer, TextIteratorStreamer, TextStreamer
 from tests.generate.models import counting_table, hf_model
+from tests.test_stopping_criteria import KINDS
 
 WORDS = ["one ", "two", " three ", "\n", "four\n", "世", "界 ", "five", ".", "  ", ""]
 
@@ -24,8 +26,8 @@ WORDS = ["one ", "two", " three ", "\n", "four\n", "世", "界 ", "five", ".", "
 class WordTokenizer:
     """Token i is word i."""
 
-    def decode(self, ids: list[int], skip_empty: bool = False) -> str:
-        return "".join(WORDS[i] for i in ids)
+    def decode(self, ids: int | list[int], skip_empty: bool = False) -> str:
+        return "".join(WORDS[i] for i in ([ids] if isinstance(ids, int) else ids))
 
 
 class Collect(BaseStreamer):
@@ -52,14 +54,6 @@ class Pieces(TextStreamer):
         self.pieces.append((text, stream_end))
 
 
-class TheirPieces(transformers.TextStreamer):
-    on_finalized_text = Pieces.on_finalized_text
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.pieces: list[tuple[str, bool]] = []
-
-
 def test_prompt_then_tokens_then_end() -> None:
     streamer = Collect()
     generate(counting_table(), torch.tensor([[1], [4]]), eos_token_id=2, max_new_tokens=2, streamer=streamer)
@@ -83,19 +77,102 @@ def test_returned_copies_are_streamed() -> None:
 
 
 @pytest.mark.parametrize("skip_prompt", [False, True])
-def test_text_as_transformers_prints_it(skip_prompt: bool) -> None:
-    draw = random.Random(0)
-    for _ in range(200):
-        ours = Pieces(WordTokenizer(), skip_prompt=skip_prompt, skip_empty=True)
-        theirs = TheirPieces(WordTokenizer(), skip_prompt=skip_prompt, skip_empty=True)
-        for _ in range(2):  # a streamer can be used again after its end
-            values = [torch.tensor([[draw.randrange(len(WORDS)) for _ in range(3)]])]
-            values += [torch.tensor([draw.randrange(len(WORDS))]) for _ in range(draw.randrange(12))]
-            for streamer in (ours, theirs):
-                for value in values:
-                    streamer.put(value)
-                streamer.end()
-        assert ours.pieces == theirs.pieces
+def test_pieces_of_any_tokens(skip_prompt: bool) -> None:
+    """What is final comes with its token; a streamer can be used again after its end."""
+    draw, streamer = random.Random(0), Pieces(WordTokenizer(), skip_prompt=skip_prompt, skip_empty=True)
+    for _ in range(50):
+        values = [[draw.randrange(len(WORDS)) for _ in range(3)]]
+        values += [[draw.randrange(len(WORDS))] for _ in range(draw.randrange(12))]
+        streamer.pieces.clear()
+        for place, value in enumerate(values):
+            streamer.put(torch.tensor([value] if place == 0 else value))
+        streamer.end()
+        texts = ["".join(WORDS[i] for i in value) for value in values]
+        assert streamer.pieces == [*((text, False) for text in texts[skip_prompt:]), ("", True)]
+
+
+def byte_fallback(*pieces: str) -> Any:
+    """As Llama 2: the first space of a text is stripped, and what the vocabulary lacks is written in bytes."""
+    names = ["<unk>", *(f"<0x{value:02X}>" for value in range(256)), *pieces]
+    vocabulary = {name: place for place, name in enumerate(names)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>"))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+def streamed(tokenizer: Any, ids: list[int], **decode_kwargs: Any) -> list[str]:
+    """The pieces; together they are the decoded ids."""
+    streamer = Pieces(tokenizer, **decode_kwargs)
+    streamer.put(torch.tensor([ids[:1]]))
+    for token_id in ids[1:]:
+        streamer.put(torch.tensor([token_id]))
+    streamer.end()
+    pieces = [text for text, _ in streamer.pieces]
+    assert "".join(pieces) == tokenizer.decode(ids, **decode_kwargs)
+    return pieces
+
+
+def test_spaces_behind_line_breaks_stay() -> None:
+    words = ["if", "▁x", ":", "\n", "▁▁▁", "▁return", "▁x", "\n", "▁x"]
+    tokenizer = byte_fallback(*dict.fromkeys(words))
+    pieces = streamed(tokenizer, tokenizer.convert_tokens_to_ids(words))
+    assert pieces == ["if", " x", ":", "\n", "   ", " return", " x", "\n", " x", ""]
+
+
+@pytest.mark.parametrize(
+    "text", ["https://example.org/a/b?c=d", "ひらがなだけのぶん", "ภาษาไทยไม่เว้นวรรค", "ab\n  cd\n\te"]
+)
+def test_text_without_spaces_comes_at_once(text: str) -> None:
+    tokenizer = KINDS["byte_level"]()
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    shown, pieces = "", streamed(tokenizer, ids)
+    for count, piece in enumerate(pieces[:-1], start=1):
+        shown += piece
+        assert shown == tokenizer.decode(ids[:count]).rstrip("�")
+    # Characters of bytes wait for the next token: an end that is none would change all of them.
+    fallback = byte_fallback(*sorted(set(text) - set("\n\t")))
+    ids = [i for letter in text for i in letter_ids(fallback, letter)]
+    for count, piece in enumerate(streamed(fallback, ids)[:-1], start=1):
+        assert piece == ("" if text[count - 1] in "\n\t" else text[count - 1]) or text[count - 2] in "\n\t"
+
+
+def letter_ids(tokenizer: Any, letter: str) -> list[int]:
+    known = tokenizer.get_vocab().get(letter)
+    names = [f"<0x{byte:02X}>" for byte in letter.encode()]
+    return [known] if known is not None else list(tokenizer.convert_tokens_to_ids(names))
+
+
+class Cleaning:
+    """A tokenizer whose decoding cleans up spaces, and an old one's place for it."""
+
+    clean_up_tokenization_spaces = True
+
+    def __init__(self, words: list[str]) -> None:
+        self._words = words
+
+    def decode(self, ids: list[int], clean_up_tokenization_spaces: bool = True) -> str:
+        text = "".join(self._words[i] for i in ids)
+        return self.clean_up_tokenization(text) if clean_up_tokenization_spaces else text
+
+    def clean_up_tokenization(self, text: str) -> str:
+        return str(transformers.PreTrainedTokenizerBase.clean_up_tokenization(None, text))
+
+
+def test_what_is_cleaned_up_is_never_taken_back() -> None:
+    words = [" it", " '", "s", " ", ".", " do", " n", "'", "t", " new", " ?", " ' ", " x", " ,", "ve", "m", "世"]
+    tokenizer, draw = Cleaning(words), random.Random(2)
+    shown = 0
+    for _ in range(400):
+        ids = [draw.randrange(len(words)) for _ in range(draw.randint(1, 30))]
+        shown += len(streamed(tokenizer, ids)[-1]) < 3
+        streamed(tokenizer, ids, clean_up_tokenization_spaces=False)
+    assert shown > 100
+    fallback = byte_fallback(*(word.replace(" ", "▁") for word in words if word.strip()))
+    fallback.clean_up_tokenization_spaces = True
+    for _ in range(50):
+        streamed(fallback, [draw.randrange(257, len(fallback)) for _ in range(30)])
 
 
 def test_text_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
