@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Generic, TypeVar
 
 import torch
+
+from pygen.notices import warn
 
 BACKENDS = ("cpu", "cuda", "triton", "torch")
 
@@ -174,4 +175,4 @@ def _check_name(parameter: str, name: str) -> None:
 def _warn_once(message: str) -> None:
     if message not in _warned:
         _warned.add(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=4)
+        warn(message, RuntimeWarning)

@@ -19,6 +19,7 @@ from pygen.config_rules import (
     shown,
 )
 from pygen.config_types import CompileConfig, GenerationMode, normalised
+from pygen.notices import log
 from pygen.watermarking import BaseWatermarkingConfig, SynthIDTextWatermarkingConfig, WatermarkingConfig
 
 __all__ = [
@@ -40,7 +41,7 @@ METADATA_FIELDS = ("_from_model_config", "_commit_hash", "_original_object_hash"
 
 @functools.lru_cache(maxsize=1024)
 def _log_once(level: int, message: str) -> None:
-    logger.log(level, message)
+    log(logger, message, level)
 
 
 def _differs(value: Any, neutral: Any) -> bool:
@@ -226,7 +227,7 @@ class GenerationConfig(ConfigFiles):
             if mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
                 mode = extension
             else:
-                logger.warning(f"{extension.value} extends greedy search and sampling only; {mode.value} ignores it")
+                log(logger, f"{extension.value} extends greedy search and sampling only; {mode.value} ignores it")
         return mode
 
     def validate(self, strict: bool = False) -> None:

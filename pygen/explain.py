@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from pygen.config_rules import EXTENSION_RULES, RULES, SAMPLING_ONLY, shown
 from pygen.generate import LOOPS, generate, prepare_call
 from pygen.integrations.module import ModuleAdapter
 from pygen.integrations.versions import cache_parameter, given_cache
+from pygen.notices import collected
 from pygen.plan import Plan, make_plan
 from pygen.runtime.choice import CAPTURED_MODES, choose_runtime
 from pygen.stages import Fused
@@ -140,8 +140,7 @@ def explain(model: Any, *args: Any, **kwargs: Any) -> Explanation:
     settings = arguments.pop("kwargs")
     if arguments.pop("custom_generate") is not None:
         raise NotImplementedError("`custom_generate`: what code of one's own does cannot be explained")
-    with warnings.catch_warnings(record=True) as caught, torch.no_grad():
-        warnings.simplefilter("always")
+    with collected() as notes, torch.no_grad():
         call = prepare_call(arguments.pop("model"), kwargs=settings, **arguments)
         groups = call.config.num_beam_groups or 1
         plan = make_plan(dataclasses.replace(call, num_copies=call.num_copies // groups) if groups > 1 else call)
@@ -165,7 +164,7 @@ def explain(model: Any, *args: Any, **kwargs: Any) -> Explanation:
         noise=_noise(call),
         cache=_cache(call),
         stopping=tuple(_stopping(call)),
-        notes=tuple(str(warning.message) for warning in caught),
+        notes=tuple(notes),
     )
 
 

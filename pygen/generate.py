@@ -22,10 +22,12 @@ from pygen.modes.assisted import generate_assisted
 from pygen.modes.beams import generate_with_beams, generate_with_constraints, generate_with_groups
 from pygen.modes.custom import borrowed, own_loop
 from pygen.modes.sampling import generate_by_sampling
+from pygen.notices import one_call
 from pygen.outputs import GenerateOutput
 from pygen.processors.prefix import EndingPrefix
 from pygen.remote_code import load_custom_generate
 from pygen.request import (
+    refuse_drafts_in_beams,
     refuse_unavailable,
     resolve_lengths,
     resolve_settings,
@@ -45,7 +47,7 @@ def _ends_stream(function: Function) -> Function:
     @functools.wraps(function)
     def ending(*args: Any, streamer: Any = None, **kwargs: Any) -> Any:
         try:
-            with torch.no_grad():
+            with torch.no_grad(), one_call():
                 result = function(*args, streamer=streamer, **kwargs)
         except BaseException as error:
             # It tells more than an error that the streamer may have now.
@@ -236,6 +238,7 @@ def prepare_call(
     config = settings.config
     if not any_search:
         refuse_unavailable(config)
+        refuse_drafts_in_beams(config, assistant_model)
     if synced_gpus and config.guidance_scale not in (None, 1):
         raise NotImplementedError("`guidance_scale` runs forwards that `synced_gpus`=True cannot keep in step")
     mode = config.get_generation_mode(assistant_model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from pygen import processors as built
+from pygen.notices import log, warn
 from pygen.processors.recognize import knobs_of, known_class
 from pygen.stages import Item, Knobs
 
@@ -69,11 +69,10 @@ def ordered_items(call: Call, knobs: Knobs, *, all_drawn: bool) -> tuple[Item, .
             continue
         replaced.append(number)
         items.append(_given_item(number, given[number], all_drawn))
-        logger.warning(
-            "`logits_processor[%d]` (%s) takes the place of the one that `%s` asks for.",
-            number,
-            place.class_name,
-            place.items[0].name,
+        log(
+            logger,
+            f"`logits_processor[{number}]` ({place.class_name}) takes the place of the one that "
+            f"`{place.items[0].name}` asks for.",
         )
     seen = [given[number] for number in replaced]
     for number, processor in enumerate(given):
@@ -144,7 +143,11 @@ def _penalties(call: Call, knobs: Knobs) -> Iterator[_Place]:
 
     classes = {"repetition_penalty": "RepetitionPenaltyLogitsProcessor"}
     classes["no_repeat_ngram_size"] = "NoRepeatNGramLogitsProcessor"
-    for name in _active(PENALTIES, knobs):
+    active = _active(PENALTIES, knobs)
+    if blind := [f"`{name}`" for name in active if name in classes and call.prompt.shows_embeddings_alone]:
+        looks = "looks" if len(blind) == 1 else "look"
+        warn(f"{' and '.join(blind)} {looks} at generated tokens only: of the prompt there are embeddings and no ids.")
+    for name in active:
         yield _fused(classes.get(name, ""), name, {name: knobs[name]})
 
     size = config.encoder_no_repeat_ngram_size
@@ -160,7 +163,7 @@ def _encoder_ids(name: str, call: Call) -> Tensor | None:
     """
     ids = call.prompt.main_input
     if ids.dim() != 2 or ids.is_floating_point():
-        warnings.warn(f"`{name}` needs `input_ids` and is ignored.", UserWarning, stacklevel=7)
+        warn(f"`{name}` needs `input_ids` and is ignored.")
         return None
     mask = call.prompt.model_kwargs.get("attention_mask")
     return ids if mask is None else ids.masked_fill(mask[:, -ids.shape[1] :] == 0, -1)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pygen.notices import log
+
 logger = logging.getLogger(__name__)
 
 
@@ -39,6 +41,12 @@ class Prompt:
         if self.main_input.shape[1] == self.input_ids.shape[1]:
             return 0
         return self.main_input.shape[1]
+
+    @property
+    def shows_embeddings_alone(self) -> bool:
+        """Whether no ids tell what a decoder-only model reads."""
+        is_embeds = self.main_input_name == "inputs_embeds" and not self.is_encoder_decoder
+        return is_embeds and self.input_ids.shape[1] == 0
 
     def visible(self) -> Tensor | None:
         """(batch_size, prompt_length), the mask of `input_ids`; None where nothing is masked or it cannot be told."""
@@ -104,7 +112,8 @@ def warn_of_right_padding(input_ids: Tensor, mask: Tensor | None, pad_token_id: 
         return
     last = mask[:, -1] == 0 if mask is not None else input_ids[:, -1] == pad_token_id
     if bool(last.any()):
-        logger.warning(
+        log(
+            logger,
             "Prompts seem to be padded on the right; a decoder-only model continues correctly only prompts that "
-            "are padded on the left (`padding_side='left'`)."
+            "are padded on the left (`padding_side='left'`).",
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from pygen.config import DEFAULTS, GenerationConfig
 from pygen.config_rules import CACHE_IMPLEMENTATIONS, EXTENSION_RULES
+from pygen.notices import log, warn
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +107,25 @@ def refuse_unavailable(config: GenerationConfig) -> None:
             raise NotImplementedError(f"`{name}`={value!r}: {what} is not available in this version")
 
 
+def refuse_drafts_in_beams(config: GenerationConfig, assistant_model: Any) -> None:
+    """ValueError where tokens are to be drafted for a search that keeps several texts."""
+    drafting = {"assistant_model": assistant_model}
+    drafting |= {name: getattr(config, name) for name in ("prompt_lookup_num_tokens", "assistant_early_exit")}
+    asked = next((name for name, value in drafting.items() if value is not None), None)
+    if asked is None:
+        return
+    if (config.num_beams or 1) > 1:
+        raise ValueError(
+            f"`num_beams` must be 1 with `{asked}`, whose drafts go on with one text, got {config.num_beams}; "
+            f"leave `{asked}` out for beams"
+        )
+    if config.constraints is not None or config.force_words_ids is not None:
+        name = "constraints" if config.constraints is not None else "force_words_ids"
+        raise ValueError(
+            f"`{name}` must be None with `{asked}`: beams meet constraints, and drafts go on with one text"
+        )
+
+
 @dataclass(frozen=True)
 class Lengths:
     """max_new_tokens >= 1 steps at most; no end-of-sequence token in the first `min_new_tokens` steps."""
@@ -136,21 +155,17 @@ def resolve_lengths(
     uses_default = settings.is_default("max_length")
     if config.max_new_tokens is not None:
         if not uses_default:
-            logger.warning(
-                "Both `max_new_tokens` (=%d) and `max_length` (=%d) are set; `max_new_tokens` decides.",
-                config.max_new_tokens,
-                max_length,
+            log(
+                logger,
+                f"Both `max_new_tokens` (={config.max_new_tokens}) and `max_length` (={max_length}) are set; "
+                "`max_new_tokens` decides.",
             )
         max_length = prompt_length + config.max_new_tokens
     elif uses_default:
         max_length += prompt_length
         if max_position_embeddings is not None:
             max_length = min(max_length, max_position_embeddings)
-        warnings.warn(
-            f"Neither `max_new_tokens` nor `max_length` is set: generating up to {max_length - prompt_length} tokens.",
-            UserWarning,
-            stacklevel=5,
-        )
+        warn(f"Neither `max_new_tokens` nor `max_length` is set: generating up to {max_length - prompt_length} tokens.")
     else:
         max_length -= embeds_length
     if prompt_length >= max_length:
@@ -163,20 +178,16 @@ def resolve_lengths(
     name = "min_length"
     if config.min_new_tokens is not None:
         if not settings.is_default("min_length"):
-            logger.warning(
-                "Both `min_new_tokens` (=%d) and `min_length` (=%d) are set; `min_new_tokens` decides.",
-                config.min_new_tokens,
-                min_length,
+            log(
+                logger,
+                f"Both `min_new_tokens` (={config.min_new_tokens}) and `min_length` (={min_length}) are set; "
+                "`min_new_tokens` decides.",
             )
         name, min_length = "min_new_tokens", prompt_length + config.min_new_tokens
     else:
         min_length = max(min_length - embeds_length, 0)
     if min_length > max_length:
-        warnings.warn(
-            f"`{name}` asks for {min_length} tokens with the prompt, but generation stops at {max_length}.",
-            UserWarning,
-            stacklevel=5,
-        )
+        warn(f"`{name}` asks for {min_length} tokens with the prompt, but generation stops at {max_length}.")
     return Lengths(max_length - prompt_length, max(min_length - prompt_length, 0))
 
 
@@ -184,11 +195,7 @@ def within_positions(lengths: Lengths, room: int, model: Any) -> Lengths:
     """At most `room` tokens, those that the model has positions for. UserWarning where that is less than was asked."""
     if room >= lengths.max_new_tokens:
         return lengths
-    warnings.warn(
-        f"{type(model).__name__} has no positions for {lengths.max_new_tokens} new tokens: generating up to {room}.",
-        UserWarning,
-        stacklevel=5,
-    )
+    warn(f"{type(model).__name__} has no positions for {lengths.max_new_tokens} new tokens: generating up to {room}.")
     return Lengths(room, lengths.min_new_tokens)
 
 
@@ -213,7 +220,7 @@ def resolve_special_tokens(config: GenerationConfig) -> SpecialTokens:
     pad = _ids(config.pad_token_id)
     bos = _ids(config.bos_token_id)
     if eos and min(eos) < 0:
-        logger.warning("`eos_token_id` should hold ids >= 0, got %s; a negative id never ends a row.", eos)
+        log(logger, f"`eos_token_id` should hold ids >= 0, got {eos}; a negative id never ends a row.")
     start = config.decoder_start_token_id
     return SpecialTokens(
         eos=eos,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pygen.config import GenerationConfig
+from pygen.notices import log, warn
 from pygen.stop_search import stop_search
 from pygen.stop_tables import StopTables
 from pygen.token_bytes import token_bytes
@@ -66,7 +66,7 @@ class MaxLengthCriteria(StoppingCriteria):
         limit = self.max_position_embeddings
         if limit is not None and length > limit and not done and not self._warned:
             self._warned = True
-            logger.warning("The model has %d positions; longer texts may fail or be of poor quality.", limit)
+            log(logger, f"The model has {limit} positions; longer texts may fail or be of poor quality.")
         return torch.full((rows,), done, dtype=torch.bool, device=input_ids.device)
 
 
@@ -154,11 +154,7 @@ def validate_stopping_criteria(stopping_criteria: StoppingCriteriaList, max_leng
     if criteria.max_length is None:
         criteria.append(MaxLengthCriteria(max_length=max_length))
     elif criteria.max_length != max_length:
-        warnings.warn(
-            f"`stopping_criteria` end at {criteria.max_length} tokens, `max_length` is {max_length}",
-            UserWarning,
-            stacklevel=2,
-        )
+        warn(f"`stopping_criteria` end at {criteria.max_length} tokens, `max_length` is {max_length}")
     return criteria
 
 
@@ -215,7 +211,7 @@ def build_criteria(
     by_hand = {kind: [criterion for criterion in given if _is_exactly(criterion, kind)] for kind in asked}
     for kind, from_setting in asked.items():
         if from_setting and by_hand[kind]:
-            logger.warning("`stopping_criteria`: the %s given takes the place of the setting.", kind.__name__)
+            log(logger, f"`stopping_criteria`: the {kind.__name__} given takes the place of the setting.")
 
     if by_hand[MaxLengthCriteria]:
         limit = min(int(criterion.max_length) for criterion in by_hand[MaxLengthCriteria])

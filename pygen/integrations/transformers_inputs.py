@@ -184,6 +184,8 @@ def _checked_inputs(
 
 
 def _check_embeds(model: Any, embeds: Any, inputs: Any, device: torch.device | None) -> None:
+    if model.config.is_encoder_decoder and inputs is not None:
+        raise ValueError("`input_ids` and `inputs_embeds` exclude each other for an encoder-decoder model")
     if not isinstance(embeds, Tensor):
         raise TypeError(f"`inputs_embeds` must be a tensor, got {type(embeds).__name__}")
     if not embeds.is_floating_point():
@@ -194,11 +196,10 @@ def _check_embeds(model: Any, embeds: Any, inputs: Any, device: torch.device | N
         )
     check_device("inputs_embeds", embeds, device)
     if model.config.is_encoder_decoder:
-        if inputs is not None:
-            raise ValueError("`input_ids` and `inputs_embeds` exclude each other for an encoder-decoder model")
-    elif "inputs_embeds" not in inspect.signature(model.prepare_inputs_for_generation).parameters:
+        return
+    if "inputs_embeds" not in inspect.signature(model.prepare_inputs_for_generation).parameters:
         raise ValueError(f"`inputs_embeds`: {type(model).__name__} cannot start from embeddings")
-    elif isinstance(inputs, Tensor) and inputs.shape[0] != embeds.shape[0]:
+    if isinstance(inputs, Tensor) and inputs.shape[0] != embeds.shape[0]:
         raise ValueError(f"`inputs_embeds` must hold one row per prompt ({inputs.shape[0]}), got {embeds.shape[0]}")
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pygen.config_rules import Rule, integer, number
+from pygen.notices import log
 from pygen.processors._checks import checked
 from pygen.processors.base import LogitsProcessor
 from pygen.watermarking import SynthIDTextWatermarkingConfig, WatermarkingConfig
@@ -107,9 +108,11 @@ class WatermarkLogitsProcessor(LogitsProcessor):
                 f"`scores` must have at least vocab_size={self.vocab_size} columns, got shape {tuple(scores.shape)}"
             )
         if length < self.context_width:
-            logger.warning(
+            log(
+                logger,
                 f"a watermark with context_width={self.context_width} needs as many tokens before it, got {length}: "
-                "this step is not watermarked"
+                "this step is not watermarked",
+                about="a watermark without its context",
             )
             return scores
         if rows == 0:

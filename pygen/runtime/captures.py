@@ -15,6 +15,7 @@ import torch
 
 from pygen.backends import BackendError
 from pygen.integrations.inputs import GrowingInputs
+from pygen.notices import log
 from pygen.runtime.cuda_graph import CAPTURES, Capture, Launches, Part
 from pygen.runtime.static_beam import StaticBeam
 from pygen.runtime.static_cache import StaticCache
@@ -68,7 +69,7 @@ class CapturedStep(Generic[Head]):
             except Exception as error:
                 if must:
                     raise BackendError(f"`runtime`='graph' cannot run here: the capture failed, {error}") from error
-                logger.warning("The step could not be captured and is launched for every token: %s", error)
+                log(logger, f"The step could not be captured and is launched for every token: {error}")
                 self._capture = Launches(parts)
             restore()
 

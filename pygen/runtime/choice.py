@@ -15,6 +15,7 @@ from pygen.integrations.foreign_hooks import is_hooked
 from pygen.integrations.inputs import GrowingInputs
 from pygen.integrations.versions import given_cache_name
 from pygen.integrations.wrappers import inner
+from pygen.notices import log
 from pygen.stages import Called
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def compile_options(config: GenerationConfig) -> dict[str, Any] | None:
 
 def _eager(call: Call, reason: str) -> Choice:
     if compile_options(call.config) is not None:
-        logger.warning("`compile_config` is not used: only captured steps are compiled, and %s.", reason)
+        log(logger, f"`compile_config` is not used: only captured steps are compiled, and {reason}.")
     return Choice("eager", reason)
 
 

@@ -271,6 +271,21 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"on_invalid": "eos"}, ValueError, "`on_invalid`='eos' needs `eos_token_id`"),
     ({"eos_token_id": 4, "pad_token_id": -1}, ValueError, "`pad_token_id` must be >= 0 .* got -1"),
     ({"past_key_values": ((IDS, IDS),)}, TypeError, "`past_key_values` must be a cache object, got tuple"),
+    (
+        {"num_beams": 2, "prompt_lookup_num_tokens": 3},
+        ValueError,
+        "`num_beams` must be 1 with `prompt_lookup_num_tokens`",
+    ),
+    (
+        {"num_beams": 4, "assistant_model": torch.nn.Identity()},
+        ValueError,
+        "`num_beams` must be 1 with `assistant_model`",
+    ),
+    (
+        {"force_words_ids": [[3]], "assistant_early_exit": 1},
+        ValueError,
+        "`force_words_ids` must be None with `assistant_",
+    ),
     ({"stop_strings": "x"}, ValueError, "`stop_strings` need the model's tokenizer"),
 ]
 

@@ -1,0 +1,86 @@
+"""What a call warns of: each message once a call, and nothing where transformers is told to be quiet."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_PACKAGE = os.path.dirname(__file__) + os.sep
+
+_said: ContextVar[set[str] | None] = ContextVar("pygen_said", default=None)
+_collected: ContextVar[list[str] | None] = ContextVar("pygen_collected", default=None)
+
+
+@contextmanager
+def one_call() -> Iterator[None]:
+    """Within it, and in calls that are made there, every message is given once."""
+    if _said.get() is not None:
+        yield
+        return
+    token = _said.set(set())
+    try:
+        yield
+    finally:
+        _said.reset(token)
+
+
+@contextmanager
+def collected() -> Iterator[list[str]]:
+    """Messages go into the list instead, each once."""
+    messages: list[str] = []
+    token = _collected.set(messages)
+    try:
+        yield messages
+    finally:
+        _collected.reset(token)
+
+
+def log(logger: logging.Logger, message: str, level: int = logging.WARNING, *, about: str | None = None) -> None:
+    """Logs what needs no change of the caller's code.
+
+    about: what makes it the same message where its words differ from step to step.
+    """
+    if _is_due(message, level, about):
+        logger.log(level, message)
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warns of what the caller should know or change, at the caller's line."""
+    if _is_due(message, logging.WARNING):
+        warnings.warn(message, category, stacklevel=_frames_of_pygen())
+
+
+def _is_due(message: str, level: int, about: str | None = None) -> bool:
+    collected = _collected.get()
+    if collected is not None:
+        if message not in collected:
+            collected.append(message)
+        return False
+    if level < _level_of_transformers():
+        return False
+    said = _said.get()
+    if said is None:
+        return True
+    is_new = (about or message) not in said
+    said.add(about or message)
+    return is_new
+
+
+def _level_of_transformers() -> int:
+    """Its verbosity where that is less than warnings; 0 where it shows them, or is not loaded."""
+    loaded = sys.modules.get("transformers.utils.logging")
+    level = 0 if loaded is None else int(loaded.get_verbosity())
+    return level if level > logging.WARNING else 0
+
+
+def _frames_of_pygen() -> int:
+    """The `stacklevel` in `warn` of the first frame outside pygen."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    return level
