@@ -12,6 +12,9 @@ COMPAT_PINS := transformers==5.17.0 tokenizers==0.23.3
 COMPAT_TESTS := tests/generate tests/runtime tests/processors tests/test_parity.py $(wildcard tests/test_config*.py) \
 	$(wildcard tests/test_watermark_*.py) tests/test_explain.py tests/test_mixin.py tests/test_patch.py tests/test_stopping_criteria.py \
 	tests/test_transition_scores.py
+# Packages that call generate(), in an environment of their own.
+CLIENTS_VENV ?= .venv-clients
+CLIENTS_LEFT_OUT := ^($(SMOLLM2)|cmake|clang-format|mypy|ruff)==
 COMPAT_LEFT_OUT := ^(transformers|tokenizers|$(SMOLLM2)|cmake|clang-format|mypy|ruff)==
 
 # The same pins for the environment and for pip's isolated build environments; pip reads one or the other by its version.
@@ -23,13 +26,14 @@ CXX_FILES := find csrc tests/cuda_host -name '*.cpp' -o -name '*.h' -o -name '*.
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f)
 PYTHON_FOLDERS := pygen triton_kernels examples benchmarks tests cmake setup.py
 
-.PHONY: help build demo test test-compat test-triton test-cuda-host pytest bench lint format clean
+.PHONY: help build demo test test-compat test-clients test-triton test-cuda-host pytest bench lint format clean
 
 help:
 	@echo "make demo    stream an answer of SmolLM2 with pygen and compare with transformers"
 	@echo "make test    lint, then the whole test suite"
 	@echo "make test-triton, make test-cuda-host   the GPU kernels on the CPU: parts of make test"
 	@echo "make test-compat   the tests that use transformers, against its newest release"
+	@echo "make test-clients   peft, accelerate, TRL, lm-eval, xgrammar and langchain-huggingface with pygen"
 	@echo "make bench   measure the ops and generate() into benchmarks/results"
 	@echo "make lint    ruff, mypy, clang-format (check only); make format rewrites"
 	@echo "make clean   remove everything that was built"
@@ -68,6 +72,16 @@ $(COMPAT_VENV)/.built: Makefile constraints.txt
 	PIP_CONSTRAINT= $(COMPAT_VENV)/bin/python -m pip install $(if $(wildcard $@),-q) -r $(COMPAT_VENV)/requirements.txt
 	touch $@
 
+test-clients: build $(CLIENTS_VENV)/.built
+	HF_HUB_OFFLINE=1 PYTHONPATH=$(CURDIR) $(CLIENTS_VENV)/bin/python -m pytest $(PYTEST_ARGS) -o norecursedirs= \
+		tests/clients tests/generate/test_wrappers.py
+
+$(CLIENTS_VENV)/.built: Makefile constraints.txt constraints-clients.txt
+	test -x $(CLIENTS_VENV)/bin/python || $(PYTHON) -m venv $(CLIENTS_VENV)
+	grep -vhE '$(CLIENTS_LEFT_OUT)' constraints.txt constraints-clients.txt > $(CLIENTS_VENV)/requirements.txt
+	PIP_CONSTRAINT= $(CLIENTS_VENV)/bin/python -m pip install $(if $(wildcard $@),-q) -r $(CLIENTS_VENV)/requirements.txt
+	touch $@
+
 bench: build
 	$(BIN)/python -m benchmarks.bench_sample --table $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.bench_process_logits --table $(BENCH_ARGS)
@@ -90,5 +104,5 @@ format: build
 	$(CXX_FILES) | xargs $(BIN)/clang-format -i
 
 clean:
-	rm -rf $(VENV) $(COMPAT_VENV) build dist *.egg-info pygen/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(COMPAT_VENV) $(CLIENTS_VENV) build dist *.egg-info pygen/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

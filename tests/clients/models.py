@@ -1,0 +1,38 @@
+"""A small model with a tokenizer of words, made here: nothing is fetched."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
+
+from tests.generate.models import VOCAB_SIZE, hf_model
+
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+
+
+def model(family: str = "llama") -> Any:
+    result = copy.deepcopy(hf_model(family))
+    result.generation_config.update(pad_token_id=0, eos_token_id=2)
+    return result
+
+
+def tokenizer(*words: str) -> Any:
+    """Knows `words`, and as many of w0, w1, ... as the model has room for."""
+    words = (*SPECIAL, *words)
+    words = (*words, *(f"w{number}" for number in range(VOCAB_SIZE - len(words))))
+    inner = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = Whitespace()
+    names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIAL, strict=True))
+    result = PreTrainedTokenizerFast(tokenizer_object=inner, padding_side="left", **names)
+    result.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    return result
+
+
+def parameters(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
