@@ -104,9 +104,10 @@ def generate(
             a step that row i grew from row beam_idx[i].
         stopping_criteria: callables (input_ids, scores so far or None) -> bool or (rows,) bool, called after every
             token. One of `pygen.stopping` that a setting asks for too takes the place of that setting's.
-        prefix_allowed_tokens_fn: (prompt number, ids of a text (length,)) -> the ids that may follow it, asked about the
-            texts and beams that go on. Where it allows none, the text ends: nothing may follow but an end-of-sequence
-            token, or `pad_token_id` in a call without one (ValueError without either; `finish_reason` "stop").
+        prefix_allowed_tokens_fn: (prompt number, ids of a text (length,)) -> the ids that may follow it, asked about
+            the texts and beams that go on. Where it allows none, the text ends: nothing may follow but an
+            end-of-sequence token, or `pad_token_id` in a call without one (ValueError without either;
+            `finish_reason` "stop").
         synced_gpus: keeps as many forwards as the other processes of the group, which share the weights; by default
             where FSDP or DeepSpeed ZeRO-3 gather them.
         streamer: receives the prompts, then the tokens of every step, then `end()`, or `fail(error)` where it has that
