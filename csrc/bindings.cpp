@@ -48,8 +48,11 @@ class Arguments {
 
   template <typename T>
   T take(const char* name) {
-    if (!kwargs_.contains(name)) throw py::type_error(std::string("missing argument `") + name + "`");
-    return kwargs_.attr("pop")(name).cast<T>();
+    PyObject* const given = PyDict_GetItemString(kwargs_.ptr(), name);
+    if (given == nullptr) throw py::type_error(std::string("missing argument `") + name + "`");
+    const T value = py::handle(given).cast<T>();
+    PyDict_DelItemString(kwargs_.ptr(), name);
+    return value;
   }
   template <typename T>
   T* take_pointer(const std::string& name) {

@@ -62,13 +62,18 @@ def seed_given_back(generator: torch.Generator | None) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        replay = torch.Generator(source.device)
-        replay.set_state(before)
-        draw_seed(replay)
-        with lock_of(source):
-            if source.get_state().equal(replay.get_state()):
-                source.set_state(before)
+        give_seed_back(source, before)
         raise
+
+
+def give_seed_back(source: torch.Generator, before: Tensor) -> None:
+    """Undoes one `draw_seed(source)` made in state `before`, unless another thread has drawn from it since."""
+    replay = torch.Generator(source.device)
+    replay.set_state(before)
+    draw_seed(replay)
+    with lock_of(source):
+        if source.get_state().equal(replay.get_state()):
+            source.set_state(before)
 
 
 def splitmix64(value: int) -> int:
@@ -86,6 +91,8 @@ def row_seed(seed: int, row: int) -> int:
 
 def row_seeds(seed: int, rows: int) -> Tensor:
     """`row_seed(seed, row)` for every row: (rows,) int64, the bit patterns of the unsigned words."""
+    if rows <= 16:
+        return torch.tensor([as_int64(row_seed(seed, row)) for row in range(rows)], dtype=torch.int64, device="cpu")
     value = torch.arange(1, rows + 1, dtype=torch.int64, device="cpu") * as_int64(_GOLDEN_GAMMA) + as_int64(seed)
     value = (value ^ _shift_right(value, 30)) * as_int64(0xBF58476D1CE4E5B9)
     value = (value ^ _shift_right(value, 27)) * as_int64(0x94D049BB133111EB)

@@ -19,7 +19,7 @@ from pygen.ops._plans import NO_TABLES, Plans, int64_of, scalars_of_ids, table_a
 from pygen.ops._prepared import Prepared, Run, detached
 from pygen.ops._shaping import BoolKnob, FloatKnob, IntKnob, Shaping, TokenIds, check_shaping
 from pygen.ops._state import generator_of, state_arguments
-from pygen.rng import draw_seed, lock_of, seed_given_back
+from pygen.rng import draw_seed, give_seed_back, lock_of, seed_given_back
 
 if TYPE_CHECKING:
     from pygen.loops.state import DecodeState
@@ -331,11 +331,16 @@ class _Kept:
         wheres = (table_arguments(input_ids, bias, suppress, token_bitmask), _pointers(out))
         if self._rng is None or seed is not None:
             run(*place, 0, seed or 0, *wheres)
-        elif self._rng == "philox":
-            with seed_given_back(generator):
-                run(*place, 0, draw_seed(generator), *wheres)
+            return out
+        source = torch.default_generator if generator is None else generator
+        if self._rng == "philox":
+            before = source.get_state()
+            try:
+                run(*place, 0, draw_seed(source), *wheres)
+            except BaseException:
+                give_seed_back(source, before)
+                raise
         else:
-            source = torch.default_generator if generator is None else generator
             with lock_of(source):
                 generator_state = source.get_state()
                 run(*place, generator_state.data_ptr(), None, *wheres)

@@ -12,6 +12,7 @@ from pygen.backends import Dispatcher
 from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
 from pygen.ops._outputs import TopLogprobs
+from pygen.ops._plans import Plans
 from pygen.ops._shaping import DTYPE_CODES
 
 
@@ -50,18 +51,21 @@ def token_logprobs(
     Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError where the backend cannot run;
     a refused call changes nothing.
     """
-    like = checks.check_logits(logits)
-    _check_token_ids(token_ids, like)
-    count = checks.count("top", top)
-    shape = tuple(token_ids.shape)
-    if out is not None:
-        _check_out(out, shape, count, like)
-    token_ids = token_ids.long()
-    _, entry = _dispatch.resolve(logits.device, backend)
+    key = None if out is not None else _plans.key(backend, (top,), (logits, token_ids))
+    entry = _plans.find(key)
+    if entry is None:
+        like = checks.check_logits(logits)
+        _check_token_ids(token_ids, like)
+        checks.count("top", top)
+        if out is not None:
+            _check_out(out, tuple(token_ids.shape), top, like)
+        name, entry = _dispatch.resolve(logits.device, backend)
+        if key is not None and name == "cpu":
+            _plans.keep(key, entry)
     if out is None:
-        out = _empty(shape, count, like)
-    if like.rows > 0:
-        entry(logits, token_ids, out)
+        out = _empty(token_ids.shape, top, logits)
+    if len(logits) > 0:
+        entry(logits, token_ids.long(), out)
     return out
 
 
@@ -93,12 +97,14 @@ def _check_out(out: TokenLogprobs, shape: tuple[int, ...], top: int, like: check
     checks.check_output("out.top_logprobs.logprobs", values, torch.float32, "(rows, top)", top_shape, like)
 
 
-def _empty(shape: tuple[int, ...], top: int, like: checks.Like) -> TokenLogprobs:
-    rows, device = like.rows, like.device
-    best = TopLogprobs(torch.empty(rows, top, dtype=torch.int64, device=device), torch.empty(rows, top, device=device))
+def _empty(shape: tuple[int, ...], top: int, logits: Tensor) -> TokenLogprobs:
+    rows, device = len(logits), logits.device
     logprobs = torch.empty(shape, dtype=torch.float32, device=device)
     status = torch.empty(rows, dtype=torch.int32, device=device)
-    return TokenLogprobs(logprobs, best if top > 0 else None, status)
+    if top == 0:
+        return TokenLogprobs(logprobs, None, status)
+    ids = torch.empty(rows, top, dtype=torch.int64, device=device)
+    return TokenLogprobs(logprobs, TopLogprobs(ids, torch.empty(rows, top, dtype=torch.float32, device=device)), status)
 
 
 def _cpu(logits: Tensor, token_ids: Tensor, out: TokenLogprobs) -> None:
@@ -153,3 +159,4 @@ def _torch(logits: Tensor, token_ids: Tensor, out: TokenLogprobs) -> None:
 _dispatch: Dispatcher[Callable[[Tensor, Tensor, TokenLogprobs], None]] = Dispatcher(
     "token_logprobs", cpu=_cpu, cuda=_cuda, triton=_triton, torch=_torch
 )
+_plans: Plans[Callable[[Tensor, Tensor, TokenLogprobs], None]] = Plans(_dispatch)

@@ -16,6 +16,7 @@ from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
 from pygen.ops._checks import Like
 from pygen.ops._noise import Noise, check_noise
+from pygen.ops._plans import Plans
 from pygen.ops._shaping import DTYPE_CODES, BoolKnob, FloatKnob, IntKnob, greedy_is_zero
 from pygen.rng import seed_given_back
 
@@ -82,18 +83,28 @@ def verify_draft(
     Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError where the backend cannot run;
     a refused call changes nothing, the generator included.
     """
-    like = _check_target(target_logits)
-    num_drafts = target_logits.shape[1] - 1
-    _check_drafts(draft_token_ids, draft_logits, num_drafts, like)
-    lengths = _check_lengths(draft_lengths, num_drafts, like)
-    temperatures = greedy_is_zero(
-        checks.bool_knob("do_sample", do_sample, like),
-        checks.float_knob("temperature", temperature, checks.FINITE_NON_NEGATIVE, like),
-        like,
-    )
+    key = None
+    if uniforms is None and noise is None:
+        scalars, tensors = (do_sample, temperature, draft_lengths), (target_logits, draft_token_ids, draft_logits)
+        key = _plans.key(backend, scalars, tensors)
+    checked = _plans.find(key)
+    if checked is None:
+        like = _check_target(target_logits)
+        num_drafts = target_logits.shape[1] - 1
+        _check_drafts(draft_token_ids, draft_logits, num_drafts, like)
+        lengths = _check_lengths(draft_lengths, num_drafts, like)
+        temperatures = greedy_is_zero(
+            checks.bool_knob("do_sample", do_sample, like),
+            checks.float_knob("temperature", temperature, checks.FINITE_NON_NEGATIVE, like),
+            like,
+        )
+        _check_uniforms(uniforms, noise, num_drafts, like)
+        name, entry = _dispatch.resolve(like.device, backend)
+        checked = _Checked(like, lengths, temperatures, entry)
+        if key is not None and name == "cpu":
+            _plans.keep(key, checked)
+    like, lengths, temperatures, entry = checked
     step = checks.steps_of("step", step, target_logits)
-    _check_uniforms(uniforms, noise, num_drafts, like)
-    _, entry = _dispatch.resolve(like.device, backend)
     out = DraftOutput(
         torch.empty(like.rows, dtype=torch.int64, device=like.device),
         torch.empty(like.rows, dtype=torch.int64, device=like.device),
@@ -115,6 +126,15 @@ def verify_draft(
         if like.rows > 0:
             entry(call, out)
     return out
+
+
+class _Checked(NamedTuple):
+    """What a call's checks find."""
+
+    like: Like
+    lengths: int | Tensor
+    temperature: float | Tensor
+    entry: Callable[[_Call, DraftOutput], None]
 
 
 @dataclass(frozen=True)
@@ -262,3 +282,4 @@ def _torch(call: _Call, out: DraftOutput) -> None:
 _dispatch: Dispatcher[Callable[[_Call, DraftOutput], None]] = Dispatcher(
     "verify_draft", cpu=_cpu, cuda=_cuda, triton=_triton, torch=_torch
 )
+_plans: Plans[_Checked] = Plans(_dispatch)

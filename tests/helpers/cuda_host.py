@@ -27,7 +27,7 @@ BUILD = ROOT / "build" / "-".join(filter(None, ["cuda_host", sys.implementation.
 SANITIZERS = ("libasan.so", "libubsan.so")
 
 
-def _tool(name: str) -> str:
+def tool(name: str) -> str:
     path = os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()])
     tool = shutil.which(name, path=path)
     if tool is None:
@@ -35,7 +35,7 @@ def _tool(name: str) -> str:
     return tool
 
 
-def _run(*command: str) -> str:
+def run(*command: str) -> str:
     # A process with the sanitizers hands them to no compiler.
     plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     result = subprocess.run(command, capture_output=True, text=True, env=plain)
@@ -53,19 +53,19 @@ def build(*targets: str) -> Path:
     with open(BUILD / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (BUILD / "build.ninja").exists():
-            _run(
-                _tool("cmake"), "-S", str(ROOT / "tests/cuda_host"), "-B", str(BUILD), "-G", "Ninja",
-                f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}", f"-DPython_EXECUTABLE={sys.executable}",
+            run(
+                tool("cmake"), "-S", str(ROOT / "tests/cuda_host"), "-B", str(BUILD), "-G", "Ninja",
+                f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", f"-DPython_EXECUTABLE={sys.executable}",
                 f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPYGEN_OUTPUT_DIR={BUILD}",
                 f"-DPYGEN_HOST_OPS={OPS.replace(',', ';')}",
             )  # fmt: skip
-        _run(_tool("cmake"), "--build", str(BUILD), "--target", *(targets or ("all",)))
+        run(tool("cmake"), "--build", str(BUILD), "--target", *(targets or ("all",)))
     return BUILD
 
 
 def sanitizer_libraries() -> list[str]:
     """The paths of the sanitizers' runtimes; RuntimeError where the compiler has none."""
-    paths = [_run(_tool("g++"), f"-print-file-name={name}").strip() for name in SANITIZERS]
+    paths = [run(tool("g++"), f"-print-file-name={name}").strip() for name in SANITIZERS]
     missing = [name for name, path in zip(SANITIZERS, paths, strict=True) if not Path(path).is_absolute()]
     if missing:
         raise RuntimeError(f"g++ has no {' and no '.join(missing)}: the CUDA kernels cannot be tested on the host")
