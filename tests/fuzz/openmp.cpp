@@ -1,15 +1,18 @@
 // What the kernels use of OpenMP, by std::thread: libgomp waits in ways that ThreadSanitizer cannot see, and every
 // parallel region would be a false report.
 #include <atomic>
+#include <mutex>
 #include <thread>
 #include <vector>
 
 namespace {
 
+// The threads of a region, and the iterations of its loop that none of them has taken.
 struct Team {
   int size = 1;
+  std::once_flag begun;
   std::atomic<long> next{0};
-  long end = 0, step = 1;
+  long end = 0, chunk = 1;
 };
 
 Team alone;
@@ -48,19 +51,19 @@ void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned) 
 }
 
 bool GOMP_loop_nonmonotonic_dynamic_next(long* first, long* last) {
-  *first = team->next.fetch_add(team->step);
-  *last = *first + team->step < team->end ? *first + team->step : team->end;
+  *first = team->next.fetch_add(team->chunk);
+  *last = *first + team->chunk < team->end ? *first + team->chunk : team->end;
   return *first < team->end;
 }
 
-void GOMP_parallel_loop_nonmonotonic_dynamic(void (*body)(void*), void* data, unsigned threads, long first, long last,
-                                             long, long chunk, unsigned) {
-  Team of;
-  of.size = static_cast<int>(threads);
-  of.next = first;
-  of.end = last;
-  of.step = chunk;
-  run(body, data, of);
+// Called by every thread. Steps of loops are 1 here, and a region has one loop.
+bool GOMP_loop_nonmonotonic_dynamic_start(long begin, long end, long, long chunk, long* first, long* last) {
+  std::call_once(team->begun, [&] {
+    team->next = begin;
+    team->end = end;
+    team->chunk = chunk;
+  });
+  return GOMP_loop_nonmonotonic_dynamic_next(first, last);
 }
 
 void GOMP_loop_end_nowait() {}

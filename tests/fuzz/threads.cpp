@@ -124,10 +124,10 @@ Bytes sample(const Inputs& in, int threads) {
   std::vector<int64_t> token_ids(in.rows), top_ids(in.rows * in.kTop);
   std::vector<int32_t> status(in.rows);
   std::vector<float> logprobs(in.rows), top_logprobs(in.rows * in.kTop);
-  Bytes bytes;
+  Bytes bytes, generator;
   SampleParams params;
   params.shaping = with_threads(in, threads);
-  set_noise(params, in, bytes);
+  set_noise(params, in, generator);
   params.num_logprobs = in.kTop;
   params.token_ids = token_ids.data();
   params.status = status.data();
@@ -140,6 +140,7 @@ Bytes sample(const Inputs& in, int threads) {
   append(bytes, logprobs);
   append(bytes, top_ids);
   append(bytes, top_logprobs);
+  append(bytes, generator);
   return bytes;
 }
 
@@ -251,14 +252,14 @@ Bytes beams(const Inputs& in, int threads) {
     slots[row] = row;
     running[row] = row % kBeams == 0 ? 0.0f : kNeverWins;
   }
-  Bytes bytes;
+  Bytes bytes, generator;
   BeamParams params;
   params.shaping = with_threads(in, threads);
   if (params.shaping.temperature.value == 0) params.shaping.temperature.value = 1;
   params.shaping.input_ids = append_ids.data();
   params.shaping.input_ids_stride = capacity;
   params.do_sample = in.seeds[0] % 3 != 0;
-  set_noise(params, in, bytes);
+  set_noise(params, in, generator);
   params.max_new_tokens = kSteps;
   params.num_beams = kBeams;
   params.num_candidates = kCandidates;
