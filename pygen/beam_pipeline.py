@@ -26,7 +26,7 @@ class BeamBinding:
     of_others = -math.inf
 
     def __init__(self, plan: Plan, state: BeamState, search: dict[str, Any]) -> None:
-        self._state = state
+        self.state = state
         self._step = {**search, **plan.noise}
         self.tokens = state.tokens
 
@@ -44,7 +44,7 @@ class BeamBinding:
         return torch.log_softmax(logits.float(), dim=-1)
 
     def shape(self, example: Tensor, first: bool, **knobs: Any) -> Op:
-        state = self._state
+        state = self.state
         prepared = prepare_process_logits(
             _like(example), input_ids=state.history, prompt_lengths=state.prompt_length, **knobs
         )
@@ -57,7 +57,7 @@ class BeamBinding:
         return run
 
     def choose(self, example: Tensor, first: bool, **knobs: Any) -> Op:
-        return prepare_beam_step(example, self._state, normalized=not first, **knobs, **self._step)
+        return prepare_beam_step(example, self.state, normalized=not first, **knobs, **self._step)
 
 
 def _like(example: Tensor) -> Tensor:

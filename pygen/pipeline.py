@@ -15,6 +15,7 @@ from pygen.processors.prefix import PrefixConstrainedLogitsProcessor
 from pygen.stages import Called, Fused, Item, Segment
 
 if TYPE_CHECKING:
+    from pygen.loops.beam_state import BeamState
     from pygen.loops.state import DecodeState
     from pygen.plan import Plan
 
@@ -43,6 +44,11 @@ class Binding(Protocol):
 
     first: whether what the op will be given are the model's logits, and not the result of another stage.
     """
+
+    @property
+    def state(self) -> DecodeState | BeamState:
+        """What the last op writes to."""
+        ...
 
     def tokens(self, generated: int) -> Tensor:
         """(rows, length): the sequences as processors see them."""
@@ -90,18 +96,25 @@ class Pipeline:
         self._enter(0, logits)
 
     def _enter(self, step: int, logits: Tensor) -> None:
+        # Ops hold the state's tensors, and must be prepared anew for larger ones.
+        state = self._binding.state
+        state.make_room(step + 1)
+        self._room, self._grown = state.room, state.grown
         segment = self._plan.segment(step)
         self._first, self._end = segment.first, math.inf if segment.end is None else segment.end
         self._early, self._keeps, self.choose = _bind(self._plan, segment, logits, self._binding)
 
     def shape(self, logits: Tensor, step: int) -> Tensor:
         """(rows, vocab_size) that the last op gets: the logits themselves where it does everything."""
-        if not self._first <= step < self._end:
+        if not (self._first <= step < self._end and self._has_room(step)):
             self._enter(step, logits)
         scores = logits
         for run in self._early:
             scores = run(scores, step=step)
         return scores
+
+    def _has_room(self, step: int) -> bool:
+        return step < self._room and self._grown == self._binding.state.grown
 
     def kept(self, scores: Tensor, step: int) -> Tensor | None:
         """Of what `shape` returned, the processed scores as the caller gets them; None where the plan keeps none."""
@@ -124,7 +137,7 @@ class SamplePipeline(Pipeline):
         self._is_one_op = len(plan.segments) == 1 and not self._early
 
     def __call__(self, logits: Tensor, step: int) -> Choice:
-        scores = logits if self._is_one_op else self.shape(logits, step)
+        scores = logits if self._is_one_op and self._has_room(step) else self.shape(logits, step)
         # Before the draw, which appends to the history that penalties read.
         kept = None if self._keeps is None else self.kept(scores, step)
         return Choice(self.choose(scores, step=step), kept)
@@ -240,7 +253,7 @@ class SampleBinding:
 
     def __init__(self, plan: Plan, state: DecodeState) -> None:
         self._draw = {"state": state, "logprobs": plan.num_logprobs, **plan.noise}
-        self._state = state
+        self.state = state
         self.tokens = state.tokens
 
     def history(self, generated: int) -> Tensor:
@@ -256,7 +269,7 @@ class SampleBinding:
         return logits.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
     def shape(self, example: Tensor, first: bool, **knobs: Any) -> Op:
-        return prepare_process_logits(example, state=self._state, **knobs)
+        return prepare_process_logits(example, state=self.state, **knobs)
 
     def choose(self, example: Tensor, first: bool, **knobs: Any) -> Op:
         return prepare_sample(example, **knobs, **self._draw)

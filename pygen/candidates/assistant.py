@@ -71,8 +71,7 @@ class AssistedCandidateGenerator(CountedDrafts):
         plan.check(state)
         follower = Follower(call.adapter, call.prompt, max_new_tokens, model=call.model, layers=self._layers(call))
         self._drafter = Drafter(follower, plan, state, threshold)
-        room = call.adapter.room_for(call.prompt, max_new_tokens)
-        self._max_length = state.token_ids.shape[1] - max_new_tokens + room
+        self._max_length = state.prompt_length + call.adapter.room_for(call.prompt, max_new_tokens)
 
     def get_candidates(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
         count = min(self.num_assistant_tokens, self._max_length - input_ids.shape[1] - 1)

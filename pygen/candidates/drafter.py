@@ -15,6 +15,7 @@ from pygen.candidates.base import CandidateGenerator
 from pygen.candidates.draft_plan import renew_copies
 from pygen.config import DEFAULTS, GenerationMode
 from pygen.integrations import ModelAdapter
+from pygen.loops.room import first_room
 from pygen.loops.state import DecodeState
 from pygen.pipeline import Chooser, Pipeline, SampleBinding
 from pygen.plan import Plan
@@ -190,6 +191,7 @@ def state_for(call: Call, plan: Plan, max_new_tokens: int) -> DecodeState:
     return DecodeState.create(
         call.prompt.input_ids,
         max_new_tokens,
+        room=first_room(max_new_tokens),
         eos_token_ids=call.stopping.eos_token_ids,
         pad_token_id=call.tokens.pad or 0,
         visible=call.prompt.visible() if plan.reads_history else None,
@@ -199,6 +201,7 @@ def state_for(call: Call, plan: Plan, max_new_tokens: int) -> DecodeState:
 def resume(state: DecodeState, input_ids: Tensor) -> None:
     """Makes `state` that of a text (rows, length) of which no row has ended."""
     start, length = state.prompt_length, input_ids.shape[1]
+    state.make_room(length - start)
     state.token_ids[:, start:length] = input_ids[:, start:]
     state.history[:, start:length] = input_ids[:, start:]
     state.num_generated.fill_(length - start)

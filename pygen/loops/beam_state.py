@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pygen.loops.room import grown_room, widened
+
 # What stands for minus infinity where transformers has it: finite, so that a batch item without a live beam keeps an
 # order. float32 rounds away whatever is added to it.
 NEVER_WINS = -1e9
@@ -43,8 +45,10 @@ class BeamState:
     steps: (rows,) int64 or None. Where given, all rows are at step steps[0] whatever step a call names, and the op that
         advances the state counts all of them up: so a captured graph goes on with every replay. Once `unfinished` is 0
         such a state stays as it is, whatever steps come. The caller sees to it that columns exist.
-    limit: (1,) int64 or None. Where given, at most T, the search has room for limit[0] steps and not for T.
+    limit: (1,) int64 or None. Where given, the search makes limit[0] steps at most and not T.
     generator_state: stands for the torch.Generator of the call, as in `DecodeState`.
+    most_steps: `limit` as a number on the host; None is T.
+    grown: as in `DecodeState`.
     """
 
     token_ids: Tensor
@@ -68,6 +72,8 @@ class BeamState:
     steps: Tensor | None = None
     limit: Tensor | None = None
     generator_state: Tensor | None = None
+    most_steps: int | None = None
+    grown: int = 0
 
     @classmethod
     def create(
@@ -76,6 +82,7 @@ class BeamState:
         max_new_tokens: int,
         num_beams: int,
         *,
+        room: int | None = None,
         eos_token_ids: list[int] | None = None,
         pad_token_id: int = 0,
         visible: Tensor | None = None,
@@ -83,6 +90,7 @@ class BeamState:
         """State before the first step.
 
         prompt_ids: (B, prompt_length) int64.
+        room: T; None is `max_new_tokens`.
         visible: (B, prompt_length), zero where penalties must not look; None where they see the whole prompt.
         """
         batch_size, prompt_length = prompt_ids.shape
@@ -91,7 +99,8 @@ class BeamState:
         def full(shape: tuple[int, ...], value: float, dtype: torch.dtype) -> Tensor:
             return torch.full(shape, value, dtype=dtype, device=device)
 
-        token_ids = torch.empty((rows, prompt_length + max_new_tokens), dtype=torch.int64, device=device)
+        room = max_new_tokens if room is None else room
+        token_ids = torch.empty((rows, prompt_length + room), dtype=torch.int64, device=device)
         token_ids[:, :prompt_length] = prompt_ids.repeat_interleave(num_beams, dim=0)
         history = token_ids
         if visible is not None:
@@ -111,8 +120,8 @@ class BeamState:
             slots=torch.arange(rows, device=device).view(shape),
             shared=full((batch_size, num_beams, num_beams), 0, torch.int32),
             running_scores=running_scores,
-            step_tokens=full((max_new_tokens, rows), -1, torch.int64),
-            step_parents=full((max_new_tokens, rows), -1, torch.int32),
+            step_tokens=full((room, rows), -1, torch.int64),
+            step_parents=full((room, rows), -1, torch.int32),
             finished_scores=full(shape, NEVER_WINS, torch.float32),
             finished=full(shape, 0, torch.bool),
             finished_steps=full(shape, -1, torch.int64),
@@ -120,6 +129,8 @@ class BeamState:
             finished_parents=full(shape, -1, torch.int32),
             open=full((batch_size,), 1, torch.bool),
             unfinished=full((1,), batch_size, torch.int64),
+            limit=full((1,), max_new_tokens, torch.int64) if room < max_new_tokens else None,
+            most_steps=max_new_tokens,
         )
 
     @property
@@ -131,8 +142,27 @@ class BeamState:
         return self.slots.shape[0]
 
     @property
-    def max_new_tokens(self) -> int:
+    def room(self) -> int:
+        """T."""
         return self.step_tokens.shape[0]
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Steps of the search at most."""
+        return self.room if self.most_steps is None else self.most_steps
+
+    def make_room(self, steps: int) -> None:
+        """Puts longer tables in place where there is no room for so many steps."""
+        if steps <= self.room:
+            return
+        room = grown_room(self.room, steps, self.most_steps)
+        is_history = self.history is self.token_ids
+        self.token_ids = widened(self.token_ids, self.prompt_length + room)
+        self.history = self.token_ids if is_history else widened(self.history, self.prompt_length + room)
+        self.step_tokens, self.step_parents = (
+            widened(table, room, dim=0) for table in (self.step_tokens, self.step_parents)
+        )
+        self.grown += 1
 
     @property
     def num_candidates(self) -> int:

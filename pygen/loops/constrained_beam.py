@@ -119,7 +119,8 @@ class ConstrainedSearch:
         stopping_criteria: StoppingCriteria | None,
     ) -> None:
         self._state = state
-        self._normalisers = normalisers_of(state, length_penalty, early_stopping)
+        self._divides = (length_penalty, early_stopping)
+        self._normalisers = normalisers_of(state, *self._divides)
         self._stops_when_full = early_stopping is True
         self._stopping_criteria = stopping_criteria
         self._eos = set() if state.eos_token_ids is None else set(state.eos_token_ids.tolist())
@@ -137,6 +138,8 @@ class ConstrainedSearch:
         status: (rows,) int32, values of `RowStatus`; rows that are not OK have no continuation.
         """
         state, prompts = self._state, range(self._state.batch_size)
+        if step >= self._normalisers.shape[1]:
+            self._normalisers = normalisers_of(state, *self._divides)
         log_probs[status != RowStatus.OK] = -math.inf
         sums = log_probs[state.slots] + state.running_scores[..., None]
         was_open = state.open.tolist()

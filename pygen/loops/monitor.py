@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pygen.loops.room import first_room, grown_room, widened
 from pygen.loops.state import DecodeState
 from pygen.ops import RowStatus, TopLogprobs
 from pygen.plan import Choice
@@ -30,7 +31,7 @@ class Recorder:
         self._state = state
         self._num_top = top_logprobs
         if top_logprobs is not None:
-            shape, device = (state.rows, max_new_tokens), state.token_ids.device
+            shape, device = (state.rows, first_room(max_new_tokens)), state.token_ids.device
             self._logprobs = torch.zeros(shape, dtype=torch.float32, device=device)
             self._top_ids = torch.full((*shape, top_logprobs), -1, dtype=torch.int64, device=device)
             self._top_logprobs = torch.full((*shape, top_logprobs), -math.inf, device=device)
@@ -43,9 +44,17 @@ class Recorder:
             self.logits += (logits.to(torch.float32, copy=True),)
         if self._num_top is not None:
             assert choice.output.logprobs is not None and choice.output.top_logprobs is not None
+            if step >= self._logprobs.shape[1]:
+                self._grow(step + 1)
             self._logprobs[:, step] = choice.output.logprobs
             self._top_ids[:, step] = choice.output.top_logprobs.token_ids[:, : self._num_top]
             self._top_logprobs[:, step] = choice.output.top_logprobs.logprobs[:, : self._num_top]
+
+    def _grow(self, steps: int) -> None:
+        room = grown_room(self._logprobs.shape[1], steps)
+        self._logprobs = widened(self._logprobs, room)
+        self._top_ids = widened(self._top_ids, room, dim=1)
+        self._top_logprobs = widened(self._top_logprobs, room, dim=1)
 
     def step_logprobs(self, step: int) -> Tensor | None:
         """(rows,) float32 on the CPU, of the tokens of `step`; None where they are not kept."""
@@ -158,7 +167,7 @@ class Monitor:
         if not hasattr(self._streamer, "put_step"):
             self._streamer.put(tokens)
             return
-        over |= self._state.token_ids.shape[1] == self._state.prompt_length + step + 1
+        over |= self._state.max_new_tokens == step + 1
         reasons = self.finish_reasons() if over else self._reasons()
         self._streamer.put_step(tokens, self._logprobs(step), reasons)
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pygen.loops.room import grown_room, widened
+
 
 @dataclass
 class DecodeState:
@@ -29,6 +31,8 @@ class DecodeState:
         draws counts it up: so a captured graph goes on with every replay. The caller sees to it that columns exist.
     generator_state: stands for the torch.Generator of the call, which is left alone, and is advanced in its place: its
         `get_state()` on the CPU, (2,) int64 seed and offset on CUDA. None: the generator itself.
+    max_new_tokens: steps that the call makes at most; there may be room for fewer.
+    grown: how often `make_room` put other tensors in place, which ops that were prepared before do not know.
     """
 
     token_ids: Tensor
@@ -41,6 +45,8 @@ class DecodeState:
     pad_token_id: int
     steps: Tensor | None = None
     generator_state: Tensor | None = None
+    max_new_tokens: int | None = None
+    grown: int = 0
 
     @classmethod
     def create(
@@ -48,6 +54,7 @@ class DecodeState:
         prompt_ids: Tensor,
         max_new_tokens: int,
         *,
+        room: int | None = None,
         eos_token_ids: list[int] | None = None,
         pad_token_id: int = 0,
         visible: Tensor | None = None,
@@ -55,11 +62,13 @@ class DecodeState:
         """State before the first step.
 
         prompt_ids: (rows, prompt_length) int64.
+        room: the number of steps that there are columns for; None is `max_new_tokens`.
         visible: (rows, prompt_length), zero where penalties must not look; None where they see the whole prompt.
         """
         rows, prompt_length = prompt_ids.shape
         device = prompt_ids.device
-        token_ids = torch.empty((rows, prompt_length + max_new_tokens), dtype=torch.int64, device=device)
+        capacity = prompt_length + (max_new_tokens if room is None else room)
+        token_ids = torch.empty((rows, capacity), dtype=torch.int64, device=device)
         token_ids[:, :prompt_length] = prompt_ids
         history = token_ids
         if visible is not None:
@@ -74,6 +83,7 @@ class DecodeState:
             unfinished=torch.full((1,), rows, dtype=torch.int64, device=device),
             eos_token_ids=torch.tensor(eos_token_ids, dtype=torch.int64, device=device) if eos_token_ids else None,
             pad_token_id=pad_token_id,
+            max_new_tokens=max_new_tokens,
         )
 
     @property
@@ -85,6 +95,21 @@ class DecodeState:
         assert self.eos_token_ids is not None
         may_come = (self.eos_token_ids >= 0) & (self.eos_token_ids < vocab_size)
         return self.eos_token_ids.index_select(0, may_come.int().argmax(0, keepdim=True))
+
+    @property
+    def room(self) -> int:
+        """The number of steps that there are columns for."""
+        return self.token_ids.shape[1] - self.prompt_length
+
+    def make_room(self, steps: int) -> None:
+        """Puts wider tensors in place of `token_ids` and `history` where they have no columns for so many steps."""
+        if steps <= self.room:
+            return
+        capacity = self.prompt_length + grown_room(self.room, steps, self.max_new_tokens)
+        is_history = self.history is self.token_ids
+        self.token_ids = widened(self.token_ids, capacity)
+        self.history = self.token_ids if is_history else widened(self.history, capacity)
+        self.grown += 1
 
     def tokens(self, generated: int) -> Tensor:
         """(rows, prompt_length + generated): a view of the prompt and the first `generated` tokens."""

@@ -20,6 +20,7 @@ from pygen.loops.beam_monitor import BeamMonitor, SharedTokens
 from pygen.loops.beam_state import BeamState
 from pygen.loops.constrained_beam import ConstrainedBinding
 from pygen.loops.diverse_beam import DiverseBeamState, check_groups, diverse_beam
+from pygen.loops.room import first_room
 from pygen.ops import BeamOutput, beam_finalize
 from pygen.outputs import GenerateOutput, make_output
 from pygen.pipeline import check_knobs
@@ -42,7 +43,7 @@ def generate_with_beams(call: Call) -> Tensor | GenerateOutput:
     if slot is not None:
         with slot.taken():
             return _generate_captured(call, plan, slot)
-    state = BeamState.create(*_sizes(call), **_texts(call, plan))
+    state = BeamState.create(*_sizes(call), **_texts(call, plan), room=_room(call))
 
     def run(monitor: BeamMonitor) -> int:
         return _beam(call, plan, state, BeamBinding(plan, state, _search(call, monitor)), monitor)
@@ -89,7 +90,7 @@ def generate_with_constraints(call: Call) -> Tensor | GenerateOutput:
     _refuse_with("force_words_ids" if call.config.force_words_ids is not None else "constraints", call)
     plan = make_plan(call)
     constraints = make_constraints(call.config.constraints, call.config.force_words_ids)
-    state = BeamState.create(*_sizes(call), **_texts(call, plan))
+    state = BeamState.create(*_sizes(call), **_texts(call, plan), room=_room(call))
 
     def run(monitor: BeamMonitor) -> int:
         binding = ConstrainedBinding(plan, state, constraints, **_search(call, monitor))
@@ -105,7 +106,7 @@ def generate_with_groups(call: Call) -> Tensor | GenerateOutput:
     check_groups(call.num_copies, groups, config.diversity_penalty, config.do_sample)
     _refuse_with("num_beam_groups", call)
     plan = make_plan(dataclasses.replace(call, num_copies=call.num_copies // groups))
-    state = DiverseBeamState.create(*_sizes(call), groups, **_texts(call, plan))
+    state = DiverseBeamState.create(*_sizes(call), groups, **_texts(call, plan), room=_room(call))
 
     def run(monitor: BeamMonitor) -> int:
         search = _search(call, monitor)
@@ -138,6 +139,10 @@ def _stream(call: Call, state: BeamState) -> SharedTokens | None:
 
 def _sizes(call: Call) -> tuple[Tensor, int, int]:
     return call.prompt.input_ids, call.lengths.max_new_tokens, call.num_copies
+
+
+def _room(call: Call) -> int:
+    return first_room(call.lengths.max_new_tokens)
 
 
 def _texts(call: Call, plan: Plan) -> dict[str, Any]:

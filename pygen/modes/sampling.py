@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pygen.call import Call
 from pygen.loops.monitor import Monitor, Recorder
+from pygen.loops.room import first_room
 from pygen.loops.sample import sample
 from pygen.loops.state import DecodeState
 from pygen.outputs import GenerateOutput, make_output
@@ -62,7 +63,7 @@ def _generate_captured(call: Call, plan: Plan, slot: Slot) -> Tensor | GenerateO
             adapter.replace_cache(dynamic_copy(slot.cache, call.model.config))
         return steps
 
-    return generate_tokens(call, plan, loop, LateMonitor, cache=slot.cache)
+    return generate_tokens(call, plan, loop, LateMonitor, room=call.lengths.max_new_tokens, cache=slot.cache)
 
 
 def generate_tokens(
@@ -70,10 +71,12 @@ def generate_tokens(
     plan: Plan,
     loop: Callable[[DecodeState, AnyMonitor], int],
     monitor_class: type[AnyMonitor],
+    room: int | None = None,
     **start: Any,
 ) -> Tensor | GenerateOutput:
     """Runs a loop that appends a token to every row in each of its steps, of which it returns the number.
 
+    room: steps that the state has room for from the start; None where the loop makes more as it goes.
     start: arguments of `Call.start`.
     """
     config, adapter, max_new_tokens = call.config, call.adapter, call.lengths.max_new_tokens
@@ -82,6 +85,7 @@ def generate_tokens(
     state = DecodeState.create(
         call.prompt.input_ids.repeat_interleave(call.num_copies, dim=0),
         max_new_tokens,
+        room=first_room(max_new_tokens) if room is None else room,
         eos_token_ids=call.stopping.eos_token_ids,
         pad_token_id=call.tokens.pad or 0,
         visible=_visible(plan, call),
@@ -113,7 +117,7 @@ def generate_tokens(
         steps = loop(state, monitor)
 
     sequences = state.tokens(steps)
-    sequences = sequences if steps == max_new_tokens else sequences.clone()
+    sequences = sequences if steps == state.room else sequences.clone()
     if not call.wants_dict:
         return sequences
     logprobs, top_logprobs = recorder.logprobs(steps)

@@ -127,7 +127,7 @@ def beam_step(
     a refused call changes nothing.
     """
     check_is_beam_state(state)
-    checks.count_up_to("step", step, state.max_new_tokens - 1)
+    checks.count_up_to("step", step, state.room - 1)
     draws_seed = do_sample is True and seed is None and noise is None and rng == "philox"
     with seed_given_back(generator) if draws_seed else nullcontext():
         prepared = prepare_beam_step(

@@ -108,11 +108,12 @@ def beam_step(
 
 
 def normalisers_of(state: BeamState, length_penalty: float, early_stopping: bool | str) -> Tensor:
-    """(2, max_new_tokens) float32, by what scores are divided after every step: those of hypotheses that end with it,
+    """(2, room) float32, by what scores are divided after every step: those of hypotheses that end with it,
     and that of the best running beam, at its length or at the most favourable one."""
-    of_lengths = [float(length) ** length_penalty for length in range(1, state.max_new_tokens + 1)]
+    of_lengths = [float(length) ** length_penalty for length in range(1, state.room + 1)]
     favourable = early_stopping == "never" and length_penalty > 0.0
-    of_running = of_lengths[-1:] * len(of_lengths) if favourable else of_lengths
+    longest = float(max(state.max_new_tokens, 1)) ** length_penalty
+    of_running = [longest] * len(of_lengths) if favourable else of_lengths
     return torch.tensor([of_lengths, of_running], dtype=torch.float32, device=state.token_ids.device)
 
 

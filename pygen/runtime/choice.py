@@ -38,6 +38,8 @@ CAPTURED_MODES = {
     GenerationMode.BEAM_SEARCH: "beam_step",
     GenerationMode.BEAM_SAMPLE: "beam_step",
 }
+# A cache of so many positions is allocated at once, or of as many as the model has.
+MOST_POSITIONS = 32_768
 _KEPT_PER_STEP = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 _OWN_INPUTS = (
     "input_ids",
@@ -220,7 +222,16 @@ def _reason_of_cache(call: Call) -> str | None:
     own = next((n for n, v in kwargs.items() if isinstance(v, torch.Tensor) and n not in _OWN_INPUTS), None)
     if own is not None:
         return f"`{own}` is an input that only this call has"
-    return refusal(_hooks(call)) or _reason_of_encoder(call)
+    return refusal(_hooks(call)) or _reason_of_encoder(call) or _reason_of_length(call)
+
+
+def _reason_of_length(call: Call) -> str | None:
+    config = call.model.config.get_text_config(decoder=True)
+    most = max(getattr(config, "max_position_embeddings", None) or 0, MOST_POSITIONS)
+    needed = call.prompt.embeds_length + call.prompt.input_ids.shape[1] + call.lengths.max_new_tokens - 1
+    if needed <= most:
+        return None
+    return f"its cache would be allocated at once, and {needed} positions are more than {most}"
 
 
 def _reason_of_encoder(call: Call) -> str | None:
