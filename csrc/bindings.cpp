@@ -371,6 +371,7 @@ class BeamPlan {
     p.num_candidates = arguments.take<int64_t>("num_candidates");
     p.normalisers = required<float>(arguments, "normalisers_ptr");
     p.stops_when_full = arguments.take<bool>("stops_when_full");
+    p.sorts_draws = arguments.take<bool>("sorts_draws");
     p.eos_token_ids = arguments.take_pointer<int64_t>("eos_ptr");
     p.eos_count = arguments.take<int64_t>("eos_count");
     p.pad_token_id = arguments.take<int64_t>("pad_token_id");

@@ -66,7 +66,7 @@ def can_crop(cache: Any) -> bool:
         and hasattr(cache, "crop")
         and not any(_has_rows(value) for name, value in vars(cache).items() if name != "layers")
         and not any(getattr(layer, "is_sliding", False) for layer in layers)
-        and all(hasattr(layer, "crop") and not _holds_more(layer) for layer in layers)
+        and all((hasattr(layer, "crop") or _is_static(layer)) and not _holds_more(layer) for layer in layers)
     )
 
 
@@ -76,8 +76,16 @@ def crop(cache: Any, num_tokens: int) -> None:
     transformers 5.6.1 reads a positive number as the length to keep and later versions refuse it; a negative number
     means the same in all of them.
     """
-    if num_tokens:
+    if num_tokens == 0:
+        return
+    own = getattr(cache, "self_attention_cache", cache)
+    layers = getattr(own, "layers", ())
+    if not any(map(_is_static, layers)):
         cache.crop(-num_tokens)
+        return
+    # Up to 5.23 these have no method for it. What is behind the length is hidden, and written over by what comes next.
+    for layer in layers:
+        layer.cumulative_length.sub_(num_tokens)
 
 
 def check_reorder(cache: Any) -> None:
@@ -159,6 +167,12 @@ def _reorders_suffixes(cache: Any) -> bool:
 def _holds_more(layer: Any) -> bool:
     """Whether a layer holds recurrent states, or keys and values in a quantized form too."""
     return hasattr(layer, "update_recurrent_state") or hasattr(layer, "_dequantize")
+
+
+def _is_static(layer: Any) -> bool:
+    """Whether a layer is transformers' for full attention over buffers of fixed size, with its length in a tensor."""
+    kind = type(layer)
+    return (kind.__module__, kind.__name__) == ("transformers.cache_utils", "StaticLayer")
 
 
 def _has_plain_method(holder: Any) -> bool:

@@ -8,12 +8,12 @@ import logging
 from typing import Any
 
 from pygen.config_files import ConfigFiles, dtype_name, json_text
+from pygen.config_issues import minor_issues
 from pygen.config_rules import (
     DEFAULTS,
     GENERATE_ARGUMENTS,
     METADATA_RULES,
     RULES,
-    SAMPLING_ONLY,
     check_settings,
     plain,
     shown,
@@ -42,12 +42,6 @@ METADATA_FIELDS = ("_from_model_config", "_commit_hash", "_original_object_hash"
 @functools.lru_cache(maxsize=1024)
 def _log_once(level: int, message: str) -> None:
     log(logger, message, level)
-
-
-def _differs(value: Any, neutral: Any) -> bool:
-    """Whether a setting, or that of any row, is neither unset nor neutral."""
-    value = plain(value)
-    return value is not None and any(v != neutral for v in (value if isinstance(value, (list, tuple)) else [value]))
 
 
 class GenerationConfig(ConfigFiles):
@@ -230,12 +224,13 @@ class GenerationConfig(ConfigFiles):
                 log(logger, f"{extension.value} extends greedy search and sampling only; {mode.value} ignores it")
         return mode
 
-    def validate(self, strict: bool = False) -> None:
+    def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
         """Check every setting and how they go together.
 
         `ValueError`: a wrong type or range (see `pygen.config_rules`), more returned sequences than the search can
         give, an argument of `generate()` kept in the config. Settings that would have no effect, and a negative
-        `pad_token_id`, are logged once per distinct message, or a `ValueError` with `strict=True`.
+        `pad_token_id`, are logged once per distinct message, or a `ValueError` with `strict=True`. Of a search that
+        `user_set_attributes` chooses (`do_sample`, `num_beams`), only settings among these are named.
         """
         check_settings(vars(self))
         if self.watermarking_config is not None:
@@ -254,7 +249,7 @@ class GenerationConfig(ConfigFiles):
             if beams > 1 and sequences > beams:
                 raise ValueError(f"`num_return_sequences` must be in [1, num_beams={beams}], got {sequences}")
 
-        issues = self._minor_issues()
+        issues = minor_issues(self, user_set_attributes or set())
         if not issues:
             return
         details = "\n".join(f"- `{name}`: {text}" for name, text in issues.items())
@@ -263,34 +258,6 @@ class GenerationConfig(ConfigFiles):
             raise ValueError(f"GenerationConfig is invalid:\n{details}")
         _log_once(logging.WARNING, f"The following generation flags are not valid and may be ignored: {list(issues)}.")
         _log_once(logging.INFO, details)
-
-    def _minor_issues(self) -> dict[str, str]:
-        issues = {}
-        if self.pad_token_id is not None and self.pad_token_id < 0:
-            issues["pad_token_id"] = f"should be >= 0 but is {self.pad_token_id}; padding a batch will fail"
-        if self.do_sample is not True:
-            for name, neutral in SAMPLING_ONLY.items():
-                if _differs(value := getattr(self, name), neutral):
-                    issues[name] = (
-                        f"`do_sample` is not True but `{name}` is set to `{value}`, which acts in sampling only; "
-                        f"set `do_sample=True` or unset `{name}`"
-                    )
-        if self.num_beams in (None, 1):
-            for name, neutral in {"early_stopping": False, "length_penalty": 1.0}.items():
-                if _differs(value := getattr(self, name), neutral):
-                    issues[name] = (
-                        f"`num_beams` is {self.num_beams} but `{name}` is set to `{value}`, which acts in beam search "
-                        f"only; set `num_beams>1` or unset `{name}`"
-                    )
-        if self.use_cache is False:
-            for name in ("cache_implementation", "cache_config"):
-                if (value := getattr(self, name)) is not None:
-                    issues[name] = f"`use_cache` is False, so `{name}` set to `{value}` has no effect"
-        if self.return_dict_in_generate is not True:
-            for name in self.extra_output_flags:
-                if getattr(self, name) is True:
-                    issues[name] = f"`return_dict_in_generate` is not True, so `{name}` has no effect"
-        return issues
 
     def update(self, defaults_only: bool = False, allow_custom_entries: bool = False, **kwargs: Any) -> dict[str, Any]:
         """Set the settings named in `kwargs` and return the entries that are none; None is a value like any other.

@@ -24,6 +24,7 @@ CACHE_IMPLEMENTATIONS = (
     "quantized",
     "paged",
 )
+STATIC_CACHES = CACHE_IMPLEMENTATIONS[:7]
 # Arguments of generate() that people put into a config by mistake.
 GENERATE_ARGUMENTS = (
     "logits_processor",
@@ -271,7 +272,7 @@ METADATA_RULES: dict[str, Rule] = {
     "transformers_version": _TEXT,
 }
 
-# Keywords of generate() beyond transformers: no settings of a fresh config, but checked where one holds them.
+# Keywords of generate() beyond transformers 5.6.1: no settings of a fresh config, but checked where one holds them.
 EXTENSION_RULES: dict[str, Rule] = {
     "presence_penalty": number(per_row=True),
     "frequency_penalty": number(per_row=True),
@@ -283,6 +284,11 @@ EXTENSION_RULES: dict[str, Rule] = {
     "output_logprobs": _BOOLEAN,
     "top_logprobs": integer(0),
     "on_invalid": one_of("raise", "greedy", "eos"),
+    # Of later releases of transformers
+    "max_cache_len": integer(1),
+    "use_mtp": _BOOLEAN,
+    "assistant_ensemble_weight": number("(0, 1)"),
+    "speculation_type": one_of("dflash"),
 }
 
 # What an unset setting means once generate() runs; settings without an entry stay None.

@@ -14,7 +14,7 @@ import torch
 from pygen.backends import BackendError, Dispatcher
 from pygen.call import Call
 from pygen.config import GenerationMode
-from pygen.config_rules import EXTENSION_RULES, RULES, SAMPLING_ONLY, shown
+from pygen.config_rules import EXTENSION_RULES, RULES, SAMPLING_ONLY, STATIC_CACHES, shown
 from pygen.generate import LOOPS, generate, prepare_call
 from pygen.integrations.module import ModuleAdapter
 from pygen.integrations.versions import cache_parameter, given_cache
@@ -197,6 +197,10 @@ def _ignored(name: str, value: Any, call: Call, captured: bool) -> str:
         (name == "min_length" and config.min_new_tokens is not None, "`min_new_tokens` decides"),
         (name in ("cache_implementation", "cache_config") and config.use_cache is False, "`use_cache` is False"),
         (name == "cache_config" and config.cache_implementation != "quantized", "acts on quantized caches only"),
+        (
+            name == "max_cache_len" and config.cache_implementation not in STATIC_CACHES and not captured,
+            "acts on static caches only",
+        ),
         (name == "decoder_start_token_id" and not call.adapter.is_encoder_decoder, "the model has no encoder"),
         (name in ("compile_config", "disable_compile") and not captured, "only captured steps are compiled"),
         (name not in RULES and name not in EXTENSION_RULES, "no setting of generation"),

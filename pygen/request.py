@@ -25,7 +25,7 @@ _UNAVAILABLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "penalty_alpha": ((None, 0.0), "contrastive search"),
     "dola_layers": ((None,), "decoding by contrasting layers"),
     "use_mtp": ((None, False), "multi-token prediction"),
-    "speculation_type": ((None,), "speculative decoding"),
+    "speculation_type": ((None,), "drafting by an assistant that reads the model's hidden states"),
     "assistant_ensemble_weight": ((None,), "the ensemble of model and assistant"),
     "cache_implementation": ((None, *(set(CACHE_IMPLEMENTATIONS) - {"paged"})), "continuous batching"),
 }

@@ -86,16 +86,17 @@ class MaxTimeCriteria(StoppingCriteria):
 
 
 class EosTokenCriteria(StoppingCriteria):
-    """Ends rows whose last token is one of `eos_token_id`: an id, a list, or a tensor."""
+    """Ends rows whose last token, or one of the last `new_token_length`, is one of `eos_token_id`: an id, a list, or a
+    tensor."""
 
     def __init__(self, eos_token_id: int | list[int] | Tensor) -> None:
         if not isinstance(eos_token_id, Tensor):
             eos_token_id = torch.tensor([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id, device="cpu")
         self.eos_token_id = eos_token_id
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Any, new_token_length: int = 1, **kwargs: Any) -> Tensor:
         self.eos_token_id = self.eos_token_id.to(input_ids.device)
-        return torch.isin(input_ids[:, -1], self.eos_token_id)
+        return torch.isin(input_ids[:, -new_token_length:], self.eos_token_id).any(dim=1)
 
 
 class ConfidenceCriteria(StoppingCriteria):

@@ -8,6 +8,7 @@ import pytest
 from transformers.generation import logits_process
 
 import pygen
+from pygen.integrations.versions import NEWEST_TESTED, OLDEST_TESTED
 from tests.helpers.compatibility import LATER_NAMES, NOT_OFFERED, PUBLIC_NAMES, ROOT, Name, names, tables
 
 STATES = ("same", "extended", "different", "not offered")
@@ -58,3 +59,14 @@ def test_every_deviation_has_its_test(row: list[str]) -> None:
     for test in row[2].replace("`", "").split(", "):
         path, _, name = test.partition("::")
         assert re.search(rf"^def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), test
+
+
+def test_the_releases_that_are_tested_are_the_same_everywhere() -> None:
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("Makefile", "constraints.txt", ".ci/run")}
+    assert f"TRANSFORMERS ?= {NEWEST_TESTED}\n" in texts["Makefile"]
+    assert f"transformers=={OLDEST_TESTED}\n" in texts["constraints.txt"]
+    assert "make test\n" in texts[".ci/run"] and "make test-compat\n" in texts[".ci/run"]
+    document = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    assert f"tested with {OLDEST_TESTED} to {NEWEST_TESTED}" in document
+    listed = re.findall(r"^\| (5[.\d]+) \|", (ROOT / "docs" / "versions.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert listed[0] == OLDEST_TESTED and listed[-1] == NEWEST_TESTED

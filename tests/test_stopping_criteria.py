@@ -180,6 +180,12 @@ def test_validation_adds_the_length() -> None:
         assert stopping.validate_stopping_criteria(StoppingCriteriaList([MaxLengthCriteria(4)]), 5).max_length == 4
 
 
+def test_a_criterion_may_look_at_several_new_tokens() -> None:
+    criterion, ids = stopping.EosTokenCriteria([7]), torch.tensor([[7, 1, 2], [1, 7, 2], [1, 2, 7]])
+    found = [criterion(ids, None, new_token_length=count).tolist() for count in (1, 2, 3)]
+    assert found == [[False, False, True], [False, True, True], [True, True, True]]
+
+
 def test_position_limit_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     criterion = MaxLengthCriteria(10, max_position_embeddings=2)
     for length in (1, 2, 3, 3):

@@ -36,9 +36,11 @@ def rank_of(keys, size, at, key):
 
 @triton.jit
 def merge_candidates(
-    best, counts, num_beams, count, rounded, chosen, chosen_values, candidate_ids, candidate_parents, candidate_scores
+    best, counts, num_beams, count, sorts_draws, rounded, chosen, chosen_values,
+    candidate_ids, candidate_parents, candidate_scores,
 ):  # fmt: skip
-    """The `count` best continuations, best first, ties to the better parent and then to the lower id.
+    """The `count` best continuations, best first, ties to the better parent and then to the lower id. `sorts_draws`:
+    these by score, equal ones in the order so far.
 
     best: (num_beams * count, 3) float64: value, score, token id; those of a beam by id, `counts` says how many.
     """
@@ -68,12 +70,24 @@ def merge_candidates(
         length += tl.sum(taken.to(tl.int32))
     tl.debug_barrier()
 
+    if sorts_draws != 0:
+        for start in range(0, length, LANES):
+            at = start + tl.arange(0, LANES)
+            inside = at < length
+            rank = rank_of(chosen_values, length, at, tl.load(chosen_values + at, mask=inside, other=0.0))
+            wins = inside & (rank < count)
+            score = tl.load(best + tl.load(chosen + at, mask=wins, other=0) * 3 + 1, mask=wins, other=0.0)
+            tl.store(rounded + rank, score.to(tl.float32), mask=wins)
+        tl.debug_barrier()
     for start in range(0, length, LANES):
         at = start + tl.arange(0, LANES)
         inside = at < length
         rank = rank_of(chosen_values, length, at, tl.load(chosen_values + at, mask=inside, other=0.0))
         wins = inside & (rank < count)
         place = tl.load(chosen + at, mask=wins, other=0)
+        if sorts_draws != 0:
+            score = tl.load(best + place * 3 + 1, mask=wins, other=0.0).to(tl.float32)
+            rank = rank_of(rounded, tl.minimum(length, count), rank, score)
         tl.store(candidate_ids + rank, tl.load(best + place * 3 + 2, mask=wins, other=0.0).to(tl.int64), mask=wins)
         tl.store(candidate_parents + rank, place // count, mask=wins)
         tl.store(candidate_scores + rank, tl.load(best + place * 3 + 1, mask=wins, other=0.0).to(tl.float32), mask=wins)
@@ -193,15 +207,15 @@ def update_running(
 @triton.jit(
     do_not_specialize=[
         "num_beams", "count", "prompts", "step", "has_steps", "has_limit", "max_new_tokens", "stops_when_full",
-        "halves", "eos_count", "pad_token_id", "append_stride", "history_stride", "has_history", "prompt_length",
-        "integers_room",
+        "sorts_draws", "halves", "eos_count", "pad_token_id", "append_stride", "history_stride", "has_history",
+        "prompt_length", "integers_room",
     ]
 )  # fmt: skip
 def update_beams_kernel(
     best, counts, floats, doubles, integers, integers_room: tl.int64, prompt_facts, ticket,
     candidate_ids, candidate_parents, candidate_scores, ends, num_beams: tl.int32, count: tl.int32, prompts: tl.int32,
     step: tl.int64, steps, has_steps: tl.int32, limit, has_limit: tl.int32, max_new_tokens: tl.int64,
-    normalisers, stops_when_full: tl.int32, halves: tl.int32,
+    normalisers, stops_when_full: tl.int32, sorts_draws: tl.int32, halves: tl.int32,
     eos, eos_count: tl.int32, pad_token_id: tl.int64,
     append, append_stride: tl.int64, history, history_stride: tl.int64, has_history: tl.int32, prompt_length: tl.int64,
     slots, shared, running_scores, step_tokens, step_parents,
@@ -231,8 +245,8 @@ def update_beams_kernel(
     candidate_scores += prompt * count
     if (halves & SELECT) != 0:
         merge_candidates(
-            best + first * count * 3, counts + first, num_beams, count, keys, integers, doubles + prompt * size,
-            candidate_ids, candidate_parents, candidate_scores,
+            best + first * count * 3, counts + first, num_beams, count, sorts_draws, keys, integers,
+            doubles + prompt * size, candidate_ids, candidate_parents, candidate_scores,
         )  # fmt: skip
     if (halves & ADVANCE) != 0:
         ended = integers

@@ -312,7 +312,7 @@ def _prepare_update(call: "_Call", work: "_Workspace", best: Tensor) -> Callable
     )  # fmt: skip
     settings = (
         steps, int(state.steps is not None), limit, int(state.limit is not None), state.max_new_tokens,
-        call.normalisers, int(call.stops_when_full),
+        call.normalisers, int(call.stops_when_full), int(call.sorts_draws),
     )  # fmt: skip
     tables = (
         eos, len(eos), state.pad_token_id,

@@ -14,7 +14,7 @@ namespace pygen {
 // Stands for minus infinity where Hugging Face has it: finite, and float32 rounds away whatever is added to it.
 constexpr float kNeverWins = -1e9f;
 
-// A continuation of a beam. `value` orders: the score, or in a draw the score minus ln E.
+// A continuation of a beam. `value` selects: the score, or in a draw the score minus ln E.
 struct Candidate {
   double value;
   float score;     // sum of scores, the parent's included
@@ -44,6 +44,7 @@ struct BeamParams {
   // beam when it is compared with the finished ones.
   const float* normalisers = nullptr;
   bool stops_when_full = false;  // nothing joins n finished hypotheses
+  bool sorts_draws = false;      // drawn candidates by score, not in the order of the draw
   const int64_t* eos_token_ids = nullptr;
   int64_t eos_count = 0;
   int64_t pad_token_id = 0;

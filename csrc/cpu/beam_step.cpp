@@ -114,7 +114,7 @@ void expand_beam(const BeamParams& params, int64_t beam, int threads, Bar& bar, 
   bar.raise(top.reached());
 }
 
-// The K best of all beams of a prompt, best first.
+// The K best of all beams of a prompt, best first, or by score what was drawn.
 void merge_candidates(const BeamParams& params, int64_t prompt) {
   const int64_t count = params.num_candidates;
   Buffer<Candidate>& all = candidate_scratch();
@@ -125,6 +125,10 @@ void merge_candidates(const BeamParams& params, int64_t prompt) {
   }
   const int64_t found = std::min(count, all.size());
   std::partial_sort(all.data(), all.data() + found, all.data() + all.size(), BetterCandidate{});
+  if (params.sorts_draws) {
+    const auto scores_more = [](const Candidate& a, const Candidate& b) { return a.score > b.score; };
+    std::stable_sort(all.data(), all.data() + found, scores_more);
+  }
   for (int64_t i = 0; i < count; ++i) {
     const int64_t at = prompt * count + i;
     params.candidate_ids[at] = i < found ? all[i].token_id : -1;

@@ -26,6 +26,7 @@ class PromptMerge {
         count_(static_cast<int>(params.num_candidates)),
         best_(memory, count_),
         lists_(static_cast<const Candidate*>(params.best_of_row) + prompt * params.num_beams * params.num_candidates),
+        sorts_draws_(params.sorts_draws),
         lengths_(memory.take<int>(n_)),
         beams_(memory.take<int>(n_)),
         next_beams_(memory.take<int>(n_)),
@@ -65,9 +66,10 @@ class PromptMerge {
     for (int i = thread_index(); i < count_; i += kThreads) {
       const Candidate candidate =
           i < found ? lists_[best_.ranking().place(i)] : Candidate{0.0, -__builtin_huge_valf(), -1, -1};
-      out.ids.set(i, candidate.token_id);
-      out.parents.set(i, candidate.parent);
-      out.scores.set(i, candidate.score);
+      const int at = sorts_draws_ && i < found ? rank_by_score(i, candidate.score, found) : i;
+      out.ids.set(at, candidate.token_id);
+      out.parents.set(at, candidate.parent);
+      out.scores.set(at, candidate.score);
     }
     __syncthreads();
   }
@@ -76,6 +78,16 @@ class PromptMerge {
   // 0 where the list has ended.
   PYGEN_DEVICE uint64_t key_at(int beam, int place) const {
     return place < lengths_.get(beam) ? ordered_key(lists_[beam * count_ + place].value) : 0;
+  }
+
+  // Among the candidates found, equal scores in the order of the draw.
+  PYGEN_DEVICE int rank_by_score(int i, float score, int found) const {
+    int rank = 0;
+    for (int j = 0; j < found; ++j) {
+      const float other = lists_[best_.ranking().place(j)].score;
+      rank += other > score || (other == score && j < i);
+    }
+    return rank;
   }
 
   PYGEN_DEVICE int find_who_goes_on(Shared<int> beams, int count, int level, Shared<int> out) const {
@@ -92,6 +104,7 @@ class PromptMerge {
   const int n_, count_;
   BestOf best_;
   const Candidate* const lists_;
+  const bool sorts_draws_;
   const Shared<int> lengths_;
   const Shared<int> beams_, next_beams_;
   const Shared<int> counter_;

@@ -73,7 +73,7 @@ class AssistedCandidateGenerator(CountedDrafts):
         self._drafter = Drafter(follower, plan, state, threshold)
         self._max_length = state.prompt_length + call.adapter.room_for(call.prompt, max_new_tokens)
 
-    def get_candidates(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+    def get_candidates(self, input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         count = min(self.num_assistant_tokens, self._max_length - input_ids.shape[1] - 1)
         return self._drafter.draft(input_ids, count) if count > 0 else (input_ids, None)
 

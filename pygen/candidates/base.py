@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 
@@ -11,10 +13,11 @@ class CandidateGenerator:
     # The loop of transformers after 5.6.1 asks whether to pass the model's outputs to `get_candidates`.
     requires_model_outputs = False
 
-    def get_candidates(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+    def get_candidates(self, input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """(rows, length) int64 -> the ids with drafts behind them, (rows, length + k), k >= 0.
 
-        And the processed scores that the drafts were drawn from, (rows, k, vocab_size) float32, or None.
+        And the processed scores that the drafts were drawn from, (rows, k, vocab_size) float32, or None. kwargs: for
+        generators that transformers' loop tells more about the model.
         """
         raise NotImplementedError(f"{type(self).__name__} must define `get_candidates`")
 

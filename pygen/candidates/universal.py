@@ -76,7 +76,7 @@ class AssistedCandidateGeneratorDifferentTokenizers(AssistedCandidateGenerator):
         ids = _tokenized(destination_tokenizer, _text(source_tokenizer, input_ids[0].tolist()), special=True)
         return torch.tensor([ids], dtype=torch.int64, device=input_ids.device)
 
-    def get_candidates(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+    def get_candidates(self, input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         ids = input_ids[0].tolist()
         assistant_ids = self._assistant_ids(ids)
         if not assistant_ids:
@@ -166,7 +166,7 @@ class UniversalSpeculativeDecodingGenerator(AssistedCandidateGeneratorDifferentT
         self._pieces: list[tuple[int, list[int]]] = []
         self._prompt: list[int] | None = None
 
-    def get_candidates(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+    def get_candidates(self, input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         assistant_ids = self._assistant_ids(input_ids[0].tolist())
         room = min(self.num_assistant_tokens, self._max_length - input_ids.shape[1] - 1)
         overlap = self._translator.assistant_overlap_token_ids

@@ -24,6 +24,7 @@ class ModelAdapter(Protocol):
     generation_config: Any
     is_encoder_decoder: bool
     max_position_embeddings: int | None
+    sorts_drawn_beams: bool  # `sort_draws` of `beam_step`, where the noise is torch's
     before_forward: Callable[[], None]  # called before each forward of a loop; `generate` may replace it
 
     def check(self, model_kwargs: dict[str, Any], generation_config: Any) -> None:

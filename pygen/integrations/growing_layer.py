@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,6 +57,20 @@ class GrowingLayer(_DynamicLayer):
             self._rooms[name] = room
         room[:, :, length:end] = states
         return room[:, :, :end]
+
+
+def make_full(cache: Any, length: int) -> None:
+    """Makes the empty sliding windows of a cache, or of the decoder's in a pair, layers that keep everything; static
+    ones `length` positions. What a window hides is hidden by the model's mask as well."""
+    cache = getattr(cache, "self_attention_cache", cache)
+    made: dict[type, Callable[[], Any]] = {
+        cache_utils.DynamicSlidingWindowLayer: _DynamicLayer,
+        cache_utils.StaticSlidingWindowLayer: lambda: cache_utils.StaticLayer(max_cache_len=length),
+    }
+    layers = getattr(cache, "layers", ())
+    for i, layer in enumerate(layers):
+        if type(layer) in made:
+            layers[i] = made[type(layer)]()
 
 
 def grow_in_place(cache: Any, most: int) -> None:

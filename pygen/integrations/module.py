@@ -51,6 +51,7 @@ class ModuleAdapter:
     """
 
     is_encoder_decoder = False
+    sorts_drawn_beams = True
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pygen import cache as cache_verbs
 from pygen.config import GenerationConfig, GenerationMode
+from pygen.config_rules import STATIC_CACHES
 from pygen.integrations.devices import input_device
 from pygen.integrations.foreign_hooks import may_know_rows
 from pygen.integrations.growing_layer import grow_in_place
@@ -30,7 +31,14 @@ from pygen.integrations.transformers_inputs import (
     refuse_by_preparer,
     unseen_length,
 )
-from pygen.integrations.versions import HookNames, given_cache, given_cache_name, rename_cache
+from pygen.integrations.versions import (
+    HookNames,
+    given_cache,
+    given_cache_name,
+    rename_cache,
+    sorts_drawn_beams,
+    warn_unless_tested,
+)
 from pygen.integrations.wrappers import inner
 from pygen.outputs import GenerateOutput
 from pygen.prompt import Prompt
@@ -75,7 +83,9 @@ class TransformersAdapter:
     """
 
     def __init__(self, model: Any) -> None:
+        warn_unless_tested()
         self._model = model
+        self.sorts_drawn_beams = sorts_drawn_beams()
         self._hooks = inner(model)
         self._names = HookNames(self._hooks)
         self._grows_by_default = is_default(self._hooks, "_update_model_kwargs_for_generation")
@@ -148,6 +158,8 @@ class TransformersAdapter:
         if "logits_to_keep" not in kwargs and "logits_to_keep" in inspect.signature(self._hooks.forward).parameters:
             kwargs["logits_to_keep"] = 1
         longest = prompt.embeds_length + self._prompt_length + max_new_tokens - 1
+        if config.cache_implementation in STATIC_CACHES:
+            longest = max(longest, getattr(config, "max_cache_len", None) or 0)
         if cache is not None:
             kwargs[self._names.argument] = cache
             if self.is_encoder_decoder:

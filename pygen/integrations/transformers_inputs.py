@@ -6,6 +6,7 @@ again, so that a class with other inputs gets its own.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import inspect
 import logging
@@ -20,7 +21,9 @@ from transformers.generation.configuration_utils import GenerationMode as Transf
 
 from pygen.cache import num_positions
 from pygen.config import GenerationConfig, GenerationMode
+from pygen.config_rules import STATIC_CACHES
 from pygen.integrations.devices import execution_device
+from pygen.integrations.growing_layer import make_full
 from pygen.integrations.inputs import GrowingInputs
 from pygen.integrations.own_generate import unpatched
 from pygen.integrations.read_only import ReadOnlyModel
@@ -318,9 +321,21 @@ def add_cache(
 ) -> None:
     """Puts a cache into `kwargs`, where one is to be used and none is given.
 
+    Drafts are taken back, which sliding windows cannot do: with drafts all layers keep everything.
     transformers keeps static caches on the model; here each call gets one of its own, and the model stays as it is.
     """
-    holder: Any = ReadOnlyModel(model, hidden=("_cache",))
+    holder: Any = ReadOnlyModel(model, hidden=("_cache", "_previous_max_cache_length"))
+    config = copy.copy(config)
+    kind, drafts = config.cache_implementation, mode is GenerationMode.ASSISTED_GENERATION
+    if drafts and kind not in STATIC_CACHES:
+        if kind not in (None, "dynamic", "dynamic_full"):
+            logger.warning("`cache_implementation`=%r is not used with drafts: the cache is dynamic.", kind)
+        config.cache_implementation = None
+    keeps_everything = given_cache(kwargs) is None and (drafts or kind == "dynamic_full")
+    # Releases before 5.15 refuse static caches by the mode.
+    hook_mode = TransformersMode.GREEDY_SEARCH if drafts else TransformersMode(mode.value)
     # Its layers move to where the states are, and could not from the meta device.
     with torch.device("cpu"):
-        holder._prepare_cache_for_generation(config, kwargs, TransformersMode(mode.value), batch_size, max_cache_length)
+        holder._prepare_cache_for_generation(config, kwargs, hook_mode, batch_size, max_cache_length)
+    if keeps_everything:
+        make_full(given_cache(kwargs), max_cache_length)

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 # The releases that the whole test suite runs with; docs/versions.md tells what else was run.
 OLDEST_TESTED, NEWEST_TESTED = "5.6.1", "5.24.0"
@@ -78,13 +82,14 @@ class HookNames:
         if _hooks_say_cache():
             self.argument, self.returned = "cache", _RETURNED
         else:
-            self.argument, self.returned = self._forward or "past_key_values", _RETURNED_BEFORE_5_24
+            self.argument = "cache_params" if self._forward == "cache_params" else "past_key_values"
+            self.returned = _RETURNED_BEFORE_5_24
         self.arguments = tuple(dict.fromkeys((self.argument, *self.returned.values())))
 
     def for_forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """`inputs` as the hooks made them, with the cache under the name that the forward has.
 
-        A class written for an older release still takes `past_key_values`, where newer hooks say `cache`.
+        A class written for an older release takes `past_key_values`, where newer hooks say `cache`.
         """
         if self._forward not in (None, self.argument) and self.argument in inputs:
             inputs[self._forward] = inputs.pop(self.argument)
@@ -98,6 +103,34 @@ def _hooks_say_cache() -> bool:
     from pygen.integrations.own_generate import unpatched
 
     return "cache" in inspect.signature(unpatched(GenerationMixin, "prepare_inputs_for_generation")).parameters
+
+
+def release() -> str:
+    """Of the installed transformers."""
+    from transformers import __version__
+
+    return str(__version__)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
+
+
+@functools.cache
+def warn_unless_tested() -> None:
+    """Says once that the installed release is outside of those that pygen was tested with."""
+    if not _numbers(OLDEST_TESTED) <= _numbers(release()) <= _numbers(NEWEST_TESTED):
+        logger.warning(
+            "pygen was tested with transformers %s to %s, and %s is installed.",
+            OLDEST_TESTED,
+            NEWEST_TESTED,
+            release(),
+        )
+
+
+def sorts_drawn_beams() -> bool:
+    """Whether beam sampling sorts the candidates that it has drawn, as it does from 5.24 on."""
+    return _numbers(release()) >= (5, 24)
 
 
 def encoder_hook(model: Any) -> Callable[..., dict[str, Any]]:

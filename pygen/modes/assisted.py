@@ -20,7 +20,6 @@ from pygen.candidates.universal import (
     AssistedCandidateGeneratorDifferentTokenizers,
     UniversalSpeculativeDecodingGenerator,
 )
-from pygen.integrations.versions import given_cache
 from pygen.loops.assisted import ChunkMonitor, assisted
 from pygen.loops.monitor import Monitor
 from pygen.loops.state import DecodeState
@@ -146,7 +145,7 @@ class _Running(CandidateGenerator):
         self._state = state
         self._generator = generator
 
-    def get_candidates(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+    def get_candidates(self, input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         rows = (~self._state.finished).nonzero()[:, 0]
         found, _ = self._generator.get_candidates(input_ids[rows])
         count = found.shape[1] - input_ids.shape[1]
@@ -174,12 +173,6 @@ def _check(call: Call) -> None:
         raise ValueError(f"`num_return_sequences` must be 1 with drafts, got {config.num_return_sequences}")
     if config.use_cache is False:
         raise ValueError("`use_cache` must be True with drafts, got False")
-    kind = config.cache_implementation
-    if kind is not None and any(name in kind for name in ("static", "sliding", "hybrid")):
-        raise ValueError(f"`cache_implementation` must be dynamic with drafts, got {kind!r}")
-    cache = given_cache(call.settings.model_kwargs)
-    if type(cache).__name__ == "StaticCache":
-        raise ValueError("`past_key_values` must be a dynamic cache with drafts, got StaticCache")
     # `_setup_cache` puts states into the modules.
     if getattr(call.model, "_is_stateful", False) or hasattr(call.model, "_setup_cache"):
         raise ValueError(

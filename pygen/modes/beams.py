@@ -234,7 +234,7 @@ def _noise(call: Call) -> dict[str, Any]:
         return {}
     seed = getattr(config, "seed", None)
     if seed is None:
-        return {"rng": "torch", "generator": call.generator}
+        return {"rng": "torch", "generator": call.generator, "sort_draws": call.adapter.sorts_drawn_beams}
     if call.generator is not None:
         raise ValueError("`seed` and `generator` exclude each other")
     if isinstance(seed, int):

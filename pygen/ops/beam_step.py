@@ -40,13 +40,14 @@ class PreparedBeamStep(Prepared[BeamStepOutput]):
             length_penalty > 0 max_new_tokens ** length_penalty
 
         Every call reads them anew, so that they can be changed in place.
+    sorts_draws: whether candidates are drawn, and sorted.
     """
 
-    __slots__ = ("normalisers",)
+    __slots__ = ("normalisers", "sorts_draws")
 
     def __init__(self, logits: Tensor, run: Run, call: _Call, backend: str) -> None:
         super().__init__(logits, run, call.out, backend, call.shaping, call.state, call.noise)
-        self.normalisers = call.normalisers
+        self.normalisers, self.sorts_draws = call.normalisers, call.sorts_draws
 
 
 def beam_step(
@@ -75,6 +76,7 @@ def beam_step(
     length_penalty: float = 1.0,
     early_stopping: bool | str = False,
     stopping_criteria: StoppingCriteria | None = None,
+    sort_draws: bool = True,
     seed: int | Sequence[int] | Tensor | None = None,
     noise: Tensor | None = None,
     rng: str = "philox",
@@ -87,7 +89,7 @@ def beam_step(
     Per prompt, with n beams and K = max(2, 1 + number of EOS ids) * n::
 
         s = process_logits(log_softmax(logits)) + running score of the beam            n * vocab_size continuations
-        candidates: the K largest s; with do_sample the K largest s - ln E, in that order (a draw without replacement)
+        candidates: the K largest s; with do_sample the K largest s - ln E (a draw without replacement), by s
         ends: EOS token, no room for another token, or stopping_criteria
         finished: of those that end, the ones among the first n join, scored by s / generated length ** length_penalty
                   with their last token counted and the prompt not; the best n of old and new stay
@@ -116,6 +118,8 @@ def beam_step(
         early_stopping: False, True or "never".
         stopping_criteria: called once with the candidates (B * K, prompt_length + step + 1) int64; True ends one. None
             where the state counts the steps.
+        sort_draws: False leaves drawn candidates in the order of the draw, as transformers did up to 5.23. The order
+            decides which of those that end are among the first n.
         seed, noise, rng, generator: as in `sample`, for row b * n + j the noise of beam j of prompt b.
         backend: "auto", "cpu", "cuda", "triton" or "torch".
         out: a BeamStepOutput of contiguous tensors to write into, shaped like the result.
@@ -154,6 +158,7 @@ def beam_step(
             length_penalty=length_penalty,
             early_stopping=early_stopping,
             stopping_criteria=stopping_criteria,
+            sort_draws=sort_draws,
             seed=seed,
             noise=noise,
             rng=rng,
@@ -189,6 +194,7 @@ def prepare_beam_step(
     length_penalty: float = 1.0,
     early_stopping: bool | str = False,
     stopping_criteria: StoppingCriteria | None = None,
+    sort_draws: bool = True,
     seed: int | Sequence[int] | Tensor | None = None,
     noise: Tensor | None = None,
     rng: str = "philox",
@@ -198,7 +204,7 @@ def prepare_beam_step(
 ) -> PreparedBeamStep:
     """Checks the arguments of `beam_step` once; `logits` is an example of what the calls will bring. A missing seed is
     drawn here, once."""
-    for name, flag in (("do_sample", do_sample), ("normalized", normalized)):
+    for name, flag in (("do_sample", do_sample), ("normalized", normalized), ("sort_draws", sort_draws)):
         if not isinstance(flag, bool):
             raise TypeError(f"`{name}` must be a bool, got {type(flag).__name__}")
     check_is_beam_state(state)
@@ -244,6 +250,7 @@ def prepare_beam_step(
         stops_when_full=early_stopping is True,
         normalisers=normalisers_of(state, float(length_penalty), early_stopping),
         stopping_criteria=stopping_criteria,
+        sorts_draws=do_sample and sort_draws,
         out=empty_beam_output(shaping.like) if out is None else out,
     )
     return PreparedBeamStep(logits, entry(call), call, name)
@@ -283,6 +290,7 @@ class _Call:
     stops_when_full: bool  # nothing joins n finished hypotheses
     normalisers: Tensor
     stopping_criteria: StoppingCriteria | None
+    sorts_draws: bool  # by score
     out: BeamStepOutput
 
     @property
@@ -378,6 +386,7 @@ def _arguments(call: _Call, work: _Workspace, threads: int) -> dict[str, Any]:
         "do_sample": call.noise.draws,
         "normalisers_ptr": call.normalisers.data_ptr(),
         "stops_when_full": call.stops_when_full,
+        "sorts_draws": call.sorts_draws,
         "token_ids_ptr": call.out.token_ids.data_ptr(),
         "source_rows_ptr": call.out.source_rows.data_ptr(),
         "shared_out_ptr": call.out.shared.data_ptr(),
@@ -428,6 +437,7 @@ def _torch(call: _Call) -> Run:
                 early_stopping=call.stops_when_full,
                 normalisers=call.normalisers,
                 stopping_criteria=None if call.stopping_criteria is None else call.answer,
+                sort_draws=call.sorts_draws,
             )
         for target, source in zip(call.out, result, strict=True):
             target.copy_(source)

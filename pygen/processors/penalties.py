@@ -17,7 +17,8 @@ class RepetitionPenaltyLogitsProcessor(LogitsProcessor):
     """Every distinct id of a row's sequence, once: s * penalty where s < 0, else s / penalty (Keskar et al. 2019).
 
     penalty: finite and > 0; above 1 it makes repetition rarer.
-    prompt_ignore_length: columns at the start that are not looked at; None and 0 look at all.
+    prompt_ignore_length: columns at the start that are not looked at; None and 0 look at all. Or one number per prompt,
+        (batch_size,) integers, each for as many rows side by side as there are.
 
     input_ids: (rows, length), or (rows,) for one id each. Ids outside the vocabulary are ignored, so that padding is
     hidden by writing -1.
@@ -26,15 +27,27 @@ class RepetitionPenaltyLogitsProcessor(LogitsProcessor):
     supports_continuous_batching = False
     skips_hidden = True
 
-    def __init__(self, penalty: float, prompt_ignore_length: int | None = None) -> None:
+    def __init__(self, penalty: float, prompt_ignore_length: int | Tensor | None = None) -> None:
         self.penalty = float(checked("penalty", penalty, number("(0, inf)")))
-        if prompt_ignore_length is not None:
+        if isinstance(prompt_ignore_length, Tensor):
+            if prompt_ignore_length.dim() != 1 or prompt_ignore_length.is_floating_point():
+                raise ValueError(
+                    f"`prompt_ignore_length` must be an integer or hold one per prompt, got "
+                    f"{prompt_ignore_length.dtype} {tuple(prompt_ignore_length.shape)}"
+                )
+        elif prompt_ignore_length is not None:
             prompt_ignore_length = checked("prompt_ignore_length", prompt_ignore_length, integer(0))
         self.prompt_ignore_length = prompt_ignore_length
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         seen = input_ids[:, None] if input_ids.dim() == 1 else input_ids
-        return _penalize(scores, seen[:, self.prompt_ignore_length or 0 :], self.penalty)
+        if isinstance(self.prompt_ignore_length, Tensor):
+            ignored = rows_of_batch("prompt_ignore_length", self.prompt_ignore_length[:, None], seen.shape[0])
+            places = torch.arange(seen.shape[1], device=seen.device)
+            seen = seen.masked_fill(places < ignored.to(seen.device), -1)
+        elif self.prompt_ignore_length is not None:
+            seen = seen[:, self.prompt_ignore_length :]
+        return _penalize(scores, seen, self.penalty)
 
 
 class EncoderRepetitionPenaltyLogitsProcessor(LogitsProcessor):

@@ -45,6 +45,10 @@ def knobs_of(processor: Any, *, samples: bool) -> dict[str, Any]:
     return knobs
 
 
+def _is_zero(length: Any) -> bool:
+    return length is None or (isinstance(length, int) and length == 0)
+
+
 _STATEFUL = ("SynthIDTextWatermarkLogitsProcessor", "UnbatchedClassifierFreeGuidanceLogitsProcessor")
 _WARPERS = {
     "TemperatureLogitsWarper": ("temperature", "temperature"),
@@ -57,7 +61,9 @@ _WARPERS = {
     "EtaLogitsWarper": ("eta_cutoff", "epsilon"),
 }
 _PENALTIES: dict[str, Callable[[Any], dict[str, Any]]] = {
-    "RepetitionPenaltyLogitsProcessor": lambda p: {} if p.prompt_ignore_length else {"repetition_penalty": p.penalty},
+    "RepetitionPenaltyLogitsProcessor": lambda p: (
+        {"repetition_penalty": p.penalty} if _is_zero(p.prompt_ignore_length) else {}
+    ),
     "NoRepeatNGramLogitsProcessor": lambda p: {"no_repeat_ngram_size": p.ngram_size},
     "SuppressTokensLogitsProcessor": lambda p: {"suppress": tuple(p.suppress_tokens.tolist())},
 }

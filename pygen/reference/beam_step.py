@@ -56,6 +56,7 @@ def beam_step(
     early_stopping: bool | str = False,
     normalisers: Tensor | None = None,
     stopping_criteria: Callable[[Tensor], Tensor | bool] | None = None,
+    sort_draws: bool = True,
     seed: int | Sequence[int] | Tensor | None = None,
     noise: Tensor | None = None,
     rng: str = "philox",
@@ -99,7 +100,7 @@ def beam_step(
     exponential = None
     if do_sample:
         exponential = exponential_noise(scores, seed=seed, step=step, noise=noise, rng=rng, generator=generator)
-    candidates = select_candidates(scores, state, exponential)
+    candidates = select_candidates(scores, state, exponential, sort_draws)
     ends = hits(candidates, state, step, stopping_criteria)
     output = advance(state, candidates, ends, status, step, normalisers, early_stopping is True)
     if state.steps is not None:
@@ -129,9 +130,13 @@ def log_probabilities(logits: Tensor, normalized: bool) -> tuple[Tensor, Tensor]
     return log_probs, status
 
 
-def select_candidates(scores: Tensor, state: BeamState, exponential: Tensor | None) -> Candidates:
+def select_candidates(
+    scores: Tensor, state: BeamState, exponential: Tensor | None, sort_draws: bool = True
+) -> Candidates:
     """The K continuations with the largest score, or, with noise E (row = beam), the K winners of score - ln E: a draw
-    without replacement. Ties go to the better parent, then to the lower token id."""
+    without replacement. Ties go to the better parent, then to the lower token id.
+
+    sort_draws: drawn ones by score, equal ones in the order of the draw."""
     count, vocab_size = state.num_candidates, scores.shape[1]
     shape, device = (state.batch_size, count), scores.device
     token_ids = torch.full(shape, NONE, dtype=torch.int64, device=device)
@@ -146,6 +151,8 @@ def select_candidates(scores: Tensor, state: BeamState, exponential: Tensor | No
             values = values.clamp(min=torch.finfo(torch.float64).min).masked_fill(sums == -math.inf, -math.inf)
         order = torch.sort(values, descending=True, stable=True).indices[:count]
         order = order[sums[order] > -math.inf]
+        if exponential is not None and sort_draws:
+            order = order[torch.sort(sums[order], descending=True, stable=True).indices]
         token_ids[b, : len(order)] = order % vocab_size
         parents[b, : len(order)] = order // vocab_size
         best[b, : len(order)] = sums[order]

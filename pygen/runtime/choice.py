@@ -92,7 +92,8 @@ def choose_runtime(call: Call, plan: Plan | None) -> Choice:
     from pygen.runtime.static_encoder import encoder_size
 
     prompt, steps = call.prompt, call.lengths.max_new_tokens
-    capacity = bucket(prompt.embeds_length + prompt.input_ids.shape[1] + steps - 1)
+    longest = prompt.embeds_length + prompt.input_ids.shape[1] + steps - 1
+    capacity = bucket(max(longest, getattr(call.config, "max_cache_len", None) or 0))
     encoder = encoder_size(_hooks(call), prompt)
     if call.runtime == "auto" and steps < LEAST_STEPS and not has_slot(_hooks(call), call.rows, capacity, encoder):
         return _eager(call, f"a capture does not pay for {steps} tokens; it does from {LEAST_STEPS} on")
@@ -212,7 +213,7 @@ def _reason_of_cache(call: Call) -> str | None:
     kwargs, kind = call.prompt.model_kwargs, call.config.cache_implementation
     if call.config.use_cache is False:
         return "`use_cache` is False"
-    given = given_cache_name(kwargs)
+    given = given_cache_name(call.settings.model_kwargs)
     if given is not None:
         return f"`{given}`: the cache is the caller's"
     if kind not in (None, "static"):

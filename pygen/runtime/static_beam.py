@@ -37,6 +37,7 @@ class BeamForm:
     rng: str
     pad_token_id: int
     stops_when_full: bool
+    sorts_draws: bool
 
 
 def form_of(ops: Sequence[PreparedBeamStep], state: BeamState, *, early_stopping: bool | str) -> BeamForm:
@@ -52,6 +53,7 @@ def form_of(ops: Sequence[PreparedBeamStep], state: BeamState, *, early_stopping
         # A dead beam feeds it to the model.
         pad_token_id=max(state.pad_token_id, 0),
         stops_when_full=early_stopping is True,
+        sorts_draws=ops[0].sorts_draws,
     )
 
 
@@ -94,6 +96,7 @@ class StaticBeam:
             rng=form.rng,
             seed=[0] * rows if form.draws and not torch_noise else None,
             early_stopping=form.stops_when_full,
+            sort_draws=form.sorts_draws,
             out=BeamStepOutput(
                 self.message.output.token_ids,
                 torch.arange(rows, device=device),

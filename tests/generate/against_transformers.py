@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import GenerationMixin
 
 from pygen.generate import generate
+from pygen.integrations.versions import CACHE_NAMES
 
 EVERYTHING: dict[str, Any] = {
     "return_dict_in_generate": True,
@@ -34,7 +35,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
         return
     assert torch.equal(ours.sequences, theirs.sequences)
     assert set(theirs) <= set(ours)
-    for name in set(theirs) - {"sequences", "past_key_values"}:
+    for name in set(theirs) - {"sequences", *CACHE_NAMES}:
         ours_flat, theirs_flat = list(_tensors(ours[name])), list(_tensors(theirs[name]))
         assert len(ours_flat) == len(theirs_flat), name
         for x, y in zip(ours_flat, theirs_flat, strict=True):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, WhisperForCausalLM
+from transformers import GenerationConfig, GenerationMixin, MistralConfig, MistralForCausalLM, WhisperForCausalLM
 from transformers.cache_utils import StaticCache
 
 from pygen.generate import generate
@@ -367,7 +367,6 @@ def test_models_are_usable_after_an_error(broken: str, how: str) -> None:
 ERRORS: list[tuple[str, dict[str, Any], str]] = [
     ("copies", {"num_return_sequences": 2, "do_sample": True}, "`num_return_sequences` must be 1 with drafts, got 2"),
     ("cache", {"use_cache": False}, "`use_cache` must be True with drafts, got False"),
-    ("static", {"cache_implementation": "static"}, "`cache_implementation` must be dynamic with drafts, got 'static'"),
     ("tokenizer", {"assistant_tokenizer": object()}, "`assistant_tokenizer` must be left out .* vocabulary of 101"),
     ("number", {"num_assistant_tokens": 0}, "`num_assistant_tokens`"),
 ]
@@ -382,10 +381,32 @@ def test_refusals(arguments: dict[str, Any], message: str) -> None:
     assert lengths == []
 
 
-def test_a_static_cache_is_refused() -> None:
-    cache = StaticCache(config=hf_model("llama").config, max_cache_len=30)
-    with pytest.raises(ValueError, match="`past_key_values` must be a dynamic cache with drafts, got StaticCache"):
-        generate(hf_model("llama"), IDS, prompt_lookup_num_tokens=2, past_key_values=cache, max_new_tokens=3)
+@pytest.mark.parametrize("kind", ["static", "dynamic_full", None])
+@pytest.mark.parametrize("window", [None, 6])
+def test_every_cache_serves_drafts(kind: str | None, window: int | None) -> None:
+    """Windows too, which may have dropped what a rejected draft would need again: all layers keep everything."""
+    sizes = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    model = MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=window, pad_token_id=0)).eval()
+    helper = copy.deepcopy(model)
+    with torch.no_grad():
+        helper.lm_head.weight.add_(0.01 * torch.randn_like(helper.lm_head.weight))
+    call: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": None, "return_dict_in_generate": True}
+    output = generate(model, IDS, assistant_model=helper, cache_implementation=kind, **call)
+    assert torch.equal(output.sequences, generate(model, IDS, **call).sequences)
+    kinds = {type(layer).__name__ for layer in output.cache.layers}
+    assert kinds == {"StaticLayer" if kind == "static" else "DynamicLayer"}
+    assert int(output.cache.get_seq_length()) == output.sequences.shape[1] - 1
+
+
+def test_a_static_cache_that_is_given_serves_drafts() -> None:
+    model = hf_model("llama")
+    cache = StaticCache(config=model.config, max_cache_len=30)
+    call: dict[str, Any] = {"max_new_tokens": 8, "eos_token_id": None, "pad_token_id": 0}
+    drafted = generate(model, IDS, prompt_lookup_num_tokens=2, past_key_values=cache, **call)
+    assert torch.equal(drafted, generate(model, IDS, **call))
+    assert int(cache.get_seq_length()) == drafted.shape[1] - 1
 
 
 def test_other_vocabularies_need_both_tokenizers() -> None:

@@ -14,6 +14,7 @@ from transformers import EncoderDecoderCache, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from pygen.generate import generate
+from pygen.integrations.versions import CACHE_NAMES
 from pygen.outputs import GenerateEncoderDecoderOutput
 from tests.generate.against_transformers import EVERYTHING, assert_both_same
 from tests.generate.models import ENCODER_DECODERS, encoder_decoder
@@ -112,7 +113,7 @@ def test_the_encoder_runs_once_and_before_copies_are_made() -> None:
     handle.remove()
     assert [call["input_ids"].shape for call in calls] == [(3, 5)]
     assert torch.equal(calls[0]["attention_mask"], (IDS != 0).long())
-    assert not calls[0].keys() & {"use_cache", "past_key_values", "decoder_input_ids", "decoder_attention_mask"}
+    assert not calls[0].keys() & {"use_cache", *CACHE_NAMES, "decoder_input_ids", "decoder_attention_mask"}
 
 
 @pytest.mark.parametrize("family", ["t5", "bart"])

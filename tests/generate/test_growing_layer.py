@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 from pygen import cache as verbs
 from pygen.generate import generate
 from pygen.integrations.growing_layer import GrowingLayer, grow_in_place
+from pygen.integrations.versions import given_cache
 from tests.generate.models import hf_model
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 3]])
@@ -105,7 +106,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> set[type]:
     forward = model.forward
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        kinds.update(type(layer) for layer in kwargs["past_key_values"].layers)
+        kinds.update(type(layer) for layer in given_cache(kwargs).layers)
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(model, "forward", watched)

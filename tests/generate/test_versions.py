@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import warnings
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 from pygen import generate
+from pygen.integrations import versions
 from pygen.integrations.versions import CACHE_NAMES, HookNames
 from tests.generate.models import encoder_decoder, hf_model
 
@@ -73,6 +75,28 @@ def test_outputs_have_both_names(settings: dict[str, Any]) -> None:
     assert isinstance(output.cache, DynamicCache)
     assert output.past_key_values is output.cache is output["cache"] is output["past_key_values"]
     assert "cache" in output and "past_key_values" in output and output.get("cache") is output.cache
+
+
+@pytest.mark.parametrize("longest", [5, 64])
+def test_max_cache_len_is_the_least_length_of_a_static_cache(longest: int) -> None:
+    call: dict[str, Any] = {**CALL, "cache_implementation": "static", "return_dict_in_generate": True}
+    output = generate(hf_model("llama"), TEXT, max_cache_len=longest, **call)
+    assert output.cache.layers[0].keys.shape[2] == max(longest, 13)
+    assert torch.equal(output.sequences, generate(hf_model("llama"), TEXT, **CALL))
+
+
+def test_releases_outside_of_those_tested_are_named_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "pygen")
+    for release, count in (("5.24.0", 0), ("5.25.0.dev0", 1), ("6.0.0", 1), ("5.6.0", 1)):
+        monkeypatch.setattr(versions, "release", lambda release=release: release)
+        versions.warn_unless_tested.cache_clear()
+        caplog.clear()
+        for _ in range(2):
+            generate(hf_model("llama"), TEXT, **CALL)
+        messages = [record.getMessage() for record in caplog.records]
+        assert messages == [f"pygen was tested with transformers 5.6.1 to 5.24.0, and {release} is installed."] * count
 
 
 class OlderLlama(LlamaForCausalLM):

@@ -90,6 +90,7 @@ FAULTS = [
         ),
     ),
     beam_fault("criteria are not asked", ("    if stopping_criteria is not None:", "    if False:")),
+    beam_fault("drawn candidates in the draw's order", ("if exponential is not None and sort_draws:", "if False:")),
     # finished hypotheses
     beam_fault(
         "the prompt counts in the length",
