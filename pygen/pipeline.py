@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pygen.ops import SampleOutput, prepare_process_logits, prepare_sample
 from pygen.processors.base import call_processor, skips_hidden
+from pygen.processors.guidance import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from pygen.processors.prefix import PrefixConstrainedLogitsProcessor
 from pygen.stages import Called, Fused, Item, Segment
 
@@ -153,6 +154,9 @@ def bind_ops(plan: Plan, logits: Tensor, binding: Binding, max_steps: int) -> di
 
 def check_knobs(plan: Plan, binding: Binding, rows: int, device: torch.device) -> None:
     """Checks all but the vocabulary before there are logits: ValueError and TypeError of the ops."""
+    for item in plan.items:
+        if isinstance(item.processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
+            item.processor.prepare()
     example = torch.zeros((rows, 1), device=device)
     for segment in plan.segments:
         _bind(plan, segment, example, binding)

@@ -113,13 +113,7 @@ def _guidance(call: Call) -> Iterator[_Place]:
     config = call.config
     scale = config.guidance_scale
     if scale is not None and scale != 1:
-        processor = built.UnbatchedClassifierFreeGuidanceLogitsProcessor(
-            scale,
-            call.model,
-            call.negative_prompt_ids,
-            call.negative_prompt_attention_mask,
-            use_cache=config.use_cache is not False,
-        )
+        processor = built.UnbatchedClassifierFreeGuidanceLogitsProcessor.of_call(call)
         yield _called("guidance_scale", processor, "it runs the model once more in every step")
 
 

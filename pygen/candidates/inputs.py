@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pygen.call import Call
 from pygen.config import GenerationConfig, GenerationMode
-from pygen.integrations import ModelAdapter, adapt
+from pygen.integrations import ModelAdapter, adapt, takes
 from pygen.integrations.devices import execution_device
 from pygen.integrations.versions import CACHE_NAMES
 from pygen.prompt import Prompt
@@ -55,7 +55,7 @@ def assistant_call(call: Call, assistant_model: Any) -> Call:
     config = copy.copy(call.config)
     for name, value in _UNSET.items():
         setattr(config, name, value)
-    if call.adapter.is_encoder_decoder and not adapter.is_encoder_decoder and _takes(adapter, "encoder_outputs", ()):
+    if call.adapter.is_encoder_decoder and not adapter.is_encoder_decoder and takes(adapter, "encoder_outputs", ()):
         # Decoders by themselves get a cache from transformers that their cross-attention cannot use.
         config.use_cache = False
     prompt = _read(
@@ -104,7 +104,7 @@ def _read(
     kwargs = {
         name: value
         for name, value in model_kwargs.items()
-        if name not in _NOT_PASSED_ON and _takes(adapter, name, value)
+        if name not in _NOT_PASSED_ON and takes(adapter, name, value)
     }
     if adapter.is_encoder_decoder:
         kwargs["decoder_input_ids"] = input_ids
@@ -112,17 +112,9 @@ def _read(
         masks = {"attention_mask": of_encoder, "decoder_attention_mask": mask}
         kwargs |= {name: value for name, value in masks.items() if value is not None}
         return adapter.prompt(inputs, kwargs, config, tokens)
-    if _takes(adapter, "attention_mask", input_ids):
+    if takes(adapter, "attention_mask", input_ids):
         kwargs["attention_mask"] = torch.ones_like(input_ids) if mask is None else mask
     return adapter.prompt(input_ids, kwargs, config, tokens)
-
-
-def _takes(adapter: ModelAdapter, name: str, value: Any) -> bool:
-    try:
-        adapter.check({name: value}, GenerationConfig())
-    except ValueError:
-        return False
-    return True
 
 
 def prompt_of_text(assistant_model: Any, input_ids: Tensor) -> tuple[ModelAdapter, Prompt]:
@@ -202,5 +194,5 @@ def add_encoder_outputs(adapter: ModelAdapter, prompt: Prompt, encoder_outputs: 
     """Gives a decoder-only assistant that reads the model's encoder what that has made; needs no checks."""
     if adapter.is_encoder_decoder or encoder_outputs is None:
         return
-    if _takes(adapter, "encoder_outputs", encoder_outputs):
+    if takes(adapter, "encoder_outputs", encoder_outputs):
         prompt.model_kwargs["encoder_outputs"] = encoder_outputs

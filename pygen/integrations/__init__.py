@@ -130,6 +130,15 @@ class ModelAdapter(Protocol):
         ...
 
 
+def takes(adapter: ModelAdapter, name: str, value: Any) -> bool:
+    """Whether the model uses an argument."""
+    try:
+        adapter.check({name: value}, GenerationConfig())
+    except ValueError:
+        return False
+    return True
+
+
 def adapt(model: Any) -> ModelAdapter:
     """The adapter for `model`: by the mixin that it has, transformers' or pygen's, else any module over `input_ids`."""
     mixin = mixin_of(inner(model))

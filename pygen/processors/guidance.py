@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pygen.integrations.versions import cache_parameter, output_cache
-from pygen.processors._checks import rows_of_batch
 from pygen.processors.base import LogitsProcessor
+from pygen.processors.unconditional import UnconditionalText, unconditional_of_arguments, unconditional_of_call
+
+if TYPE_CHECKING:
+    from pygen.call import Call
 
 
 class ClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
@@ -35,14 +36,14 @@ class ClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
 class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
     """u + (c - u) * guidance_scale, with c = log_softmax(scores) and u the same of the unconditional prompt.
 
-    The model is called once more per step, with a cache of its own: an instance serves one generation. A scale of 1 is
-    log_softmax(scores) without a call. Beams, whose rows change places, have to call `reorder_cache`.
+    The model is called once more per step, with a cache of its own: an instance serves one generation, whose prompts
+    are the `input_ids` of the first call. A scale of 1 is log_softmax(scores) without a call. Beams, whose rows change
+    places, have to call `reorder_cache`; groups of beams have a `clone` each.
 
-    model: called with input_ids, and with attention_mask, use_cache and past_key_values where its forward takes them;
-        returns logits (rows, length, vocab_size), or an object with `logits` and, for the cache, `past_key_values`.
+    model: any that `pygen.generate` takes. An encoder-decoder model reads the same text behind other inputs.
     unconditional_ids: (batch_size, length), each standing for as many rows side by side as there are; None is the last
-        token of every prompt.
-    unconditional_attention_mask: of the same shape; None is all ones.
+        token of every prompt. For an encoder-decoder model what its encoder reads.
+    unconditional_attention_mask: of the same shape, 0 for padding, which changes nothing; None is all ones.
     """
 
     def __init__(
@@ -62,48 +63,50 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
             "past_key_values": None,
             "first_pass": True,
         }
+        self._call: Call | None = None
+        self._text: UnconditionalText | None = None
+        self._prompt_length = 0
+
+    @classmethod
+    def of_call(cls, call: Call) -> UnbatchedClassifierFreeGuidanceLogitsProcessor:
+        """What the settings of a call ask for."""
+        scale, use_cache = call.config.guidance_scale or 1.0, call.config.use_cache is not False
+        ids, mask = call.negative_prompt_ids, call.negative_prompt_attention_mask
+        processor = cls(scale, call.model, ids, mask, use_cache=use_cache)
+        processor._call = call
+        return processor
+
+    def prepare(self) -> None:
+        """Checks what a call asks for, before its model runs."""
+        if self._call is not None and self._text is None:
+            self._text = unconditional_of_call(self._call)
+            self._prompt_length = self._call.prompt.input_ids.shape[1]
+
+    def clone(self) -> UnbatchedClassifierFreeGuidanceLogitsProcessor:
+        """One that has not begun."""
+        context = self.unconditional_context
+        copy = type(self)(
+            self.guidance_scale, self.model, context["input_ids"], context["attention_mask"], context["use_cache"]
+        )
+        copy._call = self._call
+        return copy
 
     def get_unconditional_logits(self, input_ids: Tensor) -> Tensor:
-        """(rows, length, vocab_size) of one more forward; `input_ids` is the conditional sequence."""
+        """(rows, 1, vocab_size) of one more forward; `input_ids` is the conditional sequence."""
         context = self.unconditional_context
-        newest = input_ids[:, -1:]
-        if context["first_pass"]:
-            self._begin(newest)
-            unseen = context["input_ids"]
-        else:
-            context["attention_mask"] = torch.cat([context["attention_mask"], torch.ones_like(newest)], dim=1)
-            unseen = newest if context["use_cache"] else torch.cat([context["input_ids"], newest], dim=1)
-            context["input_ids"] = unseen
-        inputs = {name: context[name] for name in ("attention_mask", "use_cache", "past_key_values")}
-        output = self.model(unseen, **_accepted(self.model, inputs))
-        context["past_key_values"] = output_cache(output)
-        if context["past_key_values"] is None:
-            context["use_cache"] = False
-        logits: Tensor = output if isinstance(output, Tensor) else output.logits
-        return logits
+        self.prepare()
+        if self._text is None:
+            ids, mask, use_cache = (context[name] for name in ("input_ids", "attention_mask", "use_cache"))
+            self._text = unconditional_of_arguments(self.model, ids, mask, use_cache, input_ids)
+            self._prompt_length = input_ids.shape[1]
+        logits = self._text.advance(input_ids[:, self._prompt_length :])
+        context["first_pass"], context["past_key_values"] = False, self._text.cache
+        return logits[:, None]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Row i goes on from what was row beam_idx[i]."""
-        context = self.unconditional_context
-        if context["first_pass"]:
-            return
-        context["input_ids"], context["attention_mask"] = (
-            context["input_ids"][beam_idx],
-            context["attention_mask"][beam_idx],
-        )
-        if context["past_key_values"] is not None:
-            context["past_key_values"].reorder_cache(beam_idx)
-
-    def _begin(self, newest: Tensor) -> None:
-        context = self.unconditional_context
-        for name in ("input_ids", "attention_mask"):
-            if context[name] is not None:
-                context[name] = rows_of_batch(f"unconditional_{name}", context[name], newest.shape[0])
-        if context["input_ids"] is None:
-            context["input_ids"] = newest
-        if context["attention_mask"] is None:
-            context["attention_mask"] = torch.ones_like(context["input_ids"])
-        context["first_pass"] = False
+        """Row i goes on from what was row beam_idx[i], of the same prompt."""
+        if self._text is not None:
+            self._text.reorder(beam_idx)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         conditional = scores.log_softmax(dim=-1)
@@ -111,14 +114,3 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
             return conditional
         unconditional = self.get_unconditional_logits(input_ids)[:, -1].log_softmax(dim=-1)
         return self.guidance_scale * (conditional - unconditional) + unconditional
-
-
-def _accepted(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Those inputs that the model's forward takes."""
-    parameters = inspect.signature(getattr(model, "forward", model)).parameters
-    cache_name = cache_parameter(parameters)
-    if cache_name is not None:
-        inputs[cache_name] = inputs.pop("past_key_values")
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return inputs
-    return {name: value for name, value in inputs.items() if name in parameters}
