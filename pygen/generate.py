@@ -119,8 +119,8 @@ def generate(
             `generation_config`, which keeps the number of drafts where its schedule is "heuristic".
         assistant_tokenizer: the assistant's, where it has another vocabulary.
         tokenizer: the model's, for `stop_strings`, `token_healing` and an assistant with another vocabulary.
-        negative_prompt_ids, negative_prompt_attention_mask: (batch_size, length), what `guidance_scale` leads away from;
-            by default the last token, or embedding, of every prompt. An encoder-decoder model's encoder reads them.
+        negative_prompt_ids, negative_prompt_attention_mask: (batch_size, length), what `guidance_scale` leads away
+            from; by default the last token, or embedding, of every prompt. An encoder-decoder's encoder reads them.
         custom_generate: a decoding loop in the place of pygen's (see `pygen.modes.custom`); or a folder or repository
             whose `custom_generate/generate.py` is called instead, which needs `trust_remote_code=True`.
         generator: where noise is taken from without `seed`; None is torch's default generator.

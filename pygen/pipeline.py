@@ -261,10 +261,10 @@ class SampleBinding:
         self.tokens = state.tokens
 
     def history(self, generated: int) -> Tensor:
-        return self._state.history[:, : self._state.prompt_length + generated]
+        return self.state.history[:, : self.state.prompt_length + generated]
 
     def running(self) -> Tensor:
-        return ~self._state.finished
+        return ~self.state.finished
 
     def order(self) -> Tensor | None:
         return None
