@@ -4,7 +4,8 @@ Four kinds of wrappers:
 
     training only      DistributedDataParallel, ...        inference needs nothing of them; their module is called
     passed through     torch.compile, FSDP                 they are called, the hooks are those of the model inside
-    own `generate`     peft's models, trl's value heads    their `generate` is called, which calls that of its base
+    own `generate`     peft's models, trl's value heads    their `generate` is called, which calls that of its base;
+                                                           what is around them is left out
     anything else      a plain module
 """
 
@@ -29,7 +30,8 @@ _FOR_TRAINING = {
     "AveragedModel": "module",
     "DeepSpeedEngine": "module",
 }
-_PASSED_THROUGH = {"OptimizedModule": "_orig_mod", "FullyShardedDataParallel": "module"}
+_COMPILED = {"OptimizedModule": "_orig_mod"}
+_PASSED_THROUGH = _COMPILED | {"FullyShardedDataParallel": "module"}
 _PACKAGES = ("torch", "deepspeed")
 # Where wrappers with a `generate` of their own keep the next module on the way to the model.
 _HELD_AS = ("base_model", "pretrained_model")
@@ -47,9 +49,8 @@ def mixin_of(model: Any) -> str | None:
 
 def called(model: Any) -> Any:
     """The part of `model` whose forward a loop calls."""
-    model = _without(model, _FOR_TRAINING)
-    base = base_of(model)
-    return model if base is None else base
+    base = base_of(_without(model, _FOR_TRAINING | _PASSED_THROUGH))
+    return _without(model, _FOR_TRAINING) if base is None else base
 
 
 def inner(model: Any) -> Any:
@@ -89,10 +90,10 @@ def through_own_generate(function: Function) -> Function:
 
     @functools.wraps(function)
     def through(model: Any, inputs: Any = None, generation_config: Any = None, **kwargs: Any) -> Any:
-        wrapper = _without(model, _FOR_TRAINING)
+        wrapper = _without(model, _FOR_TRAINING | _PASSED_THROUGH)
         base = base_of(wrapper)
         if base is None:
-            return function(wrapper, inputs, generation_config, **kwargs)
+            return function(called(model), inputs, generation_config, **kwargs)
         from pygen.modes.custom import borrowed
         from pygen.patching import put_generate
 
@@ -105,7 +106,9 @@ def through_own_generate(function: Function) -> Function:
             name = "inputs" if base.main_input_name in kwargs else base.main_input_name
             kwargs[name] = inputs
         with put_generate(base):
-            return with_root_weights(wrapper, functools.partial(_own_generate(wrapper), **kwargs))
+            return with_root_weights(
+                _without(model, _FOR_TRAINING | _COMPILED), functools.partial(_own_generate(wrapper), **kwargs)
+            )
 
     return cast(Function, through)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 import pygen
 from tests.clients import models
@@ -127,15 +129,25 @@ def test_as_assistant() -> None:
         assert tokens(lambda **kwargs: pygen.generate(model, **kwargs), assistant_model=assistant).equal(expected)
 
 
-def test_sharded(tmp_path: Path) -> None:
-    """By FSDP2 with what is around the layers held by the wrapper, whose forward `generate` does not run."""
-    expected = tokens(wrapped("lora", models.model()).generate)
-    model = wrapped("lora", models.model())
+def _sharded(model: Any) -> Any:
+    for layer in base_of(model).model.layers:
+        fully_shard(layer)
+    return fully_shard(model)
+
+
+def _flattened(model: Any) -> Any:
+    policy = ModuleWrapPolicy({type(base_of(model).model.layers[0])})
+    return FullyShardedDataParallel(model, auto_wrap_policy=policy, use_orig_params=True, device_id=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("wrap", [_sharded, _flattened, torch.compile])
+@pytest.mark.parametrize("kind", ["lora", "prefix", "prompt"])
+def test_wrapped_again(wrap: Callable[[Any], Any], kind: str, tmp_path: Path) -> None:
+    """What is around the layers is held by a wrapper whose forward `generate` does not run."""
+    expected = tokens(wrapped(kind, models.model()).generate)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        for layer in base_of(model).model.layers:
-            fully_shard(layer)
-        fully_shard(model)
+        model = wrap(wrapped(kind, models.model()))
         for _ in range(2):
             assert tokens(lambda **kwargs: pygen.generate(model, **kwargs)).equal(expected)
     finally:
