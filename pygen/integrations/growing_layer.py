@@ -36,7 +36,8 @@ class GrowingLayer(_DynamicLayer):
         """Appends states (rows, heads, count, head_dim) and returns all of them."""
         # A compiled forward cannot compare addresses, and would be compiled anew for every room.
         if torch.compiler.is_compiling():
-            return super().update(key_states, value_states, *args, **kwargs)
+            appended: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)
+            return appended
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.keys = self._appended("keys", self.keys, key_states)

@@ -18,7 +18,7 @@ class ReadOnlyModel:
         """hidden: attributes that seem to be missing until the hook sets them."""
         vars(self).update(_read_only_model=model, _read_only_hidden=frozenset(hidden))
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         # `super()` and `self.__class__` in a hook read this.
         return type(vars(self)["_read_only_model"])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import types
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
+from torch import nn
 
 Result = TypeVar("Result")
 
@@ -30,7 +31,7 @@ def with_root_weights(model: Any, function: Callable[[], Result]) -> Result:
         return function()
     setattr(model, _METHOD, types.MethodType(lambda self: function(), model))
     try:
-        register_fsdp_forward_method(model, _METHOD)
+        register_fsdp_forward_method(cast(nn.Module, model), _METHOD)
         result: Result = getattr(model, _METHOD)()
         return result
     finally:
