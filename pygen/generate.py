@@ -18,6 +18,7 @@ from pygen.healing import heal
 from pygen.integrations import adapt
 from pygen.integrations.wrappers import called, through_own_generate
 from pygen.lockstep import Lockstep, resolve_synced_gpus
+from pygen.memory import named_sizes
 from pygen.modes.assisted import generate_assisted
 from pygen.modes.beams import generate_with_beams, generate_with_constraints, generate_with_groups
 from pygen.modes.custom import borrowed, own_loop
@@ -196,6 +197,12 @@ def generate(
         runtime=runtime,
         any_search=loop is not None,
     )
+    with named_sizes(call):
+        return _run(call, model, loop)
+
+
+def _run(call: Call, model: Any, loop: Callable[[Call], Any] | None) -> Any:
+    """loop: the caller's decoding loop, in the place of pygen's."""
     if call.config.token_healing:
         call = dataclasses.replace(call, prompt=heal(call.prompt, call.tokenizer, functools.partial(generate, model)))
     if loop is not None or call.mode not in CAPTURED_MODES:

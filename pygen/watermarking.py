@@ -17,9 +17,13 @@ from pygen.config_rules import Rule, check_fields, integer, number, one_of, show
 if TYPE_CHECKING:
     from pygen.processors.watermark import SynthIDTextWatermarkLogitsProcessor, WatermarkLogitsProcessor
 
+# A step takes time for every key and every id of a context, and keeps a history for every row.
+_MOST_KEYS, _LONGEST_NGRAM, _LONGEST_HISTORY = 1024, 1024, 2**20
 _KEYS = Rule(
-    "a non-empty list of 64-bit integers",
-    lambda value: isinstance(value, (list, tuple)) and bool(value) and all(map(integer().accepts, value)),
+    f"a non-empty list of 64-bit integers, at most {_MOST_KEYS}",
+    lambda value: (
+        isinstance(value, (list, tuple)) and 0 < len(value) <= _MOST_KEYS and all(map(integer().accepts, value))
+    ),
 )
 _BOOLEAN = Rule("a boolean", lambda value: isinstance(value, bool))
 
@@ -135,9 +139,9 @@ class SynthIDTextWatermarkingConfig(BaseWatermarkingConfig):
     debug_mode: bool = False
 
     _rules: ClassVar[Mapping[str, Rule]] = {
-        "ngram_len": integer(1),
+        "ngram_len": integer(1, _LONGEST_NGRAM),
         "keys": _KEYS,
-        "context_history_size": integer(1),
+        "context_history_size": integer(1, _LONGEST_HISTORY),
         "sampling_table_seed": integer(),
         "sampling_table_size": integer(1, 2**24),
         "skip_first_ngram_calls": _BOOLEAN,

@@ -255,12 +255,17 @@ SAMPLE: list[Wrong] = [
     (
         {"noise": NOISE.index_fill(1, tensor(7), 0.0), **NO_GENERATOR},
         ValueError,
-        "`noise` must be > 0, got 0.0 in row 0 at id 7",
+        "`noise` must be finite and > 0, got 0.0 in row 0 at id 7",
     ),
     (
         {"noise": NOISE.index_fill(1, tensor(7), NAN), **NO_GENERATOR},
         ValueError,
-        "`noise` must be > 0, got nan in row 0 at id 7",
+        "`noise` must be finite and > 0, got nan in row 0 at id 7",
+    ),
+    (
+        {"noise": NOISE.index_fill(1, tensor(7), INF), **NO_GENERATOR},
+        ValueError,
+        "`noise` must be finite and > 0, got inf in row 0 at id 7",
     ),
     ({"logprobs": -1}, ValueError, "`logprobs` must be >= 0, got -1"),
     ({"logprobs": True}, TypeError, "`logprobs` must be an int, got bool"),
@@ -652,7 +657,7 @@ DRAFTS: list[Wrong] = [
     (
         {"generator": None, "uniforms": UNIFORMS, "noise": 0 * NOISE},
         ValueError,
-        "`noise` must be > 0, got 0.0 in row 0 at id 0",
+        "`noise` must be finite and > 0, got 0.0 in row 0 at id 0",
     ),
     ({"backend": "gpu"}, ValueError, "`backend` must be one of 'auto', 'cpu', 'cuda', 'triton', 'torch', got 'gpu'"),
 ]

@@ -106,6 +106,8 @@ def generate_with_groups(call: Call) -> Tensor | GenerateOutput:
     check_groups(call.num_copies, groups, config.diversity_penalty, config.do_sample)
     _refuse_with("num_beam_groups", call)
     plan = make_plan(dataclasses.replace(call, num_copies=call.num_copies // groups))
+    # Beams that no memory holds are refused here, and not after very many groups.
+    torch.empty((call.rows, call.prompt.input_ids.shape[1] + 1), dtype=torch.int64)
     state = DiverseBeamState.create(*_sizes(call), groups, **_texts(call, plan), room=_room(call))
 
     def run(monitor: BeamMonitor) -> int:

@@ -152,10 +152,11 @@ def _check_given(noise: Tensor, like: Like) -> None:
     checks.check_shape("noise", noise, "(rows, vocab_size)", (like.rows, like.vocab_size))
     checks.check_device("noise", noise, like.device, like.name)
     checks.check_last_stride("noise", noise)
-    refused = (~(noise > 0)).nonzero()
+    refused = (~checks.FINITE_POSITIVE.holds(noise)).nonzero()
     if len(refused) > 0:
         row, token_id = refused[0].tolist()
-        raise ValueError(f"`noise` must be > 0, got {noise[row, token_id].item()} in row {row} at id {token_id}")
+        value = noise[row, token_id].item()
+        raise ValueError(f"`noise` must be finite and > 0, got {value} in row {row} at id {token_id}")
 
 
 def _shown(value: object) -> str:

@@ -86,7 +86,8 @@ def sample(
         seed: an int in [0, 2**64), from which row r gets `pygen.rng.row_seed(seed, r)`; or the row seeds themselves,
             one such int per row, or (rows,) int64 bit patterns. None: drawn from `generator`, or torch's default one.
         step: tokens generated so far, an int in [0, 2**32), or one per row, (rows,) int64.
-        noise: (rows, vocab_size) float32, > 0, last dimension contiguous. Excludes seed, generator and rng="torch".
+        noise: (rows, vocab_size) float32, finite and > 0, last dimension contiguous. Excludes seed, generator and
+            rng="torch".
         rng: "philox" or "torch"; "torch" excludes seed, and its noise is known for CPU and CUDA logits.
         generator: a torch.Generator, with rng="torch" on the device of the logits; None is torch's default one there.
             Not touched where `do_sample` is False.
