@@ -31,14 +31,14 @@ class BeamBinding:
         self.tokens = state.tokens
 
     def history(self, generated: int) -> Tensor:
-        return self._state.history[:, : self._state.prompt_length + generated]
+        return self.state.history[:, : self.state.prompt_length + generated]
 
     def running(self) -> Tensor:
-        state = self._state
+        state = self.state
         return ((state.running_scores > NEVER_WINS) & state.open[:, None]).reshape(-1)
 
     def order(self) -> Tensor:
-        return self._state.slots.reshape(-1)
+        return self.state.slots.reshape(-1)
 
     def start(self, logits: Tensor) -> Tensor:
         return torch.log_softmax(logits.float(), dim=-1)
