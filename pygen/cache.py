@@ -54,10 +54,13 @@ def expand(cache: Any, num_copies: int) -> None:
     cache.batch_repeat_interleave(num_copies)
 
 
-def can_crop(cache: Any) -> bool:
-    """Whether `crop` gives back the very state before the dropped tokens: full attention over keys and values only."""
+def can_crop(cache: Any, *, now: bool = False) -> bool:
+    """Whether `crop` gives back the very state before the dropped tokens: full attention over keys and values only.
+
+    now: windows count too that are not full yet.
+    """
     if hasattr(cache, "cross_attention_cache"):
-        return can_crop(cache.self_attention_cache)
+        return can_crop(cache.self_attention_cache, now=now)
     if _reorders_suffixes(cache):
         return True
     layers = getattr(cache, "layers", None) or ()
@@ -65,7 +68,7 @@ def can_crop(cache: Any) -> bool:
         len(layers) > 0
         and hasattr(cache, "crop")
         and not any(_has_rows(value) for name, value in vars(cache).items() if name != "layers")
-        and not any(getattr(layer, "is_sliding", False) for layer in layers)
+        and not any(getattr(layer, "is_sliding", False) and not (now and _is_not_full(layer)) for layer in layers)
         and all((hasattr(layer, "crop") or _is_static(layer)) and not _holds_more(layer) for layer in layers)
     )
 
@@ -86,6 +89,39 @@ def crop(cache: Any, num_tokens: int) -> None:
     # Up to 5.23 these have no method for it. What is behind the length is hidden, and written over by what comes next.
     for layer in layers:
         layer.cumulative_length.sub_(num_tokens)
+
+
+def select_rows(cache: Any, rows: Tensor) -> Any:
+    """`cache` with its row `rows[r]` in the place of row r, for as many rows as there are in `rows`; classes as for
+    `reorder`."""
+    if isinstance(cache, (tuple, list)):
+        return type(cache)(tuple(tensor.index_select(0, rows.to(tensor.device)) for tensor in pair) for pair in cache)
+    cache.reorder_cache(rows)
+    return cache
+
+
+def cut(cache: Any, num_tokens: int) -> Any:
+    """`cache` without its last `num_tokens` positions, or marked for `check_continues` where it cannot be cut."""
+    if num_tokens == 0:
+        return cache
+    if isinstance(cache, (tuple, list)):
+        return type(cache)(tuple(tensor[:, :, :-num_tokens] for tensor in pair) for pair in cache)
+    if can_crop(cache, now=True):
+        own = getattr(cache, "self_attention_cache", cache)
+        crop(own, num_tokens)
+    elif hasattr(cache, "__dict__"):
+        cache.rows_of_different_texts = True
+    return cache
+
+
+def check_continues(name: str, cache: Any) -> None:
+    """ValueError for a cache of beams that does not hold what belongs to the sequences it was returned with."""
+    if getattr(cache, "rows_of_different_texts", False):
+        kind = type(cache).__name__
+        raise ValueError(
+            f"`{name}` cannot be continued: beams of different lengths left it, and this {kind} cannot be cut to what "
+            f"belongs to the returned sequences; go on without a cache"
+        )
 
 
 def check_reorder(cache: Any) -> None:
@@ -162,6 +198,12 @@ def _pair(name: str, layer: Any) -> tuple[Tensor, Tensor, int]:
 def _reorders_suffixes(cache: Any) -> bool:
     """Whether a cache is `pygen.runtime.static_cache.StaticCache`, which knows all the verbs itself."""
     return hasattr(cache, "reorder_suffix")
+
+
+def _is_not_full(layer: Any) -> bool:
+    """Whether a layer with a window still holds all it has seen."""
+    seen, window = getattr(layer, "cumulative_length", None), getattr(layer, "sliding_window", 0)
+    return isinstance(seen, int) and seen < window
 
 
 def _holds_more(layer: Any) -> bool:

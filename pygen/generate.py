@@ -210,7 +210,10 @@ def _run(call: Call, model: Any, loop: Callable[[Call], Any] | None) -> Any:
     if loop is not None:
         return loop(call)
     with Lockstep(call.adapter, call.prompt.input_ids.device) if call.synced_gpus else contextlib.nullcontext():
-        return LOOPS[call.mode](call)
+        try:
+            return LOOPS[call.mode](call)
+        finally:
+            call.adapter.close()
 
 
 def prepare_call(

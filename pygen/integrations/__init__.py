@@ -106,6 +106,20 @@ class ModelAdapter(Protocol):
         """
         ...
 
+    shows_cache: bool
+    """Whether the caller gets to see the cache: it was given, or is returned. Known after `start`."""
+
+    def align_cache(self, rows: Tensor, num_tokens: int) -> None:
+        """After a beam search: row r of the cache becomes its row `rows[r]`, without the last `num_tokens` positions.
+
+        A cache that cannot be cut is marked, so that no later call goes on from it (`pygen.cache.cut`).
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends the call, whether or not it failed: a cache that the caller sees is as transformers makes it."""
+        ...
+
     @property
     def cache(self) -> Any:
         """The cache as it is now, or None."""

@@ -26,11 +26,20 @@ class GrowingLayer(_DynamicLayer):
     keys: Tensor
     values: Tensor
 
-    def __init__(self, most: int) -> None:
-        """`most`: positions that the call may come to need; more are no error."""
+    def __init__(self, most: int, plain: Any = None) -> None:
+        """Goes on from what the layer `plain` holds; most: positions that the call may need, more are no error."""
         super().__init__()
+        self._plain = _DynamicLayer() if plain is None else plain
+        vars(self).update(vars(self._plain))
         self._most = most
         self._rooms: dict[str, Tensor] = {}
+
+    def cut_to_size(self) -> Any:
+        """The plain layer again, with tensors of its own that hold the positions in use and nothing else."""
+        for name, value in vars(self).items():
+            if name not in ("_plain", "_most", "_rooms"):
+                setattr(self._plain, name, _exact(value) if name in ("keys", "values") else value)
+        return self._plain
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Appends states (rows, heads, count, head_dim) and returns all of them."""
@@ -74,12 +83,29 @@ def make_full(cache: Any, length: int) -> None:
             layers[i] = made[type(layer)]()
 
 
+def _exact(used: Tensor | None) -> Tensor | None:
+    if used is None or used.untyped_storage().nbytes() == used.numel() * used.element_size():
+        return used
+    return used.clone(memory_format=torch.contiguous_format)
+
+
 def grow_in_place(cache: Any, most: int) -> None:
-    """Makes the empty dynamic layers of a `DynamicCache`, or of the decoder's in a pair, ones that append in place."""
+    """Makes the dynamic layers of a `DynamicCache`, or of the decoder's in a pair, ones that append in place.
+
+    most: positions that the call may add.
+    """
     cache = getattr(cache, "self_attention_cache", cache)
     if type(cache) is not cache_utils.DynamicCache or cache.offloading:
         return
     cache.layers = [
-        GrowingLayer(most) if type(layer) is cache_utils.DynamicLayer and not layer.is_initialized else layer
+        GrowingLayer(layer.get_seq_length() + most, layer) if type(layer) is cache_utils.DynamicLayer else layer
         for layer in cache.layers
     ]
+
+
+def cut_to_size(cache: Any) -> None:
+    """Takes `grow_in_place` back."""
+    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", None) or ()
+    for place, layer in enumerate(layers):
+        if isinstance(layer, GrowingLayer):
+            layers[place] = layer.cut_to_size()

@@ -68,7 +68,7 @@ class MixinAdapter(ModuleAdapter):
         if not self._grows_by_default:
             self._kwargs |= self._growing.after(0)
             self._growing = GrowingInputs({}, 0)
-            self.can_crop, self.can_rewind = False, not self._returns_cache
+            self.can_crop, self.can_rewind = False, not self.shows_cache
         if self._use_cache and hasattr(self._hooks, "_prepare_cache_for_generation"):
             longest = self._prompt_length + max_new_tokens - 1
             kwargs = dict(self._kwargs)

@@ -67,6 +67,7 @@ class ModuleAdapter:
         self._device, self._input_device = execution_device(model), input_device(model)
         self.before_forward: Callable[[], None] = lambda: None
         self.can_rewind = self.can_crop = True
+        self.shows_cache = False
         self.records: dict[str, list[Any]] = {}
         self.record_dims: dict[str, list[int | None]] = {}
         self.cache: Any = None
@@ -109,7 +110,7 @@ class ModuleAdapter:
             kwargs["position_ids"] = position_ids_from_mask(torch.ones_like(ids) if mask is None else mask)
         warn_of_right_padding(ids, mask, tokens.pad)
         self._wants_cache = self._cache_name is not None and config.use_cache is not False
-        self._returns_cache = bool(config.return_dict_in_generate)
+        self.shows_cache = bool(config.return_dict_in_generate)
         return Prompt(ids, mask, ids, "input_ids", kwargs)
 
     def room_for(self, prompt: Prompt, max_new_tokens: int) -> int:
@@ -126,7 +127,7 @@ class ModuleAdapter:
         # Which dimension of an unknown cache is the batch cannot be told, so with a cache every copy is prefilled.
         self._expands_late = num_copies > 1 and not self._use_cache
         self.can_crop = not self._use_cache
-        self.can_rewind = self.can_crop or not self._returns_cache
+        self.can_rewind = self.can_crop or not self.shows_cache
         if num_copies > 1 and not self._expands_late:
             kwargs = self._expanded(kwargs)
         self._growing = GrowingInputs(kwargs, max_new_tokens)
@@ -183,6 +184,16 @@ class ModuleAdapter:
             self.cache = hook(self.cache, source_rows)
         else:
             self.cache = cache_verbs.reorder(self.cache, source_rows, shared, generated)
+
+    def align_cache(self, rows: Tensor, num_tokens: int) -> None:
+        if self.cache is None:
+            return
+        hook: Any = getattr(self._model, "_reorder_cache", None)
+        cache = cache_verbs.select_rows(self.cache, rows) if hook is None else hook(self.cache, rows)
+        self.cache = cache_verbs.cut(cache, num_tokens)
+
+    def close(self) -> None:
+        """Nothing to do: the cache is as the module made it."""
 
     def recorded(self) -> dict[str, Any]:
         return {}

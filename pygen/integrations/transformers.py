@@ -15,7 +15,7 @@ from pygen.config import GenerationConfig, GenerationMode
 from pygen.config_rules import STATIC_CACHES
 from pygen.integrations.devices import input_device
 from pygen.integrations.foreign_hooks import may_know_rows
-from pygen.integrations.growing_layer import grow_in_place
+from pygen.integrations.growing_layer import cut_to_size, grow_in_place
 from pygen.integrations.inputs import GrowingInputs, tail_logits
 from pygen.integrations.outputs import output_class
 from pygen.integrations.own_generate import own_generate_runs
@@ -95,6 +95,7 @@ class TransformersAdapter:
         self.max_position_embeddings: int | None = getattr(self._hooks.config, "max_position_embeddings", None)
         self.before_forward: Callable[[], None] = lambda: None
         self.can_rewind = True
+        self.shows_cache = False
         self.records: dict[str, list[Any]] = {}
         self.record_dims: dict[str, list[int | None]] = {}
         self._states: ModuleStates | None = None
@@ -170,14 +171,13 @@ class TransformersAdapter:
                 cache.reset()
                 return
             add_cache(self._hooks, kwargs, config, mode=mode, batch_size=self._batch_size, max_cache_length=longest)
-            # A caller gets transformers' own cache back.
-            if not callers_cache and not config.return_dict_in_generate:
-                grow_in_place(given_cache(kwargs), longest)
+            grow_in_place(given_cache(kwargs), longest)
 
-        self._add_empty_cache = add_empty_cache
-        add_empty_cache()
         kwargs["use_cache"] = self._use_cache
         self._kwargs = kwargs
+        self.shows_cache = self._use_cache and (callers_cache or bool(config.return_dict_in_generate))
+        self._add_empty_cache = add_empty_cache
+        add_empty_cache()
         self._mode = mode
         # The caller's cache already has a row per output row, or none yet: transformers' rule.
         self._expands_late = (
@@ -187,8 +187,7 @@ class TransformersAdapter:
             and is_default(self._hooks, "_expand_inputs_for_generation")
             and (cache_verbs.can_expand(self.cache) if self._use_cache else True)
         )
-        self._cache_is_visible = callers_cache or bool(config.return_dict_in_generate)
-        self.can_rewind = not self._cache_is_visible or not self._use_cache or cache_verbs.can_crop(self.cache)
+        self.can_rewind = not self.shows_cache or cache_verbs.can_crop(self.cache)
 
     def idle(self) -> None:
         kwargs: dict[str, Any] = {"use_cache": False}
@@ -201,6 +200,7 @@ class TransformersAdapter:
         self._model(**inputs, return_dict=True)
 
     def hand_over(self) -> dict[str, Any]:
+        cut_to_size(self.cache)
         self._expand_inputs()
         return self._kwargs
 
@@ -219,6 +219,8 @@ class TransformersAdapter:
         logits = tail_logits(outputs.logits, rows, 1, prompt_ids.device)[:, 0]
         if self._expands_late:
             logits = self._expand(logits)
+        # Layers that the forward made are not among those of the beginning.
+        grow_in_place(self.cache, self._max_new_tokens)
         if self._grows_by_default:
             self._growing = GrowingInputs(self._kwargs, self._max_new_tokens, self.is_encoder_decoder)
         return logits
@@ -245,7 +247,7 @@ class TransformersAdapter:
     def rewind(self) -> None:
         for kept in self.records.values():
             kept.pop()
-        if self._cache_is_visible:
+        if self.shows_cache:
             self.crop(1)
 
     def crop(self, num_tokens: int) -> None:
@@ -263,6 +265,18 @@ class TransformersAdapter:
             self._kwargs[name] = hook(cache, source_rows)
         else:
             self._kwargs[name] = cache_verbs.reorder(cache, source_rows, shared, generated)
+
+    def align_cache(self, rows: Tensor, num_tokens: int) -> None:
+        name, hook = self._cache_name, getattr(self._hooks, "_reorder_cache", None)
+        if name is None:
+            return
+        cache = self._kwargs[name]
+        cache = cache_verbs.select_rows(cache, rows) if hook is None else hook(cache, rows)
+        self._kwargs[name] = cache_verbs.cut(cache, num_tokens)
+
+    def close(self) -> None:
+        if self.shows_cache:
+            cut_to_size(self.cache)
 
     @property
     def can_crop(self) -> bool:

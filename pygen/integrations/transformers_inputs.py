@@ -19,7 +19,7 @@ from transformers import GenerationConfig as TransformersConfig
 from transformers import GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode as TransformersMode
 
-from pygen.cache import num_positions
+from pygen.cache import check_continues, num_positions
 from pygen.config import GenerationConfig, GenerationMode
 from pygen.config_rules import STATIC_CACHES
 from pygen.integrations.devices import execution_device
@@ -242,6 +242,7 @@ def _check_cache(model: Any, config: GenerationConfig, kwargs: dict[str, Any], n
     if name is not None:
         if isinstance(given_cache(kwargs), tuple):
             raise TypeError(f"`{name}` must be a cache object, got tuple")
+        check_continues(name, given_cache(kwargs))
         if kind is not None:
             raise ValueError(f"`cache_implementation`={kind!r} and `{name}` exclude each other")
     if kind is not None and kind.startswith("offloaded") and execution_device(model).type == "cpu":

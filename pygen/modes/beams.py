@@ -21,6 +21,7 @@ from pygen.loops.beam_state import BeamState
 from pygen.loops.constrained_beam import ConstrainedBinding
 from pygen.loops.diverse_beam import DiverseBeamState, check_groups, diverse_beam
 from pygen.loops.room import first_room
+from pygen.modes.beam_cache import align_cache
 from pygen.ops import BeamOutput, beam_finalize
 from pygen.outputs import GenerateOutput, make_output
 from pygen.pipeline import check_knobs
@@ -204,7 +205,9 @@ def _searched(
             generated.masked_fill_(best.beam_indices < 0, pad)
         reasons = _finish_reasons(call, best, generated)
         monitor.finish(generated[0, : _lengths(best)[0]], reasons[0])
-    return _output(call, state, monitor, best, reasons, steps) if call.wants_dict else best.sequences
+    if call.adapter.shows_cache:
+        align_cache(call.adapter, state, best, steps)
+    return _output(call, monitor, best, reasons) if call.wants_dict else best.sequences
 
 
 def _refuse_with(name: str, call: Call) -> None:
@@ -254,11 +257,9 @@ def _lengths(best: BeamOutput) -> Tensor:
 
 def _output(
     call: Call,
-    state: BeamState | DiverseBeamState,
     monitor: BeamMonitor,
     best: BeamOutput,
     reasons: list[str],
-    steps: int,
 ) -> GenerateOutput:
     adapter = call.adapter
     fields = adapter.recorded()
@@ -266,8 +267,6 @@ def _output(
     for name, entries in adapter.records.items():
         pairs, dims = zip(entries, monitor.orders, strict=True), adapter.record_dims.get(name)
         fields[name] = tuple(select_rows(entry, order, dims) for entry, order in pairs)
-    if steps > 0 and adapter.cache is not None:
-        adapter.reorder(state.slots.flatten(), torch.zeros_like(state.slots).flatten(), steps - 1)
     return make_output(
         adapter.output_class(beams=True),
         sequences=best.sequences,

@@ -45,15 +45,6 @@ def test_many_beams() -> None:
     assert_same(ours, theirs)
 
 
-def test_the_cache_that_is_returned_belongs_to_the_beams() -> None:
-    # Before the length ends everything, when transformers has no order of the running beams left.
-    ours, theirs = both(eos_token_id=list(range(4, 44)), early_stopping=True, max_new_tokens=20)
-    assert ours.past_key_values.get_seq_length() == theirs.past_key_values.get_seq_length()
-    for mine, other in zip(ours.past_key_values.layers, theirs.past_key_values.layers, strict=True):
-        torch.testing.assert_close(mine.keys, other.keys, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(mine.values, other.values, rtol=1e-4, atol=1e-4)
-
-
 class TupleCacheModel(nn.Module):
     """Attention over the last tokens' embeddings with a cache that is a plain tuple."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import pickle
 import random
 from typing import Any
 
@@ -13,8 +15,8 @@ from transformers.cache_utils import DynamicLayer
 
 from pygen import cache as verbs
 from pygen.generate import generate
-from pygen.integrations.growing_layer import GrowingLayer, grow_in_place
-from pygen.integrations.versions import given_cache
+from pygen.integrations.growing_layer import GrowingLayer, cut_to_size, grow_in_place
+from pygen.integrations.versions import HookNames
 from tests.generate.models import hf_model
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 3]])
@@ -105,40 +107,101 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> set[type]:
     model, kinds = hf_model("llama"), set()
     forward = model.forward
 
+    @functools.wraps(forward)
     def watched(*args: Any, **kwargs: Any) -> Any:
-        kinds.update(type(layer) for layer in given_cache(kwargs).layers)
+        kinds.update(type(layer) for layer in kwargs[HookNames(model).argument].layers)
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(model, "forward", watched)
     return kinds
 
 
-@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])
-def test_who_sees_them(settings: dict[str, Any], seen: set[type]) -> None:
+MODES: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "beams": {"num_beams": 3, "num_return_sequences": 2},
+    "sampling": {"do_sample": True, "num_return_sequences": 2},
+    "lookup": {"prompt_lookup_num_tokens": 2},
+}
+
+
+@pytest.mark.parametrize("settings", MODES.values(), ids=MODES)
+def test_forwards_see_them_and_callers_do_not(settings: dict[str, Any], seen: set[type]) -> None:
     model = hf_model("llama")
     torch.manual_seed(0)
     tokens = generate(model, IDS, max_new_tokens=5, **settings)
     assert seen == {GrowingLayer}
-    seen.clear()
     torch.manual_seed(0)
     output = generate(model, IDS, max_new_tokens=5, return_dict_in_generate=True, **settings)
-    assert seen == {type(layer) for layer in output.past_key_values.layers} == {DynamicLayer}
-    assert output.sequences.equal(tokens)
+    assert seen == {GrowingLayer} and output.sequences.equal(tokens)
+    assert_plain(output.cache, len(tokens), 7)
+
+
+def assert_plain(cache: Any, rows: int, length: int) -> None:
+    """Whether nothing tells that a cache was another one before, its memory included."""
+    for layer in cache.layers:
+        assert type(layer) is DynamicLayer and vars(layer).keys() == vars(fresh()).keys()
+        for tensor in (layer.keys, layer.values):
+            assert tensor.shape[:3] == (rows, 2, length) and tensor.is_contiguous()
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes
+    model = hf_model("llama")
+    assert "pygen" not in str(pickle.dumps(cache)) and type(cache) is DynamicCache
+    model(torch.full((rows, 1), 5), **{HookNames(model).argument: cache})
+    assert cache.get_seq_length() == length + 1
+
+
+def fresh() -> DynamicLayer:
+    layer = DynamicLayer()
+    layer.update(*states(1, 1))
+    return layer
+
+
+@pytest.mark.parametrize("filled", [0, 2], ids=["empty", "filled"])
+@pytest.mark.parametrize("with_config", [True, False])
+def test_the_callers_cache_grows_too(filled: int, with_config: bool, seen: set[type]) -> None:
+    model = hf_model("llama")
+    given = DynamicCache(config=model.config) if with_config else DynamicCache()
+    if filled:
+        model(IDS[:, :filled], **{HookNames(model).argument: given})
+    layers = [*given.layers]
     seen.clear()
-    # A cache of the caller's stays his.
-    given = DynamicCache(config=model.config)
-    generate(model, IDS[:1], past_key_values=given, max_new_tokens=5)
-    assert seen == {type(layer) for layer in given.layers} == {DynamicLayer}
+    tokens = generate(model, IDS, past_key_values=given, max_new_tokens=5)
+    assert GrowingLayer in seen and given.layers[: len(layers)] == layers
+    assert tokens.equal(generate(model, IDS, max_new_tokens=5))
+    assert_plain(given, 2, 7)
+
+
+def test_the_callers_cache_is_plain_after_an_error() -> None:
+    given = DynamicCache(config=hf_model("llama").config)
+
+    def fail(input_ids: Tensor, scores: Any) -> bool:
+        if input_ids.shape[1] == 6:
+            raise KeyError("stop")
+        return False
+
+    with pytest.raises(KeyError, match="stop"):
+        generate(hf_model("llama"), IDS, past_key_values=given, stopping_criteria=[fail], max_new_tokens=5)
+    assert_plain(given, 2, 5)
+
+
+def test_a_loop_of_the_callers_gets_a_plain_cache() -> None:
+    def loop(model: Any, input_ids: Tensor, **kwargs: Any) -> Any:
+        return {type(layer) for layer in kwargs[HookNames(model).argument].layers}
+
+    assert generate(hf_model("llama"), IDS, custom_generate=loop, max_new_tokens=5) == {DynamicLayer}
 
 
 def test_what_is_left_as_it_is() -> None:
     filled = DynamicCache(config=hf_model("llama").config)
     filled.update(*states(2, 3), 0)
+    layers = [*filled.layers]
     grow_in_place(filled, 10)
-    assert [type(layer) for layer in filled.layers] == [DynamicLayer, GrowingLayer]
+    assert {type(layer) for layer in filled.layers} == {GrowingLayer} and filled.get_seq_length() == 3
+    cut_to_size(filled)
+    assert filled.layers == layers and filled.layers[0].keys.equal(states(2, 3)[0])
     pair = EncoderDecoderCache(DynamicCache(config=hf_model("llama").config), DynamicCache())
     grow_in_place(pair, 10)
     assert {type(layer) for layer in pair.self_attention_cache.layers} == {GrowingLayer}
     for other in (None, DynamicCache(config=hf_model("llama").config, offloading=True)):
         grow_in_place(other, 10)
         assert other is None or {type(layer) for layer in other.layers} == {DynamicLayer}
+        cut_to_size(other)
