@@ -1,0 +1,73 @@
+"""The place of a generator whose noise a captured step takes: nobody else draws the same, and it ends behind what was
+taken."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import pytest
+import torch
+
+from pygen.runtime.generator import LentGenerator
+
+
+class DeviceGenerator:
+    """What a generator of CUDA has; this one is on no device."""
+
+    def __init__(self, offset: int) -> None:
+        self.offset = offset
+
+    def initial_seed(self) -> int:
+        return 7
+
+    def get_offset(self) -> int:
+        return self.offset
+
+    def set_offset(self, offset: int) -> None:
+        assert offset % 4 == 0
+        self.offset = offset
+
+
+class DeviceWords:
+    device = types.SimpleNamespace(type="cuda")
+
+    def copy_(self, words: torch.Tensor) -> None:
+        self.words = words.clone()
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.words[index]
+
+
+@pytest.mark.parametrize("elements", [1, 1000, 1003])
+@pytest.mark.parametrize(("steps", "launched"), [(3, 3), (3, 5), (0, 0)])
+def test_noise_is_reserved_and_the_rest_given_back(elements: int, steps: int, launched: int) -> None:
+    generator, words = DeviceGenerator(40), DeviceWords()
+    lent = LentGenerator(_as(generator), _as(words), elements, max_steps=9)
+    assert words.words.tolist() == [7, 40]
+    assert generator.offset >= 40 + 9 * elements
+    words.words[1] += 8 * launched
+    lent.give_back(steps, launched)
+    assert generator.offset == 40 + 8 * steps
+
+
+def test_another_draw_meanwhile_keeps_its_place() -> None:
+    generator, words = DeviceGenerator(40), DeviceWords()
+    lent = LentGenerator(_as(generator), _as(words), 1000, max_steps=9)
+    generator.set_offset(generator.offset + 16)
+    drawn = generator.offset
+    words.words[1] += 24
+    lent.give_back(3, 3)
+    assert generator.offset == drawn
+
+
+def test_two_calls_take_different_noise() -> None:
+    generator, first, second = DeviceGenerator(0), DeviceWords(), DeviceWords()
+    calls = [LentGenerator(_as(generator), _as(words), 1000, max_steps=9) for words in (first, second)]
+    assert int(second[1]) - int(first[1]) >= 9 * 1000
+    for call in calls:
+        call.give_back(0, 0)
+
+
+def _as(value: object) -> Any:
+    return value
