@@ -30,8 +30,6 @@ class Rule:
     holds: Callable[[Any], Any]
 
 
-_NAMES_OF_KINDS: dict[type, str] = {Real: "numbers", Integral: "ints", bool: "bools"}
-
 FINITE = Rule("finite", lambda value: (value > -math.inf) & (value < math.inf))
 FINITE_NON_NEGATIVE = Rule("finite and >= 0", lambda value: (value >= 0) & (value < math.inf))
 FINITE_POSITIVE = Rule("finite and > 0", lambda value: (value > 0) & (value < math.inf))
@@ -219,6 +217,25 @@ def check_seed(name: str, value: int) -> None:
         raise ValueError(f"`{name}` must be in [0, 2**64), got {value}")
 
 
+def _to_float64(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _to_int64(value: Any) -> int:
+    return max(-LARGEST_INT, min(int(value), LARGEST_INT))
+
+
+# What a list may hold: the words of the message, and the value that a tensor takes.
+_KINDS: dict[type, tuple[str, Callable[[Any], Any]]] = {
+    Real: ("numbers", _to_float64),
+    Integral: ("ints", _to_int64),
+    bool: ("bools", bool),
+}
+
+
 def number_or_rows(name: str, value: object, kind: type, dtype: torch.dtype, like: Like) -> object:
     """`value` with a tensor without dimensions as its number, and a list of numbers as a tensor."""
     if isinstance(value, Tensor):
@@ -226,12 +243,10 @@ def number_or_rows(name: str, value: object, kind: type, dtype: torch.dtype, lik
         return value if value.dim() or value.is_meta else value.item()
     if not isinstance(value, (list, tuple)):
         return value
+    words, within = _KINDS[kind]
     for item in value:
         if not isinstance(item, kind) or (isinstance(item, bool) and kind is not bool):
-            raise TypeError(f"`{name}` must hold {_NAMES_OF_KINDS[kind]}, got {type(item).__name__}")
-    within = {Real: _to_float64, Integral: lambda item: max(-LARGEST_INT, min(int(item), LARGEST_INT)), bool: bool}[
-        kind
-    ]
+            raise TypeError(f"`{name}` must hold {words}, got {type(item).__name__}")
     return torch.tensor([within(item) for item in value], dtype=dtype, device=like.device)
 
 
@@ -259,13 +274,6 @@ def _per_row(name: str, given: Tensor, folded: Tensor, rule: Rule, like: Like) -
 def _to_float32(value: Any) -> float:
     try:
         return float(struct.unpack("f", struct.pack("f", value))[0])
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
-
-
-def _to_float64(value: Any) -> float:
-    try:
-        return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
 

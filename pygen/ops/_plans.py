@@ -37,7 +37,7 @@ class Plans(Generic[Plan]):
         types = tuple(map(type, scalars))
         if not _SCALARS.issuperset(types) or type(backend) is not str:
             return None
-        forms = []
+        forms: list[Hashable] = []
         for tensor in tensors:
             if tensor is None:
                 forms.append(None)
@@ -70,48 +70,3 @@ def scalars_of_ids(ids: object) -> tuple[object, ...]:
     if type(ids) in (list, tuple) and len(ids) <= _MOST_IDS:  # type: ignore[arg-type]
         return (len(ids), *ids)  # type: ignore[arg-type, misc]
     return (ids,)
-
-
-def table_arguments(
-    input_ids: Tensor | None, bias: Tensor | None, suppress: Tensor | None, token_bitmask: Tensor | None
-) -> tuple[int, ...] | None:
-    """The tables of a call as the kept plans of pygen._C take them."""
-    if input_ids is None and bias is None and suppress is None and token_bitmask is None:
-        return None
-    return (
-        *_place(input_ids),
-        0 if input_ids is None else input_ids.shape[1],
-        *_place(bias),
-        *_place(suppress),
-        0 if suppress is None else suppress.shape[-1],
-        *_place(token_bitmask),
-    )
-
-
-# In the place of the tables that a plan is made of: every call names its own.
-NO_TABLES = dict.fromkeys(
-    (
-        "input_ids_ptr",
-        "input_ids_stride",
-        "input_ids_length",
-        "bias_ptr",
-        "bias_stride",
-        "suppress_ptr",
-        "suppress_stride",
-        "suppress_count",
-        "bitmask_ptr",
-        "bitmask_stride",
-    ),
-    0,
-)
-
-
-def int64_of(ids: Tensor | None) -> Tensor | None:
-    return ids if ids is None or ids.dtype is torch.int64 else ids.long()
-
-
-def _place(table: Tensor | None) -> tuple[int, int]:
-    """Pointer and stride; a table for all rows has stride 0."""
-    if table is None or table.numel() == 0:
-        return 0, 0
-    return table.data_ptr(), 0 if table.dim() == 1 or table.shape[0] == 1 else table.stride(0)

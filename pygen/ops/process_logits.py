@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,7 +10,8 @@ from torch import Tensor
 from pygen.backends import Dispatcher
 from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
-from pygen.ops._plans import NO_TABLES, Plans, int64_of, scalars_of_ids, table_arguments
+from pygen.ops._kept import KeptScores
+from pygen.ops._plans import Plans, scalars_of_ids
 from pygen.ops._prepared import Prepared, Run, detached
 from pygen.ops._shaping import BoolKnob, FloatKnob, IntKnob, Shaping, TokenIds, check_shaping
 
@@ -154,7 +155,7 @@ def process_logits(
     result = prepared(logits)
     if key is not None and prepared.backend == "cpu" and len(logits) > 0:
         shaping = prepared.shaping
-        _plans.keep(key, _Kept(shaping, None if isinstance(suppress, Tensor) else shaping.suppress))
+        _plans.keep(key, KeptScores(shaping, None if isinstance(suppress, Tensor) else shaping.suppress))
     return result
 
 
@@ -237,28 +238,6 @@ def _cpu(shaping: Shaping, out: Tensor) -> Run:
     return run
 
 
-class _Kept:
-    """A checked call of the CPU kernel. Every call says which tensors it reads and writes, so threads may share it."""
-
-    __slots__ = ("_run", "_suppress")
-
-    def __init__(self, shaping: Shaping, suppress: Tensor | None) -> None:
-        """suppress: where it is no table of the caller's."""
-        from pygen import _C
-
-        self._run = _C.ProcessPlan(**{**shaping.kernel_arguments(threads=1), **NO_TABLES}).run_with
-        self._suppress = suppress
-
-    def __call__(self, logits: Tensor, tables: tuple[Any, Any, Any, Any]) -> Tensor:
-        input_ids, bias, suppress, token_bitmask = tables
-        input_ids, suppress = int64_of(input_ids), self._suppress if self._suppress is not None else int64_of(suppress)
-        out = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-        tables_at = table_arguments(input_ids, bias, suppress, token_bitmask)
-        threads, width = torch.get_num_threads(), logits.shape[1]
-        self._run(logits.data_ptr(), logits.stride(0), threads, tables_at, out.data_ptr(), width)
-        return out
-
-
 def _cuda(shaping: Shaping, out: Tensor) -> Run:
     launch = cuda.Launches(cuda.kernels().ProcessPlan(**shaping.kernel_arguments(threads=1)), shaping.like.device)
 
@@ -288,4 +267,4 @@ def _torch(shaping: Shaping, out: Tensor) -> Run:
 _dispatch: Dispatcher[Callable[[Shaping, Tensor], Run]] = Dispatcher(
     "process_logits", cpu=_cpu, cuda=_cuda, triton=_triton, torch=_torch
 )
-_plans: Plans[_Kept] = Plans(_dispatch)
+_plans: Plans[KeptScores] = Plans(_dispatch)

@@ -13,13 +13,14 @@ from torch import Tensor
 from pygen.backends import Dispatcher
 from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
+from pygen.ops._kept import KeptSample
 from pygen.ops._noise import Noise, check_noise
 from pygen.ops._outputs import SampleOutput, check_out, empty_output, output_arguments, tensors_of
-from pygen.ops._plans import NO_TABLES, Plans, int64_of, scalars_of_ids, table_arguments
+from pygen.ops._plans import Plans, scalars_of_ids
 from pygen.ops._prepared import Prepared, Run, detached
 from pygen.ops._shaping import BoolKnob, FloatKnob, IntKnob, Shaping, TokenIds, check_shaping
 from pygen.ops._state import generator_of, state_arguments
-from pygen.rng import draw_seed, give_seed_back, lock_of, seed_given_back
+from pygen.rng import lock_of, seed_given_back
 
 if TYPE_CHECKING:
     from pygen.loops.state import DecodeState
@@ -178,7 +179,10 @@ def sample(
         )
         result = prepared(logits, step=0 if isinstance(steps, Tensor) else steps)
     if key is not None and prepared.backend == "cpu" and len(logits) > 0:
-        _plans.keep(key, _Kept(prepared, logprobs, None if isinstance(suppress, Tensor) else prepared.shaping.suppress))
+        assert prepared.noise is not None
+        call = _Call(prepared.shaping, prepared.noise, logprobs, prepared.out, None)
+        own_suppress = None if isinstance(suppress, Tensor) else prepared.shaping.suppress
+        _plans.keep(key, KeptSample(_arguments(call, threads=1), prepared.noise, logprobs, own_suppress))
     return result
 
 
@@ -299,78 +303,6 @@ def _cpu(call: _Call) -> Run:
     return run_advancing if call.noise.advances_generator and not held else run
 
 
-class _Kept:
-    """A checked call of the CPU kernel. Every call says which tensors it reads and writes, so threads may share it."""
-
-    __slots__ = ("_num_logprobs", "_rng", "_rows", "_run", "_suppress")
-
-    def __init__(self, prepared: PreparedSample, num_logprobs: int, suppress: Tensor | None) -> None:
-        """suppress: where it is no table of the caller's."""
-        from pygen import _C
-
-        noise = prepared.noise
-        assert noise is not None
-        arguments = _arguments(_Call(prepared.shaping, noise, num_logprobs, prepared.out, None), threads=1)
-        self._run = _C.SamplePlan(**{**arguments, **NO_TABLES, **_NO_TENSORS}).run_with
-        self._rng = noise.rng if noise.draws else None
-        self._rows = prepared.shaping.like.rows
-        self._num_logprobs = num_logprobs
-        self._suppress = suppress
-
-    def __call__(
-        self,
-        logits: Tensor,
-        step: int | Tensor,
-        tables: tuple[Any, Any, Any, Any],
-        seed: int | None,
-        generator: torch.Generator | None,
-    ) -> SampleOutput:
-        input_ids, bias, suppress, token_bitmask = tables
-        input_ids, suppress = int64_of(input_ids), self._suppress if self._suppress is not None else int64_of(suppress)
-        out = empty_output(self._rows, self._num_logprobs, logits.device)
-        run, place = self._run, (logits.data_ptr(), logits.stride(0), *_step_arguments(step), torch.get_num_threads())
-        wheres = (table_arguments(input_ids, bias, suppress, token_bitmask), _pointers(out))
-        if self._rng is None or seed is not None:
-            run(*place, 0, seed or 0, *wheres)
-            return out
-        source = torch.default_generator if generator is None else generator
-        if self._rng == "philox":
-            before = source.get_state()
-            try:
-                run(*place, 0, draw_seed(source), *wheres)
-            except BaseException:
-                give_seed_back(source, before)
-                raise
-        else:
-            with lock_of(source):
-                generator_state = source.get_state()
-                run(*place, generator_state.data_ptr(), None, *wheres)
-                source.set_state(generator_state)
-        return out
-
-
-_NO_TENSORS = dict.fromkeys(
-    ("seeds_ptr", "steps_ptr", "token_ids_ptr", "status_ptr", "logprobs_ptr", "top_ids_ptr", "top_logprobs_ptr"), 0
-)
-
-
-def _step_arguments(step: int | Tensor) -> tuple[int, int]:
-    return (0, step.data_ptr()) if isinstance(step, Tensor) else (step, 0)
-
-
-def _pointers(out: SampleOutput) -> tuple[int, int, int, int, int]:
-    if out.logprobs is None or out.top_logprobs is None:
-        return out.token_ids.data_ptr(), out.status.data_ptr(), 0, 0, 0
-    top_ids, top_logprobs = out.top_logprobs
-    return (
-        out.token_ids.data_ptr(),
-        out.status.data_ptr(),
-        out.logprobs.data_ptr(),
-        top_ids.data_ptr(),
-        top_logprobs.data_ptr(),
-    )
-
-
 def _cuda(call: _Call) -> Run:
     plan = cuda.kernels().SamplePlan(**_arguments(call, threads=1))
     launch = cuda.Launches(plan, call.shaping.like.device)
@@ -421,4 +353,4 @@ def _torch(call: _Call) -> Run:
 
 
 _dispatch: Dispatcher[Callable[[_Call], Run]] = Dispatcher("sample", cpu=_cpu, cuda=_cuda, triton=_triton, torch=_torch)
-_plans: Plans[_Kept] = Plans(_dispatch)
+_plans: Plans[KeptSample] = Plans(_dispatch)

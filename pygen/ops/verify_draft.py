@@ -183,10 +183,10 @@ def _check_drafts(draft_token_ids: Tensor, draft_logits: Tensor | None, num_draf
 
 
 def _check_lengths(draft_lengths: IntKnob | None, num_drafts: int, like: Like) -> int | Tensor:
-    draft_lengths = checks.number_or_rows("draft_lengths", draft_lengths, Integral, torch.int64, like)
-    if not isinstance(draft_lengths, Tensor):
-        length = num_drafts if draft_lengths is None else draft_lengths
-        return checks.count_up_to("draft_lengths", length, num_drafts)
+    given = checks.number_or_rows("draft_lengths", draft_lengths, Integral, torch.int64, like)
+    if not isinstance(given, Tensor):
+        return checks.count_up_to("draft_lengths", num_drafts if given is None else given, num_drafts)
+    draft_lengths = given
     checks.check_ids("draft_lengths", draft_lengths)
     checks.check_shape("draft_lengths", draft_lengths, "(rows,)", (like.rows,))
     checks.check_device("draft_lengths", draft_lengths, like.device, like.name)
