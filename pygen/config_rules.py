@@ -134,7 +134,7 @@ def _is_ids(value: Any, *, low: int | None = None, empty: bool = True) -> bool:
     if not isinstance(value, (list, tuple)) or not (empty or value):
         return False
     if value and set(map(type, value)) == {int}:  # lists may be long
-        return (-_INT64_LIMIT if low is None else low) <= min(value) and max(value) < _INT64_LIMIT
+        return bool((-_INT64_LIMIT if low is None else low) <= min(value) and max(value) < _INT64_LIMIT)
     return all(map(integer(low).accepts, value))
 
 

@@ -201,14 +201,15 @@ def generate(
         return _run(call, model, loop)
 
 
-def _run(call: Call, model: Any, loop: Callable[[Call], Any] | None) -> Any:
+def _run(call: Call, model: Any, loop: Callable[[Call], Any] | None) -> Tensor | GenerateOutput:
     """loop: the caller's decoding loop, in the place of pygen's."""
     if call.config.token_healing:
         call = dataclasses.replace(call, prompt=heal(call.prompt, call.tokenizer, functools.partial(generate, model)))
     if loop is not None or call.mode not in CAPTURED_MODES:
         choose_runtime(call, None)
     if loop is not None:
-        return loop(call)
+        result: Tensor | GenerateOutput = loop(call)
+        return result
     with Lockstep(call.adapter, call.prompt.input_ids.device) if call.synced_gpus else contextlib.nullcontext():
         try:
             return LOOPS[call.mode](call)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import signal
+import threading
 import time
 from typing import Any
 
@@ -61,3 +63,15 @@ def test_long_lists_take_little_time() -> None:
         start = time.process_time()
         generate(Scores(), IDS, max_new_tokens=3, pad_token_id=0, **settings)
         assert time.process_time() - start < 2.0, next(iter(settings))
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"do_sample": True, "prompt_lookup_num_tokens": 3}])
+def test_a_call_can_be_interrupted(settings: dict[str, Any]) -> None:
+    """Ctrl-C ends it after the step in progress, however many tokens it was asked for."""
+    words = [[3, 4, number] for number in range(2000)]
+    threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        generate(Scores(), IDS, max_new_tokens=10**7, pad_token_id=0, bad_words_ids=words, **settings)
+    assert time.monotonic() - start < 20
+    assert generate(Scores(), IDS, max_new_tokens=2, pad_token_id=0).shape == (2, 3)
