@@ -23,6 +23,11 @@ def keeps_nothing(processor: Any) -> bool:
     return name != "" and name not in _STATEFUL
 
 
+def keeps_rows(processor: Any) -> bool:
+    """Whether it is one of transformers' that keep something by row, and cannot learn that rows have moved."""
+    return known_class(processor) in _STATEFUL and not type(processor).__module__.startswith("pygen.")
+
+
 def knobs_of(processor: Any, *, samples: bool) -> dict[str, Any]:
     """Arguments of `ops.process_logits` that do the same; empty where none do.
 

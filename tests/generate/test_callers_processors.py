@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from pygen.generate import generate
@@ -167,6 +168,9 @@ def test_every_group_of_beams_has_a_copy_of_a_processor_that_has_clone() -> None
     arguments = {"max_new_tokens": 7, "logits_processor": [follows, grammar]}
     with pytest.raises(NotImplementedError, match=r"`logits_processor\[0\]` keeps a state, which groups of beams"):
         generate(hf_model("llama"), IDS, **GROUPS, **{**arguments, "logits_processor": [Follows()]})
+    synthid = transformers.SynthIDTextWatermarkLogitsProcessor(3, [5], 16, 0, 8, "cpu")
+    with pytest.raises(NotImplementedError, match=r"`logits_processor\[0\]` keeps a state, which groups of beams"):
+        generate(hf_model("llama"), IDS, **GROUPS, **{**arguments, "logits_processor": [synthid]})
     with pytest.raises(NotImplementedError, match=r"`logits_processor\[1\]` keeps a state, which groups of beams"):
         generate(hf_model("llama"), IDS, **GROUPS, **{**arguments, "logits_processor": [by_place, Counts()]})
     generate(hf_model("llama"), IDS, **GROUPS, **arguments)
