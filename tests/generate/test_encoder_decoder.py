@@ -102,7 +102,7 @@ def eager() -> Iterator[None]:
 
 def calls_of(module: torch.nn.Module) -> tuple[list[dict[str, Any]], Any]:
     calls: list[dict[str, Any]] = []
-    handle = module.register_forward_pre_hook(lambda m, args, kwargs: calls.append(kwargs), with_kwargs=True)
+    handle = module.register_forward_hook(lambda m, args, kwargs, output: calls.append(kwargs), with_kwargs=True)
     return calls, handle
 
 
