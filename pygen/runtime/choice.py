@@ -158,22 +158,29 @@ def _reason_of_model(call: Call) -> str | None:
         return f"{type(hooks).__name__} moves the rows of its cache by a `_reorder_cache` of its own"
     if not is_default(hooks, "_update_model_kwargs_for_generation"):
         return f"{type(hooks).__name__} extends its inputs by an `_update_model_kwargs_for_generation` of its own"
-    if hooks is not model:
-        return "the model is compiled already; `compile_config` compiles its forward inside the capture"
+    if hooks is not model and not _is_compiled(model):
+        return f"the {type(model).__name__} around the model has to be called for every token"
     if hooks.training:
         return "the model is in training mode"
     if (owner := preparer(hooks)) is not None:
         return f"{type(owner).__name__} prepares the inputs, by a call of Python"
-    adapter = next((name for name, module in hooks.named_modules() if _switches(module)), None)
-    if adapter is not None:
-        return f"`{adapter}` is a layer of peft, whose adapter a replay would not switch"
-    hooked = next((name for name, module in hooks.named_modules() if is_hooked(module)), None)
-    if hooked is not None:
-        return f"`{hooked or type(hooks).__name__}` has hooks or a forward of its own, which a replay would not call"
+    for name, module in (("", model), *hooks.named_modules()):
+        if _is_compiled(module):
+            return "the model is compiled already; `compile_config` compiles its forward inside the capture"
+        if _has_adapters(module):
+            return f"`{name}` is a layer of peft, whose adapter a replay would not switch"
+        if is_hooked(module):
+            return f"`{name or type(hooks).__name__}` has hooks or a forward of its own, which a replay would not call"
     return None
 
 
-def _switches(module: torch.nn.Module) -> bool:
+def _is_compiled(module: torch.nn.Module) -> bool:
+    """Whether `torch.compile` has taken the module, its calls, or its forward."""
+    in_place = module._compiled_call_impl is not None or hasattr(module.forward, "_torchdynamo_orig_callable")
+    return in_place or "_orig_mod" in module._modules
+
+
+def _has_adapters(module: torch.nn.Module) -> bool:
     return any(base.__name__ == "BaseTunerLayer" for base in type(module).__mro__)
 
 

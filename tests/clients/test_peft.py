@@ -16,8 +16,10 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 import pygen
+from pygen.runtime.cuda_graph import CAPTURES
 from tests.clients import models
 from tests.generate.models import encoder_decoder
+from tests.runtime.captures import PlainCalls
 
 IDS = torch.tensor([[0, 0, 5, 6, 7], [8, 9, 10, 11, 12]])
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -120,6 +122,14 @@ def test_refusals() -> None:
             tokens(lambda **kwargs: pygen.generate(model, **kwargs), **settings)
         assert "generate" not in vars(base_of(model))
     assert_as_transformers(model)
+
+
+@pytest.mark.parametrize("kind", ["lora", "prefix"])
+def test_no_step_is_captured(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CAPTURES, "cpu", PlainCalls)
+    reason = {"lora": "q_proj` is a layer of peft", "prefix": "PeftModelForCausalLM prepares the inputs"}[kind]
+    with pytest.raises(pygen.BackendError, match=reason):
+        tokens(lambda **kwargs: pygen.generate(wrapped(kind, models.model()), **kwargs), runtime="graph")
 
 
 def test_as_assistant() -> None:

@@ -52,6 +52,18 @@ def compiled() -> Any:
     return torch.compile(copy.deepcopy(llama()))
 
 
+def compiled_in_place() -> Any:
+    model = copy.deepcopy(llama())
+    model.compile()
+    return model
+
+
+def compiled_forward() -> Any:
+    model = copy.deepcopy(llama())
+    model.model.layers[1].forward = torch.compile(model.model.layers[1].forward)
+    return model
+
+
 def in_training() -> Any:
     return copy.deepcopy(llama()).train()
 
@@ -109,6 +121,8 @@ REASONS: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "static cache": (llama, {"cache_implementation": "static", **DICT}, "has to be the static cache"),
     "module": (cached_model, {}, "CachedModel is no model of transformers"),
     "compiled": (compiled, {}, "the model is compiled already"),
+    "compiled in place": (compiled_in_place, {}, "the model is compiled already"),
+    "compiled forward": (compiled_forward, {}, "the model is compiled already"),
     "training": (in_training, {}, "the model is in training mode"),
     "hook": (hooked, {}, r"`model\.layers\.1` has hooks"),
     "attention": (with_other_attention, {}, "`attn_implementation`='flex_attention' is not"),
