@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -20,6 +22,9 @@ from torch import nn
 
 from pygen.integrations.own_generate import unpatched
 from pygen.integrations.sharding import with_root_weights
+
+_turns: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+_choosing = threading.Lock()
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -105,12 +110,19 @@ def through_own_generate(function: Function) -> Function:
             # Some take keywords only, and look for the prompt under its name.
             name = "inputs" if base.main_input_name in kwargs else base.main_input_name
             kwargs[name] = inputs
-        with put_generate(base):
+        # Their hooks are on the base for the length of a call, where another thread's would meet them.
+        with _turn_at(base), put_generate(base):
             return with_root_weights(
                 _without(model, _FOR_TRAINING | _COMPILED), functools.partial(_own_generate(wrapper), **kwargs)
             )
 
     return cast(Function, through)
+
+
+def _turn_at(base: Any) -> Any:
+    """A lock that one thread holds for as many calls as it nests."""
+    with _choosing:
+        return _turns.setdefault(base, threading.RLock())
 
 
 def _own_generate(wrapper: Any) -> Callable[..., Any]:

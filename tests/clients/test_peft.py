@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,20 @@ def test_as_transformers(family: str, kind: str, call: str) -> None:
 def test_an_adapter_for_each_row(call: dict[str, Any]) -> None:
     model = wrapped("lora", models.model())
     assert_as_transformers(model, adapter_names=["other", "default"], **call)
+
+
+def test_threads() -> None:
+    """peft puts its hooks on the model inside, for the length of a call."""
+    prompted, adapted = wrapped("prompt", models.model()), wrapped("lora", models.model())
+    jobs: list[Callable[[], Tensor]] = [
+        lambda: pygen.generate(prompted, IDS, max_new_tokens=6, pad_token_id=0),
+        lambda: pygen.generate(adapted, IDS, max_new_tokens=6, pad_token_id=0),
+        lambda: pygen.generate(adapted, IDS, max_new_tokens=6, pad_token_id=0, adapter_names=["other", "default"]),
+    ]
+    expected = [job() for job in jobs] * 12
+    with ThreadPoolExecutor(6) as pool:
+        results = [future.result() for future in [pool.submit(job) for job in jobs * 12]]
+    assert all(ours.equal(theirs) for ours, theirs in zip(results, expected, strict=True))
 
 
 def test_adapters_are_switched() -> None:
