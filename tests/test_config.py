@@ -309,6 +309,7 @@ def test_contradictions(settings: dict[str, Any], message: str) -> None:
 
 
 def test_minor_issues_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    transformers.logging.set_verbosity(logging.WARNING)  # which pygen follows
     caplog.set_level(logging.INFO, logger="pygen.config")
     for _ in range(3):
         GenerationConfig(temperature=0.5, top_p=[1.0, 1.0])
