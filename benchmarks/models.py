@@ -44,7 +44,7 @@ class FixedLogits(Stub):
 class CachedLogits(Stub):
     """Fills a cache of the size of a real model's, and looks its logits up by what the cache holds.
 
-    The keys of a token are its id, and the row of logits is chosen by the sum of the first keys over all positions, so
+    The keys of a token are its id, and the row of logits is chosen by the sum of the first keys up to its position, so
     that a cache whose rows went astray changes the tokens.
     """
 
@@ -60,6 +60,7 @@ class CachedLogits(Stub):
         attention_mask: torch.Tensor | None = None,
         past_key_values: DynamicCache | None = None,
         use_cache: bool = True,
+        logits_to_keep: int = 1,
         **_: Any,
     ) -> CausalLMOutputWithPast:
         config = self.config
@@ -68,6 +69,6 @@ class CachedLogits(Stub):
         cache = DynamicCache() if past_key_values is None else past_key_values
         for layer in range(config.num_hidden_layers):
             seen, _values = cache.update(keys, keys, layer)
-        chosen = seen[:, 0, :, 0].sum(1).long() % self.TABLE_ROWS
-        logits: Any = self.table[chosen][:, None]
+        sums = seen[:, 0, :, 0].cumsum(1)[:, -logits_to_keep:]
+        logits: Any = self.table[sums.long() % self.TABLE_ROWS]
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)

@@ -77,7 +77,7 @@ def make_full(cache: Any, length: int) -> None:
         cache_utils.DynamicSlidingWindowLayer: _DynamicLayer,
         cache_utils.StaticSlidingWindowLayer: lambda: cache_utils.StaticLayer(max_cache_len=length),
     }
-    layers = getattr(cache, "layers", ())
+    layers: Any = getattr(cache, "layers", ())
     for i, layer in enumerate(layers):
         if type(layer) in made:
             layers[i] = made[type(layer)]()
@@ -105,7 +105,7 @@ def grow_in_place(cache: Any, most: int) -> None:
 
 def cut_to_size(cache: Any) -> None:
     """Takes `grow_in_place` back."""
-    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", None) or ()
+    layers: Any = getattr(getattr(cache, "self_attention_cache", cache), "layers", None) or ()
     for place, layer in enumerate(layers):
         if isinstance(layer, GrowingLayer):
             layers[place] = layer.cut_to_size()
