@@ -209,9 +209,8 @@ def test_hooks_of_a_class_are_called() -> None:
             updated["position_ids"][:, -1] += 1
             return updated
 
-        @staticmethod
-        def _expand_inputs_for_generation(*args: Any, **kwargs: Any) -> Any:
-            return transformers.GenerationMixin._expand_inputs_for_generation(*args, **kwargs)
+        def _expand_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+            return super()._expand_inputs_for_generation(*args, **kwargs)
 
     model = Own(hf_model("gpt2").config)
     model.load_state_dict(hf_model("gpt2").state_dict())
