@@ -96,7 +96,11 @@ def select_rows(cache: Any, rows: Tensor) -> Any:
     `reorder`."""
     if isinstance(cache, (tuple, list)):
         return type(cache)(tuple(tensor.index_select(0, rows.to(tensor.device)) for tensor in pair) for pair in cache)
-    cache.reorder_cache(rows)
+    if _reorders_suffixes(cache):
+        # Its rows may be fewer than before.
+        cache.batch_select_indices(rows)
+    else:
+        cache.reorder_cache(rows)
     return cache
 
 
