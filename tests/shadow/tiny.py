@@ -64,6 +64,4 @@ def built(model: str, seed: int = 0, **fields: Any) -> Any:
     """A random model of the class of that name."""
     model_class = getattr(transformers, model)
     torch.manual_seed(seed)
-    result = model_class(tiny_config(model_class.config_class, **fields)).eval()
-    result.set_attn_implementation("eager")
-    return result
+    return model_class._from_config(tiny_config(model_class.config_class, **fields), attn_implementation="eager").eval()

@@ -1,0 +1,340 @@
+"""The architectures that run in both libraries, a row each: the class of the model, and fields of its config."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tests.shadow.tiny import built
+
+Inputs = dict[str, Any]
+
+
+def texts(config: Any, rows: int) -> Inputs:
+    """Prompts of nine tokens that repeat themselves."""
+    generator = torch.Generator().manual_seed(5)
+    ids = torch.randint(3, 50, (rows, 9), generator=generator)
+    ids[:, 6:8] = ids[:, 1:3]
+    return {"input_ids": ids}
+
+
+def features(name: str, *shape: int) -> Callable[[Any, int], Inputs]:
+    """Random features of `shape` (one row's), by the name that the model has for them."""
+
+    def read(config: Any, rows: int) -> Inputs:
+        return {name: torch.randn(rows, *shape, generator=torch.Generator().manual_seed(6))}
+
+    return read
+
+
+def patches(config: Any, rows: int) -> Inputs:
+    """Flattened patches (rows, 6, 2 + 12) that begin with the place of each, 1 and more."""
+    places = torch.tensor([[1 + i // 3, 1 + i % 3] for i in range(6)]).expand(rows, 6, 2)
+    pixels = torch.randn(rows, 6, 12, generator=torch.Generator().manual_seed(6))
+    return {"flattened_patches": torch.cat([places, pixels], dim=-1), "attention_mask": torch.ones(rows, 6)}
+
+
+def images(tokens: int, *shape: int, token: str = "image_token_id", **more: Any) -> Callable[[Any, int], Inputs]:
+    """Texts with `tokens` places for an image, and one image of `shape` a row. more: functions of the ids."""
+
+    def read(config: Any, rows: int) -> Inputs:
+        ids = texts(config, rows)["input_ids"]
+        places = torch.full((rows, tokens), getattr(config, token))
+        ids = torch.cat([ids[:, :2], places, ids[:, 2:]], dim=1)
+        generator = torch.Generator().manual_seed(6)
+        inputs = {"input_ids": ids, "pixel_values": torch.randn(rows, *shape, generator=generator)}
+        return inputs | {name: value(ids) if callable(value) else value for name, value in more.items()}
+
+    return read
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """
+    model, fields: the class, and fields of its config. inputs: of a number of rows.
+    all_modes: else each architecture runs in some of them.
+    has_attentions: whether its outputs have a place for them.
+    refused: modes that pygen alone refuses, with a part of what it says.
+    own: modes in which pygen's results are others than transformers', and right, with the reason.
+    """
+
+    model: str
+    fields: dict[str, Any]
+    inputs: Callable[[Any, int], Inputs]
+    all_modes: bool = False
+    has_attentions: bool = True
+    refused: dict[str, str] = dataclasses.field(default_factory=dict)
+    own: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+ARCHITECTURES: dict[str, Architecture] = {}
+
+
+@functools.cache
+def tiny_model(name: str, seed: int = 0) -> Any:
+    """The model of a row."""
+    architecture = ARCHITECTURES[name]
+    return built(architecture.model, seed, **architecture.fields)
+
+
+_OPTIONS = ("all_modes", "has_attentions", "refused", "own")
+
+
+def row(model: str, inputs: Callable[[Any, int], Inputs] = texts, **fields: Any) -> None:
+    options = {name: fields.pop(name) for name in _OPTIONS if name in fields}
+    ARCHITECTURES[model] = Architecture(model, fields, inputs, **options)
+
+
+_DECODERS = """
+    AfmoeForCausalLM ApertusForCausalLM ArceeForCausalLM AriaTextForCausalLM BartForCausalLM
+    BigBirdPegasusForCausalLM BioGptForCausalLM BitNetForCausalLM BlenderbotForCausalLM BlenderbotSmallForCausalLM
+    BloomForCausalLM CohereForCausalLM Cohere2ForCausalLM CTRLLMHeadModel CwmForCausalLM DeepseekV3ForCausalLM
+    DiffLlamaForCausalLM DogeForCausalLM Emu3ForCausalLM Ernie4_5ForCausalLM Ernie4_5_MoeForCausalLM
+    Exaone4ForCausalLM ExaoneMoeForCausalLM FalconForCausalLM FalconMambaForCausalLM FlexOlmoForCausalLM
+    FuyuForCausalLM GemmaForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM GitForCausalLM GlmForCausalLM
+    Glm4ForCausalLM Glm4MoeForCausalLM Glm4MoeLiteForCausalLM GPT2LMHeadModel GPTBigCodeForCausalLM
+    GPTNeoXForCausalLM GPTNeoXJapaneseForCausalLM GptOssForCausalLM GraniteForCausalLM GraniteMoeForCausalLM
+    GraniteMoeSharedForCausalLM HeliumForCausalLM HYV3ForCausalLM Jais2ForCausalLM JetMoeForCausalLM Lfm2ForCausalLM
+    LlamaForCausalLM Llama4ForCausalLM MambaForCausalLM MarianForCausalLM MBartForCausalLM
+    MiniMaxForCausalLM MiniMaxM2ForCausalLM Ministral3ForCausalLM MistralForCausalLM MixtralForCausalLM
+    MllamaForCausalLM ModernBertDecoderForCausalLM MoshiForCausalLM MptForCausalLM MvpForCausalLM
+    NanoChatForCausalLM OlmoForCausalLM Olmo2ForCausalLM Olmo3ForCausalLM OlmoHybridForCausalLM
+    OlmoeForCausalLM OpenAIGPTLMHeadModel OPTForCausalLM PegasusForCausalLM PersimmonForCausalLM PhiForCausalLM
+    Phi3ForCausalLM PhimoeForCausalLM PLBartForCausalLM Qwen2ForCausalLM Qwen2MoeForCausalLM Qwen3ForCausalLM
+    Qwen3MoeForCausalLM RwkvForCausalLM SeedOssForCausalLM SmolLM3ForCausalLM SolarOpenForCausalLM
+    StableLmForCausalLM Starcoder2ForCausalLM TrOCRForCausalLM VaultGemmaForCausalLM WhisperForCausalLM
+    XGLMForCausalLM XLNetLMHeadModel YoutuForCausalLM
+"""
+_DECODERS_OF_ENCODERS = """
+    BertLMHeadModel BertGenerationDecoder BigBirdForCausalLM CamembertForCausalLM Data2VecTextForCausalLM
+    ElectraForCausalLM ErnieForCausalLM MegatronBertForCausalLM RemBertForCausalLM RobertaForCausalLM
+    RobertaPreLayerNormForCausalLM RoFormerForCausalLM XLMRobertaForCausalLM XLMRobertaXLForCausalLM
+"""
+_ENCODER_DECODERS = """
+    BartForConditionalGeneration BigBirdPegasusForConditionalGeneration BlenderbotForConditionalGeneration
+    BlenderbotSmallForConditionalGeneration LongT5ForConditionalGeneration M2M100ForConditionalGeneration
+    MarianMTModel MBartForConditionalGeneration MT5ForConditionalGeneration MvpForConditionalGeneration
+    NllbMoeForConditionalGeneration PLBartForConditionalGeneration PegasusForConditionalGeneration
+    PegasusXForConditionalGeneration SwitchTransformersForConditionalGeneration T5ForConditionalGeneration
+    UMT5ForConditionalGeneration
+"""
+for name in _DECODERS.split():
+    row(name)
+for name in _DECODERS_OF_ENCODERS.split():
+    row(name, is_decoder=True)
+row("XLMWithLMHeadModel", embed_init_std=0.5, init_std=0.5)
+MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 4, "mamba_n_groups": 1}
+row("BambaForCausalLM", **MAMBA2, attn_layer_indices=[1])
+row("CodeGenForCausalLM", rotary_dim=4)
+row("GPTJForCausalLM", rotary_dim=4)
+row("DeepseekV2ForCausalLM", num_experts_per_tok=2, n_group=1, topk_group=1, topk_method="greedy")
+row("FalconH1ForCausalLM", **MAMBA2, mamba_d_ssm=64)
+row(
+    "Gemma3nForCausalLM",
+    layer_types=["sliding_attention", "full_attention"],
+    num_kv_shared_layers=0,
+    hidden_size_per_layer_input=8,
+    vocab_size_per_layer_input=64,
+    activation_sparsity_pattern=[0.0, 0.0],
+    laurel_rank=4,
+)
+row(
+    "Gemma4ForCausalLM",
+    layer_types=["sliding_attention", "full_attention"],
+    num_kv_shared_layers=0,
+    hidden_size_per_layer_input=8,
+    vocab_size_per_layer_input=64,
+)
+row("GlmMoeDsaForCausalLM", index_head_dim=8, index_n_heads=2, index_topk=4, num_key_value_heads=4)
+row("GPTNeoForCausalLM", attention_types=[[["global", "local"], 1]], window_size=8)
+row("GraniteMoeHybridForCausalLM", **MAMBA2, layer_types=["mamba", "attention"])
+row(
+    "JambaForCausalLM",
+    attn_layer_period=2,
+    attn_layer_offset=1,
+    expert_layer_period=2,
+    expert_layer_offset=1,
+    use_mamba_kernels=False,
+    mamba_dt_rank=4,
+)
+row("Lfm2MoeForCausalLM", layer_types=["conv", "full_attention"])
+row("Mamba2ForCausalLM", num_heads=8, head_dim=8, n_groups=1, chunk_size=4)
+row(
+    "NemotronHForCausalLM",
+    mamba_num_heads=8,
+    mamba_head_dim=8,
+    n_groups=1,
+    ssm_state_size=8,
+    chunk_size=4,
+    layers_block_type=["mamba", "attention"],
+)
+row("ProphetNetForCausalLM", ngram=2, is_decoder=True, add_cross_attention=False)
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+row("Qwen3NextForCausalLM", **DELTA)
+row("Qwen3_5ForCausalLM", **DELTA)
+row("Qwen3_5MoeForCausalLM", **DELTA)
+row("RecurrentGemmaForCausalLM", block_types=["recurrent", "attention"], attention_window_size=8)
+row(
+    "ReformerModelWithLMHead",
+    is_decoder=True,
+    attn_layers=["local", "lsh"],
+    axial_pos_shape=[8, 8],
+    axial_pos_embds_dim=[16, 16],
+    local_attn_chunk_length=4,
+    lsh_attn_chunk_length=16,
+    num_buckets=2,
+    feed_forward_size=48,
+)
+row("xLSTMForCausalLM", hidden_size=128)
+row("XmodForCausalLM", is_decoder=True, languages=["en_XX"], default_language="en_XX")
+row(
+    "ZambaForCausalLM",
+    num_hidden_layers=3,
+    layers_block_type=["mamba", "hybrid", "hybrid"],
+    use_mamba_kernels=False,
+    n_mamba_heads=2,
+    mamba_dt_rank=4,
+    attention_head_dim=16,
+)
+row(
+    "Zamba2ForCausalLM",
+    layers_block_type=["mamba", "hybrid"],
+    n_mamba_heads=8,
+    mamba_headdim=8,
+    mamba_ngroups=1,
+    mamba_d_state=8,
+    num_mem_blocks=1,
+    chunk_size=4,
+    use_mem_rope=True,
+)
+
+for name in _ENCODER_DECODERS.split():
+    row(name, decoder_start_token_id=1)
+row("ProphetNetForConditionalGeneration", ngram=2, decoder_start_token_id=1)
+row("FSMTForConditionalGeneration", langs=["a", "b"], src_vocab_size=64, tgt_vocab_size=64, decoder_start_token_id=1)
+row("T5GemmaForConditionalGeneration", encoder={}, decoder={})
+row(
+    "WhisperForConditionalGeneration",
+    features("input_features", 8, 64),
+    num_mel_bins=8,
+    decoder_start_token_id=1,
+    suppress_tokens=None,
+    begin_suppress_tokens=None,
+)
+row(
+    "Speech2TextForConditionalGeneration",
+    features("input_features", 20, 8),
+    input_feat_per_channel=8,
+    conv_channels=8,
+    decoder_start_token_id=1,
+)
+row("MoonshineForConditionalGeneration", features("input_values", 1600), decoder_start_token_id=1)
+row(
+    "SpeechT5ForSpeechToText",
+    features("input_values", 400),
+    conv_dim=[8, 8],
+    conv_stride=[5, 2],
+    conv_kernel=[10, 3],
+    num_conv_pos_embeddings=4,
+    num_conv_pos_embedding_groups=2,
+    num_feat_extract_layers=2,
+    decoder_start_token_id=1,
+)
+row(
+    "Pix2StructForConditionalGeneration",
+    patches,
+    text_config={"decoder_start_token_id": 1, "use_cache": True},
+    vision_config={"patch_embed_hidden_size": 12, "patch_size": 2, "num_channels": 3},
+)
+
+VIT = {"image_size": 8, "patch_size": 4, "num_channels": 3}
+row(
+    "LlavaForConditionalGeneration",
+    images(4, 3, 8, 8),
+    vision_config=VIT,
+    text_config={},
+    image_token_index=60,
+    vision_feature_layer=-1,
+)
+row(
+    "VipLlavaForConditionalGeneration",
+    images(4, 3, 8, 8),
+    vision_config=VIT,
+    text_config={},
+    image_token_index=60,
+    vision_feature_layers=[-1, -2],
+)
+row(
+    "PaliGemmaForConditionalGeneration",
+    images(4, 3, 8, 8),
+    vision_config={**VIT, "projection_dim": 32},
+    text_config={},
+    image_token_index=60,
+    projection_dim=32,
+    hidden_size=32,
+)
+row(
+    "Gemma3ForConditionalGeneration",
+    images(4, 3, 8, 8, token_type_ids=lambda ids: (ids == 60).long()),
+    vision_config=VIT,
+    text_config={"layer_types": ["sliding_attention", "full_attention"]},
+    image_token_index=60,
+    mm_tokens_per_image=4,
+)
+row(
+    "AyaVisionForConditionalGeneration",
+    images(1, 3, 8, 8),
+    vision_config=VIT,
+    text_config={},
+    image_token_index=60,
+    downsample_factor=2,
+)
+row(
+    "InternVLForConditionalGeneration",
+    images(1, 3, 8, 8),
+    vision_config={**VIT, "image_size": [8, 8], "patch_size": [4, 4]},
+    text_config={},
+    image_token_id=60,
+)
+row(
+    "Idefics2ForConditionalGeneration",
+    images(3, 1, 3, 8, 8),
+    vision_config=VIT,
+    text_config={},
+    image_token_id=60,
+    perceiver_config={
+        "resampler_n_latents": 3,
+        "resampler_depth": 1,
+        "resampler_n_heads": 2,
+        "resampler_head_dim": 8,
+        "num_key_value_heads": 1,
+    },
+)
+row(
+    "Idefics3ForConditionalGeneration",
+    images(1, 1, 3, 8, 8),
+    vision_config=VIT,
+    text_config={},
+    image_token_id=60,
+    scale_factor=2,
+)
+row(
+    "SmolVLMForConditionalGeneration",
+    images(1, 1, 3, 8, 8),
+    vision_config=VIT,
+    text_config={},
+    image_token_id=60,
+    scale_factor=2,
+)
+row("NemotronForCausalLM", num_key_value_heads=2)
+row("LongcatFlashForCausalLM", ffn_hidden_size=48, expert_ffn_hidden_size=16)
