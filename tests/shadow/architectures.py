@@ -12,6 +12,8 @@ import torch
 from tests.shadow.tiny import built
 
 Inputs = dict[str, Any]
+# The id that stands for a place of an image.
+IMAGE = 60
 
 
 def texts(config: Any, rows: int) -> Inputs:
@@ -38,18 +40,33 @@ def patches(config: Any, rows: int) -> Inputs:
     return {"flattened_patches": torch.cat([places, pixels], dim=-1), "attention_mask": torch.ones(rows, 6)}
 
 
-def images(tokens: int, *shape: int, token: str = "image_token_id", **more: Any) -> Callable[[Any, int], Inputs]:
+def images(tokens: int, *shape: int, **more: Any) -> Callable[[Any, int], Inputs]:
     """Texts with `tokens` places for an image, and one image of `shape` a row. more: functions of the ids."""
 
     def read(config: Any, rows: int) -> Inputs:
         ids = texts(config, rows)["input_ids"]
-        places = torch.full((rows, tokens), getattr(config, token))
+        places = torch.full((rows, tokens), IMAGE)
         ids = torch.cat([ids[:, :2], places, ids[:, 2:]], dim=1)
         generator = torch.Generator().manual_seed(6)
         inputs = {"input_ids": ids, "pixel_values": torch.randn(rows, *shape, generator=generator)}
         return inputs | {name: value(ids) if callable(value) else value for name, value in more.items()}
 
     return read
+
+
+def qwen_images(config: Any, rows: int) -> Inputs:
+    """Texts with one image a row, of 4 x 4 patches that become 2 x 2 tokens."""
+    ids = texts(config, rows)["input_ids"]
+    image = torch.tensor([[58, *[IMAGE] * 4, 59]]).expand(rows, 6)
+    pixels = torch.randn(rows * 16, 3 * 2 * 2 * 2, generator=torch.Generator().manual_seed(6))
+    grid = torch.tensor([[1, 4, 4]]).expand(rows, 3)
+    ids = torch.cat([ids[:, :2], image, ids[:, 2:]], dim=1)
+    return {
+        "input_ids": ids,
+        "pixel_values": pixels,
+        "image_grid_thw": grid,
+        "mm_token_type_ids": (ids == IMAGE).long(),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +91,7 @@ class Architecture:
 ARCHITECTURES: dict[str, Architecture] = {}
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4)
 def tiny_model(name: str, seed: int = 0) -> Any:
     """The model of a row."""
     architecture = ARCHITECTURES[name]
@@ -94,20 +111,20 @@ _DECODERS = """
     BigBirdPegasusForCausalLM BioGptForCausalLM BitNetForCausalLM BlenderbotForCausalLM BlenderbotSmallForCausalLM
     BloomForCausalLM CohereForCausalLM Cohere2ForCausalLM CTRLLMHeadModel CwmForCausalLM DeepseekV3ForCausalLM
     DiffLlamaForCausalLM DogeForCausalLM Emu3ForCausalLM Ernie4_5ForCausalLM Ernie4_5_MoeForCausalLM
-    Exaone4ForCausalLM ExaoneMoeForCausalLM FalconForCausalLM FalconMambaForCausalLM FlexOlmoForCausalLM
+    Exaone4ForCausalLM ExaoneMoeForCausalLM FalconForCausalLM FlexOlmoForCausalLM
     FuyuForCausalLM GemmaForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM GitForCausalLM GlmForCausalLM
     Glm4ForCausalLM Glm4MoeForCausalLM Glm4MoeLiteForCausalLM GPT2LMHeadModel GPTBigCodeForCausalLM
     GPTNeoXForCausalLM GPTNeoXJapaneseForCausalLM GptOssForCausalLM GraniteForCausalLM GraniteMoeForCausalLM
     GraniteMoeSharedForCausalLM HeliumForCausalLM HYV3ForCausalLM Jais2ForCausalLM JetMoeForCausalLM Lfm2ForCausalLM
-    LlamaForCausalLM Llama4ForCausalLM MambaForCausalLM MarianForCausalLM MBartForCausalLM
-    MiniMaxForCausalLM MiniMaxM2ForCausalLM Ministral3ForCausalLM MistralForCausalLM MixtralForCausalLM
+    Llama4ForCausalLM MarianForCausalLM MBartForCausalLM
+    MiniMaxM2ForCausalLM Ministral3ForCausalLM MistralForCausalLM MixtralForCausalLM
     MllamaForCausalLM ModernBertDecoderForCausalLM MoshiForCausalLM MptForCausalLM MvpForCausalLM
     NanoChatForCausalLM OlmoForCausalLM Olmo2ForCausalLM Olmo3ForCausalLM OlmoHybridForCausalLM
     OlmoeForCausalLM OpenAIGPTLMHeadModel OPTForCausalLM PegasusForCausalLM PersimmonForCausalLM PhiForCausalLM
     Phi3ForCausalLM PhimoeForCausalLM PLBartForCausalLM Qwen2ForCausalLM Qwen2MoeForCausalLM Qwen3ForCausalLM
-    Qwen3MoeForCausalLM RwkvForCausalLM SeedOssForCausalLM SmolLM3ForCausalLM SolarOpenForCausalLM
+    Qwen3MoeForCausalLM SeedOssForCausalLM SmolLM3ForCausalLM SolarOpenForCausalLM
     StableLmForCausalLM Starcoder2ForCausalLM TrOCRForCausalLM VaultGemmaForCausalLM WhisperForCausalLM
-    XGLMForCausalLM XLNetLMHeadModel YoutuForCausalLM
+    XGLMForCausalLM YoutuForCausalLM
 """
 _DECODERS_OF_ENCODERS = """
     BertLMHeadModel BertGenerationDecoder BigBirdForCausalLM CamembertForCausalLM Data2VecTextForCausalLM
@@ -122,11 +139,21 @@ _ENCODER_DECODERS = """
     PegasusXForConditionalGeneration SwitchTransformersForConditionalGeneration T5ForConditionalGeneration
     UMT5ForConditionalGeneration
 """
+NO_CACHE_FOR_BEAMS = dict.fromkeys(("beams", "beam sampling"), "its cache cannot follow beams")
+ROWS_STAY = dict.fromkeys(("beams", "beam sampling"), "transformers leaves the states of some families where they are")
+ONE_TOKEN_AT_A_TIME = dict.fromkeys(("lookup", "assistant"), "cannot be taken back")
+BOTH_WAYS = {"assistant": "transformers reads the first drafts with the prompt, to which the model attends both ways"}
+
+row("LlamaForCausalLM", all_modes=True)
+row("FalconMambaForCausalLM", all_modes=True, own=ROWS_STAY, has_attentions=False)
+row("MambaForCausalLM", all_modes=True, own=ROWS_STAY, has_attentions=False)
+row("MiniMaxForCausalLM", all_modes=True, refused=NO_CACHE_FOR_BEAMS)
+row("RwkvForCausalLM", all_modes=True, refused=NO_CACHE_FOR_BEAMS)
+row("XLNetLMHeadModel", all_modes=True)
 for name in _DECODERS.split():
     row(name)
 for name in _DECODERS_OF_ENCODERS.split():
     row(name, is_decoder=True)
-row("XLMWithLMHeadModel", embed_init_std=0.5, init_std=0.5)
 MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 4, "mamba_n_groups": 1}
 row("BambaForCausalLM", **MAMBA2, attn_layer_indices=[1])
 row("CodeGenForCausalLM", rotary_dim=4)
@@ -135,6 +162,7 @@ row("DeepseekV2ForCausalLM", num_experts_per_tok=2, n_group=1, topk_group=1, top
 row("FalconH1ForCausalLM", **MAMBA2, mamba_d_ssm=64)
 row(
     "Gemma3nForCausalLM",
+    all_modes=True,
     layer_types=["sliding_attention", "full_attention"],
     num_kv_shared_layers=0,
     hidden_size_per_layer_input=8,
@@ -149,11 +177,20 @@ row(
     hidden_size_per_layer_input=8,
     vocab_size_per_layer_input=64,
 )
-row("GlmMoeDsaForCausalLM", index_head_dim=8, index_n_heads=2, index_topk=4, num_key_value_heads=4)
+row(
+    "GlmMoeDsaForCausalLM",
+    all_modes=True,
+    own=ROWS_STAY,
+    index_head_dim=8,
+    index_n_heads=2,
+    index_topk=4,
+    num_key_value_heads=4,
+)
 row("GPTNeoForCausalLM", attention_types=[[["global", "local"], 1]], window_size=8)
 row("GraniteMoeHybridForCausalLM", **MAMBA2, layer_types=["mamba", "attention"])
 row(
     "JambaForCausalLM",
+    all_modes=True,
     attn_layer_period=2,
     attn_layer_offset=1,
     expert_layer_period=2,
@@ -161,8 +198,12 @@ row(
     use_mamba_kernels=False,
     mamba_dt_rank=4,
 )
-row("Lfm2MoeForCausalLM", layer_types=["conv", "full_attention"])
-row("Mamba2ForCausalLM", num_heads=8, head_dim=8, n_groups=1, chunk_size=4)
+row(
+    "Lfm2MoeForCausalLM",
+    refused=ONE_TOKEN_AT_A_TIME,
+    layer_types=["conv", "full_attention"],
+)
+row("Mamba2ForCausalLM", has_attentions=False, own=ROWS_STAY, num_heads=8, head_dim=8, n_groups=1, chunk_size=4)
 row(
     "NemotronHForCausalLM",
     mamba_num_heads=8,
@@ -183,9 +224,16 @@ DELTA = {
 row("Qwen3NextForCausalLM", **DELTA)
 row("Qwen3_5ForCausalLM", **DELTA)
 row("Qwen3_5MoeForCausalLM", **DELTA)
-row("RecurrentGemmaForCausalLM", block_types=["recurrent", "attention"], attention_window_size=8)
+row(
+    "RecurrentGemmaForCausalLM",
+    all_modes=True,
+    own=ROWS_STAY,
+    block_types=["recurrent", "attention"],
+    attention_window_size=8,
+)
 row(
     "ReformerModelWithLMHead",
+    all_modes=True,
     is_decoder=True,
     attn_layers=["local", "lsh"],
     axial_pos_shape=[8, 8],
@@ -195,7 +243,7 @@ row(
     num_buckets=2,
     feed_forward_size=48,
 )
-row("xLSTMForCausalLM", hidden_size=128)
+row("xLSTMForCausalLM", all_modes=True, has_attentions=False, refused=NO_CACHE_FOR_BEAMS, hidden_size=128)
 row("XmodForCausalLM", is_decoder=True, languages=["en_XX"], default_language="en_XX")
 row(
     "ZambaForCausalLM",
@@ -226,6 +274,7 @@ row("T5GemmaForConditionalGeneration", encoder={}, decoder={})
 row(
     "WhisperForConditionalGeneration",
     features("input_features", 8, 64),
+    all_modes=True,
     num_mel_bins=8,
     decoder_start_token_id=1,
     suppress_tokens=None,
@@ -261,9 +310,10 @@ VIT = {"image_size": 8, "patch_size": 4, "num_channels": 3}
 row(
     "LlavaForConditionalGeneration",
     images(4, 3, 8, 8),
+    all_modes=True,
     vision_config=VIT,
     text_config={},
-    image_token_index=60,
+    image_token_index=IMAGE,
     vision_feature_layer=-1,
 )
 row(
@@ -271,24 +321,25 @@ row(
     images(4, 3, 8, 8),
     vision_config=VIT,
     text_config={},
-    image_token_index=60,
+    image_token_index=IMAGE,
     vision_feature_layers=[-1, -2],
 )
 row(
     "PaliGemmaForConditionalGeneration",
     images(4, 3, 8, 8),
+    own=BOTH_WAYS,
     vision_config={**VIT, "projection_dim": 32},
     text_config={},
-    image_token_index=60,
+    image_token_index=IMAGE,
     projection_dim=32,
     hidden_size=32,
 )
 row(
     "Gemma3ForConditionalGeneration",
-    images(4, 3, 8, 8, token_type_ids=lambda ids: (ids == 60).long()),
+    images(4, 3, 8, 8, token_type_ids=lambda ids: (ids == IMAGE).long()),
     vision_config=VIT,
     text_config={"layer_types": ["sliding_attention", "full_attention"]},
-    image_token_index=60,
+    image_token_index=IMAGE,
     mm_tokens_per_image=4,
 )
 row(
@@ -296,7 +347,7 @@ row(
     images(1, 3, 8, 8),
     vision_config=VIT,
     text_config={},
-    image_token_index=60,
+    image_token_index=IMAGE,
     downsample_factor=2,
 )
 row(
@@ -304,14 +355,14 @@ row(
     images(1, 3, 8, 8),
     vision_config={**VIT, "image_size": [8, 8], "patch_size": [4, 4]},
     text_config={},
-    image_token_id=60,
+    image_token_id=IMAGE,
 )
 row(
     "Idefics2ForConditionalGeneration",
     images(3, 1, 3, 8, 8),
     vision_config=VIT,
     text_config={},
-    image_token_id=60,
+    image_token_id=IMAGE,
     perceiver_config={
         "resampler_n_latents": 3,
         "resampler_depth": 1,
@@ -325,7 +376,7 @@ row(
     images(1, 1, 3, 8, 8),
     vision_config=VIT,
     text_config={},
-    image_token_id=60,
+    image_token_id=IMAGE,
     scale_factor=2,
 )
 row(
@@ -333,8 +384,62 @@ row(
     images(1, 1, 3, 8, 8),
     vision_config=VIT,
     text_config={},
-    image_token_id=60,
+    image_token_id=IMAGE,
     scale_factor=2,
 )
 row("NemotronForCausalLM", num_key_value_heads=2)
 row("LongcatFlashForCausalLM", ffn_hidden_size=48, expert_ffn_hidden_size=16)
+row(
+    "Qwen2VLForConditionalGeneration",
+    qwen_images,
+    vision_config={"embed_dim": 32, "hidden_size": 32, "patch_size": 2},
+    text_config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
+    image_token_id=IMAGE,
+    video_token_id=61,
+    vision_start_token_id=58,
+    vision_end_token_id=59,
+)
+row(
+    "IdeficsForVisionText2Text",
+    images(0, 1, 3, 8, 8, image_attention_mask=lambda ids: torch.ones(*ids.shape, 1)),
+    all_modes=True,
+    refused=ONE_TOKEN_AT_A_TIME,
+    vision_config={"embed_dim": 32, "image_size": 8, "patch_size": 4},
+    additional_vocab_size=2,
+    cross_layer_interval=1,
+    alpha_initializer="ones",
+)
+row(
+    "Kosmos2ForConditionalGeneration",
+    images(3, 3, 8, 8, image_embeds_position_mask=lambda ids: (ids == IMAGE).long()),
+    all_modes=True,
+    vision_config={**VIT},
+    text_config={"embed_dim": 32, "layers": 2, "attention_heads": 4, "ffn_dim": 48},
+    latent_query_num=3,
+)
+row(
+    "MllamaForConditionalGeneration",
+    images(
+        1,
+        1,
+        1,
+        3,
+        8,
+        8,
+        aspect_ratio_ids=lambda ids: torch.ones(len(ids), 1, dtype=torch.int64),
+        aspect_ratio_mask=lambda ids: torch.ones(len(ids), 1, 1, dtype=torch.int64),
+        cross_attention_mask=lambda ids: torch.ones(*ids.shape, 1, 1, dtype=torch.int64),
+    ),
+    refused=ONE_TOKEN_AT_A_TIME,
+    vision_config={
+        **VIT,
+        "max_num_tiles": 1,
+        "num_global_layers": 1,
+        "attention_heads": 4,
+        "vision_output_dim": 64,
+        "intermediate_layers_indices": [0],
+        "supported_aspect_ratios": [[1, 1]],
+    },
+    text_config={"cross_attention_layers": [1]},
+    image_token_index=IMAGE,
+)
