@@ -106,7 +106,13 @@ def test_shadow(name: str, mode: str, number: int) -> None:
     elif isinstance(theirs, Exception):
         assert_right(ours, model, mode, args, kwargs)
     else:
-        ignored = ("attentions", "hidden_states") if mode in DRAFTED else ()
+        ignored: tuple[str, ...] = ()
+        if mode in DRAFTED:
+            # transformers cuts those of the first round at other places for some families.
+            ignored = ("attentions", "hidden_states")
+        elif "num_beams" in MODES[mode]:
+            # pygen gives back the cache of the returned sequences, transformers that of the last beams.
+            ignored = ("past_key_values", "cache")
         found = differences(ours, theirs, ignored)
         if found or mode in row.own:
             assert mode in row.own, found
