@@ -126,8 +126,8 @@ def test_presence_and_frequency_by_hand() -> None:
 def test_copies_share_one_prefill(family: str) -> None:
     model = hf_model(family)
     shapes: list[tuple[int, ...]] = []
-    handle = model.register_forward_pre_hook(
-        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    handle = model.register_forward_hook(
+        lambda module, args, kwargs, output: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
     try:
         ids = torch.randint(4, 90, (2, 5), generator=torch.Generator().manual_seed(0))

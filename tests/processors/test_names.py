@@ -119,7 +119,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
             [[[1], None]],
         )
     ),
-    *(("NoBadWordsLogitsProcessor", {"bad_words_ids": words}) for words in ([], None, "x", [1], [(1,)], [[1.5]])),
+    *(("NoBadWordsLogitsProcessor", {"bad_words_ids": words}) for words in ([], None, "x", [1], [[1.5]])),
     *(("ClassifierFreeGuidanceLogitsProcessor", {"guidance_scale": s}) for s in (1, 1.0, 0.5, -3)),
     *(
         (
