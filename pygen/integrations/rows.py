@@ -98,7 +98,9 @@ class ModuleStates:
         """Finds the rows of what `changed`, of which `few` was the value for one copy of each of the prompts."""
         for place, many in self.changed().items():
             alike = place in few and len(few[place]) == len(many)
-            dims = row_dims(few[place], many, copies, batch_size) if alike else [UNKNOWN]
+            dims: list[int | None] = [UNKNOWN]
+            if alike:
+                dims = row_dims(few[place], many, copies, batch_size)
             if any(dim is not None for dim in dims):
                 self._dims[place] = dims
 
