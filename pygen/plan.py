@@ -129,7 +129,10 @@ def _per_row(name: str, value: Any, batch_size: int, rows_per_prompt: int, devic
     if not isinstance(value, (list, tuple, Tensor)) or (isinstance(value, Tensor) and value.ndim == 0):
         return value
     dtype = torch.bool if name == "do_sample" else torch.int64 if name in _INTEGER_KNOBS else torch.float32
-    values = torch.as_tensor(value, device="cpu")
+    if name == "temperature":
+        # float32 would make the smallest ones 0, which is greedy.
+        dtype = torch.float64
+    values = torch.as_tensor(value, dtype=torch.float64 if name == "temperature" else None, device="cpu")
     if name == "do_sample" and values.dtype != torch.bool:
         raise TypeError(f"`do_sample` must hold bools, got {values.dtype}")
     rows = batch_size * rows_per_prompt

@@ -36,16 +36,34 @@ def rank_of(keys, size, at, key):
 
 @triton.jit
 def merge_candidates(
-    best, counts, num_beams, count, sorts_draws, rounded, chosen, chosen_values,
+    best, counts, num_beams, count, draws, sorts_draws, rounded, chosen, chosen_values,
     candidate_ids, candidate_parents, candidate_scores,
 ):  # fmt: skip
     """The `count` best continuations, best first, ties to the better parent and then to the lower id. `sorts_draws`:
     these by score, equal ones in the order so far.
 
-    best: (num_beams * count, 3) float64: value, score, token id; those of a beam by id, `counts` says how many.
+    best: (num_beams * count, 3) float64: score, or where `draws` -ln E, score, token id; those of a beam by id,
+    `counts` says how many.
     """
     size = num_beams * count
     total = size * 0
+    if draws:
+        largest = tl.full((TILE,), float("-inf"), tl.float64)
+        for start in range(0, size, TILE):
+            at = start + tl.arange(0, TILE)
+            found = tl.load(counts + at // count, mask=at < size, other=0)
+            exists = (at < size) & (at % count < found)
+            score = tl.load(best + at.to(tl.int64) * 3 + 1, mask=exists, other=float("-inf"))
+            largest = tl.maximum(largest, score)
+        largest_score = tl.max(largest)
+        for start in range(0, size, TILE):
+            at = start + tl.arange(0, TILE)
+            found = tl.load(counts + at // count, mask=at < size, other=0)
+            exists = (at < size) & (at % count < found)
+            place = best + at.to(tl.int64) * 3
+            above = tl.load(place + 1, mask=exists, other=0.0) - largest_score
+            tl.store(place, above + tl.load(place, mask=exists, other=0.0), mask=exists)
+        tl.debug_barrier()
     for start in range(0, size, TILE):
         at = start + tl.arange(0, TILE)
         found = tl.load(counts + at // count, mask=at < size, other=0)
@@ -206,7 +224,7 @@ def update_running(
 
 @triton.jit(
     do_not_specialize=[
-        "num_beams", "count", "prompts", "step", "has_steps", "has_limit", "max_new_tokens", "stops_when_full",
+        "num_beams", "count", "prompts", "draws", "step", "has_steps", "has_limit", "max_new_tokens", "stops_when_full",
         "sorts_draws", "halves", "eos_count", "pad_token_id", "append_stride", "history_stride", "has_history",
         "prompt_length", "integers_room",
     ]
@@ -214,6 +232,7 @@ def update_running(
 def update_beams_kernel(
     best, counts, floats, doubles, integers, integers_room: tl.int64, prompt_facts, ticket,
     candidate_ids, candidate_parents, candidate_scores, ends, num_beams: tl.int32, count: tl.int32, prompts: tl.int32,
+    draws: tl.int32,
     step: tl.int64, steps, has_steps: tl.int32, limit, has_limit: tl.int32, max_new_tokens: tl.int64,
     normalisers, stops_when_full: tl.int32, sorts_draws: tl.int32, halves: tl.int32,
     eos, eos_count: tl.int32, pad_token_id: tl.int64,
@@ -245,7 +264,7 @@ def update_beams_kernel(
     candidate_scores += prompt * count
     if (halves & SELECT) != 0:
         merge_candidates(
-            best + first * count * 3, counts + first, num_beams, count, sorts_draws, keys, integers,
+            best + first * count * 3, counts + first, num_beams, count, draws != 0, sorts_draws, keys, integers,
             doubles + prompt * size, candidate_ids, candidate_parents, candidate_scores,
         )  # fmt: skip
     if (halves & ADVANCE) != 0:

@@ -14,8 +14,9 @@ def ids_at(at, ids, listed):
 
 
 @triton.jit
-def race(array, ids, listed, size, noise, noise_is_given, seed, step):
-    """The survivor with the largest score - ln E, the lowest id of several."""
+def race(array, ids, listed, size, largest, noise, noise_is_given, seed, step):
+    """The survivor with the largest score - ln E, the lowest id of several; scores count from the `largest`, beside
+    which float32 may not hold the noise."""
     best_value = float("-inf")
     best_id = step.to(tl.int32) * 0
     for start in range(0, size, TILE):
@@ -29,7 +30,7 @@ def race(array, ids, listed, size, noise, noise_is_given, seed, step):
                 exponential = tl.load(noise + token, mask=inside, other=1.0)
             else:
                 exponential = exponential_of(noise_words(seed, step, token, TARGET_DRAWS))
-            value = race_value(score, exponential)
+            value = race_value(score - largest, exponential)
             winning = tl.max(value)
             if winning > best_value:
                 best_value = winning
@@ -41,7 +42,7 @@ def race(array, ids, listed, size, noise, noise_is_given, seed, step):
 def write_logprobs(array, ids, listed, size, largest, winner, num_logprobs, logprob, top_ids, top_logprobs):
     """ln softmax of the winner, and the best `num_logprobs` of the array with theirs."""
     mass, _ = distribution_of(array, size, largest)
-    log_sum = largest.to(tl.float64) + tl.log(mass)
+    log_sum = tl.log(mass)
     last_key = winner * 0 + 0x7FFFFFFF
     last_id = winner * 0 - 1
     for i in range(num_logprobs):
@@ -60,7 +61,7 @@ def write_logprobs(array, ids, listed, size, largest, winner, num_logprobs, logp
                 best_key = highest
                 best_id = lowest_id
         found = best_id != LARGE_ID
-        value = (score_of_key(best_key).to(tl.float64) - log_sum).to(tl.float32)
+        value = ((score_of_key(best_key).to(tl.float64) - largest) - log_sum).to(tl.float32)
         tl.store(top_ids + i, tl.where(found, best_id, -1).to(tl.int64))
         tl.store(top_logprobs + i, tl.where(found, value, float("-inf")))
         last_key = best_key
@@ -73,7 +74,7 @@ def write_logprobs(array, ids, listed, size, largest, winner, num_logprobs, logp
         token = ids_at(at, ids, listed)
         score = tl.load(array + at, mask=inside & (token == winner), other=float("-inf"))
         own = tl.maximum(own, tl.max(score))
-    tl.store(logprob, (own.to(tl.float64) - log_sum).to(tl.float32))
+    tl.store(logprob, ((own.to(tl.float64) - largest) - log_sum).to(tl.float32))
 
 
 @triton.jit

@@ -17,7 +17,8 @@ from pygen.triton_kernels._filters import (
     TOP_P_ACTS,
     key_at_least,
 )
-from pygen.triton_kernels._scan import BLOCK, LARGE_ID, MAX_PARTS
+from pygen.triton_kernels._philox import TARGET_DRAWS, exponential_of, noise_words
+from pygen.triton_kernels._scan import BLOCK, LARGE_ID, MAX_PARTS, race_value
 from pygen.triton_kernels._scores import scores_of
 from pygen.triton_kernels._select import TILE, cut_of, score_of_key
 
@@ -26,6 +27,8 @@ LIST_ROOM = tl.constexpr(4096)  # scores of a short list
 _NUCLEUS = tl.constexpr(256)  # as many blocks are tried for a top_p that comes first
 _LIST_BLOCKS = tl.constexpr(1024)  # at most as many blocks are read for a list
 _LEAST_KEY = tl.constexpr(-(2**31))
+_LARGEST_FLOAT = tl.constexpr(3.4028234663852886e38)
+_TWO_TO_MINUS_100 = tl.constexpr(2.0**-100)
 
 
 @triton.jit
@@ -57,11 +60,19 @@ def row_facts(block_max, blocks, part_nan, parts):
 
 
 @triton.jit
-def status_of(largest, nan, temperature):
-    """RowStatus of the row over its temperature; the temperature of a greedy row is 0 and does not divide."""
-    top = tl.where(temperature > 0.0, tl.math.div_rn(largest, tl.where(temperature > 0.0, temperature, 1.0)), largest)
-    status = tl.where(top == float("inf"), 3, tl.where(top == float("-inf"), 2, 0))
+def status_of(largest, nan):
+    """RowStatus of a row."""
+    status = tl.where(largest == float("inf"), 3, tl.where(largest == float("-inf"), 2, 0))
     return tl.where(nan, 1, status)
+
+
+@triton.jit
+def fitting_temperature(temperature, largest):
+    """The temperature, or, where the row's largest score would leave float32's range over it, the one that makes it
+    2^100. At both, a score that is not equal to the largest has no probability in float32."""
+    magnitude = tl.abs(largest)
+    quotient = tl.math.div_rn(magnitude, tl.where(temperature > 0.0, temperature, 1.0))
+    return tl.where(quotient <= _LARGEST_FLOAT, temperature, magnitude * _TWO_TO_MINUS_100)
 
 
 @triton.jit
@@ -83,6 +94,33 @@ def first_largest(
     )  # fmt: skip
     lowest = tl.min(tl.where((x == largest) & (token < vocab_size), token, LARGE_ID))
     return tl.where(lowest < LARGE_ID, lowest, 0)
+
+
+@triton.jit
+def race_of_row(
+    largest, temperature, vocab_size, noise, noise_is_given, seed, step, stored, is_stored,
+    logits, bias, bitmask, seen, banned, counts, tables, marked, counted, repetition, presence, frequency,
+):  # fmt: skip
+    """The winner among all tokens of a row, `largest` over the temperature, as `race` finds it among some."""
+    best_value = float("-inf")
+    best_id = vocab_size * 0
+    for start in range(0, vocab_size, TILE):
+        token = start + tl.arange(0, TILE)
+        inside = token < vocab_size
+        x = reread(
+            token, inside, stored, is_stored,
+            logits, bias, bitmask, seen, banned, counts, tables, marked, counted, repetition, presence, frequency,
+        )  # fmt: skip
+        if noise_is_given:
+            exponential = tl.load(noise + token, mask=inside, other=1.0)
+        else:
+            exponential = exponential_of(noise_words(seed, step, token, TARGET_DRAWS))
+        value = race_value(tl.math.div_rn(x, temperature) - largest, exponential)
+        winning = tl.max(value)
+        if winning > best_value:
+            best_value = winning
+            best_id = tl.min(tl.where(value == winning, token, LARGE_ID))
+    return best_id
 
 
 @triton.jit
@@ -128,6 +166,8 @@ def gather_or_fill(
     total_mass = largest.to(tl.float64) * 0.0 - 1.0
     if nucleus:
         total_mass = mass_of_row(block_max, block_sum, blocks, temperature, largest)
+        # Sums over a temperature that did not fit are none; then the list, if it takes all ties, has all the mass.
+        total_mass = tl.where(total_mass == total_mass, total_mass, -1.0)
     threshold = largest * 0.0 + float("inf")
     listed = blocks * 0
     size = vocab_size

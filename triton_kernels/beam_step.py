@@ -37,7 +37,7 @@ from pygen.triton_kernels._scan import BLOCK, SCAN_TILE, scan
 from pygen.triton_kernels._scores import mark_tokens, scores_of
 from pygen.triton_kernels._select import TILE, cut_of, keep_from
 from pygen.triton_kernels._specialization import Specialization, launch, signature_of
-from pygen.triton_kernels._survivors import gather_or_fill, mass_of_row, row_facts, status_of
+from pygen.triton_kernels._survivors import fitting_temperature, gather_or_fill, mass_of_row, row_facts, status_of
 from torch import Tensor
 
 from pygen.backends import BackendError
@@ -115,7 +115,8 @@ def expand_beams_kernel(
 ):  # fmt: skip
     """Grid (beams, parts): program (beam, part) scans `tokens` tokens, a multiple of SCAN_TILE, of the beam's row.
 
-    best: (beams, count, 3) float64, value, score and id of the beam's best continuations, by id; how many: by beam.
+    best: (beams, count, 3) float64, score, or in draws -ln E, score and id of the beam's best continuations, by id; how
+    many: by beam.
     """
     beam = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
@@ -165,7 +166,7 @@ def expand_beams_kernel(
         log_sum = largest
         if normalized == 0:
             largest, nan = row_facts(block_max, blocks, part_nan, parts)
-            row_status = status_of(largest, nan, 0.0)
+            row_status = status_of(largest, nan)
             log_sum = tl.log(mass_of_row(block_max, block_sum, blocks, 1.0, largest)).to(tl.float32)
             tl.debug_barrier()
         found = parts * 0
@@ -183,7 +184,9 @@ def expand_beams_kernel(
             )  # fmt: skip
             tl.debug_barrier()
             largest, nan = row_facts(block_max, blocks, part_nan, 1)
-            row_status = status_of(largest, nan, temperature)
+            row_status = status_of(largest, nan)
+            if DRAWS:
+                temperature = fitting_temperature(temperature, largest)
             if (row_status == 0) & (running > float("-inf")):
                 largest = tl.math.div_rn(largest, temperature)
                 min_tokens_to_keep = tl.load(counters + MIN_TOKENS_TO_KEEP * rows + row)
@@ -236,7 +239,8 @@ def expand_beams_kernel(
                             log_noise = log_noise_of(
                                 token, taken, noise, (modes & NOISE_GIVEN) != 0, tl.load(seeds + beam), step
                             )
-                            value = value - log_noise.to(tl.float64)
+                            # Alone: beside a large sum float64 may not hold it.
+                            value = -log_noise.to(tl.float64)
                         place = best + (beam * count + found + tl.cumsum(taken.to(tl.int32), axis=0) - 1) * 3
                         tl.store(place, value, mask=taken)
                         tl.store(place + 1, total.to(tl.float64), mask=taken)
@@ -308,7 +312,7 @@ def _prepare_update(call: "_Call", work: "_Workspace", best: Tensor) -> Callable
         torch.empty(prompts * integers_room, dtype=torch.int64, device=device), integers_room,
         torch.empty(prompts, dtype=torch.int32, device=device), torch.zeros(1, dtype=torch.int32, device=device),
         work.candidate_ids, work.candidate_parents, work.candidate_scores, work.ends.view(torch.uint8),
-        n, count, prompts,
+        n, count, prompts, int(call.noise.draws),
     )  # fmt: skip
     settings = (
         steps, int(state.steps is not None), limit, int(state.limit is not None), state.max_new_tokens,

@@ -23,7 +23,7 @@ from pygen.triton_kernels._rows import (
 from pygen.triton_kernels._scan import BLOCK
 from pygen.triton_kernels._select import TILE
 from pygen.triton_kernels._specialization import Specialization, launch, signature_of
-from pygen.triton_kernels._survivors import gather_or_fill, row_facts, status_of
+from pygen.triton_kernels._survivors import fitting_temperature, gather_or_fill, row_facts, status_of
 from torch import Tensor
 
 from pygen.ops._prepared import Run
@@ -65,7 +65,8 @@ def filter_rows_kernel(
     _, _, _, part_nan, list_ids, block_list, _ = integers_of(integers, row, integers_stride, vocab_size)
     stored += row * stored_stride
     largest, nan = row_facts(block_max, (vocab_size + BLOCK - 1) // BLOCK, part_nan, parts)
-    if (status_of(largest, nan, temperature) == 0) & (temperature > 0.0):
+    if (status_of(largest, nan) == 0) & (temperature > 0.0):
+        temperature = fitting_temperature(temperature, largest)
         largest = tl.math.div_rn(largest, temperature)
         keep = tl.load(counters + MIN_TOKENS_TO_KEEP * rows + row)
         # What the scan read is stored, so nothing is composed anew.

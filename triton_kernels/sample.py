@@ -34,7 +34,14 @@ from pygen.triton_kernels._rows import (
 )
 from pygen.triton_kernels._scan import BLOCK, LARGE_ID, MAX_PARTS
 from pygen.triton_kernels._specialization import Specialization, launch, signature_of
-from pygen.triton_kernels._survivors import first_largest, gather_or_fill, row_facts, status_of
+from pygen.triton_kernels._survivors import (
+    first_largest,
+    fitting_temperature,
+    gather_or_fill,
+    race_of_row,
+    row_facts,
+    status_of,
+)
 from torch import Tensor
 
 from pygen.backends import BackendError
@@ -42,6 +49,9 @@ from pygen.ops._noise import Noise, given_by_torch
 from pygen.ops._outputs import SampleOutput
 from pygen.ops._prepared import Run
 from pygen.ops._shaping import Shaping
+
+# From here on float32 loses too much of the noise beside a score that the scan raced.
+_LARGEST_WITH_NOISE = tl.constexpr(4096.0)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -152,11 +162,19 @@ def sample_rows_kernel(
 
     blocks = (vocab_size + BLOCK - 1) // BLOCK
     largest, nan = row_facts(block_max, blocks, part_nan, parts)
-    row_status = status_of(largest, nan, temperature)
+    row_status = status_of(largest, nan)
+    temperature = fitting_temperature(temperature, largest)
     tl.store(status + row, row_status)
     drawn = (row_status == 0) & (temperature > 0.0)
     token = vocab_size * 0
-    if drawn & races:
+    over_temperature = tl.abs(tl.math.div_rn(largest, tl.where(drawn, temperature, 1.0)))
+    if drawn & races & (over_temperature >= _LARGEST_WITH_NOISE):
+        token = race_of_row(
+            tl.math.div_rn(largest, temperature), temperature, vocab_size,
+            noise + row * noise_stride, (modes & NOISE_GIVEN) != 0, tl.load(seeds + row), step, stored, is_stored,
+            logits, bias, bitmask, seen, banned, counts, tables, marked, counted, repetition, presence, frequency,
+        )  # fmt: skip
+    if drawn & races & (over_temperature < _LARGEST_WITH_NOISE):
         part = tl.arange(0, MAX_PARTS)
         value = tl.load(part_value + part, mask=part < parts, other=float("-inf"))
         best = tl.load(part_id + part, mask=part < parts, other=LARGE_ID)
@@ -184,7 +202,7 @@ def sample_rows_kernel(
                     largest, total_mass, room,
                 )  # fmt: skip
             token = race(
-                array, list_ids, listed, size, noise + row * noise_stride, (modes & NOISE_GIVEN) != 0,
+                array, list_ids, listed, size, largest, noise + row * noise_stride, (modes & NOISE_GIVEN) != 0,
                 tl.load(seeds + row), step,
             )  # fmt: skip
         if num_logprobs > 0:

@@ -128,7 +128,7 @@ def token_logprobs_kernel(
         tl.debug_barrier()
         blocks = (vocab_size + BLOCK - 1) // BLOCK
         largest, nan = row_facts(block_max, blocks, part_nan, parts)
-        row_status = status_of(largest, nan, 0.0)
+        row_status = status_of(largest, nan)
         tl.store(status + row, row_status)
         is_ok = row_status == 0
         log_sum = largest.to(tl.float64) + tl.log(mass_of_row(block_max, block_sum, blocks, 1.0, largest))

@@ -14,7 +14,7 @@ from pygen.triton_kernels._philox import (
 )
 from pygen.triton_kernels._scan import LARGE_ID, race_value
 from pygen.triton_kernels._specialization import Specialization, launch, signature_of
-from pygen.triton_kernels._survivors import status_of
+from pygen.triton_kernels._survivors import fitting_temperature, status_of
 from torch import Tensor
 
 TYPE_CHECKING = False
@@ -52,23 +52,35 @@ def largest_logit(logits, vocab_size):
 
 @triton.jit
 def log_sum_exp(logits, vocab_size, temperature):
-    """(largest score, ln of the sum of e^(score - largest) in float64, status) of a position over its temperature."""
-    best = tl.full((_TILE,), float("-inf"), tl.float32)
+    """(largest score, ln of the sum of e^(score - largest) in float64, status, temperature) of a position over its
+    temperature; over one that fits, and in a second pass, where that does not."""
+    most = tl.full((_TILE,), float("-inf"), tl.float32)
+    best = most
     mass = tl.full((_TILE,), 0.0, tl.float32)
     nan = tl.full((_TILE,), 0, tl.int32)
-    for start in range(0, vocab_size, _TILE):
-        token = start + tl.arange(0, _TILE)
-        x = tl.load(logits + token, mask=token < vocab_size, other=float("-inf")).to(tl.float32)
-        is_nan = x != x
-        nan = nan | is_nan.to(tl.int32)
-        score = tl.where(is_nan, float("-inf"), tl.math.div_rn(x, temperature))
-        top = tl.maximum(best, score)
-        shift = tl.where(top > float("-inf"), top, 0.0)
-        mass = mass * tl.exp(best - shift) + tl.exp(score - shift)
-        best = top
+    passes = vocab_size * 0 + 1
+    while passes != 0:
+        best = tl.full((_TILE,), float("-inf"), tl.float32)
+        mass = tl.full((_TILE,), 0.0, tl.float32)
+        for start in range(0, vocab_size, _TILE):
+            token = start + tl.arange(0, _TILE)
+            x = tl.load(logits + token, mask=token < vocab_size, other=float("-inf")).to(tl.float32)
+            is_nan = x != x
+            nan = nan | is_nan.to(tl.int32)
+            x = tl.where(is_nan, float("-inf"), x)
+            most = tl.maximum(most, x)
+            score = tl.math.div_rn(x, temperature)
+            top = tl.maximum(best, score)
+            shift = tl.where(top > float("-inf"), top, 0.0)
+            mass = mass * tl.exp(best - shift) + tl.exp(score - shift)
+            best = top
+        fitting = fitting_temperature(temperature, tl.max(most))
+        passes = ((fitting != temperature) & (fitting < float("inf"))).to(tl.int32)
+        temperature = tl.where(passes != 0, fitting, temperature)
     largest = tl.max(best)
     total = tl.sum(tl.where(best > float("-inf"), mass * tl.exp(best - largest), 0.0))
-    return largest, tl.log(total.to(tl.float64)), status_of(largest, tl.max(nan) != 0, 0.0)
+    status = status_of(tl.max(most), tl.max(nan) != 0)
+    return largest, tl.log(total.to(tl.float64)), status, temperature
 
 
 @triton.jit
@@ -89,7 +101,7 @@ def log_one_less_exp(x):
 
 @triton.jit
 def race_of_position(
-    weights, target, largest, draft, draft_largest, log_sums, draft_id, temperature, vocab_size,
+    weights, target, largest, draft, draft_largest, log_sums, draft_id, temperature, draft_temperature, vocab_size,
     noise, noise_is_given, seed, step,
 ):  # fmt: skip
     """The token with the largest ln weight - ln E, the lowest id of several; -1 where none has a weight.
@@ -102,13 +114,14 @@ def race_of_position(
         token = start + tl.arange(0, _TILE)
         inside = token < vocab_size
         x = tl.load(target + token, mask=inside, other=float("-inf")).to(tl.float32)
-        score = tl.math.div_rn(x, temperature)
+        # From the largest, beside which float32 may not hold the noise.
+        score = tl.math.div_rn(x, temperature) - largest
         if weights == _OTHERS:
             score = tl.where(token == draft_id, float("-inf"), score)
         if weights == _RESIDUAL:
             y = tl.load(draft + token, mask=inside, other=0.0).to(tl.float32)
             # ln(p - q) = ln p + ln(1 - q / p)
-            ratio = (tl.math.div_rn(y, temperature) - draft_largest) - (score - largest) + log_sums
+            ratio = (tl.math.div_rn(y, draft_temperature) - draft_largest) - score + log_sums
             less = ratio < 0.0
             score = tl.where(less, score + log_one_less_exp(tl.where(less, ratio, -1.0)), float("-inf"))
         if noise_is_given:
@@ -154,25 +167,26 @@ def verify_draft_kernel(
         draft_id = tl.where(drafted, given_id, -1).to(tl.int32)
         if temperature == 0.0:
             top, token, nan = largest_logit(x, vocab_size)
-            fault = status_of(top, nan, 0.0)
+            fault = status_of(top, nan)
             stays = ((fault == 0) & (token == draft_id)).to(tl.int32)
         else:
             stays = vocab_size * 0
-            largest, log_sum, fault = log_sum_exp(x, vocab_size, temperature)
+            largest, log_sum, fault, fitting = log_sum_exp(x, vocab_size, temperature)
             draft_largest = largest * 0.0
             draft_log_sum = log_sum * 0.0
+            draft_fitting = fitting
             weights = tl.where(drafted, tl.where(certain != 0, _OTHERS, _RESIDUAL), _TARGET)
             if (fault == 0) & (weights == _RESIDUAL):
-                draft_largest, draft_log_sum, fault = log_sum_exp(y, vocab_size, temperature)
+                draft_largest, draft_log_sum, fault, draft_fitting = log_sum_exp(y, vocab_size, temperature)
             if fault != 0:
                 _, token, _ = largest_logit(x, vocab_size)
             else:
                 if drafted:
-                    p = log_probability(x, draft_id, temperature, largest, log_sum)
+                    p = log_probability(x, draft_id, fitting, largest, log_sum)
                     q = p * 0.0
                     if p > float("-inf"):
                         if weights == _RESIDUAL:
-                            q = log_probability(y, draft_id, temperature, draft_largest, draft_log_sum)
+                            q = log_probability(y, draft_id, draft_fitting, draft_largest, draft_log_sum)
                         if noise_is_given:
                             uniform = tl.load(uniforms + row * num_drafts + position)
                         else:
@@ -184,7 +198,8 @@ def verify_draft_kernel(
                     # Through rounding there may be no residual: then the race is among p.
                     while token < 0:
                         token = race_of_position(
-                            weights, x, largest, y, draft_largest, log_sums, draft_id, temperature, vocab_size,
+                            weights, x, largest, y, draft_largest, log_sums, draft_id, fitting, draft_fitting,
+                            vocab_size,
                             noise + row * noise_stride, noise_is_given, seed, step + position,
                         )  # fmt: skip
                         token = tl.where((token < 0) & (weights == _TARGET), 0, token)

@@ -14,7 +14,8 @@ namespace pygen {
 // Stands for minus infinity where Hugging Face has it: finite, and float32 rounds away whatever is added to it.
 constexpr float kNeverWins = -1e9f;
 
-// A continuation of a beam. `value` selects: the score, or in a draw the score minus ln E.
+// A continuation of a beam. `value` selects: the score, or in a draw the score minus ln E. A draw leaves -ln E alone
+// between its two halves, because no double holds that beside a large score.
 struct Candidate {
   double value;
   float score;     // sum of scores, the parent's included

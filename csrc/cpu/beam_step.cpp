@@ -94,16 +94,18 @@ void expand_beam(const BeamParams& params, int64_t beam, int threads, Bar& bar, 
   } else {
     scores.scan_log_softmax(threads);
   }
-  const Filters filters(params.shaping, row);
-  const RowStatus status = params.do_sample ? status_over_temperature(scores, filters) : scores.status();
+  Filters filters(params.shaping, row);
+  const RowStatus status = scores.status();
   params.status[row] = status;
   params.count_of_row[beam] = 0;
   if (status != kOk || running == -kInf) return;
 
   TopCandidates top(params.num_candidates, beam % params.num_beams, running);
   if (params.do_sample) {
+    filters.fit_temperature(scores);
     Survivors survivors(scores, filters, scratch);
     survivors.apply_filters();
+    top.origin = survivors.max_score() + running;
     with_noise(params, beam, step_of(params), twister,
                [&](const auto& noise) { collect_drawn(scores, survivors, running, noise, top); });
   } else {
@@ -112,6 +114,9 @@ void expand_beam(const BeamParams& params, int64_t beam, int threads, Bar& bar, 
   auto* out = static_cast<Candidate*>(params.best_of_row) + beam * params.num_candidates;
   params.count_of_row[beam] = top.write(out);
   bar.raise(top.reached());
+  if (!params.do_sample) return;
+  for (int64_t i = 0; i < params.count_of_row[beam]; ++i)
+    out[i].value -= static_cast<double>(out[i].score) - top.origin;
 }
 
 // The K best of all beams of a prompt, best first, or by score what was drawn.
@@ -122,6 +127,11 @@ void merge_candidates(const BeamParams& params, int64_t prompt) {
   for (int64_t beam = prompt * params.num_beams; beam < (prompt + 1) * params.num_beams; ++beam) {
     const auto* of_row = static_cast<const Candidate*>(params.best_of_row) + beam * count;
     for (int64_t i = 0; i < params.count_of_row[beam]; ++i) all.push(of_row[i]);
+  }
+  if (params.do_sample) {
+    float best = -kInf;
+    for (int64_t i = 0; i < all.size(); ++i) best = std::max(best, all[i].score);
+    for (int64_t i = 0; i < all.size(); ++i) all[i].value += static_cast<double>(all[i].score) - best;
   }
   const int64_t found = std::min(count, all.size());
   std::partial_sort(all.data(), all.data() + found, all.data() + all.size(), BetterCandidate{});

@@ -32,6 +32,8 @@ class TopCandidates {
     kept_.clear();
   }
 
+  float origin = 0;  // as in Winner
+
   PYGEN_INLINE void offer(double value, int64_t token_id, float score) {
     if (score == -kInf) return;
     kept_.push({value, score, parent_, token_id});
@@ -41,7 +43,7 @@ class TopCandidates {
   // At least `capacity` candidates have this value or more; -inf while fewer were offered.
   double reached() const { return reached_; }
   PYGEN_INLINE float bar() const {
-    return reached_ < -1e30 ? -kInf : static_cast<float>(bar_below(reached_) - offset_);
+    return reached_ < -1e30 ? -kInf : static_cast<float>(bar_below(reached_ + origin) - offset_);
   }
 
   // Writes the best, unordered, and returns how many.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "common/temperature.h"
 #include "cpu/row_scores.h"
 
 namespace pygen::cpu::PYGEN_ISA {
@@ -28,6 +29,11 @@ struct Filters {
     if (top_k >= params.vocab_size) top_k = 0;
   }
 
+  // To be called for a row that was scanned.
+  void fit_temperature(const RowScores& row) {
+    if (row.status() == kOk && !greedy()) temperature = fitting_temperature(temperature, row.max_score());
+  }
+
   bool greedy() const { return temperature == 0.0f; }
   bool any() const {
     return top_h > 0 || top_k > 0 || top_p < 1 || min_p > 0 || typical_p < 1 || epsilon_cutoff > 0 || eta_cutoff > 0;
@@ -39,12 +45,5 @@ struct Filters {
   int64_t top_k = 0;
   int64_t min_tokens_to_keep = 1;
 };
-
-// What is wrong with a row once its scores are divided by the temperature, which may leave float32's range.
-inline RowStatus status_over_temperature(const RowScores& row, const Filters& filters) {
-  if (row.status() != kOk || filters.greedy()) return row.status();
-  const float largest = row.max_score() / filters.temperature;
-  return largest == kInf ? kPosInf : largest == -kInf ? kAllMasked : kOk;
-}
 
 }  // namespace pygen::cpu::PYGEN_ISA

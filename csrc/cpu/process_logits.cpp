@@ -42,9 +42,10 @@ void process_row(const ProcessParams& params, int64_t row, int threads) {
   Scratch& scratch = thread_scratch();
   RowScores scores(params.shaping, row, scratch);
   scores.scan(threads);
-  const Filters filters(params.shaping, row);
+  Filters filters(params.shaping, row);
+  filters.fit_temperature(scores);
   float* out = params.out + row * params.out_stride;
-  const bool as_they_are = filters.greedy() || status_over_temperature(scores, filters) != kOk;
+  const bool as_they_are = filters.greedy() || scores.status() != kOk;
   if (as_they_are || !filters.any()) return write_unfiltered(scores, as_they_are ? 1.0f : filters.temperature, out);
   Survivors survivors(scores, filters, scratch);
   survivors.apply_filters();

@@ -18,9 +18,10 @@ namespace pygen::cpu::PYGEN_ISA {
 PYGEN_INLINE double bar_below(double value) { return value - 1e-4 - 4e-6 * (std::fabs(value) + 32.0); }
 
 struct Winner {
-  double value = -std::numeric_limits<double>::infinity();
+  double value = -std::numeric_limits<double>::infinity();  // of score - origin - ln E
   int64_t token_id = -1;
   float score = -kInf;
+  float origin = 0;  // close to the largest score, so that a double holds the noise beside the difference
 
   PYGEN_INLINE void offer(double candidate, int64_t id, float candidate_score) {
     if (token_id >= 0 && !(candidate > value) && !(candidate == value && id < token_id)) return;
@@ -31,9 +32,13 @@ struct Winner {
 
   // Below this bound nothing wins.
   PYGEN_INLINE float bar() const {
-    return token_id < 0 || value < -1e30 ? -kInf : static_cast<float>(bar_below(value));
+    return token_id < 0 || value < -1e30 ? -kInf : static_cast<float>(bar_below(value + origin));
   }
 };
+
+PYGEN_INLINE double value_of(float score, float origin, double exponential) {
+  return (static_cast<double>(score) - origin) - std::log(exponential);
+}
 
 // Among blocks [begin, end) of a whole row. max_of(block) -> at least its largest score; get(block, room) -> its 64
 // scores; survivors lie in [low, high]. `scale` turns a score into one over the temperature, up to rounding;
@@ -63,7 +68,7 @@ void race_blocks(int64_t begin, int64_t end, Noise& noise, const MaxOf& max_of, 
         if (bounds[lane] < bar) continue;
         const int64_t token_id = b * kBlock + i * kLanes + lane;
         const float score = finish(scores[i * kLanes + lane]);
-        winner.offer(static_cast<double>(score) - std::log(noise.exponential(token_id)), token_id, score);
+        winner.offer(value_of(score, winner.origin, noise.exponential(token_id)), token_id, score);
         bar = winner.bar();
       }
     }
@@ -74,11 +79,12 @@ constexpr int kMaxRaceParts = 64;
 
 // race(begin, end, noise, winner, part) on stretches of the blocks; the best of their winners.
 template <typename Noise, typename Race>
-Winner race_in_parts(int64_t blocks, const Noise& noise, int threads, const Race& race) {
+Winner race_in_parts(int64_t blocks, const Noise& noise, int threads, float origin, const Race& race) {
   const int parts = Noise::kSequential ? 1 : std::min(threads, kMaxRaceParts);
   Winner winners[kMaxRaceParts];
   parallel_parts(blocks, parts, [&](int64_t begin, int64_t end, int part) {
     Noise own = noise;
+    winners[part].origin = origin;
     race(begin, end, own, winners[part], part);
   });
   Winner best = winners[0];
@@ -96,7 +102,7 @@ void race_list(const Survivors& survivors, Noise& noise, const Finish& finish, W
     if (!survivors.keeps(scores[i])) continue;
     if (!noise.may_reach(ids[i], scores[i] - winner.bar())) continue;
     const float score = finish(scores[i]);
-    winner.offer(static_cast<double>(score) - std::log(noise.exponential(ids[i])), ids[i], score);
+    winner.offer(value_of(score, winner.origin, noise.exponential(ids[i])), ids[i], score);
   }
 }
 

@@ -3,6 +3,7 @@
 // threshold is sampled. Bytes per row: one read of the logits from memory; later passes find the row, or its copy as
 // float32, in the cache.
 #include <cmath>
+#include <optional>
 
 #include "common/sample_params.h"
 #include "cpu/filters.h"
@@ -19,6 +20,8 @@ namespace {
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 // Below it the reciprocal of a temperature may overflow where the quotient does not.
 constexpr float kSmallestReciprocal = 1e-6f;
+// Up to here a double holds a score and its noise together.
+constexpr float kLargestWithNoise = 0x1p20f;
 
 // Without a filter the row is raced where it lies; without exceptions, while it is scanned.
 template <typename Noise>
@@ -29,14 +32,14 @@ Winner race_unfiltered(RowScores& row, float temperature, const Noise& noise, in
   if (row.has_exceptions()) {
     row.scan(threads);
     if (row.status() != kOk) return {};
-    return race_in_parts(row.blocks(), noise, threads,
+    return race_in_parts(row.blocks(), noise, threads, 0.0f,
                          [&](int64_t begin, int64_t end, Noise& own, Winner& winner, int) {
                            const auto max_of = [&](int64_t b) { return row.block_max()[b]; };
                            race_blocks(begin, end, own, max_of, get, scale, finish, -kInf, kInf, winner);
                          });
   }
   Bits nan_of_part[kMaxRaceParts] = {};
-  const Winner best = race_in_parts(row.blocks(), noise, threads,
+  const Winner best = race_in_parts(row.blocks(), noise, threads, 0.0f,
                                     [&](int64_t begin, int64_t end, Noise& own, Winner& winner, int part) {
                                       Bits nan = 0;
                                       const auto max_of = [&](int64_t b) { return row.scan_block(b, nan); };
@@ -54,15 +57,18 @@ Winner race_survivors(const RowScores& row, const Survivors& survivors, Noise no
   const auto finish = [](float score) { return score; };
   if (survivors.token_ids() != nullptr) {
     Winner winner;
+    winner.origin = survivors.max_score();
     race_list(survivors, noise, finish, winner);
     return winner;
   }
   const float temperature = survivors.temperature();
   const auto get = [&](int64_t b, float* room) { return survivors.block(b, room); };
   const auto max_of = [&](int64_t b) { return row.block_max()[b] / temperature; };
-  return race_in_parts(row.blocks(), noise, threads, [&](int64_t begin, int64_t end, Noise& own, Winner& best, int) {
-    race_blocks(begin, end, own, max_of, get, 1.0f, finish, survivors.low(), survivors.high(), best);
-  });
+  return race_in_parts(row.blocks(), noise, threads, survivors.max_score(),
+                       [&](int64_t begin, int64_t end, Noise& own, Winner& best, int) {
+                         race_blocks(begin, end, own, max_of, get, 1.0f, finish, survivors.low(), survivors.high(),
+                                     best);
+                       });
 }
 
 Winner largest_survivor(const Survivors& survivors) {
@@ -76,8 +82,8 @@ Winner largest_survivor(const Survivors& survivors) {
 
 void write_logprobs(const SampleParams& params, int64_t row, const Survivors& survivors, float score,
                     Scratch& scratch) {
-  const double log_sum = survivors.log_sum_exp();
-  params.logprobs[row] = static_cast<float>(score - log_sum);
+  const LogSum log_sum = survivors.log_sum_exp();
+  params.logprobs[row] = log_probability(score, log_sum);
   if (params.top_ids == nullptr) return;
   Buffer<ScoredToken>& best = scratch.ordered;
   best.clear();
@@ -101,18 +107,23 @@ void sample_row(const SampleParams& params, int64_t row, int threads, MersenneTw
   Scratch& scratch = thread_scratch();
   RowScores scores(params.shaping, row, scratch);
   Filters filters(params.shaping, row);
-  const bool unfiltered =
+  bool unfiltered =
       !filters.greedy() && !filters.any() && params.logprobs == nullptr && filters.temperature >= kSmallestReciprocal;
   Winner winner;
   if (unfiltered) {
+    std::optional<MersenneTwister> before;
+    if (twister != nullptr) before = *twister;
     winner = with_noise(params, row, knob_at(params.step, row), twister, [&](const auto& noise) {
       return race_unfiltered(scores, filters.temperature, noise, threads);
     });
+    unfiltered = scores.status() != kOk || std::fabs(scores.max_score()) / filters.temperature < kLargestWithNoise;
+    if (!unfiltered && before) *twister = *before;
   } else {
     scores.scan(threads);
   }
 
-  const RowStatus status = status_over_temperature(scores, filters);
+  const RowStatus status = scores.status();
+  filters.fit_temperature(scores);
   params.status[row] = status;
   if (status != kOk || filters.greedy()) {
     params.token_ids[row] = scores.argmax();

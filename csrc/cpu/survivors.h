@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "common/log_sum.h"
 #include "cpu/filters.h"
 #include "cpu/largest.h"
 #include "cpu/row_scores.h"
@@ -55,8 +56,8 @@ class Survivors {
   // Whether the score at a position survived.
   bool keeps(float score) const { return score >= low_ && score <= high_ && score > -kInf; }
 
-  // ln of the sum of e^score over the survivors.
-  double log_sum_exp() const { return max_score_ + std::log(mass()); }
+  // Over the survivors.
+  LogSum log_sum_exp() const { return {max_score_, std::log(mass())}; }
 
  private:
   struct Distribution {

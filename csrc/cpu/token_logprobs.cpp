@@ -37,13 +37,14 @@ void collect_best(const RowScores& row, int64_t count, Buffer<ScoredToken>& best
 void score_row(const LogprobParams& params, const ShapingParams& logits, int64_t row, int threads) {
   Scratch& scratch = thread_scratch();
   RowScores scores(logits, row, scratch);
-  const double log_sum = scores.scan_log_sum(threads) + scores.max_score();
+  const double rest = scores.scan_log_sum(threads);
+  const LogSum log_sum{scores.max_score(), rest};
   const bool ok = scores.status() == kOk;
   params.status[row] = scores.status();
   const int64_t* ids = params.token_ids + row * params.token_ids_stride;
   for (int64_t i = 0; i < params.num_tokens; ++i) {
     const bool known = ok && ids[i] >= 0 && ids[i] < params.vocab_size;
-    params.logprobs[row * params.num_tokens + i] = known ? static_cast<float>(scores.logit(ids[i]) - log_sum) : kNaN;
+    params.logprobs[row * params.num_tokens + i] = known ? log_probability(scores.logit(ids[i]), log_sum) : kNaN;
   }
   if (params.num_top == 0) return;
   int64_t* top_ids = params.top_ids + row * params.num_top;

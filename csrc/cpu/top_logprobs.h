@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "common/log_sum.h"
 #include "cpu/row_scores.h"
 #include "cpu/scratch.h"
 
@@ -11,14 +12,14 @@ namespace pygen::cpu::PYGEN_ISA {
 
 // Writes the `count` best of `candidates`, which it reorders, best first; a shorter list is filled up with id -1 and
 // -inf.
-inline void write_top_logprobs(Buffer<ScoredToken>& candidates, int64_t count, double log_sum, int64_t* ids,
+inline void write_top_logprobs(Buffer<ScoredToken>& candidates, int64_t count, const LogSum& log_sum, int64_t* ids,
                                float* logprobs) {
   ScoredToken* first = candidates.data();
   const int64_t found = std::min(count, candidates.size());
   std::partial_sort(first, first + found, first + candidates.size(), BetterToken{});
   for (int64_t i = 0; i < count; ++i) {
     ids[i] = i < found ? first[i].token_id : -1;
-    logprobs[i] = i < found ? static_cast<float>(first[i].score - log_sum) : -kInf;
+    logprobs[i] = i < found ? log_probability(first[i].score, log_sum) : -kInf;
   }
 }
 

@@ -37,16 +37,22 @@ class LogSoftmax {
   void scan(int threads) {
     const float scale = std::min(1.0f / temperature_, std::numeric_limits<float>::max());
     log_sum_ = row_.scan_log_sum(threads, scale);
+    fit_temperature();
   }
-  RowStatus status() const {
-    Filters filters;
-    filters.temperature = temperature_;
-    return status_over_temperature(row_, filters);
+  void scan_maxima(int threads) {
+    row_.scan(threads);
+    fit_temperature();
   }
-  double of_score(float score) const { return static_cast<double>(score) - row_.max_score() / temperature_ - log_sum_; }
+  RowStatus status() const { return row_.status(); }
+  float largest() const { return row_.max_score() / temperature_; }
+  double of_score(float score) const { return static_cast<double>(score) - largest() - log_sum_; }
   double of_token(int64_t token_id) const { return of_score(row_.logit(token_id) / temperature_); }
 
  private:
+  void fit_temperature() {
+    if (status() == kOk) temperature_ = fitting_temperature(temperature_, row_.max_score());
+  }
+
   RowScores row_;
   float temperature_;
   double log_sum_ = 0;
@@ -55,6 +61,7 @@ class LogSoftmax {
 // Hands a race among p on as one among max(p - q, 0).
 struct Residual {
   Winner& winner;
+  const float origin;
   const LogSoftmax& target;
   const LogSoftmax* draft;  // null: q is 1 at `draft_id`
   int64_t draft_id;
@@ -132,15 +139,16 @@ class Row {
     const double q = certain ? 0.0 : draft.of_token(draft_id);
     const float uniform = acceptance_uniform(params_, row_, i, static_cast<uint32_t>(draft_id));
     if (draft_stays(p, q, uniform)) return {true, draft_id, kOk};
-    const int64_t recovered =
-        race(target, i, [&](Winner& winner) { return Residual{winner, target, certain ? nullptr : &draft, draft_id}; });
+    const int64_t recovered = race(target, i, [&](Winner& winner) {
+      return Residual{winner, winner.origin, target, certain ? nullptr : &draft, draft_id};
+    });
     return {false, recovered >= 0 ? recovered : draw(target, i), kOk};
   }
 
   Verdict draw_behind(int64_t i) const {
     const ShapingParams logits = target_at(i);
     LogSoftmax target(logits, temperature_, thread_scratch());
-    target.row().scan(threads_);
+    target.scan_maxima(threads_);
     const RowStatus status = target.status();
     return {false, status == kOk ? draw(target, i) : target.row().argmax(), status};
   }
@@ -163,7 +171,7 @@ class Row {
   template <typename Noise, typename Entry>
   int64_t race_with(const LogSoftmax& target, const Noise& noise, const Entry& entry) const {
     const RowScores& row = target.row();
-    const float temperature = temperature_;
+    const float temperature = target.temperature();
     const auto get = [&](int64_t b, float* room) -> const float* {
       const float* logits = row.block(b, room);
       for (int64_t j = 0; j < kBlock; ++j) room[j] = logits[j] / temperature;
@@ -171,7 +179,7 @@ class Row {
     };
     const auto max_of = [&](int64_t b) { return row.block_max()[b] / temperature; };
     const auto finish = [](float score) { return score; };
-    return race_in_parts(row.blocks(), noise, threads_,
+    return race_in_parts(row.blocks(), noise, threads_, target.largest(),
                          [&](int64_t begin, int64_t end, Noise& own, Winner& winner, int) {
                            auto&& entrance = entry(winner);
                            race_blocks(begin, end, own, max_of, get, 1.0f, finish, -kInf, kInf, entrance);

@@ -25,25 +25,34 @@ class PromptMerge {
       : n_(static_cast<int>(params.num_beams)),
         count_(static_cast<int>(params.num_candidates)),
         best_(memory, count_),
+        draws_(params.do_sample),
         lists_(static_cast<const Candidate*>(params.best_of_row) + prompt * params.num_beams * params.num_candidates),
         sorts_draws_(params.sorts_draws),
         lengths_(memory.take<int>(n_)),
         beams_(memory.take<int>(n_)),
         next_beams_(memory.take<int>(n_)),
-        counter_(memory.take<int>(1)) {
+        counter_(memory.take<int>(1)),
+        highest_(memory.take<uint32_t>(1)) {
+    if (thread_index() == 0) highest_.set(0, 0);
     for (int beam = thread_index(); beam < n_; beam += kThreads) {
       lengths_.set(beam, static_cast<int>(params.count_of_row[prompt * params.num_beams + beam]));
       beams_.set(beam, beam);
     }
   }
   static size_t bytes(const BeamParams& params) {
-    return BestOf::bytes(params.num_candidates) + params.num_beams * 3 * 4 + 4 * 16;
+    return BestOf::bytes(params.num_candidates) + params.num_beams * 3 * 4 + 5 * 16;
   }
 
   PYGEN_DEVICE const Ranking& ranking() const { return best_.ranking(); }
 
   PYGEN_DEVICE void run(const PromptCandidates& out) {
     __syncthreads();
+    if (draws_) {
+      for (int i = thread_index(); i < n_ * count_; i += kThreads)
+        if (i % count_ < lengths_.get(i / count_)) highest_.max(0, ordered_key(lists_[i].score));
+      __syncthreads();
+      largest_ = value_of_key(highest_.get(0));
+    }
     int level = 0, beams = n_, found = 0;
     Shared<int> going_on = beams_, next = next_beams_;
     while (beams > 0) {
@@ -77,7 +86,9 @@ class PromptMerge {
  private:
   // 0 where the list has ended.
   PYGEN_DEVICE uint64_t key_at(int beam, int place) const {
-    return place < lengths_.get(beam) ? ordered_key(lists_[beam * count_ + place].value) : 0;
+    if (place >= lengths_.get(beam)) return 0;
+    const Candidate& candidate = lists_[beam * count_ + place];
+    return ordered_key(draws_ ? candidate.value + (static_cast<double>(candidate.score) - largest_) : candidate.value);
   }
 
   // Among the candidates found, equal scores in the order of the draw.
@@ -103,11 +114,14 @@ class PromptMerge {
 
   const int n_, count_;
   BestOf best_;
+  const bool draws_;
+  float largest_ = 0.0f;  // of the scores
   const Candidate* const lists_;
   const bool sorts_draws_;
   const Shared<int> lengths_;
   const Shared<int> beams_, next_beams_;
   const Shared<int> counter_;
+  const Shared<uint32_t> highest_;
 };
 
 }  // namespace pygen::cuda

@@ -40,11 +40,13 @@ class BeamSelection {
   }
 
   PYGEN_DEVICE void run() {
-    const Filters filters = kDraws ? Filters(params_.shaping, row_) : Filters();
+    Filters filters = kDraws ? Filters(params_.shaping, row_) : Filters();
     team_.sync();
     const RowFacts facts = scan(filters);
     if (facts.status == kOk && running_ != -kInfinity) {
       if constexpr (kDraws) {
+        filters.temperature = fitting_temperature(filters.temperature, facts.most);
+        origin_ = facts.most / filters.temperature + running_;
         draw(filters, facts.most / filters.temperature);
       } else {
         take_largest();
@@ -75,14 +77,14 @@ class BeamSelection {
     if (params_.normalized) {
       whole = true;
     } else {
-      const RowFacts facts = facts_of_scan(raw_, team_, raw_.scan(1.0f, nothing), 1.0f);
+      const RowFacts facts = facts_of_scan(raw_, team_, raw_.scan(1.0f, nothing));
       if (facts.status != kOk) return facts;
       max_logit = facts.most;
       log_sum = log_sum_of_tiles(max_logit);
       scores_.normalize(max_logit, log_sum);
     }
     const bool nan = whole ? scores_.scan(filters.temperature, nothing) : make_maxima(max_logit, log_sum);
-    return facts_of_scan(scores_, team_, nan, filters.temperature);
+    return facts_of_scan(scores_, team_, nan);
   }
 
   // ln of the sum of e^(logit - most). Integers, so that it does not depend on how the row was split.
@@ -189,7 +191,7 @@ class BeamSelection {
         const uint64_t entry = rooms_.list.get(i);
         token = token_of_entry(entry);
         sum[0] = score_of_entry(entry) + running_;
-        key[0] = ordered_key(exact_value(sum[0], noise.exponential(token)));
+        key[0] = ordered_key(exact_value(sum[0], origin_, noise.exponential(token)));
       }
       best_.offer(key, token, sum);
     }
@@ -296,8 +298,11 @@ class BeamSelection {
     auto* const out = static_cast<Candidate*>(params_.best_of_row) + beam_ * params_.num_candidates;
     const int32_t parent = static_cast<int32_t>(beam_ % params_.num_beams);
     const Ranking& ranking = best_.ranking();
-    for (int i = thread_index(); i < count; i += kThreads)
-      out[i] = {value_of_key(ranking.key(i)), ranking.score(i), parent, ranking.place(i)};
+    for (int i = thread_index(); i < count; i += kThreads) {
+      // The origin is the beam's own: what beams have in common are scores and noise.
+      const double above = kDraws ? static_cast<double>(ranking.score(i)) - origin_ : 0.0;
+      out[i] = {value_of_key(ranking.key(i)) - above, ranking.score(i), parent, ranking.place(i)};
+    }
     if (thread_index() != 0) return;
     params_.status[row_] = status;
     params_.count_of_row[beam_] = count;
@@ -306,6 +311,7 @@ class BeamSelection {
   const BeamParams& params_;
   const int64_t beam_, row_;
   const float running_;
+  float origin_ = 0.0f;  // about the largest sum; see exact_value
   RowRooms rooms_;
   RowTeam team_;
   Scores raw_, scores_;

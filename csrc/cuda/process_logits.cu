@@ -25,10 +25,11 @@ PYGEN_COLD Interval filter_whole_row(RowScores<kDType> row, RowTeam team, Filter
 // All threads of the row.
 template <DType kDType>
 PYGEN_DEVICE Kept shape_row(const ShapingParams& params, int64_t row, const RowScores<kDType>& scores, RowTeam& team) {
-  const Filters filters(params, row);
+  Filters filters(params, row);
   const bool nan = scores.scan(filters.temperature, [](const auto&, int, float) {});
-  const RowFacts facts = facts_of_scan(scores, team, nan, filters.temperature);
+  const RowFacts facts = facts_of_scan(scores, team, nan);
   if (facts.status != kOk) return {Interval{}, true, 1.0f};
+  filters.temperature = fitting_temperature(filters.temperature, facts.most);
   if (!filters.any()) return {Interval{}, true, filters.temperature};
   const float largest = facts.most / filters.temperature;
   uint64_t told[3] = {};

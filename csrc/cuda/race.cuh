@@ -20,8 +20,9 @@ PYGEN_DEVICE float bar_below(float best) {
 PYGEN_DEVICE float value_about(float score, float exponential) {
   return fmaxf(score - logf(exponential), kLowestFloat);
 }
-PYGEN_DEVICE double exact_value(float score, double exponential) {
-  return fmax(static_cast<double>(score) - log(exponential), -1.7976931348623157e308);
+// `origin`: close to the largest score, so that a double holds the noise beside the difference.
+PYGEN_DEVICE double exact_value(float score, float origin, double exponential) {
+  return fmax((static_cast<double>(score) - origin) - log(exponential), -1.7976931348623157e308);
 }
 
 // The best of some tokens, in float32.
@@ -146,17 +147,18 @@ struct WholeShare {
 };
 
 // Where float32 could not tell: the winner among the survivors of `view` near the best racer. All threads of the row.
+// `largest`: of the row's scores.
 // share(score, token): ln of the share of its weight, at most 1, with which a token races; -inf keeps it out.
 template <typename View, typename Share = WholeShare>
-PYGEN_DEVICE Racer race_exactly(const View& view, const RowNoise& noise, const Racer& racer, RowTeam& team,
-                                const RaceRooms& rooms, const Share& share = Share()) {
+PYGEN_DEVICE Racer race_exactly(const View& view, float largest, const RowNoise& noise, const Racer& racer,
+                                RowTeam& team, const RaceRooms& rooms, const Share& share = Share()) {
   const float bar = bar_below(racer.best);
   Winner own;
   view.for_each([&](float score, int token) {
     if (value_about(score, noise.about(token)) < bar) return;
     const double log_share = share(score, token);
     if (log_share == -kInfinity) return;
-    const Winner other{exact_value(score, noise.exponential(token)) + log_share, token, score};
+    const Winner other{exact_value(score, largest, noise.exponential(token)) + log_share, token, score};
     if (own.loses_to(other)) own = other;
   });
   send_best(own, BetterWinner{}, team, rooms.winners);
@@ -167,7 +169,7 @@ PYGEN_DEVICE Racer race_exactly(const View& view, const RowNoise& noise, const R
 
 // The winner of the whole row's survivors. All threads of the row.
 template <DType kDType>
-PYGEN_DEVICE Racer race_row(const RowScores<kDType>& row, const RowView<kDType>& view, float temperature,
+PYGEN_DEVICE Racer race_row(const RowScores<kDType>& row, const RowView<kDType>& view, float temperature, float largest,
                             const RowNoise& noise, RowTeam& team, const RaceRooms& rooms) {
   constexpr int kCount = RowScores<kDType>::kCount;
   Racer racer;
@@ -186,10 +188,11 @@ PYGEN_DEVICE Racer race_row(const RowScores<kDType>& row, const RowView<kDType>&
   send_best(racer, FasterRacer{}, team, rooms.racers);
   team.sync();
   racer = best_of_blocks(FasterRacer{}, team, rooms.racers);
-  return racer.clear() ? racer : race_exactly(view, noise, racer, team, rooms);
+  return racer.clear() ? racer : race_exactly(view, largest, noise, racer, team, rooms);
 }
 
-// The winner of a list's survivors. All threads of the block that holds it.
+// The winner of a list's survivors, which begin with the largest unless `typical` removed it. All threads of the block
+// that holds it.
 PYGEN_DEVICE Racer race_list(const SortedList& list, const RowNoise& noise, const RaceRooms& rooms) {
   Racer racer;
   for (int i = list.begin() + thread_index(); i < list.end(); i += kThreads)
@@ -200,7 +203,8 @@ PYGEN_DEVICE Racer race_list(const SortedList& list, const RowNoise& noise, cons
   Winner own;
   for (int i = list.begin() + thread_index(); i < list.end(); i += kThreads) {
     if (value_about(list.score(i), noise.about(list.token(i))) < bar) continue;
-    const Winner other{exact_value(list.score(i), noise.exponential(list.token(i))), list.token(i), list.score(i)};
+    const double value = exact_value(list.score(i), list.score(list.begin()), noise.exponential(list.token(i)));
+    const Winner other{value, list.token(i), list.score(i)};
     if (own.loses_to(other)) own = other;
   }
   own = block_reduce(own, BetterWinner{}, rooms.winners);

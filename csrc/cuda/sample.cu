@@ -25,8 +25,8 @@ class Results {
     return params_.top_ids == nullptr ? 1 : static_cast<int>(params_.num_logprobs < most ? params_.num_logprobs : most);
   }
 
-  PYGEN_DEVICE void write_logprob(float score, double log_sum) const {
-    if (thread_index() == 0) params_.logprobs[row_] = static_cast<float>(score - log_sum);
+  PYGEN_DEVICE void write_logprob(float score, const LogSum& log_sum) const {
+    if (thread_index() == 0) params_.logprobs[row_] = log_probability(score, log_sum);
   }
   // None where nobody asks for them.
   PYGEN_DEVICE TopLogprobs tops() const {
@@ -48,7 +48,7 @@ class Results {
 template <DType kDType>
 PYGEN_DEVICE void write_logprobs_of_row(const Results& results, RowView<kDType>& view, RowTeam& team, float score,
                                         float largest) {
-  const double log_sum = log_sum_exp(largest, static_cast<double>(view.mass()));
+  const LogSum log_sum = log_sum_exp(largest, static_cast<double>(view.mass()));
   if (team.leads()) results.write_logprob(score, log_sum);
   write_top_of_view(results.tops(), view, team, largest, log_sum);
 }
@@ -75,9 +75,9 @@ PYGEN_COLD Racer draw_from_row(Drawing<kDType> d, Draw draw, Racer racer, bool l
   RowView<kDType> view(d.scores, d.team, d.filters.temperature, d.largest);
   if (draw == Draw::kFilter) {
     apply_filters(view, d.filters, d.largest);
-    racer = race_row(d.scores, view, d.filters.temperature, d.noise, d.team, d.rooms);
+    racer = race_row(d.scores, view, d.filters.temperature, d.largest, d.noise, d.team, d.rooms);
   } else if (draw == Draw::kFinishRace) {
-    racer = race_exactly(view, d.noise, racer, d.team, d.rooms);
+    racer = race_exactly(view, d.largest, d.noise, racer, d.team, d.rooms);
   }
   if (logprobs) write_logprobs_of_row(Results(d.params, d.row), view, d.team, racer.score, d.largest);
   return racer;
@@ -90,6 +90,7 @@ PYGEN_DEVICE int draw_row(const SampleParams& params, int64_t row, const RowScor
   const Results results(params, row);
   bool greedy, unfiltered;
   float temperature;
+  bool fits;
   Racer racer;
   RowFacts facts;
   {
@@ -104,7 +105,10 @@ PYGEN_DEVICE int draw_row(const SampleParams& params, int64_t row, const RowScor
       if (unfiltered) race_vector(x, token, most, temperature, noise, racer, bar);
     });
     if (unfiltered) send_best(racer, FasterRacer{}, team, race_rooms.racers);
-    facts = facts_of_scan(scores, team, nan, temperature);
+    facts = facts_of_scan(scores, team, nan);
+    const float fitting = fitting_temperature(temperature, facts.most);
+    fits = fitting == temperature || facts.status != kOk;
+    temperature = facts.status == kOk ? fitting : temperature;
   }
   if (team.leads() && thread_index() == 0) params.status[row] = facts.status;
   const float largest = facts.most / temperature;
@@ -117,19 +121,20 @@ PYGEN_DEVICE int draw_row(const SampleParams& params, int64_t row, const RowScor
   } else if (unfiltered) {
     racer = best_of_blocks(FasterRacer{}, team, race_rooms.racers);
   }
-  const Filters filters = greedy ? Filters() : Filters(params.shaping, row);
+  Filters filters = greedy ? Filters() : Filters(params.shaping, row);
+  filters.temperature = temperature;
   const RowNoise noise(params, row, knob_at(params.step, row));
   const Drawing<kDType> drawing{params, row, scores, team, race_rooms, filters, noise, largest};
-  if (unfiltered && !racer.clear())
+  if (unfiltered && fits && !racer.clear())
     return draw_from_row(drawing, Draw::kFinishRace, racer, results.wants_logprobs()).token;
-  const bool known = greedy || unfiltered;
+  const bool known = greedy || (unfiltered && fits);
   if (known && !results.wants_logprobs()) return racer.token;
 
   const bool listed =
       filter_list(scores, team, filters, largest, results.wanted_tops(), [&](const SortedList& list, double mass) {
         if (!known) racer = race_list(list, noise, race_rooms);
         if (!results.wants_logprobs()) return;
-        const double log_sum = log_sum_exp(largest, mass);
+        const LogSum log_sum = log_sum_exp(largest, mass);
         results.write_logprob(racer.score, log_sum);
         results.tops().write(list, 0, true, log_sum);
       });

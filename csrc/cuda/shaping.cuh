@@ -1,6 +1,7 @@
 // The steps that sample and process_logits share: what the scan tells about a row, and its filters.
 #pragma once
 
+#include "common/temperature.h"
 #include "cuda/largest.cuh"
 #include "cuda/row_view.cuh"
 
@@ -12,14 +13,13 @@ constexpr int kNucleus = 256;
 constexpr int kMostWanted = kListCapacity * 5 / 8;
 
 struct RowFacts {
-  float most;        // the largest score before temperature; NaN does not count
-  RowStatus status;  // over the temperature, unless the row is greedy
+  float most;  // the largest score before temperature; NaN does not count
+  RowStatus status;
 };
 
-// After the scan; orders shared memory of the row. `nan`: whether the thread saw one. `temperature`: 1 for a greedy
-// row.
+// After the scan; orders shared memory of the row. `nan`: whether the thread saw one.
 template <DType kDType>
-PYGEN_DEVICE RowFacts facts_of_scan(const RowScores<kDType>& row, RowTeam& team, bool nan, float temperature) {
+PYGEN_DEVICE RowFacts facts_of_scan(const RowScores<kDType>& row, RowTeam& team, bool nan) {
   __syncthreads();
   uint32_t most = ordered_key(-kInfinity);
   for (int i = row.layout().first_tile() + thread_index(); i < row.layout().last_tile(); i += kThreads) {
@@ -30,12 +30,11 @@ PYGEN_DEVICE RowFacts facts_of_scan(const RowScores<kDType>& row, RowTeam& team,
       team.reduce(static_cast<uint64_t>(most) << 1 | static_cast<uint64_t>(nan),
                   [](uint64_t a, uint64_t b) { return ((a > b ? a : b) & ~uint64_t{1}) | ((a | b) & 1); });
   RowFacts facts{value_of_key(static_cast<uint32_t>(both >> 1)), kOk};
-  const float largest = facts.most / temperature;
   if ((both & 1) != 0) {
     facts.status = kNan;
-  } else if (facts.most == kInfinity || largest == kInfinity) {
+  } else if (facts.most == kInfinity) {
     facts.status = kPosInf;
-  } else if (facts.most == -kInfinity || largest == -kInfinity) {
+  } else if (facts.most == -kInfinity) {
     facts.status = kAllMasked;
   }
   return facts;

@@ -10,21 +10,21 @@ namespace {
 constexpr float kNaN = __builtin_nanf("");
 
 template <DType kDType>
-PYGEN_DEVICE void write_logprobs(const LogprobParams& params, int64_t row, RowStatus status, double log_sum) {
+PYGEN_DEVICE void write_logprobs(const LogprobParams& params, int64_t row, RowStatus status, const LogSum& log_sum) {
   if (thread_index() == 0) params.status[row] = status;
   const int64_t* ids = params.token_ids + row * params.token_ids_stride;
   for (int64_t i = thread_index(); i < params.num_tokens; i += kThreads) {
     const int64_t id = ids[i];
     const bool known = status == kOk && id >= 0 && id < params.vocab_size;
     const float logit = known ? logit_at<kDType>(params.logits, row * params.logits_stride + id) : kNaN;
-    params.logprobs[row * params.num_tokens + i] = static_cast<float>(logit - log_sum);
+    params.logprobs[row * params.num_tokens + i] = log_probability(logit, log_sum);
   }
 }
 
 // By value, so that in the kernel the arguments stay in registers.
 template <DType kDType>
 PYGEN_COLD void write_top_of_row(TopLogprobs top, RowScores<kDType> scores, RowTeam team, float largest,
-                                 double log_sum) {
+                                 const LogSum& log_sum) {
   RowView<kDType> view(scores, team, 1.0f, largest);
   write_top_of_view(top, view, team, largest, log_sum);
 }
@@ -40,9 +40,9 @@ __global__ void __launch_bounds__(kThreads, kWithTop ? 1 : 2)
   const RowScores<kDType> scores(logits, launch.geometry, row, 0, nullptr, true, shared);
   team.sync();
   const bool nan = scores.scan(1.0f, [](const float (&)[RowScores<kDType>::kCount], int, float) {});
-  const RowFacts facts = facts_of_scan(scores, team, nan, 1.0f);
+  const RowFacts facts = facts_of_scan(scores, team, nan);
 
-  double log_sum = 0.0;
+  LogSum log_sum;
   if (team.leads()) {
     if (facts.status == kOk)
       log_sum = log_sum_exp(facts.most, masses_of_tiles(scores, 1.0f, facts.most, kInfinity, rooms.reduce).all);

@@ -1,12 +1,13 @@
 // The best tokens of a row with their log-probabilities, as the results of ops hold them.
 #pragma once
 
+#include "common/log_sum.h"
 #include "cuda/row_view.cuh"
 
 namespace pygen::cuda {
 
-// ln of a sum of masses, in units, of scores of which the largest is `largest`.
-PYGEN_DEVICE double log_sum_exp(float largest, double mass) { return largest + log(mass / kMassUnits); }
+// Of a sum of masses, in units, of scores of which the largest is `largest`.
+PYGEN_DEVICE LogSum log_sum_exp(float largest, double mass) { return {largest, log(mass / kMassUnits)}; }
 
 // Where the `count` best of a row go. Called by the threads of the leader.
 struct TopLogprobs {
@@ -15,13 +16,13 @@ struct TopLogprobs {
   int64_t count;
 
   // The survivors of a list are the next best from place `first` on; after the `last` of them there is none.
-  PYGEN_DEVICE void write(const SortedList& list, int64_t first, bool last, double log_sum) const {
+  PYGEN_DEVICE void write(const SortedList& list, int64_t first, bool last, const LogSum& log_sum) const {
     const int64_t found = list.end() - list.begin();
     const int64_t end = last || first + found > count ? count : first + found;
     for (int64_t i = first + thread_index(); i < end; i += kThreads) {
       const int from = list.begin() + static_cast<int>(i - first);
       ids[i] = i - first < found ? list.token(from) : -1;
-      logprobs[i] = i - first < found ? static_cast<float>(list.score(from) - log_sum) : -kInfinity;
+      logprobs[i] = i - first < found ? log_probability(list.score(from), log_sum) : -kInfinity;
     }
   }
   // Of a row that is not OK.
@@ -36,7 +37,7 @@ struct TopLogprobs {
 // The best of the survivors of a view that are too many for one list, a list at a time. All threads of the row.
 template <DType kDType>
 PYGEN_DEVICE void write_top_of_view(const TopLogprobs& top, RowView<kDType>& view, RowTeam& team, float largest,
-                                    double log_sum) {
+                                    const LogSum& log_sum) {
   Interval rest = view.interval();
   for (int64_t first = 0; first < top.count;) {
     const int64_t asked = top.count - first < kListCapacity ? top.count - first : kListCapacity;

@@ -39,7 +39,8 @@ PYGEN_DEVICE const void* position_at(const void* logits, int64_t offset) {
 template <DType kDType>
 PYGEN_COLD LogSoftmax scan_position(RowScores<kDType> scores, const void* logits, float temperature, RowTeam team) {
   const bool nan = scores.scan(temperature, [](const float (&)[RowScores<kDType>::kCount], int, float) {});
-  const RowFacts facts = facts_of_scan(scores, team, nan, temperature);
+  const RowFacts facts = facts_of_scan(scores, team, nan);
+  if (facts.status == kOk) temperature = fitting_temperature(temperature, facts.most);
   const float largest = facts.most / temperature;
   double log_sum = 0.0;
   if (team.leads() && facts.status == kOk)
@@ -112,7 +113,7 @@ PYGEN_COLD int race_shares(RowScores<kDType> scores, Share share, RowNoise noise
   const Racer racer = best_of_blocks(FasterRacer{}, team, rooms.racers);
   if (racer.token < 0 || racer.clear()) return racer.token;
   const RowView<kDType> view(scores, team, temperature, share.target.largest);
-  return race_exactly(view, noise, racer, team, rooms, share).token;
+  return race_exactly(view, share.target.largest, noise, racer, team, rooms, share).token;
 }
 
 // One row, with all its threads.

@@ -18,6 +18,7 @@ from pygen.rng import as_int64
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LARGEST_INT = 2**63 - 1
+_SMALLEST_FLOAT32 = 2.0**-149
 SEED_LIMIT = 2**64
 STEP_LIMIT = 2**32
 
@@ -117,6 +118,16 @@ def float_knob(name: str, value: object, rule: Rule, like: Like) -> float | Tens
     if not rule.holds(rounded):
         raise ValueError(f"`{name}` must be {rule.text}, got {value}")
     return rounded
+
+
+def temperature_knob(value: object, rule: Rule, like: Like) -> float | Tensor:
+    """As `float_knob`; a temperature that float32 rounds to 0 is no greedy one: it becomes the smallest there is."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point() and value.dtype.itemsize > 4:
+            value = torch.where((value > 0) & (value < _SMALLEST_FLOAT32), _SMALLEST_FLOAT32, value)
+    elif isinstance(value, Real) and 0 < value < _SMALLEST_FLOAT32:
+        value = _SMALLEST_FLOAT32
+    return float_knob("temperature", value, rule, like)
 
 
 def int_knob(name: str, value: object, rule: Rule, like: Like) -> int | Tensor:

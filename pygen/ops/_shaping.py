@@ -158,7 +158,7 @@ def check_shaping(
         dtype=logits.dtype,
         temperature=greedy_is_zero(
             checks.bool_knob("do_sample", do_sample, like),
-            checks.float_knob("temperature", temperature, checks.FINITE_NON_NEGATIVE, like),
+            checks.temperature_knob(temperature, checks.FINITE_NON_NEGATIVE, like),
             like,
         ),
         top_k=checks.int_knob("top_k", top_k, checks.NON_NEGATIVE, like),

@@ -232,7 +232,7 @@ def prepare_beam_step(
         min_tokens_to_keep=min_tokens_to_keep,
     )
     if do_sample:
-        checks.float_knob("temperature", temperature, checks.FINITE_POSITIVE, shaping.like)
+        checks.temperature_knob(temperature, checks.FINITE_POSITIVE, shaping.like)
     _check_search(length_penalty, early_stopping, stopping_criteria, state)
     if out is not None:
         check_beam_out(out, shaping.like)

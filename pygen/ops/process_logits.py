@@ -96,7 +96,9 @@ def process_logits(
         backend: "auto", "cpu", "cuda", "triton" or "torch".
         out: (rows, vocab_size) float32 to write into, last dimension contiguous, sharing no memory with `logits`.
 
-    A row that holds NaN or +inf, or nothing but -inf, before or after the temperature, is returned as x.
+    Where the best score would leave float32's range over the temperature, that acts as the one at which it is 2^100 in
+    magnitude: at both, nothing but ties of the best can be drawn. A row that holds NaN or +inf, or nothing but -inf, is
+    returned as x.
 
     Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError where the backend cannot run;
     a refused call changes nothing.

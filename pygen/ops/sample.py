@@ -78,9 +78,10 @@ def sample(
       that it returns. The generator advances by rows * vocab_size elements, also for greedy rows.
     - noise=: given.
 
-    A row that is not OK (see `RowStatus`) is not drawn: its token is the lowest id of the largest x that is not NaN,
-    and its log-probabilities are NaN. The other rows of the call are untouched by it. Greedy and bad rows, like every
-    other, return an id in [0, vocab_size).
+    However small a temperature is, the draw stays one among the largest scores, uniform where they tie. A row that is
+    not OK (see `RowStatus`) is not drawn: its token is the lowest id of the largest x that is not NaN, and its
+    log-probabilities are NaN. The other rows of the call are untouched by it. Greedy and bad rows, like every other,
+    return an id in [0, vocab_size).
 
     Arguments:
         logits, do_sample to min_tokens_to_keep, backend: see `process_logits`.

@@ -50,7 +50,7 @@ def verify_draft(
 
         p = softmax(target_logits[i] / temperature)
         q = softmax(draft_logits[i] / temperature), or 1 at x where drafts are certain (draft_logits=None)
-        x stays if u < p(x) / q(x); one with p(x) = 0 never does
+        x stays if u < p(x) / q(x), told from logarithms, so that no probability is too small; p(x) = 0 never stays
         at the first that does not, the token is drawn from max(p - q, 0), normalised; from p where that is 0 throughout
         behind the last draft, the token is drawn from p
         greedy row: x stays if it is the argmax of target_logits[i], lowest id first; the token is the next argmax
@@ -61,9 +61,9 @@ def verify_draft(
     The token at position i is the winner of the race of `sample` at step + i, argmax of ln weight - ln E, ties to the
     lowest id; u is made as E is, of the word of id x in stream 2: both depend on row seed, step + i and id alone.
 
-    A position that is reached and whose target, or draft, has NaN, +inf or nothing but -inf before or after the
-    temperature ends the row: its status is set, and its token is the lowest id of the largest target score that is a
-    number. A greedy row reads no draft logits.
+    A position that is reached and whose target, or draft, has NaN, +inf or nothing but -inf ends the row: its status
+    is set, and its token is the lowest id of the largest target score that is a number. A greedy row reads no draft
+    logits.
 
     Arguments:
         target_logits: (rows, n + 1, vocab_size) float32, float16 or bfloat16 scores as processed, -inf for a removed
@@ -95,7 +95,7 @@ def verify_draft(
         lengths = _check_lengths(draft_lengths, num_drafts, like)
         temperatures = greedy_is_zero(
             checks.bool_knob("do_sample", do_sample, like),
-            checks.float_knob("temperature", temperature, checks.FINITE_NON_NEGATIVE, like),
+            checks.temperature_knob(temperature, checks.FINITE_NON_NEGATIVE, like),
             like,
         )
         _check_uniforms(uniforms, noise, num_drafts, like)

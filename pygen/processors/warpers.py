@@ -21,7 +21,11 @@ _INF = -float("Inf")
 
 
 class TemperatureLogitsWarper(LogitsProcessor):
-    """s / temperature, with a finite temperature > 0; below 1 the distribution becomes sharper."""
+    """s / temperature, with a finite temperature > 0; below 1 the distribution becomes sharper.
+
+    Below 1e-3, where the largest s would leave the range of its dtype, the temperature acts as the one at which it is
+    2^100 (float16: 2^15) in magnitude, so that nothing becomes +inf.
+    """
 
     supports_continuous_batching = True
 
@@ -31,7 +35,13 @@ class TemperatureLogitsWarper(LogitsProcessor):
         self.temperature = float(checked("temperature", temperature, number("(0, inf)")))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        return scores / self.temperature
+        scaled = scores / self.temperature
+        if self.temperature >= 1e-3:
+            return scaled
+        largest = scores.amax(-1, keepdim=True)
+        unfit = scaled.amax(-1, keepdim=True).isinf() & largest.isfinite()
+        magnitude = 2.0**15 if scores.dtype == torch.float16 else 2.0**100
+        return torch.where(unfit, scores / (largest.abs() / magnitude), scaled)
 
 
 class TopKLogitsWarper(LogitsProcessor):

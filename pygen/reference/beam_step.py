@@ -147,7 +147,8 @@ def select_candidates(
         values = sums.double()
         if exponential is not None:
             beams = slice(b * state.num_beams, (b + 1) * state.num_beams)
-            values = values - exponential[beams].flatten().double().log()
+            # From the largest sum: no float64 holds the noise beside 1e20.
+            values = (values - values.max()) - exponential[beams].flatten().double().log()
             values = values.clamp(min=torch.finfo(torch.float64).min).masked_fill(sums == -math.inf, -math.inf)
         order = torch.sort(values, descending=True, stable=True).indices[:count]
         order = order[sums[order] > -math.inf]

@@ -127,11 +127,7 @@ def shape_rows(
             drawn[r] = False
             continue
 
-        s = x / row_temperature
-        status[r] = row_status(s)
-        if status[r] != OK:
-            drawn[r] = False
-            continue
+        s = x / fitting_temperature(row_temperature, x)
         keep = min(int(_at(min_tokens_to_keep, r)), vocab_size)
         s = keep_top_h(s, 0.0 if top_h is None else float(_float32(top_h, r)))
         s = keep_top_k(s, int(_at(top_k, r)), keep)
@@ -198,6 +194,12 @@ def row_status(x: Tensor) -> int:
     if (x == -math.inf).all():
         return ALL_MASKED
     return OK
+
+
+def fitting_temperature(temperature: Tensor, x: Tensor) -> Tensor:
+    """The temperature, or, where the largest score would leave float32's range over it, the one that makes it 2^100."""
+    magnitude = x.max().abs()
+    return temperature if (magnitude / temperature).isfinite() else magnitude * 2.0**-100
 
 
 def keep_top_h(s: Tensor, top_h: float) -> Tensor:

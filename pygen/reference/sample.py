@@ -123,7 +123,9 @@ def race_winners(scores: Tensor, exponential: Tensor) -> Tensor:
     Compared in float64, so that rounding decides nothing; ties go to the lowest id, and a survivor beats every removed
     token whatever its noise.
     """
-    race = scores.double() - exponential.double().log()
+    # From the largest score: no float64 holds the noise beside 1e20.
+    shifted = scores.double() - scores.double().amax(dim=1, keepdim=True)
+    race = shifted - exponential.double().log()
     race = race.clamp(min=torch.finfo(torch.float64).min)
     return argmax_lowest(race.masked_fill(scores == -math.inf, -math.inf))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from pygen import rng as noise_sources
 from pygen.ops._outputs import RowStatus
 from pygen.ops.verify_draft import DraftOutput
-from pygen.reference.process_logits import IntKnob, Knob, row_status
+from pygen.reference.process_logits import IntKnob, Knob, fitting_temperature, row_status
 from pygen.reference.sample import race_winners, seeds_and_steps
 
 
@@ -78,23 +79,29 @@ def judge(
 
     x: (vocab_size,) the target's scores. y: those of the drafts, or None: they are certain. draft: -1 for none.
     """
-    status = row_status(x / temperature)
+    status = row_status(x)
     if y is not None:
-        status = status or row_status(y / temperature)
+        status = status or row_status(y)
     if status != RowStatus.OK:
         return False, _best(x), status
-    p = torch.softmax((x / temperature).double(), dim=0)
+    # Logarithms, so that a probability that no float holds is still one.
+    p = log_probabilities(x, temperature)
     if draft < 0:
         return False, _draw(p, exponential), status
     if y is None:
-        q = torch.zeros_like(p)
-        q[draft] = 1.0
+        q = torch.full_like(p, -math.inf)
+        q[draft] = 0.0
     else:
-        q = torch.softmax((y / temperature).double(), dim=0)
-    if p[draft] > 0 and uniform < p[draft] / q[draft]:
+        q = log_probabilities(y, temperature)
+    if p[draft] > -math.inf and uniform < (p[draft] - q[draft]).exp():
         return True, draft, status
-    rest = (p - q).clamp(min=0)
-    return False, _draw(rest if rest.any() else p, exponential), status
+    # ln(p - q) = ln p + ln(1 - q / p)
+    rest = torch.where(q < p, p + torch.log1p(-(q - p).exp()), -math.inf)
+    return False, _draw(rest if rest.isfinite().any() else p, exponential), status
+
+
+def log_probabilities(x: Tensor, temperature: Tensor) -> Tensor:
+    return torch.log_softmax((x / fitting_temperature(temperature, x)).double(), dim=0)
 
 
 def _best(x: Tensor) -> int:
@@ -103,5 +110,5 @@ def _best(x: Tensor) -> int:
     return int((x == numbers.max()).nonzero()[0]) if len(numbers) > 0 else 0
 
 
-def _draw(weights: Tensor, exponential: Tensor) -> int:
-    return int(race_winners(weights.log()[None], exponential))
+def _draw(log_weights: Tensor, exponential: Tensor) -> int:
+    return int(race_winners(log_weights[None], exponential))

@@ -46,11 +46,21 @@ FAULTS = [
     fault("bits inverted", SHAPE, ("masked_fill(allowed == 0", "masked_fill(allowed == 1")),
     fault("bias forgotten", SHAPE, ("x = x + _row_of(bias, r)", "x = x + 0")),
     # temperature and rows
-    fault("temperature multiplies", SHAPE, ("s = x / row_temperature", "s = x * row_temperature")),
+    fault(
+        "temperature multiplies", SHAPE, ("s = x / fitting_temperature(row_temperature, x)", "s = x * row_temperature")
+    ),
+    fault(
+        "a tiny temperature overflows", SHAPE, ("isfinite() else magnitude * 2.0**-100", "isfinite() else temperature")
+    ),
+    fault(
+        "the noise is lost beside large scores",
+        DRAW,
+        ("race = shifted - exponential", "race = scores.double() - exponential"),
+    ),
     fault(
         "temperature after the filters",
         SHAPE,
-        ("s = x / row_temperature", "s = x"),
+        ("s = x / fitting_temperature(row_temperature, x)", "s = x"),
         ("        scores[r] = s\n", "        scores[r] = s / row_temperature\n"),
     ),
     fault("greedy rows are filtered", SHAPE, ("bool(_at(do_sample, r)) and row_temperature > 0", "True")),
@@ -118,7 +128,7 @@ FAULTS = [
     swapped("typical", "epsilon"),
     swapped("epsilon", "eta"),
     # draws
-    fault("noise with the wrong sign", DRAW, ("scores.double() - exponential", "scores.double() + exponential")),
+    fault("noise with the wrong sign", DRAW, ("shifted - exponential", "shifted + exponential")),
     fault("race of probabilities without noise", DRAW, ("- exponential.double().log()", "- 0 * exponential.double()")),
     fault("removed tokens may win", DRAW, ("race.masked_fill(scores == -math.inf, -math.inf)", "race")),
     fault("ties go to the highest id", DRAW, ("token_ids, values.shape[1]).amin(dim=1)", "token_ids, -1).amax(dim=1)")),

@@ -69,12 +69,13 @@ def test_hand_checked_row(backend: str, row: HandRow) -> None:
     )
 
 
-def test_status_after_temperature(backend: str) -> None:
-    """A temperature that overflows every score leaves x."""
-    logits = torch.tensor([[1.0, 2.0], [-1.0, -2.0], [1.0, 2.0]])
-    temperature = torch.tensor([1e-38, 1e-38, 1.0]) / 1000
-    scores = process_logits(logits, temperature=temperature, top_k=1, backend=backend)
-    torch.testing.assert_close(scores[:2], logits[:2], rtol=0, atol=0)
+def test_a_temperature_that_does_not_fit(backend: str) -> None:
+    """Where the best score would leave float32's range, it becomes 2^100, of its sign."""
+    logits = torch.tensor([[1.0, 2.0], [-1.0, -2.0], [0.0, -2.0], [1e-7, 0.0], [1.0, 2.0]])
+    temperature = torch.tensor([1e-41, 1e-41, 1e-41, 1e-41, 1.0])
+    scores = process_logits(logits, temperature=temperature, backend=backend)
+    wanted = torch.tensor([[2.0**99, 2.0**100], [-(2.0**100), -(2.0**101)], [0.0, -math.inf], [1e34, 0.0], [1.0, 2.0]])
+    torch.testing.assert_close(scores, wanted, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

@@ -75,7 +75,10 @@ ROWS = [
     Row("nobody looks behind the end", [P, [NAN] * 4], [1], [Q], [0.9], EVEN, {}, 0, 0),
     Row("nor at the scores of no draft", [P, P], [0], [[NAN] * 4], [0], EVEN, {"draft_lengths": 0}, 0, 0),
     Row("greedy and NaN", [[1, NAN, 2, 0], P], [2], None, [0], EVEN, {"temperature": 0}, 0, 2, "NAN"),
-    Row("overflow under the temperature", [P, P], [0], [P], [0], EVEN, {"temperature": 1e-41}, 0, 0, "POS_INF"),
+    Row("under a tiny temperature the best are certain", [P, P], [0], [P], [0.9], EVEN, {"temperature": 1e-41}, 1, 0),
+    Row("p = e^-800 is not 0", [[0, -800, -900, -INF], P], [1], [[0, -900, 0, 0]], [0.9], EVEN, {}, 1, 0),
+    Row("nor is q = e^-800", [[0, -900, 0, -INF], Q], [1], [[0, -800, 0, 0]], [1e-6], EVEN, {}, 0, 0),
+    Row("nor q = e^-700 of a token without p", [[0, -INF, 0, 0], Q], [1], [[0, -700, 0, 0]], [0], EVEN, {}, 0, 0),
 ]
 
 
@@ -280,17 +283,29 @@ def test_the_share_that_stays_is_the_overlap() -> None:
 REFERENCE = "pygen.reference.verify_draft"
 
 FAULTS = [
-    fault("q / p for p / q", REFERENCE, ("p[draft] / q[draft]", "q[draft] / p[draft]")),
-    fault("p for p / q", REFERENCE, ("uniform < p[draft] / q[draft]", "uniform < p[draft]")),
-    fault("u at p / q stays", REFERENCE, ("uniform < p[draft]", "uniform <= p[draft]")),
-    fault("p = 0 may stay", REFERENCE, ("if p[draft] > 0 and uniform <", "if q[draft] == 1 or uniform <=")),
-    fault("recovered from p", REFERENCE, ("_draw(rest if rest.any() else p,", "_draw(p,")),
-    fault("recovered from q - p", REFERENCE, ("rest = (p - q)", "rest = (q - p)")),
+    fault("q / p for p / q", REFERENCE, ("(p[draft] - q[draft]).exp()", "(q[draft] - p[draft]).exp()")),
+    fault("p for p / q", REFERENCE, ("uniform < (p[draft] - q[draft]).exp()", "uniform < p[draft].exp()")),
+    fault("u at p / q stays", REFERENCE, ("uniform < (p[draft]", "uniform <= (p[draft]")),
+    fault("p = 0 may stay", REFERENCE, ("if p[draft] > -math.inf and uniform <", "if uniform <=")),
+    fault("recovered from p", REFERENCE, ("_draw(rest if rest.isfinite().any() else p,", "_draw(p,")),
     fault(
-        "a refused certain draft comes back", REFERENCE, ("        q[draft] = 1.0\n", "        q[draft] = p[draft]\n")
+        "recovered from q - p",
+        REFERENCE,
+        ("torch.where(q < p, p + torch.log1p(-(q - p).exp())", "torch.where(p < q, q + torch.log1p(-(p - q).exp())"),
     ),
-    fault("no temperature for the drafts", REFERENCE, ("(y / temperature).double()", "y.double()")),
-    fault("no temperature for the target", REFERENCE, ("((x / temperature).double()", "(x.double()")),
+    fault(
+        "a refused certain draft comes back", REFERENCE, ("        q[draft] = 0.0\n", "        q[draft] = p[draft]\n")
+    ),
+    fault(
+        "no temperature for the drafts",
+        REFERENCE,
+        ("log_probabilities(y, temperature)", "log_probabilities(y, torch.ones(()))"),
+    ),
+    fault(
+        "no temperature for the target",
+        REFERENCE,
+        ("p = log_probabilities(x, temperature)", "p = log_probabilities(x, torch.ones(()))"),
+    ),
     fault("lengths are ignored", REFERENCE, ("if i < lengths[r].clamp(max=positions - 1)", "if i < positions - 1")),
     fault("ids above the vocabulary are drafts", REFERENCE, ("if not 0 <= draft < vocab_size:", "if draft < 0:")),
     fault(
@@ -298,7 +313,16 @@ FAULTS = [
         REFERENCE,
         ("_best(x), row_status(x)", "len(x) - 1 - _best(x.flip(0)), row_status(x)"),
     ),
-    fault("bad drafts are used", REFERENCE, ("status or row_status(y / temperature)", "status")),
+    fault("bad drafts are used", REFERENCE, ("status or row_status(y)", "status")),
+    fault(
+        "probabilities that underflow are 0",
+        REFERENCE,
+        (
+            "torch.log_softmax((x / fitting_temperature(temperature, x)).double(), dim=0)",
+            "torch.softmax(x / temperature, 0).log()",
+        ),
+    ),
+    fault("a tiny temperature overflows", REFERENCE, ("x / fitting_temperature(temperature, x)", "x / temperature")),
     fault("the noise of one position for all", REFERENCE, ("uniforms[r, i]", "uniforms[r, 0]")),
 ]
 
