@@ -88,7 +88,7 @@ def test_a_sequence_may_be_the_whole_text_and_a_token(text: list[int]) -> None:
     banned = processors.NoBadWordsLogitsProcessor([[4, 6, 5], [0, 4, 6, 7]])(ids, scores)
     assert (banned == -inf).nonzero().tolist() == [[0, 5]]
     theirs = hf.SequenceBiasLogitsProcessor(biases)(ids, scores)
-    assert torch.equal(theirs, expected) == (len(text) == 3 or since("5.23"))
+    assert torch.equal(theirs, expected) == (len(text) == 3 or since("5.18"))
 
 
 def test_every_prompt_may_ignore_another_number_of_columns() -> None:
