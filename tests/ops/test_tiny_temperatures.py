@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ ROWS = 12 if EMULATED else 600
 TEMPERATURES = (1e-5, 1e-15, 1e-40) if EMULATED else (1e-5, 1e-9, 1e-15, 1e-30, 1e-38, 1e-40, 1e-45, 1e-60)
 LARGEST = (7.0,) if EMULATED else (7.0, -7.0, 3e38, -1e10)
 BEST = (3, 70, 140)
-FILTERS = ({}, {"top_k": 5}, {"min_p": 0.1}, {"typical_p": 0.9}, {"top_h": 1.0})
+FILTERS: tuple[dict[str, Any], ...] = ({}, {"top_k": 5}, {"min_p": 0.1}, {"typical_p": 0.9}, {"top_h": 1.0})
 
 
 def tied_logits(largest: float, rows: int = ROWS) -> Tensor:
@@ -62,7 +63,8 @@ def test_every_row_has_its_own(backend: str) -> None:
 @pytest.mark.parametrize("temperature", [1e-9, 1e-15, 1e-36])
 @pytest.mark.parametrize("top_p", [1.0, 0.6])
 def test_tokens_of_transformers(backend: str, temperature: float, top_p: float) -> None:
-    logits, knobs = tied_logits(7.0, rows=1), {"temperature": temperature, "top_p": top_p}
+    knobs: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
+    logits = tied_logits(7.0, rows=1)
     scores = processed(logits, knobs)
     ours, theirs = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
     for _ in range(12):
