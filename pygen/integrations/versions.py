@@ -136,9 +136,9 @@ def sorts_drawn_beams() -> bool:
 def encoder_hook(model: Any) -> Callable[..., dict[str, Any]]:
     """The hook that runs a model's encoders: (inputs_tensor, model_kwargs, model_input_name, generation_config) ->
     model_kwargs. It does nothing for a model without."""
-    hook = getattr(model, "_maybe_prepare_encoder_kwargs_for_generation", None)
+    hook: Callable[..., dict[str, Any]] | None = getattr(model, "_maybe_prepare_encoder_kwargs_for_generation", None)
+    if hook is None and model.config.is_encoder_decoder:
+        hook = model._prepare_encoder_decoder_kwargs_for_generation
     if hook is not None:
         return hook
-    if model.config.is_encoder_decoder:
-        return model._prepare_encoder_decoder_kwargs_for_generation
     return lambda inputs_tensor, model_kwargs, model_input_name, generation_config: model_kwargs
