@@ -110,7 +110,7 @@ def test_rows_that_stop_without_a_pad_that_exists_go_on() -> None:
         ({"on_invalid": "eos", "eos_token_id": -1}, "`on_invalid`='eos' needs `eos_token_id` >= 0, got -1"),
         ({"on_invalid": "eos", "eos_token_id": 101}, "needs an `eos_token_id` below the vocabulary size 101"),
     ],
-    ids=str,
+    ids=range(14),
 )
 def test_what_must_come_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
