@@ -30,7 +30,7 @@ class GrowingLayer(_DynamicLayer):
         """Goes on from what the layer `plain` holds; most: positions that the call may need, more are no error."""
         super().__init__()
         self._plain = _DynamicLayer() if plain is None else plain
-        vars(self).update(vars(self._plain))
+        self.__dict__.update(vars(self._plain))
         self._most = most
         self._rooms: dict[str, Tensor] = {}
 

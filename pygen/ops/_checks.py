@@ -122,10 +122,11 @@ def float_knob(name: str, value: object, rule: Rule, like: Like) -> float | Tens
 
 def temperature_knob(value: object, rule: Rule, like: Like) -> float | Tensor:
     """As `float_knob`; a temperature that float32 rounds to 0 is no greedy one: it becomes the smallest there is."""
+    value = number_or_rows("temperature", value, Real, torch.float64, like)
     if isinstance(value, Tensor):
         if value.is_floating_point() and value.dtype.itemsize > 4:
             value = torch.where((value > 0) & (value < _SMALLEST_FLOAT32), _SMALLEST_FLOAT32, value)
-    elif isinstance(value, Real) and 0 < value < _SMALLEST_FLOAT32:
+    elif isinstance(value, Real) and 0 < float(value) < _SMALLEST_FLOAT32:
         value = _SMALLEST_FLOAT32
     return float_knob("temperature", value, rule, like)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -51,8 +52,9 @@ def test_draws_are_uniform_among_the_best(backend: str, temperature: float) -> N
         assert_uniform(sample(logits, temperature=temperature, seed=7 + torch.arange(ROWS), backend=backend)[0], best)
 
 
-def test_every_row_has_its_own(backend: str) -> None:
-    temperature = torch.tensor([1e-40, 1.0, 0.0, 1e-12])
+@pytest.mark.parametrize("form", [torch.tensor, list])
+def test_every_row_has_its_own(backend: str, form: Callable[[list[float]], Any]) -> None:
+    temperature = form([1e-40 if form is torch.tensor else 1e-60, 1.0, 0.0, 1e-12])
     logits = tied_logits(7.0, rows=4)
     out = sample(logits, temperature=temperature, seed=1, backend=backend)
     assert out.status.tolist() == [RowStatus.OK] * 4 and out.token_ids[2] == BEST[0]
