@@ -224,6 +224,6 @@ def test_without_the_sanitizers_it_says_so(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("LD_PRELOAD", "")
     with pytest.raises(RuntimeError, match=r"libasan\.so is not preloaded"):
         cuda_host.load("nothing", "nothing")
-    monkeypatch.setattr(cuda_host, "_run", lambda *command: command[-1].partition("=")[2])
+    monkeypatch.setattr(cuda_host, "run", lambda *command: command[-1].partition("=")[2])
     with pytest.raises(RuntimeError, match=r"g\+\+ has no libasan\.so and no libubsan\.so"):
         cuda_host.sanitizer_libraries()
