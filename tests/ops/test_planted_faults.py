@@ -130,7 +130,7 @@ FAULTS = [
     # draws
     fault("noise with the wrong sign", DRAW, ("shifted - exponential", "shifted + exponential")),
     fault("race of probabilities without noise", DRAW, ("- exponential.double().log()", "- 0 * exponential.double()")),
-    fault("removed tokens may win", DRAW, ("race.masked_fill(scores == -math.inf, -math.inf)", "race")),
+    fault("removed tokens may win", DRAW, ("race.masked_fill(scores == -math.inf, -math.inf)", "race.clamp(min=-80)")),
     fault("ties go to the highest id", DRAW, ("token_ids, values.shape[1]).amin(dim=1)", "token_ids, -1).amax(dim=1)")),
     fault("greedy rows are drawn", DRAW, ("torch.where(drawn, race_winners", "torch.where(drawn | True, race_winners")),
     fault("noise not keyed by id", RNG, ("counter = (blocks[None, :],", "counter = (blocks[None, :] * 0,")),
