@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,6 +46,17 @@ BACKENDS = [
     for name in (CHOSEN or "torch,cpu").split(",")
     for parameter in ([f"cpu-{isa}" for isa in CPU_ISAS] if name == "cpu" else [name])
 ]
+
+
+@pytest.fixture(autouse=True)
+def verbosity() -> Iterator[None]:
+    """Tests may change transformers' verbosity, which is one for the process and which pygen follows."""
+    loaded = sys.modules.get("transformers.utils.logging")
+    before = logging.WARNING if loaded is None else loaded.get_verbosity()
+    yield
+    loaded = sys.modules.get("transformers.utils.logging")
+    if loaded is not None:
+        loaded.set_verbosity(before)
 
 
 @pytest.fixture(params=BACKENDS)

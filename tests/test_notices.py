@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,11 +24,8 @@ MESSAGES = ["a negative id never ends a row", "context_width=40 needs as many to
 
 
 @pytest.fixture
-def quiet() -> Iterator[None]:
-    before = theirs.get_verbosity()
+def quiet() -> None:
     theirs.set_verbosity_error()
-    yield
-    theirs.set_verbosity(before)
 
 
 def said(caplog: pytest.LogCaptureFixture, **settings: Any) -> tuple[list[str], list[warnings.WarningMessage]]:
