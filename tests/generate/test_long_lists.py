@@ -69,9 +69,14 @@ def test_long_lists_take_little_time() -> None:
 def test_a_call_can_be_interrupted(settings: dict[str, Any]) -> None:
     """Ctrl-C ends it after the step in progress, however many tokens it was asked for."""
     words = [[3, 4, number] for number in range(2000)]
+    # A process that a shell has put into the background ignores the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
     start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        generate(Scores(), IDS, max_new_tokens=10**7, pad_token_id=0, bad_words_ids=words, **settings)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            generate(Scores(), IDS, max_new_tokens=10**7, pad_token_id=0, bad_words_ids=words, **settings)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - start < 20
     assert generate(Scores(), IDS, max_new_tokens=2, pad_token_id=0).shape == (2, 3)
