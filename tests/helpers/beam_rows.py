@@ -239,11 +239,18 @@ def draws() -> list[HandStep]:
             knobs={"noise": [[exp(1.5), 1.0, far]]},
         ),
         HandStep(
-            "an EOS that is drawn second ranks second, whatever its score",
+            "an EOS that is drawn second ranks first, where its score is the best",
+            [[-1, -2, -3]],
+            {"tokens": [[1]], "running_scores": [[-2]], "finished": [[True]], "finished_scores": [[-1]]},
+            create={**one, "eos_token_ids": [0]},
+            knobs={"noise": [[exp(1.5), 1.0, far]]},
+        ),
+        HandStep(
+            "in the order of the draw it ranks second, whatever its score",
             [[-1, -2, -3]],
             {"tokens": [[1]], "running_scores": [[-2]], "finished": [[False]]},
             create={**one, "eos_token_ids": [0]},
-            knobs={"noise": [[exp(1.5), 1.0, far]]},
+            knobs={"noise": [[exp(1.5), 1.0, far]], "sort_draws": False},
         ),
         HandStep(
             "nothing is drawn twice",
