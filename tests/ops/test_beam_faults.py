@@ -75,7 +75,9 @@ FAULTS = [
         "drawn candidates in the order of their scores",
         ("order = order[sums[order] > -math.inf]", "order = order[sums[order].argsort(descending=True, stable=True)]"),
     ),
-    beam_fault("noise with the wrong sign", ("values - exponential", "values + exponential")),
+    beam_fault(
+        "noise with the wrong sign", ("(values - values.max()) - exponential", "(values - values.max()) + exponential")
+    ),
     # what ends
     beam_fault(
         "one EOS id of two",
@@ -95,8 +97,8 @@ FAULTS = [
     beam_fault(
         "the prompt counts in the length",
         (
-            "range(1, state.max_new_tokens + 1)",
-            "range(state.prompt_length + 1, state.prompt_length + state.max_new_tokens + 1)",
+            "range(1, state.room + 1)",
+            "range(state.prompt_length + 1, state.prompt_length + state.room + 1)",
         ),
     ),
     beam_fault(
