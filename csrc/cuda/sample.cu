@@ -89,8 +89,6 @@ PYGEN_DEVICE int draw_row(const SampleParams& params, int64_t row, const RowScor
                           const RaceRooms& race_rooms) {
   const Results results(params, row);
   bool greedy, unfiltered;
-  float temperature;
-  bool fits;
   Racer racer;
   RowFacts facts;
   {
@@ -99,35 +97,34 @@ PYGEN_DEVICE int draw_row(const SampleParams& params, int64_t row, const RowScor
     const RowNoise noise(params, row, knob_at(params.step, row));
     greedy = filters.greedy();
     unfiltered = !greedy && !filters.any();
-    temperature = greedy ? 1.0f : filters.temperature;
+    const float temperature = greedy ? 1.0f : filters.temperature;
     float bar = -kInfinity;
     const bool nan = scores.scan(temperature, [&](const float (&x)[RowScores<kDType>::kCount], int token, float most) {
       if (unfiltered) race_vector(x, token, most, temperature, noise, racer, bar);
     });
     if (unfiltered) send_best(racer, FasterRacer{}, team, race_rooms.racers);
     facts = facts_of_scan(scores, team, nan);
-    const float fitting = fitting_temperature(temperature, facts.most);
-    fits = fitting == temperature || facts.status != kOk;
-    temperature = facts.status == kOk ? fitting : temperature;
+    // Over a temperature that does not fit, the scan's race was about infinities.
+    unfiltered = unfiltered && fitting_temperature(temperature, facts.most) == temperature;
   }
   if (team.leads() && thread_index() == 0) params.status[row] = facts.status;
-  const float largest = facts.most / temperature;
 
   if (facts.status != kOk || greedy) {
     racer.token = lowest_token_of(scores, team, facts.most);
-    racer.score = largest;
+    racer.score = facts.most;
     if (facts.status != kOk && results.wants_logprobs() && team.leads()) results.write_no_logprobs();
     if (facts.status != kOk || !results.wants_logprobs()) return racer.token;
   } else if (unfiltered) {
     racer = best_of_blocks(FasterRacer{}, team, race_rooms.racers);
   }
   Filters filters = greedy ? Filters() : Filters(params.shaping, row);
-  filters.temperature = temperature;
+  filters.temperature = fitting_temperature(filters.temperature, facts.most);
+  const float largest = facts.most / filters.temperature;
   const RowNoise noise(params, row, knob_at(params.step, row));
   const Drawing<kDType> drawing{params, row, scores, team, race_rooms, filters, noise, largest};
-  if (unfiltered && fits && !racer.clear())
+  if (unfiltered && !racer.clear())
     return draw_from_row(drawing, Draw::kFinishRace, racer, results.wants_logprobs()).token;
-  const bool known = greedy || (unfiltered && fits);
+  const bool known = greedy || unfiltered;
   if (known && !results.wants_logprobs()) return racer.token;
 
   const bool listed =
