@@ -105,10 +105,13 @@ def select_rows(cache: Any, rows: Tensor) -> Any:
 
 
 def cut(cache: Any, num_tokens: int) -> Any:
-    """`cache` without its last `num_tokens` positions, or marked for `check_continues` where it cannot be cut."""
+    """`cache` without its last `num_tokens` positions, or marked for `check_continues` where it cannot be cut. None for
+    a tuple of anything but pairs, XLNet's memories for example, that takes no mark."""
     if num_tokens == 0:
         return cache
     if isinstance(cache, (tuple, list)):
+        if not all(isinstance(pair, (tuple, list)) for pair in cache):
+            return None
         return type(cache)(tuple(tensor[:, :, :-num_tokens] for tensor in pair) for pair in cache)
     if can_crop(cache, now=True):
         own = getattr(cache, "self_attention_cache", cache)

@@ -44,11 +44,11 @@ def differences(ours: Any, theirs: Any, ignored: tuple[str, ...] = ()) -> list[s
     if not hasattr(theirs, "sequences"):
         return list(_differences("", ours, theirs))
     found = [] if isinstance(ours, type(theirs)) else [f"{type(ours).__name__} for {type(theirs).__name__}"]
-    if ours.keys() != theirs.keys():
-        found.append(f"{list(ours)} for {list(theirs)}")
-    for name in theirs:
-        if not name.endswith(ignored):
-            found += _differences(name, ours.get(name), theirs[name])
+    names, wanted = ([name for name in output if not name.endswith(ignored)] for output in (ours, theirs))
+    if names != wanted:
+        found.append(f"{names} for {wanted}")
+    for name in wanted:
+        found += _differences(name, ours.get(name), theirs[name])
     return found
 
 
