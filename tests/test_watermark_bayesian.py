@@ -193,7 +193,7 @@ def test_config_keeps_what_it_is_given() -> None:
         (
             '{"watermarking_depth": 3, "watermarking_config": {"ngram_len": 0, "keys": [1]}}',
             ValueError,
-            "`watermarking_config.ngram_len` must be a 64-bit integer >= 1, got 0",
+            r"`watermarking_config.ngram_len` must be an integer in \[1, 1024\], got 0",
         ),
     ],
 )
