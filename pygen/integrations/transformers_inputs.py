@@ -27,7 +27,7 @@ from pygen.integrations.growing_layer import make_full
 from pygen.integrations.inputs import GrowingInputs
 from pygen.integrations.own_generate import unpatched
 from pygen.integrations.read_only import ReadOnlyModel
-from pygen.integrations.versions import HookNames, encoder_hook, given_cache, given_cache_name, rename_cache
+from pygen.integrations.versions import HookNames, encoder_hook, given_cache, given_cache_name, quantizers, rename_cache
 from pygen.prompt import Prompt, check_device, check_ids, check_mask, given_input, start_ids, warn_of_right_padding
 from pygen.request import SpecialTokens, config_for_hooks
 
@@ -42,7 +42,6 @@ _STATIC_ALIASES = {
 }
 # Later releases declare more settings than pygen knows, and their hooks read them.
 _SETTINGS = vars(TransformersConfig()).keys()
-_QUANTIZERS = {"quanto": ("optimum.quanto", "optimum-quanto"), "hqq": ("hqq", "hqq")}
 
 
 def is_default(model: Any, hook: str) -> bool:
@@ -251,9 +250,10 @@ def _check_cache(model: Any, config: GenerationConfig, kwargs: dict[str, Any], n
         if model.config.is_encoder_decoder or not model._supports_default_dynamic_cache():
             raise ValueError(f"`cache_implementation`='quantized' is not supported by {type(model).__name__}")
         backend = (config.cache_config or {}).get("backend", "quanto")
-        if backend not in _QUANTIZERS:
-            raise ValueError(f"`cache_config`: `backend` must be one of {list(_QUANTIZERS)}, got {backend!r}")
-        module, package = _QUANTIZERS[backend]
+        needs = quantizers()
+        if backend not in needs:
+            raise ValueError(f"`cache_config`: `backend` must be one of {list(needs)}, got {backend!r}")
+        module, package = needs[backend] or ("torch", "torch")
         if importlib.util.find_spec(module.partition(".")[0]) is None or importlib.util.find_spec(module) is None:
             raise ImportError(f"`cache_implementation`='quantized' with `backend`={backend!r} needs {package}")
     if config.prefill_chunk_size is not None and config.use_cache is False:

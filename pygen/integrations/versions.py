@@ -133,6 +133,16 @@ def sorts_drawn_beams() -> bool:
     return _numbers(release()) >= (5, 24)
 
 
+def quantizers() -> dict[str, tuple[str, str] | None]:
+    """The backends of quantized caches, each with the module and the package that it needs; None where torch will do."""
+    from transformers import cache_utils
+
+    backends: dict[str, tuple[str, str] | None] = {"quanto": ("optimum.quanto", "optimum-quanto"), "hqq": ("hqq", "hqq")}
+    if hasattr(cache_utils, "Fp8QuantizedLayer"):  # from 5.21 on
+        backends["fp8"] = None
+    return backends
+
+
 def encoder_hook(model: Any) -> Callable[..., dict[str, Any]]:
     """The hook that runs a model's encoders: (inputs_tensor, model_kwargs, model_input_name, generation_config) ->
     model_kwargs. It does nothing for a model without."""

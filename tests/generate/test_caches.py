@@ -186,7 +186,7 @@ WRONG: list[tuple[Any, type[Exception], str]] = [
     (
         lambda: {"cache_implementation": "quantized", "cache_config": {"backend": "int8"}},
         ValueError,
-        r"`cache_config`: `backend` must be one of \['quanto', 'hqq'\], got 'int8'",
+        r"`cache_config`: `backend` must be one of \['quanto', 'hqq'(, 'fp8')?\], got 'int8'",
     ),
     (
         lambda: {"cache_implementation": "quantized", "cache_config": {"backend": "hqq"}},
@@ -233,3 +233,24 @@ def test_quantized_caches(monkeypatch: pytest.MonkeyPatch) -> None:
         generate(model, TEXT, cache_config=config, **call)
         assert config == {"residual_length": 3}
     assert not cache_verbs.can_expand(output.past_key_values) and not cache_verbs.can_crop(output.past_key_values)
+
+
+def test_beams_over_quantized_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older releases have no way to reorder what is quantized, and transformers itself reads another beam's there."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(cache_utils, "QuantoQuantizedLayer", Rounded)
+    beams = {"cache_implementation": "quantized", "cache_config": {"residual_length": 3}, "num_beams": 3}
+    model = hf_model("llama")
+    if "reorder_cache" in vars(QuantizedLayer):
+        assert_both_same(model, TEXT, max_new_tokens=8, **beams, **KEEP)
+    else:
+        with pytest.raises(NotImplementedError, match="`Rounded.reorder_cache` misses what is quantized"):
+            generate(model, TEXT, max_new_tokens=8, **beams)
+
+
+@pytest.mark.skipif(not hasattr(cache_utils, "Fp8QuantizedLayer"), reason="this release has no 8-bit floating caches")
+@pytest.mark.parametrize("settings", [{}, COPIES, {"num_beams": 3}], ids=["greedy", "copies", "beams"])
+def test_caches_in_8_bit_floats(settings: dict[str, Any]) -> None:
+    call = {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}, "max_new_tokens": 8, **settings}
+    output = assert_both_same(hf_model("llama"), TEXT, **call, **KEEP)
+    assert isinstance(output.past_key_values.layers[0], cache_utils.Fp8QuantizedLayer)
