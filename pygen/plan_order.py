@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pygen import processors as built
 from pygen.notices import log, warn
+from pygen.processors.foreign import own_form
 from pygen.processors.recognize import knobs_of, known_class
 from pygen.stages import Item, Knobs
 
@@ -91,10 +92,11 @@ def _check_processors(processors: Any) -> Sequence[Any]:
 
 
 def _given_item(number: int, processor: Any, all_drawn: bool) -> Item:
+    name = f"logits_processor[{number}]"
     return Item(
-        f"logits_processor[{number}]",
+        name,
         knobs_of(processor, samples=all_drawn),
-        processor,
+        own_form(name, processor),
         why="it is the caller's",
         only_bans=known_class(processor) in _ONLY_BAN,
         is_callers=True,

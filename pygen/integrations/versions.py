@@ -134,10 +134,11 @@ def sorts_drawn_beams() -> bool:
 
 
 def quantizers() -> dict[str, tuple[str, str] | None]:
-    """The backends of quantized caches, each with the module and the package that it needs; None where torch will do."""
+    """The backends of quantized caches, each with the module and the package that it needs; None where torch does."""
     from transformers import cache_utils
 
-    backends: dict[str, tuple[str, str] | None] = {"quanto": ("optimum.quanto", "optimum-quanto"), "hqq": ("hqq", "hqq")}
+    backends: dict[str, tuple[str, str] | None]
+    backends = {"quanto": ("optimum.quanto", "optimum-quanto"), "hqq": ("hqq", "hqq")}
     if hasattr(cache_utils, "Fp8QuantizedLayer"):  # from 5.21 on
         backends["fp8"] = None
     return backends

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from pygen.processors.base import call_processor, skips_hidden
-from pygen.processors.recognize import keeps_nothing, keeps_rows
+from pygen.processors.recognize import keeps_nothing
 from pygen.stages import Item
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def _of_group(item: Item, group: int) -> Item:
         return item
     if callable(getattr(item.processor, "clone", None)):
         return dataclasses.replace(item, processor=item.processor.clone())
-    if hasattr(item.processor, "reorder_cache") or keeps_rows(item.processor):
+    if hasattr(item.processor, "reorder_cache"):
         raise _refusal(item.name)
     if not item.is_callers or keeps_nothing(item.processor):
         return item

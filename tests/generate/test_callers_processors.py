@@ -11,6 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from pygen import SynthIDTextWatermarkingConfig
 from pygen.generate import generate
 from tests.generate.against_transformers import assert_both_same
 from tests.generate.models import TableModel, hf_model
@@ -168,9 +169,6 @@ def test_every_group_of_beams_has_a_copy_of_a_processor_that_has_clone() -> None
     arguments = {"max_new_tokens": 7, "logits_processor": [follows, grammar]}
     with pytest.raises(NotImplementedError, match=r"`logits_processor\[0\]` keeps a state, which groups of beams"):
         generate(hf_model("llama"), IDS, **GROUPS, **{**arguments, "logits_processor": [Follows()]})
-    synthid = transformers.SynthIDTextWatermarkLogitsProcessor(3, [5], 16, 0, 8, "cpu")
-    with pytest.raises(NotImplementedError, match=r"`logits_processor\[0\]` keeps a state, which groups of beams"):
-        generate(hf_model("llama"), IDS, **GROUPS, **{**arguments, "logits_processor": [synthid]})
     with pytest.raises(NotImplementedError, match=r"`logits_processor\[1\]` keeps a state, which groups of beams"):
         generate(hf_model("llama"), IDS, **GROUPS, **{**arguments, "logits_processor": [by_place, Counts()]})
     generate(hf_model("llama"), IDS, **GROUPS, **arguments)
@@ -189,3 +187,37 @@ def test_a_processor_that_takes_beam_group_idx_learns_the_group() -> None:
 
     generate(hf_model("llama"), IDS, max_new_tokens=3, logits_processor=[Asks()], **GROUPS)
     assert groups == [0, 1] * 3
+
+
+KEYS = list(range(11, 21))
+SEARCHES: dict[str, dict[str, Any]] = {
+    # Without filters, before which the caller's processors come, and a setting's watermark after.
+    "sampling": {"do_sample": True, "top_k": 0, "num_return_sequences": 2},
+    "beams": {"num_beams": 4},
+    "groups": GROUPS,
+}
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_transformers_own_watermark_follows_its_rows(search: str) -> None:
+    by_hand = transformers.SynthIDTextWatermarkLogitsProcessor(3, KEYS, 512, 7, 64, "cpu")
+    config = SynthIDTextWatermarkingConfig(3, KEYS, 64, sampling_table_seed=7, sampling_table_size=512)
+    results = []
+    for how in ({"logits_processor": [by_hand]}, {"watermarking_config": config}):
+        torch.manual_seed(0)
+        results.append(generate(hf_model("llama"), IDS, max_new_tokens=12, **SEARCHES[search], **how))
+    assert results[0].equal(results[1]) and by_hand.state is None
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_transformers_own_guidance_follows_its_rows(search: str) -> None:
+    model, negative = hf_model("llama"), torch.tensor([[3, 4, 5], [6, 7, 8]])
+    by_hand = transformers.UnbatchedClassifierFreeGuidanceLogitsProcessor(2.5, model, negative)
+    results = []
+    for how in ({"logits_processor": [by_hand]}, {"guidance_scale": 2.5, "negative_prompt_ids": negative}):
+        torch.manual_seed(0)
+        results.append(generate(model, IDS, max_new_tokens=8, **SEARCHES[search], **how))
+    assert results[0].equal(results[1])
+    by_hand(IDS, torch.zeros(2, 101))
+    with pytest.raises(ValueError, match=r"`logits_processor\[0\]` has served another call"):
+        generate(model, IDS, max_new_tokens=8, logits_processor=[by_hand])
