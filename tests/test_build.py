@@ -7,10 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 import pygen
 
@@ -104,10 +106,10 @@ def test_no_torch_header_and_one_pybind11_user() -> None:
 
 
 def test_wheel(tmp_path: Path) -> None:
-    """A wheel built without network holds the package and the kernels, and runs away from its source."""
+    """A wheel built without network holds the package and the kernels, and runs in an environment with no source."""
     for tool in ("pybind11", "setuptools"):
         pytest.importorskip(tool)
-    source, unpacked = tmp_path / "source", tmp_path / "unpacked"
+    source, environment = tmp_path / "source", tmp_path / "environment"
     source.mkdir()
     for name in ("setup.py", "CMakeLists.txt", "pyproject.toml", "LICENSE", "README.md"):
         if (ROOT / name).exists():
@@ -125,7 +127,6 @@ def test_wheel(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("pygen_decode-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-        archive.extractall(unpacked)
     assert {name.split("/")[0] for name in names} == {"pygen", f"pygen_decode-{pygen.__version__}.dist-info"}
     wanted = {f"pygen/{path.relative_to(ROOT / 'pygen')}" for path in (ROOT / "pygen").rglob("*.py*") if path.is_file()}
     wanted = {name for name in wanted if "__pycache__" not in name}
@@ -134,11 +135,19 @@ def test_wheel(tmp_path: Path) -> None:
     assert [name for name in names if name.startswith("pygen/_C.") and name.endswith(".so")]
     assert not [name for name in names if name.endswith((".cpp", ".h", ".o"))]
 
-    done = run_python(
+    venv.create(environment)
+    python = environment / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # torch is too large to be installed twice; it comes behind what the wheel has installed.
+    (installed,) = (environment / "lib").glob("python*/site-packages")
+    (installed / "torch.pth").write_text(str(Path(torch.__file__).parent.parent))
+    code = (
         "import pygen, pygen.triton_kernels, torch\n"
         "assert pygen.ops.sample(torch.eye(3), do_sample=False, backend='cpu').token_ids.tolist() == [0, 1, 2]\n"
-        "print(pygen.__file__, pygen.build_info()['version'])\n",
-        cwd=tmp_path,
-        PYTHONPATH=str(unpacked),
+        "print(pygen.__file__, pygen.build_info()['version'])\n"
     )
-    assert done.stdout.split() == [str(unpacked / "pygen" / "__init__.py"), pygen.__version__], done.stderr
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([str(python), "-c", code], cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert done.stdout.split() == [str(installed / "pygen" / "__init__.py"), pygen.__version__], done.stderr
