@@ -122,12 +122,12 @@ def cut(cache: Any, num_tokens: int) -> Any:
 
 
 def check_continues(name: str, cache: Any) -> None:
-    """ValueError for a cache of beams that does not hold what belongs to the sequences it was returned with."""
+    """ValueError for a cache of a search that does not hold what belongs to the sequences it was returned with."""
     if getattr(cache, "rows_of_different_texts", False):
         kind = type(cache).__name__
         raise ValueError(
-            f"`{name}` cannot be continued: beams of different lengths left it, and this {kind} cannot be cut to what "
-            f"belongs to the returned sequences; go on without a cache"
+            f"`{name}` cannot be continued: beams of different lengths or a look at candidates left it, and this "
+            f"{kind} cannot be cut to what belongs to the returned sequences; go on without a cache"
         )
 
 

@@ -76,11 +76,7 @@ class Call:
         return self.stopping.pads
 
     def start(self, **arguments: Any) -> None:
-        """Makes the model ready: cache, buffers, and the encoder's forward. arguments: more ones of the adapter's."""
-        self.adapter.start(
-            self.prompt,
-            mode=self.mode,
-            num_copies=self.num_copies,
-            max_new_tokens=self.lengths.max_new_tokens,
-            **arguments,
-        )
+        """Makes the model ready: cache, buffers, and the encoder's forward. arguments: more ones of the adapter's, or
+        others in the place of the call's."""
+        sizes = {"num_copies": self.num_copies, "max_new_tokens": self.lengths.max_new_tokens}
+        self.adapter.start(self.prompt, mode=self.mode, **{**sizes, **arguments})

@@ -39,6 +39,12 @@ TRANSFORMERS_VERSION = "5.6.1"
 METADATA_FIELDS = ("_from_model_config", "_commit_hash", "_original_object_hash", "transformers_version")
 
 
+def contrasts(config: GenerationConfig) -> bool:
+    """Whether a search with one beam is contrastive."""
+    top_k = plain(config.top_k)
+    return config.do_sample is not True and (config.penalty_alpha or 0) > 0 and isinstance(top_k, int) and top_k > 1
+
+
 @functools.lru_cache(maxsize=1024)
 def _log_once(level: int, message: str) -> None:
     log(logger, message, level)
@@ -198,10 +204,9 @@ class GenerationConfig(ConfigFiles):
         if self.constraints is not None or self.force_words_ids is not None:
             mode = GenerationMode.CONSTRAINED_BEAM_SEARCH
         elif self.num_beams in (None, 1):
-            top_k, alpha = plain(self.top_k), self.penalty_alpha
             if self.do_sample is True:
                 mode = GenerationMode.SAMPLE
-            elif alpha is not None and alpha > 0 and isinstance(top_k, int) and top_k > 1:
+            elif contrasts(self):
                 mode = GenerationMode.CONTRASTIVE_SEARCH
             else:
                 mode = GenerationMode.GREEDY_SEARCH

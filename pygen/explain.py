@@ -151,14 +151,14 @@ def explain(model: Any, *args: Any, **kwargs: Any) -> Explanation:
         loop=LOOPS[call.mode].__module__,
         runtime=str(runtime),
         batch_size=call.batch_size,
-        rows=call.rows,
+        rows=call.rows * _candidates_at_once(call),
         prompt_length=call.prompt.input_ids.shape[1],
         max_new_tokens=call.lengths.max_new_tokens,
         min_new_tokens=call.lengths.min_new_tokens,
         eos_token_ids=call.stopping.eos_token_ids,
         pad_token_id=call.tokens.pad,
         settings=_settings(call, runtime.name == "graph"),
-        stages=tuple(Stages(s.first, s.end, plan.stages(s.first)) for s in plan.segments),
+        stages=tuple(Stages(s.first, s.end, plan.stages(s.first, _choice(call))) for s in plan.segments),
         not_fused=plan.reasons(),
         backends={op: _backend(op, call) for op in _ops(call, plan)},
         noise=_noise(call),
@@ -183,7 +183,14 @@ def _ignored(name: str, value: Any, call: Call, captured: bool) -> str:
     """Why a setting has no effect in this call, or ""."""
     config = call.config
     reasons: tuple[tuple[bool, str], ...] = (
-        (name in {*SAMPLING_ONLY, "seed"} and not config.do_sample, "acts in sampling only, `do_sample` is not True"),
+        (
+            name in {*SAMPLING_ONLY, "seed"} and not config.do_sample and not (name == "top_k" and _contrasts(call)),
+            "acts in sampling only, `do_sample` is not True",
+        ),
+        (
+            name in ("penalty_alpha", "low_memory") and not _contrasts(call),
+            "acts in contrastive search only: `do_sample` False, `num_beams` 1, `top_k` > 1, `penalty_alpha` > 0",
+        ),
         (name in _BEAM_ONLY and not _searches_beams(call), "acts in beam search only, `num_beams` is 1"),
         (
             name in _ASSISTED_ONLY and call.mode is not GenerationMode.ASSISTED_GENERATION,
@@ -208,12 +215,31 @@ def _ignored(name: str, value: Any, call: Call, captured: bool) -> str:
     return next((reason for applies, reason in reasons if applies), "")
 
 
+def _contrasts(call: Call) -> bool:
+    return call.mode is GenerationMode.CONTRASTIVE_SEARCH
+
+
+def _candidates_at_once(call: Call) -> int:
+    top_k = call.config.top_k
+    return top_k if isinstance(top_k, int) and _contrasts(call) and not call.config.low_memory else 1
+
+
+def _choice(call: Call) -> str | None:
+    """How a token is chosen, where that is by more than its score."""
+    if not _contrasts(call):
+        return None
+    way = "one after the other" if call.config.low_memory else "in one forward"
+    return f"the {call.config.top_k} best, read {way} and compared with the text (`penalty_alpha`)"
+
+
 def _searches_beams(call: Call) -> bool:
     return (call.config.num_beams or 1) > 1
 
 
 def _ops(call: Call, plan: Plan) -> tuple[str, ...]:
     """The ops of a step, in the order in which they run."""
+    if _contrasts(call):
+        return ("process_logits", "sample", *(() if call.config.low_memory else ("reorder_cache",)))
     shapes = plan.keep_scores or any(isinstance(stage, Fused) for s in plan.segments for stage in s.early)
     if call.mode is GenerationMode.CONSTRAINED_BEAM_SEARCH:
         return ("process_logits", *_BEAM_OPS[1:])

@@ -21,6 +21,7 @@ from pygen.lockstep import Lockstep, resolve_synced_gpus
 from pygen.memory import named_sizes
 from pygen.modes.assisted import generate_assisted
 from pygen.modes.beams import generate_with_beams, generate_with_constraints, generate_with_groups
+from pygen.modes.contrastive import generate_contrastively
 from pygen.modes.custom import borrowed, own_loop
 from pygen.modes.sampling import generate_by_sampling
 from pygen.notices import one_call
@@ -28,11 +29,12 @@ from pygen.outputs import GenerateOutput
 from pygen.processors.prefix import EndingPrefix
 from pygen.remote_code import load_custom_generate
 from pygen.request import (
-    refuse_drafts_in_beams,
+    refuse_drafts_in_searches,
     refuse_unavailable,
     resolve_lengths,
     resolve_settings,
     resolve_special_tokens,
+    tell_ignored,
     within_positions,
 )
 from pygen.runtime.choice import CAPTURED_MODES, check_runtime, choose_runtime
@@ -85,7 +87,7 @@ def generate(
 ) -> Tensor | GenerateOutput:
     """Generates text: greedy search, or sampling with `do_sample=True`; with `num_beams` > 1 beam search or beam
     sampling, diverse with `num_beam_groups`, constrained with `force_words_ids` or `constraints`; drafted tokens with
-    an assistant.
+    an assistant; contrastive search with `penalty_alpha` > 0 and `top_k` > 1.
 
     Arguments:
         model: a generation model of transformers, decoder-only or encoder-decoder, or any `nn.Module` whose forward
@@ -252,10 +254,11 @@ def prepare_call(
     config = settings.config
     if not any_search:
         refuse_unavailable(config)
-        refuse_drafts_in_beams(config, assistant_model)
+        refuse_drafts_in_searches(config, assistant_model)
     if synced_gpus and config.guidance_scale not in (None, 1):
         raise NotImplementedError("`guidance_scale` runs forwards that `synced_gpus`=True cannot keep in step")
     mode = config.get_generation_mode(assistant_model)
+    tell_ignored(settings, mode)
     tokens = resolve_special_tokens(config)
 
     adapter.check(settings.model_kwargs, generation_config)
@@ -267,7 +270,9 @@ def prepare_call(
         embeds_length=prompt.embeds_length,
         prompt_name="decoder_input_ids" if adapter.is_encoder_decoder else prompt.main_input_name,
     )
-    lengths = within_positions(lengths, adapter.room_for(prompt, lengths.max_new_tokens), model)
+    # Candidates for the last token are read.
+    more = 1 if mode is GenerationMode.CONTRASTIVE_SEARCH else 0
+    lengths = within_positions(lengths, adapter.room_for(prompt, lengths.max_new_tokens + more) - more, model)
     stopping = build_criteria(
         stopping_criteria,
         config,
@@ -312,6 +317,7 @@ def prepare_call(
 LOOPS: dict[GenerationMode, Callable[[Call], Tensor | GenerateOutput]] = {
     GenerationMode.GREEDY_SEARCH: generate_by_sampling,
     GenerationMode.SAMPLE: generate_by_sampling,
+    GenerationMode.CONTRASTIVE_SEARCH: generate_contrastively,
     GenerationMode.ASSISTED_GENERATION: generate_assisted,
     GenerationMode.BEAM_SEARCH: generate_with_beams,
     GenerationMode.BEAM_SAMPLE: generate_with_beams,

@@ -60,14 +60,15 @@ class Plan:
         penalizes = any(name in item.knobs for item in self.items for name in PENALTIES)
         return penalizes or any(skips_hidden(item.processor) for item in self.items)
 
-    def stages(self, step: int = 0) -> tuple[str, ...]:
-        """The stages of a step in words."""
+    def stages(self, step: int = 0, choice: str | None = None) -> tuple[str, ...]:
+        """The stages of a step in words. choice: how a token is chosen, where that is by more than its score."""
         segment = self.segment(step)
         early = [
             ", ".join(item.label for item in stage.items) if isinstance(stage, Called) else " + ".join(stage.words)
             for stage in segment.early
         ]
-        return (*early, " + ".join([*segment.last.words, "argmax" if self.do_sample is False else "draw"]))
+        choice = choice or ("argmax" if self.do_sample is False else "draw")
+        return (*early, " + ".join([*segment.last.words, choice]))
 
     def reasons(self) -> tuple[str, ...]:
         """Why the processors that are called are in no op, a sentence each."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pygen.config import DEFAULTS, GenerationConfig
+from pygen.config import DEFAULTS, GenerationConfig, GenerationMode, contrasts
 from pygen.config_rules import CACHE_IMPLEMENTATIONS, EXTENSION_RULES
 from pygen.notices import log, warn
 
@@ -21,8 +21,6 @@ _METADATA = ("transformers_version", "continuous_batching_config")
 
 # setting: (values that ask for nothing, what it would need)
 _UNAVAILABLE: dict[str, tuple[tuple[Any, ...], str]] = {
-    "low_memory": ((None, False), "beam search"),
-    "penalty_alpha": ((None, 0.0), "contrastive search"),
     "dola_layers": ((None,), "decoding by contrasting layers"),
     "use_mtp": ((None, False), "multi-token prediction"),
     "speculation_type": ((None,), "drafting by an assistant that reads the model's hidden states"),
@@ -101,14 +99,17 @@ def _as_dict(name: str, config: Any) -> dict[str, Any]:
 
 def refuse_unavailable(config: GenerationConfig) -> None:
     """NotImplementedError for the first setting that asks for what this version does not have."""
-    for name, (neutral, what) in _UNAVAILABLE.items():
+    unavailable = dict(_UNAVAILABLE)
+    if (config.num_beams or 1) > 1:
+        unavailable["low_memory"] = ((None, False), "a search that reads one beam after the other")
+    for name, (neutral, what) in unavailable.items():
         value = getattr(config, name, None)
         if value not in neutral:
             raise NotImplementedError(f"`{name}`={value!r}: {what} is not available in this version")
 
 
-def refuse_drafts_in_beams(config: GenerationConfig, assistant_model: Any) -> None:
-    """ValueError where tokens are to be drafted for a search that keeps several texts."""
+def refuse_drafts_in_searches(config: GenerationConfig, assistant_model: Any) -> None:
+    """ValueError where tokens are to be drafted for a search that does not take one token by its score alone."""
     drafting = {"assistant_model": assistant_model}
     drafting |= {name: getattr(config, name) for name in ("prompt_lookup_num_tokens", "assistant_early_exit")}
     asked = next((name for name, value in drafting.items() if value is not None), None)
@@ -123,6 +124,22 @@ def refuse_drafts_in_beams(config: GenerationConfig, assistant_model: Any) -> No
         name = "constraints" if config.constraints is not None else "force_words_ids"
         raise ValueError(
             f"`{name}` must be None with `{asked}`: beams meet constraints, and drafts go on with one text"
+        )
+    if contrasts(config):
+        raise ValueError(
+            f"`penalty_alpha` must be 0 with `{asked}`: contrastive search compares candidates with the text, so no "
+            f"draft can be checked by its score, got {config.penalty_alpha}"
+        )
+
+
+def tell_ignored(settings: Settings, mode: GenerationMode) -> None:
+    """A warning about `penalty_alpha` where another search than the one it belongs to was asked for as well."""
+    alpha = settings.config.penalty_alpha
+    if alpha and mode is not GenerationMode.CONTRASTIVE_SEARCH:
+        log(
+            logger,
+            f"`penalty_alpha`={alpha} acts in contrastive search only, which needs `do_sample`=False, `num_beams`=1 "
+            f"and `top_k` > 1: {mode.value} ignores it.",
         )
 
 
@@ -195,6 +212,10 @@ def within_positions(lengths: Lengths, room: int, model: Any) -> Lengths:
     """At most `room` tokens, those that the model has positions for. UserWarning where that is less than was asked."""
     if room >= lengths.max_new_tokens:
         return lengths
+    if room < 1:
+        raise ValueError(
+            f"`model`={type(model).__name__} has no position behind the prompts, where candidates are read"
+        )
     warn(f"{type(model).__name__} has no positions for {lengths.max_new_tokens} new tokens: generating up to {room}.")
     return Lengths(room, lengths.min_new_tokens)
 

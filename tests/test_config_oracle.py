@@ -154,7 +154,9 @@ def test_random_settings_agree(block: int) -> None:
                     text = in_our_version(other.to_json_string(use_diff, ignore_metadata, keys_to_pop))
                     assert mine.to_json_string(use_diff, ignore_metadata, keys_to_pop) == text
         assert repr(mine) == repr(other)
-        assert issues(mine) == issues(other)
+        # Of contrastive search, which left transformers, `top_k` is the number of candidates.
+        acting = {"top_k"} if settings.get("penalty_alpha") else set()
+        assert issues(mine) == [name for name in issues(other) if name not in acting]
         for assistant in (None, object()):
             assert mine.get_generation_mode(assistant) == other.get_generation_mode(assistant).value
         again, other_again = both(settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -74,6 +74,14 @@ class ModelAdapter(Protocol):
         """(rows, length), `count` columns more than the model has seen -> logits (rows, count, vocab_size) after each.
 
         Counts above 1 need `can_crop`.
+        """
+        ...
+
+    def take_hidden_states(self, layers: Sequence[int]) -> list[Tensor]:
+        """(rows, length, width) for each of `layers`, of what was forwarded since the last time; 0 are the embeddings.
+
+        For modes in `pygen.integrations.hidden_states.READERS`. After `prefill` rows may be those of the batch only.
+        NotImplementedError for models that do not return them.
         """
         ...
 

@@ -107,6 +107,8 @@ class MixinAdapter(ModuleAdapter):
             inputs["return_dict"] = True
         self.before_forward()
         outputs = self._model(**inputs)
+        if self._hidden is not None:
+            self._hidden.keep(outputs)
         logits, cache = unpack_outputs(outputs)
         if not self._grows_by_default:
             kwargs = self._hooks._update_model_kwargs_for_generation(

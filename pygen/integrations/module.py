@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pygen import cache as cache_verbs
 from pygen.config import GenerationConfig, GenerationMode
 from pygen.integrations.devices import execution_device, input_device
+from pygen.integrations.hidden_states import READERS, HiddenStates
 from pygen.integrations.inputs import (
     GrowingInputs,
     mask_from_padding,
@@ -25,8 +26,9 @@ from pygen.outputs import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutp
 from pygen.prompt import Prompt, check_ids, check_mask, given_input, start_ids, warn_of_right_padding
 from pygen.request import SpecialTokens
 
-_ONE_BY_ONE = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
-_BEAMS = (
+_ONE_BY_ONE = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.DOLA_GENERATION)
+_REORDERING = (
+    GenerationMode.CONTRASTIVE_SEARCH,
     GenerationMode.BEAM_SEARCH,
     GenerationMode.BEAM_SAMPLE,
     GenerationMode.GROUP_BEAM_SEARCH,
@@ -47,7 +49,8 @@ class ModuleAdapter:
     5.24 on. What is in a cache is not known, so assisted decoding goes without. Beam
     search needs to move its rows: the module may have a method `_reorder_cache(past_key_values, source_rows)` that
     returns the cache with its rows gathered, the cache a method `reorder_cache(source_rows)`, or it may be a tuple with
-    a pair of key and value (rows, heads, positions, head_dim) per layer. TypeError for any other.
+    a pair of key and value (rows, heads, positions, head_dim) per layer. TypeError for any other. For contrastive
+    search and DoLa it also takes `output_hidden_states`, and returns an object or mapping with `hidden_states`.
     """
 
     is_encoder_decoder = False
@@ -73,6 +76,7 @@ class ModuleAdapter:
         self.cache: Any = None
         self._kwargs: dict[str, Any] = {}
         self._growing = GrowingInputs({}, 0)
+        self._hidden: HiddenStates | None = None
 
     def check(self, model_kwargs: dict[str, Any], generation_config: Any) -> None:
         if "input_ids" not in self._names:
@@ -120,8 +124,16 @@ class ModuleAdapter:
         kwargs = dict(prompt.model_kwargs)
         self._batch_size, self._prompt_length = prompt.input_ids.shape
         self._num_copies = num_copies
-        self._reorders = mode in _BEAMS
-        self._use_cache = self._wants_cache and mode in (*_ONE_BY_ONE, *_BEAMS)
+        self._reorders = mode in _REORDERING and num_copies > 1
+        self._use_cache = self._wants_cache and mode in (*_ONE_BY_ONE, *_REORDERING)
+        if mode in READERS:
+            if "output_hidden_states" not in self._names:
+                raise NotImplementedError(
+                    f"`model`={type(self._model).__name__}: its forward must take `output_hidden_states` for "
+                    f"{mode.value.replace('_', ' ')}"
+                )
+            kwargs["output_hidden_states"] = True
+            self._hidden = HiddenStates(self._model)
         if "use_cache" in self._names:
             kwargs["use_cache"] = self._use_cache
         # Which dimension of an unknown cache is the batch cannot be told, so with a cache every copy is prefilled.
@@ -170,6 +182,10 @@ class ModuleAdapter:
     def decode_tail(self, token_ids: Tensor, count: int) -> Tensor:
         return self._forward(token_ids, count if self.cache is not None else token_ids.shape[1], count)
 
+    def take_hidden_states(self, layers: Sequence[int]) -> list[Tensor]:
+        assert self._hidden is not None
+        return self._hidden.take(layers)
+
     def rewind(self) -> None:
         """Nothing to do: a cache that the caller gets to see is never decoded ahead (`can_rewind`)."""
 
@@ -214,7 +230,10 @@ class ModuleAdapter:
             assert self._cache_name is not None
             inputs[self._cache_name] = self.cache
         self.before_forward()
-        logits, cache = unpack_outputs(self._model(input_ids=input_ids, **inputs))
+        outputs = self._model(input_ids=input_ids, **inputs)
+        if self._hidden is not None:
+            self._hidden.keep(outputs)
+        logits, cache = unpack_outputs(outputs)
         if self._use_cache:
             self.cache = cache
         return tail_logits(logits, input_ids.shape[0], count, input_ids.device)

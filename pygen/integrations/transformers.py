@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from pygen.config_rules import STATIC_CACHES
 from pygen.integrations.devices import input_device
 from pygen.integrations.foreign_hooks import may_know_rows
 from pygen.integrations.growing_layer import cut_to_size, grow_in_place
+from pygen.integrations.hidden_states import READERS, HiddenStates
 from pygen.integrations.inputs import GrowingInputs, tail_logits
 from pygen.integrations.outputs import output_class
 from pygen.integrations.own_generate import own_generate_runs
@@ -58,12 +59,15 @@ _REQUIRED_DEFAULTS = (
     "_prepare_generated_length",
     "_has_unfinished_sequences",
 )
-_BEAM_MODES = (
+_REORDERING = (
+    GenerationMode.CONTRASTIVE_SEARCH,
     GenerationMode.BEAM_SEARCH,
     GenerationMode.BEAM_SAMPLE,
     GenerationMode.CONSTRAINED_BEAM_SEARCH,
     GenerationMode.GROUP_BEAM_SEARCH,
 )
+# Modes in which the model may have to forget tokens.
+_TAKING_BACK = (GenerationMode.ASSISTED_GENERATION, GenerationMode.CONTRASTIVE_SEARCH)
 # What a forward returns for the flag of a setting, by the names that the model's output and ours share.
 _RECORDS = {
     "output_attentions": ("attentions",),
@@ -99,6 +103,7 @@ class TransformersAdapter:
         self.records: dict[str, list[Any]] = {}
         self.record_dims: dict[str, list[int | None]] = {}
         self._states: ModuleStates | None = None
+        self._hidden: HiddenStates | None = None
         self._encoder_records: dict[str, Any] = {}
         self._kwargs: dict[str, Any] = {}
         self._growing: GrowingInputs | None = None
@@ -156,6 +161,9 @@ class TransformersAdapter:
         kwargs = with_root_weights(self._model, functools.partial(encode, self._hooks, prompt, kwargs, config))
         if config.return_dict_in_generate:
             self._start_records(kwargs)
+        if mode in READERS:
+            kwargs["output_hidden_states"] = True
+            self._hidden = HiddenStates(self._hooks)
         if "logits_to_keep" not in kwargs and "logits_to_keep" in inspect.signature(self._hooks.forward).parameters:
             kwargs["logits_to_keep"] = 1
         longest = prompt.embeds_length + self._prompt_length + max_new_tokens - 1
@@ -205,7 +213,7 @@ class TransformersAdapter:
         return self._kwargs
 
     def prefill(self, prompt_ids: Tensor) -> Tensor:
-        if self._expands_late or self._mode is GenerationMode.ASSISTED_GENERATION:
+        if self._expands_late or self._mode in _TAKING_BACK:
             self._states = ModuleStates(self._hooks)
         if self._expands_late:
             outputs = self._read(prompt_ids[:: self._num_copies])
@@ -243,6 +251,10 @@ class TransformersAdapter:
             outputs = self._forward(token_ids, count if self._use_cache else None, kwargs)
         self._keep(outputs, count)
         return tail_logits(outputs.logits, token_ids.shape[0], count, token_ids.device)
+
+    def take_hidden_states(self, layers: Sequence[int]) -> list[Tensor]:
+        assert self._hidden is not None
+        return self._hidden.take(layers)
 
     def rewind(self) -> None:
         for kept in self.records.values():
@@ -360,6 +372,8 @@ class TransformersAdapter:
             if unread == 0:
                 return outputs
             self._keep_cache(outputs)
+            if self._hidden is not None:
+                self._hidden.keep(outputs)
 
     def _forward(self, token_ids: Tensor, length: int | None, kwargs: dict[str, Any], **first: bool) -> Any:
         inputs = self._hooks.prepare_inputs_for_generation(token_ids, next_sequence_length=length, **first, **kwargs)
@@ -373,6 +387,8 @@ class TransformersAdapter:
             self._kwargs = self._hooks._update_model_kwargs_for_generation(
                 outputs, self._kwargs, is_encoder_decoder=self.is_encoder_decoder, num_new_tokens=num_tokens
             )
+        if self._hidden is not None:
+            self._hidden.keep(outputs)
         for name, kept in self.records.items():
             kept.append(getattr(outputs, name, None))
 
@@ -392,13 +408,16 @@ class TransformersAdapter:
             )
 
     def _check_reorder(self) -> None:
-        if self._mode not in _BEAM_MODES or self.cache is None or hasattr(self._hooks, "_reorder_cache"):
+        moves_rows = self._mode in _REORDERING and self._num_copies > 1
+        if not moves_rows or self.cache is None or hasattr(self._hooks, "_reorder_cache"):
             return
+        followed = "candidates" if self._mode is GenerationMode.CONTRASTIVE_SEARCH else "beams"
         try:
             cache_verbs.check_reorder(self.cache)
         except (TypeError, NotImplementedError) as error:
             raise NotImplementedError(
-                f"`model`={type(self._hooks).__name__}: its cache cannot follow beams, {error}; `use_cache`=False works"
+                f"`model`={type(self._hooks).__name__}: its cache cannot follow {followed}, {error}; `use_cache`=False "
+                f"works"
             ) from error
 
     def _can_expand(self) -> bool:
@@ -425,6 +444,8 @@ class TransformersAdapter:
         for name in self._names.arguments:
             self._kwargs.pop(name, None)
         self._expands_late = False
+        if self._hidden is not None:
+            self._hidden.clear()
         self._add_empty_cache()
         self._expand_inputs()
         outputs = self._read(prompt_ids)

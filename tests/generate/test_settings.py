@@ -158,13 +158,11 @@ def test_pads_that_may_be_eos_are_not_hidden() -> None:
 
 
 UNAVAILABLE: list[tuple[str, Any]] = [
-    ("penalty_alpha", 0.6),
     ("dola_layers", "low"),
     ("use_mtp", True),
     ("speculation_type", "dflash"),
     ("assistant_ensemble_weight", 0.5),
     ("cache_implementation", "paged"),
-    ("low_memory", True),
 ]
 
 

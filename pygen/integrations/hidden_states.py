@@ -1,0 +1,61 @@
+"""Hidden states that a loop reads of every forward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pygen.config import GenerationMode
+
+# Modes whose loops take the hidden states of every forward.
+READERS = (GenerationMode.CONTRASTIVE_SEARCH, GenerationMode.DOLA_GENERATION)
+
+
+class HiddenStates:
+    """Holds the hidden states of forwards until a loop takes them."""
+
+    def __init__(self, model: Any) -> None:
+        self._name = type(model).__name__
+        self._pieces: list[Any] = []
+
+    def keep(self, outputs: Any) -> None:
+        """Adds those of one forward: a whole prompt, a piece of it, or tokens."""
+        self._pieces.append(_states_of(outputs))
+
+    def clear(self) -> None:
+        self._pieces.clear()
+
+    def take(self, layers: Sequence[int]) -> list[Tensor]:
+        """(rows, length, width) for each of `layers`, of everything read since the last time; 0 are the embeddings.
+
+        NotImplementedError for models that return something else.
+        """
+        taken = [torch.cat([self._checked(piece, layer) for piece in self._pieces], dim=1) for layer in layers]
+        self.clear()
+        return taken
+
+    def _checked(self, states: Any, layer: int) -> Tensor:
+        if states is None:
+            found = "none"
+        elif not -len(states) <= layer < len(states):
+            found = f"those of {len(states)} layers"
+        elif not isinstance(states[layer], Tensor) or states[layer].ndim != 3:
+            found = f"shape {tuple(getattr(states[layer], 'shape', ()))}"
+        else:
+            checked: Tensor = states[layer]
+            return checked
+        raise NotImplementedError(
+            f"`model`={self._name} must return hidden states (rows, length, width) of layer {layer}, which contrastive "
+            f"search and DoLa read, got {found}"
+        )
+
+
+def _states_of(outputs: Any) -> Any:
+    for name in ("decoder_hidden_states", "hidden_states"):
+        states = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+        if states is not None:
+            return states
+    return None

@@ -1,0 +1,41 @@
+"""Records what transformers 4.55, the last release with contrastive search and DoLa, makes of the calls in `cases`.
+
+Run where that release is installed, from the root of the repository: `python -m tests.oracles.record`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import transformers
+
+from tests.oracles import cases
+
+
+def main() -> None:
+    version = transformers.__version__
+    if not version.startswith("4.55."):
+        raise SystemExit(f"transformers must be 4.55, which has these searches itself, got {version}")
+    results = {}
+    for name, (family, asked) in cases.CONTRASTIVE.items():
+        model = cases.seeded_model(family)
+        torch.manual_seed(0)
+        results[name] = cases.recorded(model.generate(**cases.arguments(asked)))
+    families = sorted({family for family, _ in cases.CONTRASTIVE.values()})
+    fixture = {
+        "transformers": version,
+        "torch": torch.__version__,
+        "fingerprints": {family: cases.fingerprint(family) for family in families},
+        "results": results,
+    }
+    path = Path(__file__).with_name("contrastive.json")
+    lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in fixture.pop("results").items()]
+    head = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in fixture.items())
+    path.write_text("{\n" + head + ',\n"results": {\n' + ",\n".join(lines) + "\n}\n}\n")
+    print(f"{path}: {len(results)} calls")
+
+
+if __name__ == "__main__":
+    main()
