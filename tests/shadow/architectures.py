@@ -77,6 +77,7 @@ class Architecture:
     has_attentions: whether its outputs have a place for them.
     refused: modes that pygen alone refuses, with a part of what it says.
     own: modes in which pygen's results are others than transformers', and right, with the reason.
+    own_lately: the same, with later releases than 5.6.1.
     """
 
     model: str
@@ -86,6 +87,7 @@ class Architecture:
     has_attentions: bool = True
     refused: dict[str, str] = dataclasses.field(default_factory=dict)
     own: dict[str, str] = dataclasses.field(default_factory=dict)
+    own_lately: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 ARCHITECTURES: dict[str, Architecture] = {}
@@ -98,7 +100,7 @@ def tiny_model(name: str, seed: int = 0) -> Any:
     return built(architecture.model, seed, **architecture.fields)
 
 
-_OPTIONS = ("all_modes", "has_attentions", "refused", "own")
+_OPTIONS = ("all_modes", "has_attentions", "refused", "own", "own_lately")
 
 
 def row(model: str, inputs: Callable[[Any, int], Inputs] = texts, **fields: Any) -> None:
@@ -181,6 +183,7 @@ row(
     "GlmMoeDsaForCausalLM",
     all_modes=True,
     own=ROWS_STAY,
+    own_lately={"assistant": "transformers ends the text with a draft that the model would not choose"},
     index_head_dim=8,
     index_n_heads=2,
     index_topk=4,

@@ -114,16 +114,35 @@ def test_shadow(name: str, mode: str, number: int) -> None:
             # pygen gives back the cache of the returned sequences, transformers that of the last beams.
             ignored = ("past_key_values", "cache")
         found = differences(ours, theirs, ignored)
-        if found or mode in row.own:
-            assert mode in row.own, found
-            assert found or transformers.__version__ != "5.6.1", "no difference is left"
+        own = mode in row.own or (mode in row.own_lately and transformers.__version__ != "5.6.1")
+        if found and not own and mode in DRAFTED:
+            assert_drafts_of_two_texts(ours, model, mode, args, kwargs, found)
+        elif found:
+            assert own, found
             assert_right(ours, model, mode, args, kwargs)
+        else:
+            assert mode not in row.own or transformers.__version__ != "5.6.1", "no difference is left"
+
+
+def without_drafts(kwargs: dict[str, Any]) -> dict[str, Any]:
+    drafts = ("prompt_lookup_num_tokens", "assistant_model", "cache_implementation")
+    return {name: value for name, value in kwargs.items() if name not in drafts}
+
+
+def assert_drafts_of_two_texts(
+    ours: Any, model: Any, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any], found: list[str]
+) -> None:
+    """Some models read one token with a cache otherwise than a text at once: what drafts read is one of the two."""
+    plain = without_drafts(kwargs)
+    cached, whole = by_pygen(model, *args, **plain), by_pygen(model, *args, **plain, use_cache=False)
+    shared = zip(cached.logits, whole.logits, strict=False)
+    assert max(float((one - other).abs().max()) for one, other in shared) > 0.1, found
+    assert any(ours.sequences.equal(text.sequences) for text in (cached, whole)), found
 
 
 def assert_right(ours: Any, model: Any, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """The text of a call without drafts, or else without a cache, which embeddings always get."""
-    drafts = ("prompt_lookup_num_tokens", "assistant_model", "cache_implementation")
-    kwargs = {name: value for name, value in kwargs.items() if name not in drafts}
+    kwargs = without_drafts(kwargs)
     if "inputs_embeds" in kwargs and not model.config.is_encoder_decoder:
         kwargs["input_ids"] = texts(model.config, len(kwargs.pop("inputs_embeds")))["input_ids"]
     expected = by_pygen(model, *args, **kwargs | ({} if mode in DRAFTED else {"use_cache": False}))

@@ -44,19 +44,23 @@ def tiny_config(config_class: Any, **overrides: Any) -> Any:
     fields |= {name: token for name, token in _TOKENS.items() if hasattr(default, name)}
     for name, part in config_class.sub_configs.items():
         given = overrides.get(name, {})
-        if isinstance(given, dict) and (name in overrides or part is not transformers.AutoConfig):
+        if isinstance(given, dict) and (
+            name in overrides or name == "text_config" or part is not transformers.AutoConfig
+        ):
             part = type(getattr(default, name)) if part is transformers.AutoConfig else part
             overrides[name] = tiny_config(part, **given)
     return config_class(**fields | overrides)
 
 
 def _takes(config: Any, name: str, size: Any) -> bool:
-    if getattr(config, name, None) is None:
-        return False
     try:
+        if getattr(config, name, None) is None:
+            return False
         setattr(config, name, size)
     except (AttributeError, NotImplementedError):  # a property
         return False
+    except RuntimeError:  # one that differs by layer, and is set for all of them
+        return True
     return True
 
 
