@@ -104,6 +104,12 @@ class ModuleStates:
             if any(dim is not None for dim in dims):
                 self._dims[place] = dims
 
+    def lose(self, rows: int) -> None:
+        """What changed and may have a row for each of `rows` cannot be moved: nothing tells which dimension it is."""
+        for place, tensors in self.changed().items():
+            if any(rows in tensor.shape for tensor in tensors):
+                self._dims[place] = [UNKNOWN]
+
     def reorder(self, source_rows: Tensor) -> None:
         """Row r of every state goes on from row `source_rows[r]`. NotImplementedError where rows are unknown."""
         for (module, name), dims in self._dims.items():

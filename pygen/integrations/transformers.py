@@ -169,17 +169,17 @@ class TransformersAdapter:
         longest = prompt.embeds_length + self._prompt_length + max_new_tokens - 1
         if config.cache_implementation in STATIC_CACHES:
             longest = max(longest, getattr(config, "max_cache_len", None) or 0)
-        if cache is not None:
-            kwargs[self._names.argument] = cache
-            if self.is_encoder_decoder:
-                fit_encoding(kwargs, cache)
+        if cache is not None and self.is_encoder_decoder:
+            fit_encoding(kwargs, cache)
 
         def add_empty_cache() -> None:
             if cache is not None:
                 cache.reset()
+                self._kwargs[self._names.argument] = cache
                 return
-            add_cache(self._hooks, kwargs, config, mode=mode, batch_size=self._batch_size, max_cache_length=longest)
-            grow_in_place(given_cache(kwargs), longest)
+            sizes = {"batch_size": self._batch_size, "max_cache_length": longest}
+            add_cache(self._hooks, self._kwargs, config, mode=mode, **sizes)
+            grow_in_place(given_cache(self._kwargs), longest)
 
         kwargs["use_cache"] = self._use_cache
         self._kwargs = kwargs
@@ -213,15 +213,19 @@ class TransformersAdapter:
         return self._kwargs
 
     def prefill(self, prompt_ids: Tensor) -> Tensor:
-        if self._expands_late or self._mode in _TAKING_BACK:
+        moves_rows = self._mode in _BEAM_MODES and self._num_copies > 1
+        if self._expands_late or moves_rows or self._mode in _TAKING_BACK:
             self._states = ModuleStates(self._hooks)
         if self._expands_late:
             outputs = self._read(prompt_ids[:: self._num_copies])
             if not self._can_expand():
                 outputs = self._read_again(prompt_ids)
         else:
+            of_prompts = dict(self._kwargs)
             self._expand_inputs()
             outputs = self._read(prompt_ids)
+            if moves_rows and self._states is not None and self._states.changed():
+                outputs = self._find_rows(outputs, of_prompts, prompt_ids)
         self._check_reorder()
         rows = self._batch_size if self._expands_late else prompt_ids.shape[0]
         logits = tail_logits(outputs.logits, rows, 1, prompt_ids.device)[:, 0]
@@ -434,6 +438,22 @@ class TransformersAdapter:
             kept[-1] = map_leaves(lambda tensor: tensor.repeat_interleave(self._num_copies, dim=0), kept[-1])
         self._expand_inputs()
         return logits.repeat_interleave(self._num_copies, dim=0)
+
+    def _find_rows(self, outputs: Any, of_prompts: dict[str, Any], prompt_ids: Tensor) -> Any:
+        """Finds the rows of what modules keep, where every copy was read at once; the outputs to go on with.
+
+        of_prompts: the arguments without copies.
+        """
+        assert self._states is not None
+        if self._callers_cache_name is not None or self.is_encoder_decoder or may_know_rows(self._hooks):
+            self._states.lose(prompt_ids.shape[0])
+            return outputs
+        for kept in self.records.values():
+            kept.pop()
+        self._kwargs = {name: value for name, value in of_prompts.items() if name not in self._names.arguments}
+        self._add_empty_cache()
+        self._read(prompt_ids[:: self._num_copies])
+        return self._read_again(prompt_ids)
 
     def _read_again(self, prompt_ids: Tensor) -> Any:
         """Reads every copy of the prompts from the beginning, and learns where rows are from what is different now."""

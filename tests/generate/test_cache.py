@@ -111,7 +111,7 @@ CACHES: dict[str, Callable[[], Any]] = {
             cache_utils.StaticLayer(32),
             cache_utils.DynamicLayer(),
             cache_utils.StaticSlidingWindowLayer(32, 6),
-            cache_utils.DynamicSlidingWindowLayer(4),
+            cache_utils.DynamicSlidingWindowLayer(sliding_window=4),
         ]
     ),
     "recurrent": lambda: cache_utils.Cache(
