@@ -213,7 +213,7 @@ class TransformersAdapter:
         return self._kwargs
 
     def prefill(self, prompt_ids: Tensor) -> Tensor:
-        moves_rows = self._mode in _BEAM_MODES and self._num_copies > 1
+        moves_rows = self._mode in _REORDERING and self._num_copies > 1
         if self._expands_late or moves_rows or self._mode in _TAKING_BACK:
             self._states = ModuleStates(self._hooks)
         if self._expands_late:
