@@ -226,6 +226,9 @@ def _candidates_at_once(call: Call) -> int:
 
 def _choice(call: Call) -> str | None:
     """How a token is chosen, where that is by more than its score."""
+    if call.mode is GenerationMode.DOLA_GENERATION:
+        drawn = "draw" if call.config.do_sample else "argmax"
+        return f"{drawn}, of the last layer's scores beside those of `dola_layers`={call.config.dola_layers!r}"
     if not _contrasts(call):
         return None
     way = "one after the other" if call.config.low_memory else "in one forward"

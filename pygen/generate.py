@@ -23,18 +23,19 @@ from pygen.modes.assisted import generate_assisted
 from pygen.modes.beams import generate_with_beams, generate_with_constraints, generate_with_groups
 from pygen.modes.contrastive import generate_contrastively
 from pygen.modes.custom import borrowed, own_loop
+from pygen.modes.dola import generate_by_contrasting_layers
 from pygen.modes.sampling import generate_by_sampling
 from pygen.notices import one_call
 from pygen.outputs import GenerateOutput
 from pygen.processors.prefix import EndingPrefix
 from pygen.remote_code import load_custom_generate
 from pygen.request import (
-    refuse_drafts_in_searches,
+    advise,
+    refuse_mixed_searches,
     refuse_unavailable,
     resolve_lengths,
     resolve_settings,
     resolve_special_tokens,
-    tell_ignored,
     within_positions,
 )
 from pygen.runtime.choice import CAPTURED_MODES, check_runtime, choose_runtime
@@ -87,7 +88,7 @@ def generate(
 ) -> Tensor | GenerateOutput:
     """Generates text: greedy search, or sampling with `do_sample=True`; with `num_beams` > 1 beam search or beam
     sampling, diverse with `num_beam_groups`, constrained with `force_words_ids` or `constraints`; drafted tokens with
-    an assistant; contrastive search with `penalty_alpha` > 0 and `top_k` > 1.
+    an assistant; contrastive search with `penalty_alpha` > 0 and `top_k` > 1; DoLa with `dola_layers`.
 
     Arguments:
         model: a generation model of transformers, decoder-only or encoder-decoder, or any `nn.Module` whose forward
@@ -254,11 +255,15 @@ def prepare_call(
     config = settings.config
     if not any_search:
         refuse_unavailable(config)
-        refuse_drafts_in_searches(config, assistant_model)
+        refuse_mixed_searches(config, assistant_model)
     if synced_gpus and config.guidance_scale not in (None, 1):
         raise NotImplementedError("`guidance_scale` runs forwards that `synced_gpus`=True cannot keep in step")
+    if synced_gpus and config.dola_layers is not None:
+        raise NotImplementedError(
+            "`dola_layers` reads the head by itself, which `synced_gpus`=True cannot keep in step"
+        )
     mode = config.get_generation_mode(assistant_model)
-    tell_ignored(settings, mode)
+    advise(settings, mode)
     tokens = resolve_special_tokens(config)
 
     adapter.check(settings.model_kwargs, generation_config)
@@ -318,6 +323,7 @@ LOOPS: dict[GenerationMode, Callable[[Call], Tensor | GenerateOutput]] = {
     GenerationMode.GREEDY_SEARCH: generate_by_sampling,
     GenerationMode.SAMPLE: generate_by_sampling,
     GenerationMode.CONTRASTIVE_SEARCH: generate_contrastively,
+    GenerationMode.DOLA_GENERATION: generate_by_contrasting_layers,
     GenerationMode.ASSISTED_GENERATION: generate_assisted,
     GenerationMode.BEAM_SEARCH: generate_with_beams,
     GenerationMode.BEAM_SAMPLE: generate_with_beams,

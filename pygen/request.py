@@ -21,7 +21,6 @@ _METADATA = ("transformers_version", "continuous_batching_config")
 
 # setting: (values that ask for nothing, what it would need)
 _UNAVAILABLE: dict[str, tuple[tuple[Any, ...], str]] = {
-    "dola_layers": ((None,), "decoding by contrasting layers"),
     "use_mtp": ((None, False), "multi-token prediction"),
     "speculation_type": ((None,), "drafting by an assistant that reads the model's hidden states"),
     "assistant_ensemble_weight": ((None,), "the ensemble of model and assistant"),
@@ -108,32 +107,44 @@ def refuse_unavailable(config: GenerationConfig) -> None:
             raise NotImplementedError(f"`{name}`={value!r}: {what} is not available in this version")
 
 
-def refuse_drafts_in_searches(config: GenerationConfig, assistant_model: Any) -> None:
-    """ValueError where tokens are to be drafted for a search that does not take one token by its score alone."""
+def refuse_mixed_searches(config: GenerationConfig, assistant_model: Any) -> None:
+    """ValueError where drafts or `dola_layers`, which extend greedy search and sampling, come with another search."""
     drafting = {"assistant_model": assistant_model}
     drafting |= {name: getattr(config, name) for name in ("prompt_lookup_num_tokens", "assistant_early_exit")}
     asked = next((name for name, value in drafting.items() if value is not None), None)
+    if config.dola_layers is not None:
+        if asked is not None:
+            raise ValueError(
+                f"`dola_layers` must be None with `{asked}`, whose drafts are checked by the last layer alone, got "
+                f"{config.dola_layers!r}"
+            )
+        asked = "dola_layers"
     if asked is None:
         return
+    way = "whose layers go on" if asked == "dola_layers" else "whose drafts go on"
     if (config.num_beams or 1) > 1:
         raise ValueError(
-            f"`num_beams` must be 1 with `{asked}`, whose drafts go on with one text, got {config.num_beams}; "
+            f"`num_beams` must be 1 with `{asked}`, {way} with one text, got {config.num_beams}; "
             f"leave `{asked}` out for beams"
         )
     if config.constraints is not None or config.force_words_ids is not None:
         name = "constraints" if config.constraints is not None else "force_words_ids"
         raise ValueError(
-            f"`{name}` must be None with `{asked}`: beams meet constraints, and drafts go on with one text"
+            f"`{name}` must be None with `{asked}`: beams meet constraints, and {way.removeprefix('whose ')} with one "
+            f"text"
         )
     if contrasts(config):
         raise ValueError(
-            f"`penalty_alpha` must be 0 with `{asked}`: contrastive search compares candidates with the text, so no "
-            f"draft can be checked by its score, got {config.penalty_alpha}"
+            f"`penalty_alpha` must be 0 with `{asked}`: contrastive search compares candidates with the text, and does "
+            f"not take a token by its score, got {config.penalty_alpha}"
         )
 
 
-def tell_ignored(settings: Settings, mode: GenerationMode) -> None:
-    """A warning about `penalty_alpha` where another search than the one it belongs to was asked for as well."""
+def advise(settings: Settings, mode: GenerationMode) -> None:
+    """Warns of a `penalty_alpha` that the search of `mode` ignores, and of DoLa without a penalty for repetition."""
+    penalty = settings.config.repetition_penalty
+    if mode is GenerationMode.DOLA_GENERATION and isinstance(penalty, (int, float)) and penalty < 1.2:
+        log(logger, f"`dola_layers` tends to repeat; `repetition_penalty` should be 1.2 or more, got {penalty}.")
     alpha = settings.config.penalty_alpha
     if alpha and mode is not GenerationMode.CONTRASTIVE_SEARCH:
         log(

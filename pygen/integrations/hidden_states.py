@@ -33,9 +33,9 @@ class HiddenStates:
 
         NotImplementedError for models that return something else.
         """
-        taken = [torch.cat([self._checked(piece, layer) for piece in self._pieces], dim=1) for layer in layers]
+        pieces = [[self._checked(piece, layer) for piece in self._pieces] for layer in layers]
         self.clear()
-        return taken
+        return [piece[0] if len(piece) == 1 else torch.cat(piece, dim=1) for piece in pieces]
 
     def _checked(self, states: Any, layer: int) -> Tensor:
         if states is None:

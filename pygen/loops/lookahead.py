@@ -88,7 +88,8 @@ class SequentialLookahead:
         logits = self._model.prefill(prompt_ids)
         if not self._model.can_crop:
             raise ValueError(
-                "`low_memory` must be False for `model`, whose cache or states cannot be taken back, got True"
+                "`low_memory` must be False for `model`, whose cache or states cannot be taken back, got True; with "
+                "`use_cache`=False there is nothing to take back"
             )
         (states,) = self._model.take_hidden_states([-1])
         return logits, states

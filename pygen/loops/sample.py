@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from torch import Tensor
+
 from pygen.integrations import ModelAdapter
 from pygen.loops.monitor import Monitor
 from pygen.loops.state import DecodeState
-from pygen.plan import Plan
+from pygen.pipeline import Chooser
 
 
 def sample(
-    model: ModelAdapter, state: DecodeState, plan: Plan, monitor: Monitor, *, max_new_tokens: int, ahead: bool
+    model: ModelAdapter,
+    state: DecodeState,
+    bind: Callable[[Tensor, DecodeState], Chooser],
+    monitor: Monitor,
+    *,
+    max_new_tokens: int,
+    ahead: bool,
 ) -> int:
     """Generates until every row has finished, and returns the number of steps.
+
+    bind: prepares the choice for logits like those given, as `Plan.bind` does.
 
     The tokens go into `state`. Each step reads one scalar from the device: right after the draw, or with `ahead` after
     the next forward was launched, so that a GPU never waits for the host. The forward that turns out to be one too many
@@ -20,7 +32,7 @@ def sample(
     if monitor.cancelled():
         return 0
     logits = model.prefill(state.tokens(0))
-    choose = plan.bind(logits, state)
+    choose = bind(logits, state)
     for step in range(max_new_tokens):
         choice = choose(logits, step)
         signal = monitor.observe(step, logits, choice)

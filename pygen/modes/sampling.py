@@ -13,6 +13,7 @@ from pygen.loops.room import first_room
 from pygen.loops.sample import sample
 from pygen.loops.state import DecodeState
 from pygen.outputs import GenerateOutput, make_output
+from pygen.pipeline import Chooser
 from pygen.plan import Plan, make_plan, num_top_logprobs
 from pygen.progress import progress_bar
 from pygen.runtime.choice import choose_slot, compile_options
@@ -31,9 +32,17 @@ def generate_by_sampling(call: Call) -> Tensor | GenerateOutput:
         with slot.taken():
             return _generate_captured(call, plan, slot)
 
+    return generate_step_by_step(call, plan, plan.bind)
+
+
+def generate_step_by_step(
+    call: Call, plan: Plan, bind: Callable[[Tensor, DecodeState], Chooser]
+) -> Tensor | GenerateOutput:
+    """One forward and one choice after the other. bind: see `loops.sample`."""
+
     def loop(state: DecodeState, monitor: Monitor) -> int:
         ahead = state.token_ids.device.type != "cpu" and call.adapter.can_rewind
-        return sample(call.adapter, state, plan, monitor, max_new_tokens=call.lengths.max_new_tokens, ahead=ahead)
+        return sample(call.adapter, state, bind, monitor, max_new_tokens=call.lengths.max_new_tokens, ahead=ahead)
 
     return generate_tokens(call, plan, loop, Monitor)
 

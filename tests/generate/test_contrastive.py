@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +15,9 @@ from pygen.generate import generate
 from tests.generate.models import hf_model
 from tests.helpers import naive_contrasts
 from tests.oracles import cases
+from tests.oracles.replay import assert_as_recorded, assert_same_models
 from tests.shadow.architectures import tiny_model
 
-RECORDED = json.loads((Path(cases.__file__).with_name("contrastive.json")).read_text())
 IDS = torch.tensor([[5, 6, 7, 8, 9, 20], [0, 0, 0, 3, 40, 11]])
 MASK = (IDS != 0).long()
 FOUR: dict[str, Any] = {"penalty_alpha": 0.6, "top_k": 4, "pad_token_id": 0}
@@ -30,23 +28,13 @@ def search(**settings: Any) -> Any:
     return generate(model, IDS, attention_mask=MASK, **{"max_new_tokens": 12, **FOUR, **settings})
 
 
-@pytest.mark.parametrize("family", RECORDED["fingerprints"])
-def test_models_are_those_of_the_recording(family: str) -> None:
-    assert cases.fingerprint(family) == pytest.approx(RECORDED["fingerprints"][family], abs=0.05)
+def test_models_are_those_of_the_recording() -> None:
+    assert_same_models("contrastive")
 
 
 @pytest.mark.parametrize("name", cases.CONTRASTIVE)
 def test_calls_give_what_transformers_4_55_gave(name: str) -> None:
-    family, asked = cases.CONTRASTIVE[name]
-    result = cases.recorded(generate(cases.seeded_model(family), **cases.arguments(asked)))
-    expected = RECORDED["results"][name]
-    assert result["sequences"] == expected["sequences"]
-    assert {field for field, entries in result.items() if entries} == expected.keys()
-    for field in expected.keys() - {"sequences", "cache_length"}:
-        for (shape, total), (expected_shape, expected_total) in zip(result[field], expected[field], strict=True):
-            assert shape == expected_shape
-            assert total == pytest.approx(expected_total, rel=1e-3, abs=1e-2)
-    assert result.get("cache_length") == expected.get("cache_length")
+    assert_as_recorded("contrastive", name)
 
 
 # Full attention, windows, recurrent states in the cache, beside attention, and in the modules.

@@ -158,7 +158,6 @@ def test_pads_that_may_be_eos_are_not_hidden() -> None:
 
 
 UNAVAILABLE: list[tuple[str, Any]] = [
-    ("dola_layers", "low"),
     ("use_mtp", True),
     ("speculation_type", "dflash"),
     ("assistant_ensemble_weight", 0.5),

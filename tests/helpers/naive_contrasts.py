@@ -1,4 +1,4 @@
-"""Contrastive search by its definition (Su et al. 2022), one text at a time, without a cache."""
+"""Contrastive search and DoLa by their definitions, one text at a time, without a cache."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def contrastive(model: Any, prompt: list[int], *, penalty_alpha: float, top_k: int, steps: int) -> list[int]:
-    """The tokens that follow. `model` is a decoder of transformers.
+    """Contrastive search (Su et al. 2022). `model` is a decoder of transformers.
 
     Of the k likeliest tokens v after x the next is the one with the largest
     (1 - alpha) * p(v | x) - alpha * max over j of cos(h_v, h_j), with h_v and h_j states of the last layer.
@@ -40,3 +40,24 @@ def _read(model: Any, text: list[int]) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         outputs = model(input_ids=torch.tensor([text]), use_cache=False, output_hidden_states=True, return_dict=True)
     return outputs.logits[0].double(), outputs.hidden_states[-1][0].double()
+
+
+def dola(model: Any, prompt: list[int], layers: list[int], steps: int) -> list[int]:
+    """DoLa (Chuang et al. 2023), greedy: the token with the largest ln p - ln q of those with p >= 0.1 max p, where p
+    is of the last layer, and q of the one of `layers` that is furthest from it."""
+    text, head = list(prompt), model.get_output_embeddings()
+    for _ in range(steps):
+        with torch.no_grad():
+            outputs = model(input_ids=torch.tensor([text]), use_cache=False, output_hidden_states=True)
+            early = [head(outputs.hidden_states[layer][0, -1]).double().softmax(-1) for layer in layers]
+        p = outputs.logits[0, -1].double().softmax(-1)
+        q = max(early, key=lambda q: _distance(p.tolist(), q.tolist()))
+        difference = (p.log() - q.log()).masked_fill(p < 0.1 * p.max(), -math.inf)
+        text.append(int(difference.argmax()))
+    return text[len(prompt) :]
+
+
+def _distance(p: list[float], q: list[float]) -> float:
+    """KL(m || p) + KL(m || q) with m the mean."""
+    means = [(x + y) / 2 for x, y in zip(p, q, strict=True)]
+    return sum(m * (2 * math.log(m) - math.log(x) - math.log(y)) for m, x, y in zip(means, p, q, strict=True))

@@ -42,6 +42,20 @@ CONTRASTIVE: dict[str, tuple[str, dict[str, Any]]] = {
     "all outputs of a decoder": ("bart", {**_ENCODED, **_FOUR, **_EVERYTHING, "max_new_tokens": 4}),
     "relative positions": ("t5", {**_ENCODED, **_FOUR, "repetition_penalty": 1.2}),
 }
+_ROW: dict[str, Any] = {"input_ids": [[5, 6, 7, 8, 9, 20]], "repetition_penalty": 1.2}
+# transformers chooses one layer for a whole batch and pygen one for each row: several rows have one layer to choose.
+DOLA: dict[str, tuple[str, dict[str, Any]]] = {
+    "low": ("llama", {**_ROW, "dola_layers": "low"}),
+    "high": ("llama", {**_ROW, "dola_layers": "high"}),
+    "layers, some beyond the last": ("llama", {**_ROW, "dola_layers": [1, 2, 5, 6, 9]}),
+    "one layer, left padding": ("llama", {**_BATCH, "dola_layers": [3], "eos_token_id": [8, 17, 33]}),
+    "all outputs": ("llama", {**_BATCH, **_EVERYTHING, "dola_layers": [2], "max_new_tokens": 4}),
+    "tied, low": ("gpt2", {**_ROW, "dola_layers": "low", "no_repeat_ngram_size": 2}),
+    "tied, high": ("gpt2", {**_ROW, "dola_layers": "high", "repetition_penalty": 1.0}),
+    "draws": ("llama", {**_ROW, "dola_layers": "high", "do_sample": True, "temperature": 1.5, "top_k": 8}),
+    "draws of a tied model": ("gpt2", {**_ROW, "dola_layers": "low", "do_sample": True, "top_p": 0.9}),
+}
+RECORDINGS = {"contrastive": CONTRASTIVE, "dola": DOLA}
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -18,19 +19,24 @@ def main() -> None:
     version = transformers.__version__
     if not version.startswith("4.55."):
         raise SystemExit(f"transformers must be 4.55, which has these searches itself, got {version}")
+    for search, calls in cases.RECORDINGS.items():
+        record(search, calls)
+
+
+def record(search: str, calls: dict[str, tuple[str, dict[str, Any]]]) -> None:
     results = {}
-    for name, (family, asked) in cases.CONTRASTIVE.items():
+    for name, (family, asked) in calls.items():
         model = cases.seeded_model(family)
         torch.manual_seed(0)
         results[name] = cases.recorded(model.generate(**cases.arguments(asked)))
-    families = sorted({family for family, _ in cases.CONTRASTIVE.values()})
+    families = sorted({family for family, _ in calls.values()})
     fixture = {
-        "transformers": version,
+        "transformers": transformers.__version__,
         "torch": torch.__version__,
         "fingerprints": {family: cases.fingerprint(family) for family in families},
         "results": results,
     }
-    path = Path(__file__).with_name("contrastive.json")
+    path = Path(__file__).with_name(f"{search}.json")
     lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in fixture.pop("results").items()]
     head = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in fixture.items())
     path.write_text("{\n" + head + ',\n"results": {\n' + ",\n".join(lines) + "\n}\n}\n")

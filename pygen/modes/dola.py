@@ -1,0 +1,62 @@
+"""DoLa: from a resolved call to its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pygen.call import Call
+from pygen.dola_scores import candidate_layers
+from pygen.integrations.sharding import with_root_weights
+from pygen.integrations.wrappers import inner
+from pygen.loops.dola import ContrastChooser
+from pygen.loops.state import DecodeState
+from pygen.modes.sampling import generate_step_by_step
+from pygen.outputs import GenerateOutput
+from pygen.pipeline import Chooser
+from pygen.plan import make_plan
+
+
+def generate_by_contrasting_layers(call: Call) -> Tensor | GenerateOutput:
+    """DoLa (`dola_layers`): greedy search and sampling for decoder-only models with a head."""
+    head, layers, plan = _head(call), _layers(call), make_plan(call)
+
+    def bind(logits: Tensor, state: DecodeState) -> Chooser:
+        contrasted = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+        return ContrastChooser(plan.bind(contrasted, state), call.adapter, head, layers)
+
+    return generate_step_by_step(call, plan, bind)
+
+
+def _head(call: Call) -> Callable[[Tensor], Tensor]:
+    if call.adapter.is_encoder_decoder:
+        raise ValueError(f"`dola_layers` must be None for {type(inner(call.model)).__name__}, which has an encoder")
+    getter: Any = getattr(inner(call.model), "get_output_embeddings", lambda: None)
+    head = getter()
+    if head is None:
+        raise ValueError(
+            f"`dola_layers` must be None for {type(inner(call.model)).__name__}, which shows no head by "
+            f"`get_output_embeddings`"
+        )
+
+    def logits_of(states: Tensor) -> Tensor:
+        result: Tensor = with_root_weights(call.model, lambda: head(states))
+        return result
+
+    return logits_of
+
+
+def _layers(call: Call) -> list[int]:
+    config: Any = getattr(inner(call.model), "config", None)
+    is_tied = bool(getattr(config, "tie_word_embeddings", False))
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config(decoder=True)
+    num_layers = getattr(config, "num_hidden_layers", None)
+    if not isinstance(num_layers, int):
+        name = type(inner(call.model)).__name__
+        raise ValueError(f"`dola_layers` must be None for {name}, whose config has no `num_hidden_layers`")
+    assert call.config.dola_layers is not None
+    return candidate_layers(call.config.dola_layers, num_layers, tied=is_tied)
