@@ -73,6 +73,10 @@ class AssistedCandidateGenerator(CountedDrafts):
         self._drafter = Drafter(follower, plan, state, threshold)
         self._max_length = state.prompt_length + call.adapter.room_for(call.prompt, max_new_tokens)
 
+    def draft_for(self, vocab_size: int) -> None:
+        """vocab_size: columns of the model's logits. No other token is drafted, and the scores have as many columns."""
+        self._drafter.vocab_size = vocab_size
+
     def get_candidates(self, input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         count = min(self.num_assistant_tokens, self._max_length - input_ids.shape[1] - 1)
         return self._drafter.draft(input_ids, count) if count > 0 else (input_ids, None)

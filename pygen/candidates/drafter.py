@@ -13,6 +13,7 @@ from torch import Tensor
 from pygen.call import Call
 from pygen.candidates.base import CandidateGenerator
 from pygen.candidates.draft_plan import renew_copies
+from pygen.candidates.vocabulary import embedded_ids, of_width, readable
 from pygen.config import DEFAULTS, GenerationMode
 from pygen.integrations import ModelAdapter
 from pygen.loops.room import first_room
@@ -62,6 +63,8 @@ class CountedDrafts(CandidateGenerator):
 class Follower:
     """A model that follows a text which may change at its end: what it has seen already is not forwarded again.
 
+    In place of ids that it has no embedding for it reads its last one.
+
     layers: the number of hidden layers that it runs, or None for all: the model is set so during its forwards only.
     """
 
@@ -73,6 +76,7 @@ class Follower:
         self._max_new_tokens = max_new_tokens
         self._model = model
         self._layers = layers
+        self._num_ids = embedded_ids(model)
         self._seen: Tensor | None = None
 
     def rewind(self, tokens: Tensor) -> None:
@@ -91,7 +95,7 @@ class Follower:
             logits = self._start(tokens) if self._seen is None else None
             count = tokens.shape[1] - (0 if self._seen is None else self._seen.shape[1])
             if count > 0:
-                logits = self._adapter.decode_tail(tokens, count)[:, -1]
+                logits = self._adapter.decode_tail(readable(tokens, self._num_ids), count)[:, -1]
         assert logits is not None
         self._seen = tokens.clone()
         return logits
@@ -104,7 +108,7 @@ class Follower:
             max_new_tokens=self._max_new_tokens,
         )
         length = self._prompt.input_ids.shape[1]
-        logits = self._adapter.prefill(tokens[:, :length])
+        logits = self._adapter.prefill(readable(tokens[:, :length], self._num_ids))
         if not self._adapter.can_crop:
             raise ValueError("`assistant_model` keeps states that cannot be taken back, so it cannot draft")
         self._seen = tokens[:, :length]
@@ -130,7 +134,10 @@ class Drafter:
     Drafting ends early where all rows have ended, or had a token of probability < threshold in this round.
 
     plan: its knobs and processors see the whole text, drafts included. `keep_scores` for scores.
+    vocab_size: tokens of the text, which may be more or fewer than the assistant has; None where they are the same.
     """
+
+    vocab_size: int | None = None
 
     def __init__(self, follower: Follower, plan: Plan, state: DecodeState, threshold: float) -> None:
         self._follower = follower
@@ -150,6 +157,8 @@ class Drafter:
         scores: list[Tensor] = []
         for _ in range(count):
             logits = self._follower.advance(state.tokens(step))
+            if self.vocab_size is not None:
+                logits = of_width(logits, self.vocab_size)
             if self._choose is None:
                 self._choose = self._plan.bind(logits, state)
             choice = self._choose(logits, step)

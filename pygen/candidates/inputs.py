@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pygen.call import Call
+from pygen.candidates.vocabulary import embedded_ids, readable
 from pygen.config import GenerationConfig, GenerationMode
 from pygen.integrations import ModelAdapter, adapt, takes
 from pygen.integrations.devices import execution_device
@@ -62,7 +63,7 @@ def assistant_call(call: Call, assistant_model: Any) -> Call:
         adapter,
         call.prompt.input_ids,
         call.prompt.mask,
-        inputs=call.prompt.main_input,
+        inputs=_readable_inputs(call.prompt.main_input, assistant_model),
         model_kwargs=_inputs_by_name(call),
         config=config,
         tokens=call.tokens,
@@ -76,6 +77,12 @@ def assistant_call(call: Call, assistant_model: Any) -> Call:
         model=assistant_model,
         streamer=None,
     )
+
+
+def _readable_inputs(inputs: Any, assistant_model: Any) -> Any:
+    """The main input; where it is ids, those that the assistant can read."""
+    is_ids = isinstance(inputs, Tensor) and not inputs.is_floating_point()
+    return readable(inputs, embedded_ids(assistant_model)) if is_ids else inputs
 
 
 def _inputs_by_name(call: Call) -> dict[str, Any]:

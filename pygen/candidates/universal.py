@@ -76,6 +76,9 @@ class AssistedCandidateGeneratorDifferentTokenizers(AssistedCandidateGenerator):
         ids = _tokenized(destination_tokenizer, _text(source_tokenizer, input_ids[0].tolist()), special=True)
         return torch.tensor([ids], dtype=torch.int64, device=input_ids.device)
 
+    def draft_for(self, vocab_size: int) -> None:
+        """The width of the model's logits changes nothing: drafts are tokens of the target's tokenizer."""
+
     def get_candidates(self, input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         ids = input_ids[0].tolist()
         assistant_ids = self._assistant_ids(ids)

@@ -13,13 +13,14 @@ from pygen.call import Call
 from pygen.candidates.assistant import AssistedCandidateGenerator, EarlyExitCandidateGenerator
 from pygen.candidates.base import CandidateGenerator
 from pygen.candidates.draft_plan import for_drafts
-from pygen.candidates.drafter import SETTINGS, CountedDrafts, PlanScores, assistant_settings, state_for
+from pygen.candidates.drafter import SETTINGS, PlanScores, assistant_settings, state_for
 from pygen.candidates.inputs import add_encoder_outputs, assistant_call
 from pygen.candidates.prompt_lookup import PromptLookupCandidateGenerator
 from pygen.candidates.universal import (
     AssistedCandidateGeneratorDifferentTokenizers,
     UniversalSpeculativeDecodingGenerator,
 )
+from pygen.candidates.vocabulary import check_same_tokens, head_width
 from pygen.loops.assisted import ChunkMonitor, assisted
 from pygen.loops.monitor import Monitor
 from pygen.loops.state import DecodeState
@@ -56,7 +57,7 @@ class _Source:
     def __init__(self, call: Call, plan: Plan) -> None:
         config = call.config
         self._call = call
-        self._generator: CountedDrafts | None = None
+        self._generator: AssistedCandidateGenerator | None = None
         self._draft_call: Call | None = None
         self._assistant = call.model if config.assistant_early_exit is not None else call.assistant_model
         self.has_scores = self._uses_torch_noise = plan.noise.get("rng") == "torch"
@@ -82,9 +83,8 @@ class _Source:
         if self._draft_call is not None:
             encoded = getattr(call.adapter, "encoder_outputs", None)
             add_encoder_outputs(self._draft_call.adapter, self._draft_call.prompt, encoded)
-        if isinstance(self._generator, UniversalSpeculativeDecodingGenerator):
-            self._generator.draft_for(vocab_size)
         if self._generator is not None:
+            self._generator.draft_for(vocab_size)
             return self._generator
         number = config.prompt_lookup_num_tokens or 10
         lookup = PromptLookupCandidateGenerator(
@@ -110,7 +110,7 @@ class _Source:
             own.num_assistant_tokens = self._generator.num_assistant_tokens
 
 
-def _with_other_tokens(call: Call, settings: dict[str, Any], *, draws: bool) -> CountedDrafts:
+def _with_other_tokens(call: Call, settings: dict[str, Any], *, draws: bool) -> AssistedCandidateGenerator:
     """Drafts of an assistant with another tokenizer."""
     config = copy.copy(call.config)
     config.max_length = call.prompt.input_ids.shape[1] + call.lengths.max_new_tokens
@@ -186,18 +186,16 @@ def _check_assistant(call: Call) -> None:
     model, assistant = call.model, call.assistant_model
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         _check_encoders(model.config, getattr(assistant, "config", None))
-    sizes = _vocab_size(model), _vocab_size(assistant)
-    if None in sizes:
+    if call.assistant_tokenizer is None:
+        check_same_tokens(model, assistant)
         return
-    if sizes[0] == sizes[1] and call.assistant_tokenizer is not None:
+    width = head_width(model)
+    if width is not None and width == head_width(assistant):
         raise ValueError(
-            f"`assistant_tokenizer` must be left out where both models have the same vocabulary of {sizes[0]}"
+            f"`assistant_tokenizer` must be left out where both models have the same vocabulary of {width}"
         )
-    if sizes[0] != sizes[1] and (call.tokenizer is None or call.assistant_tokenizer is None):
-        raise ValueError(
-            f"`tokenizer` and `assistant_tokenizer` must be given where the models have different vocabularies, "
-            f"got {sizes[0]} and {sizes[1]}"
-        )
+    if call.tokenizer is None:
+        raise ValueError("`tokenizer` must be given with `assistant_tokenizer`, got None")
 
 
 def _check_encoders(config: Any, assistant: Any) -> None:
@@ -208,10 +206,3 @@ def _check_encoders(config: Any, assistant: Any) -> None:
         if hasattr(assistant, name) and getattr(assistant, name) != getattr(config, name):
             wanted, got = getattr(config, name), getattr(assistant, name)
             raise ValueError(f"`assistant_model` must have the model's `{name}` {wanted}, got {got}")
-
-
-def _vocab_size(model: Any) -> int | None:
-    config: Any = getattr(model, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    size = getattr(config, "vocab_size", None)
-    return None if size is None else int(size)

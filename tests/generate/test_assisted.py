@@ -411,13 +411,6 @@ def test_a_static_cache_that_is_given_serves_drafts() -> None:
     assert int(cache.get_seq_length()) == drafted.shape[1] - 1
 
 
-def test_other_vocabularies_need_both_tokenizers() -> None:
-    helper = copy.deepcopy(hf_model("llama"))
-    helper.resize_token_embeddings(90)
-    with pytest.raises(ValueError, match="`tokenizer` and `assistant_tokenizer` must be given .*, got 101 and 90"):
-        generate(hf_model("llama"), IDS, assistant_model=helper, max_new_tokens=3, tokenizer=object())
-
-
 def test_lookups_never_reach_beyond_the_end() -> None:
     ids = torch.tensor([[1, 2, 3, 4, 5, 1, 2]])
     model = counting_table(6)

@@ -1,0 +1,77 @@
+"""Which tokens an assistant shares with the model whose text it goes on with, where their logits have other widths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Heads are padded to a multiple of some number up to 512, or of the number of devices.
+_PADDING = 512
+
+
+def check_same_tokens(model: Any, assistant: Any) -> None:
+    """ValueError where the models show that token ids have other meanings in each of them.
+
+    Tokens count as the same where the heads' widths differ by less than 512, which is padding, and where the ids that
+    begin and end texts (`bos_token_id`, `eos_token_id`, in the configs of model and generation) have one in common, or
+    one model has none. A model without a head that says its width is not compared. What passes by mistake costs time
+    and changes no token of the text.
+    """
+    widths, ids = (head_width(model), head_width(assistant)), (_limits(model), _limits(assistant))
+    if None in widths or widths[0] == widths[1]:
+        return
+    if abs(widths[0] - widths[1]) >= _PADDING:
+        why = f"got {widths[0]} and {widths[1]} tokens, a difference of {_PADDING} or more"
+    elif ids[0] and ids[1] and not ids[0] & ids[1]:
+        why = (
+            f"got {widths[0]} and {widths[1]} tokens, and {sorted(ids[0])} and {sorted(ids[1])} "
+            "as `bos_token_id` and `eos_token_id`"
+        )
+    else:
+        return
+    raise ValueError(f"`tokenizer` and `assistant_tokenizer` must be given where the models have other tokens, {why}")
+
+
+def head_width(model: Any) -> int | None:
+    """How many tokens the model's head writes, None where it does not say. The logits themselves may be other."""
+    try:
+        width = getattr(model.get_output_embeddings(), "out_features", None)
+    except (AttributeError, NotImplementedError):
+        return None
+    return width if isinstance(width, int) else None
+
+
+def embedded_ids(model: Any) -> int | None:
+    """How many ids the model reads, None where it does not say."""
+    try:
+        embeddings = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    if not isinstance(embeddings, nn.Embedding):
+        return None
+    # Idefics keeps the ids of images in a second table behind the first.
+    return embeddings.num_embeddings + int(getattr(embeddings, "num_additional_embeddings", 0))
+
+
+def readable(ids: Tensor, count: int | None) -> Tensor:
+    """`ids` with the last of `count` ids in place of those beyond; None is no limit."""
+    return ids if count is None else ids.clamp(max=count - 1)
+
+
+def of_width(logits: Tensor, width: int) -> Tensor:
+    """(rows, n) -> (rows, width): without the columns beyond `width`, or with -inf in those behind n."""
+    missing = width - logits.shape[1]
+    return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf) if missing > 0 else logits[:, :width]
+
+
+def _limits(model: Any) -> set[int]:
+    """The ids that begin and end texts."""
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else None
+    ids: set[int] = set()
+    for of in (config, text, getattr(model, "generation_config", None)):
+        for value in (getattr(of, "bos_token_id", None), getattr(of, "eos_token_id", None)):
+            ids |= {int(token_id) for token_id in ([value] if isinstance(value, int) else value or ())}
+    return {token_id for token_id in ids if token_id >= 0}
