@@ -69,7 +69,14 @@ class AssistedCandidateGenerator(CountedDrafts):
         plan = dataclasses.replace(plan, keep_scores=keep_scores, num_logprobs=1 if threshold > 0 else 0)
         state = state_for(call, plan, max_new_tokens)
         plan.check(state)
-        follower = Follower(call.adapter, call.prompt, max_new_tokens, model=call.model, layers=self._layers(call))
+        follower = Follower(
+            call.adapter,
+            call.prompt,
+            max_new_tokens,
+            model=call.model,
+            num_copies=call.num_copies,
+            layers=self._layers(call),
+        )
         self._drafter = Drafter(follower, plan, state, threshold)
         self._max_length = state.prompt_length + call.adapter.room_for(call.prompt, max_new_tokens)
 

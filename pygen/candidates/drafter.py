@@ -65,16 +65,25 @@ class Follower:
 
     In place of ids that it has no embedding for it reads its last one.
 
+    num_copies: rows per prompt, the copies side by side.
     layers: the number of hidden layers that it runs, or None for all: the model is set so during its forwards only.
     """
 
     def __init__(
-        self, adapter: ModelAdapter, prompt: Prompt, max_new_tokens: int, *, model: Any, layers: int | None = None
+        self,
+        adapter: ModelAdapter,
+        prompt: Prompt,
+        max_new_tokens: int,
+        *,
+        model: Any,
+        num_copies: int = 1,
+        layers: int | None = None,
     ) -> None:
         self._adapter = adapter
         self._prompt = prompt
         self._max_new_tokens = max_new_tokens
         self._model = model
+        self._num_copies = num_copies
         self._layers = layers
         self._num_ids = embedded_ids(model)
         self._seen: Tensor | None = None
@@ -104,7 +113,7 @@ class Follower:
         self._adapter.start(
             self._prompt,
             mode=GenerationMode.ASSISTED_GENERATION,
-            num_copies=1,
+            num_copies=self._num_copies,
             max_new_tokens=self._max_new_tokens,
         )
         length = self._prompt.input_ids.shape[1]
@@ -196,14 +205,15 @@ class PlanScores:
 
 
 def state_for(call: Call, plan: Plan, max_new_tokens: int) -> DecodeState:
-    """A state of its own for the prompts of a call, a row each."""
+    """A state of its own for the rows of a call, the copies of a prompt side by side."""
+    visible = call.prompt.visible() if plan.reads_history else None
     return DecodeState.create(
-        call.prompt.input_ids,
+        call.prompt.input_ids.repeat_interleave(call.num_copies, dim=0),
         max_new_tokens,
         room=first_room(max_new_tokens),
         eos_token_ids=call.stopping.eos_token_ids,
         pad_token_id=call.tokens.pad or 0,
-        visible=call.prompt.visible() if plan.reads_history else None,
+        visible=None if visible is None else visible.repeat_interleave(call.num_copies, dim=0),
     )
 
 

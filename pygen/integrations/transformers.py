@@ -191,6 +191,8 @@ class TransformersAdapter:
         self._expands_late = (
             num_copies > 1
             and not callers_cache
+            # The hook expands a decoder's tensors only: what it reads of an encoder has a row per copy already.
+            and (self.is_encoder_decoder or kwargs.get("encoder_outputs") is None)
             and not may_know_rows(self._hooks)
             and is_default(self._hooks, "_expand_inputs_for_generation")
             and (cache_verbs.can_expand(self.cache) if self._use_cache else True)

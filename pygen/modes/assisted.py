@@ -116,7 +116,7 @@ def _with_other_tokens(call: Call, settings: dict[str, Any], *, draws: bool) -> 
     config.max_length = call.prompt.input_ids.shape[1] + call.lengths.max_new_tokens
     arguments: tuple[Tensor, Any, Any, Any, Any, dict[str, Any]]
     arguments = (
-        call.prompt.input_ids,
+        call.prompt.input_ids.repeat_interleave(call.num_copies, dim=0),
         call.assistant_model,
         call.tokenizer,
         call.assistant_tokenizer,
@@ -169,8 +169,6 @@ def _given_settings(call: Call) -> dict[str, Any]:
 
 def _check(call: Call) -> None:
     config = call.config
-    if (config.num_return_sequences or 1) > 1:
-        raise ValueError(f"`num_return_sequences` must be 1 with drafts, got {config.num_return_sequences}")
     if config.use_cache is False:
         raise ValueError("`use_cache` must be True with drafts, got False")
     # `_setup_cache` puts states into the modules.

@@ -153,6 +153,38 @@ def test_batches_and_seeds_get_the_tokens_of_a_call_without_drafts(
     assert torch.equal(generate(model, ids, **call, **drafts), generate(model, ids, **call))
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"repetition_penalty": 1.4}, {"temperature": [0.5, 0, 1, 1, 1.5, 1]}], ids=str
+)
+@pytest.mark.parametrize("source", SOURCES, ids=range(len(SOURCES)))
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_every_copy_of_a_prompt_has_drafts(name: str, source: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Prompts of other lengths, whose copies end at other places."""
+    if name == "t5" and "assistant_early_exit" in source:
+        source = {"assistant_model": "noisy", "assistant_confidence_threshold": 0.6}
+    ids = torch.tensor([[5, 17, 40, 5, 17], [0, 0, 9, 61, 9]])
+    call = {
+        "attention_mask": (ids > 0).long(),
+        "max_new_tokens": 10,
+        "pad_token_id": 0,
+        "eos_token_id": [*range(3, 15)],
+    }
+    call |= {"do_sample": True, "seed": 4, "num_return_sequences": 3, "return_dict_in_generate": True}
+    call |= {"output_scores": True, "output_logprobs": True} | settings
+    call |= {"decoder_start_token_id": 1} if name == "t5" else {}
+    drafts = {key: assistant(name) if value == "noisy" else value for key, value in source.items()}
+    ours, plain = generate(target(name), ids, **call, **drafts), generate(target(name), ids, **call)
+    assert torch.equal(ours.sequences, plain.sequences) and len(plain.sequences.unique(dim=0)) >= 4
+    assert ours.finish_reason == plain.finish_reason
+    assert ours.past_key_values.get_seq_length() == plain.past_key_values.get_seq_length()
+    torch.testing.assert_close(ours.logprobs, plain.logprobs, rtol=1e-4, atol=1e-4)
+    new = plain.sequences[:, -len(plain.scores) :]
+    ended = ((new > 2) & (new < 15)).int().cumsum(1).roll(1, 1)
+    for step, (mine, others) in enumerate(zip(ours.scores, plain.scores, strict=True)):
+        goes_on = (ended[:, step] == 0) if step else slice(None)
+        torch.testing.assert_close(mine[goes_on], others[goes_on], rtol=1e-4, atol=1e-4)
+
+
 def flat(value: Any) -> list[Tensor]:
     return [tensor for item in value for tensor in flat(item)] if isinstance(value, tuple) else [value]
 
@@ -188,16 +220,21 @@ def test_every_token_has_its_scores_and_states(name: str, source: dict[str, Any]
         assert [x.shape for x in flat(ours[field])] == [x.shape for x in flat(theirs[field])], field
 
 
-@pytest.mark.parametrize("source", [{"assistant_model": "noisy"}, {"prompt_lookup_num_tokens": 2}], ids=["p/q", "p"])
-def test_sampled_rows_follow_the_models_distribution(source: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("source", "copies"),
+    [({"assistant_model": "noisy"}, 1), ({"assistant_model": "noisy"}, 2000), ({"prompt_lookup_num_tokens": 2}, 1)],
+    ids=["p/q", "p/q of copies", "p"],
+)
+def test_sampled_rows_follow_the_models_distribution(source: dict[str, Any], copies: int) -> None:
     """The second token of many rows, of which the drafts' distribution is another."""
     drafts = {name: assistant("llama", 0.2) if value == "noisy" else value for name, value in source.items()}
-    ids = torch.tensor([[5, 17, 5]]).repeat(4000, 1)
+    ids = torch.tensor([[5, 17, 5]]).repeat(4000 // copies, 1)
     counts = []
     for extra in (drafts, {}):
         torch.manual_seed(1)
-        tokens = generate(hf_model("llama"), ids, do_sample=True, top_k=5, max_new_tokens=2, pad_token_id=0, **extra)
-        counts.append(torch.bincount(tokens[:, -1], minlength=VOCAB_SIZE).float() / len(ids))
+        call = {"do_sample": True, "top_k": 5, "max_new_tokens": 2, "pad_token_id": 0, "num_return_sequences": copies}
+        tokens = generate(hf_model("llama"), ids, **call, **extra)
+        counts.append(torch.bincount(tokens[:, -1], minlength=VOCAB_SIZE).float() / len(tokens))
     assert (counts[0] - counts[1]).abs().sum() / 2 < 0.04
 
 
@@ -317,6 +354,9 @@ def test_a_decoder_reads_the_models_encoder() -> None:
     tokens = generate(model, features, assistant_model=helper, assistant_confidence_threshold=0.0, **call)
     assert torch.equal(tokens, generate(model, features, **call))
     assert read and all(read) and lengths[:2] == [1, 9]
+    call |= {"do_sample": True, "seed": 3, "num_return_sequences": 3}
+    copies = generate(model, features.repeat(2, 1, 1), assistant_model=helper, **call)
+    assert torch.equal(copies, generate(model, features.repeat(2, 1, 1), **call))
 
 
 @pytest.mark.parametrize(("name", "helper"), [("t5", "llama"), ("bart", "t5"), ("t5", "gpt2")])
@@ -367,7 +407,6 @@ def test_models_are_usable_after_an_error(broken: str, how: str) -> None:
 
 
 ERRORS: list[tuple[str, dict[str, Any], str]] = [
-    ("copies", {"num_return_sequences": 2, "do_sample": True}, "`num_return_sequences` must be 1 with drafts, got 2"),
     ("cache", {"use_cache": False}, "`use_cache` must be True with drafts, got False"),
     ("tokenizer", {"assistant_tokenizer": object()}, "`assistant_tokenizer` must be left out .* vocabulary of 101"),
     ("number", {"num_assistant_tokens": 0}, "`num_assistant_tokens`"),
