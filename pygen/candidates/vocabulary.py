@@ -19,19 +19,18 @@ def check_same_tokens(model: Any, assistant: Any) -> None:
     one model has none. A model without a head that says its width is not compared. What passes by mistake costs time
     and changes no token of the text.
     """
-    widths, ids = (head_width(model), head_width(assistant)), (_limits(model), _limits(assistant))
-    if None in widths or widths[0] == widths[1]:
+    width, other_width = head_width(model), head_width(assistant)
+    if width is None or other_width is None or width == other_width:
         return
-    if abs(widths[0] - widths[1]) >= _PADDING:
-        why = f"got {widths[0]} and {widths[1]} tokens, a difference of {_PADDING} or more"
-    elif ids[0] and ids[1] and not ids[0] & ids[1]:
-        why = (
-            f"got {widths[0]} and {widths[1]} tokens, and {sorted(ids[0])} and {sorted(ids[1])} "
-            "as `bos_token_id` and `eos_token_id`"
-        )
+    ids, other_ids = _limits(model), _limits(assistant)
+    why = f"got {width} and {other_width} tokens"
+    if abs(width - other_width) >= _PADDING:
+        why += f", a difference of {_PADDING} or more"
+    elif ids and other_ids and not ids & other_ids:
+        why += f", and {sorted(ids)} and {sorted(other_ids)} as `bos_token_id` and `eos_token_id`"
     else:
         return
-    raise ValueError(f"`tokenizer` and `assistant_tokenizer` must be given where the models have other tokens, {why}")
+    raise ValueError(f"`tokenizer` and `assistant_tokenizer` must be given where the models have other tokens: {why}")
 
 
 def head_width(model: Any) -> int | None:
@@ -68,7 +67,7 @@ def of_width(logits: Tensor, width: int) -> Tensor:
 
 def _limits(model: Any) -> set[int]:
     """The ids that begin and end texts."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else None
     ids: set[int] = set()
     for of in (config, text, getattr(model, "generation_config", None)):

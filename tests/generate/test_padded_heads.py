@@ -18,7 +18,7 @@ CALL: dict[str, Any] = {
     "attention_mask": (IDS > 0).long(),
     "max_new_tokens": 14,
     "pad_token_id": 0,
-    "sequence_bias": [[[99], 2.0], [[95], 2.0]],
+    "sequence_bias": [[[99], 8.0], [[95], 8.0]],
 }
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -41,6 +41,7 @@ def padded(model: Any, width: int) -> Any:
 def test_drafts_change_no_token(name: str, settings: dict[str, Any], width: int) -> None:
     model = encoder_decoder(name) if name == "t5" else hf_model(name)
     call = CALL | settings | ({"decoder_start_token_id": 1} if name == "t5" else {})
+    call["repetition_penalty"] = 1.5
     expected = generate(model, IDS, **call)
     assert (expected[:, 6 if name == "llama" else 0 :] >= 90).any()
     assert torch.equal(generate(model, IDS, assistant_model=padded(model, width), **call), expected)
