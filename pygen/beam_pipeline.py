@@ -11,6 +11,7 @@ from torch import Tensor
 from pygen.loops.beam_state import NEVER_WINS, BeamState
 from pygen.ops import prepare_beam_step, prepare_process_logits
 from pygen.pipeline import Op
+from pygen.stages import Fused
 
 if TYPE_CHECKING:
     from pygen.plan import Plan
@@ -43,16 +44,15 @@ class BeamBinding:
     def start(self, logits: Tensor) -> Tensor:
         return torch.log_softmax(logits.float(), dim=-1)
 
+    def keeps(self, plan: Plan, last: Fused) -> bool:
+        # A log-softmax of what an op without knobs gets is that of what it makes.
+        return plan.keep_scores or (plan.num_logprobs > 0 and bool(last.knobs))
+
     def shape(self, example: Tensor, first: bool, **knobs: Any) -> Op:
-        state = self.state
-        prepared = prepare_process_logits(
-            _like(example), input_ids=state.history, prompt_lengths=state.prompt_length, **knobs
-        )
+        prepared = prepare_process_logits(_like(example), state=self.state, **knobs)
 
         def run(scores: Tensor, *, step: int) -> Tensor:
-            if first:
-                scores = self.start(scores)
-            return prepared(scores, step=step, length=state.prompt_length + step)
+            return prepared(self.start(scores) if first else scores, step=step)
 
         return run
 

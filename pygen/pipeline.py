@@ -74,6 +74,10 @@ class Binding(Protocol):
         """Scores of the logits (rows, vocab_size) float32 in memory of their own, for processors that come first."""
         ...
 
+    def keeps(self, plan: Plan, last: Fused) -> bool:
+        """Whether an op computes the scores that the last stage chooses from; see `Pipeline.processed`."""
+        ...
+
     def shape(self, example: Tensor, first: bool, **knobs: Any) -> Op:
         """A prepared `process_logits`."""
         ...
@@ -120,6 +124,14 @@ class Pipeline:
     def kept(self, scores: Tensor, step: int) -> Tensor | None:
         """Of what `shape` returned, the processed scores as the caller gets them; None where the plan keeps none."""
         return None if self._keeps is None else self._plan.finish(self._keeps(scores, step=step))
+
+    def processed(self, scores: Tensor, step: int) -> Tensor | None:
+        """With beams: what the plan makes of the scores of `shape` (rows, vocab_size), up to what a log-softmax takes
+        away where it keeps only log-probabilities; as it is until the next step. None where it keeps neither."""
+        if self._keeps is not None:
+            processed: Tensor = self._keeps(scores, step=step)
+            return processed
+        return scores if self._plan.num_logprobs > 0 else None
 
     def reorder(self, source_rows: Tensor, parents: Tensor) -> None:
         """Tells processors with a memory of their own that row i goes on from what was row source_rows[i], and the
@@ -176,7 +188,7 @@ def _bind(plan: Plan, segment: Segment, logits: Tensor, binding: Binding) -> tup
     knobs = {**op_knobs(segment.last, plan, example), "do_sample": plan.do_sample}
     if plan.greedy_rows is not None:
         knobs.setdefault("temperature", plan.greedy_rows)
-    keeps = binding.shape(example, first, **knobs) if plan.keep_scores else None
+    keeps = binding.shape(example, first, **knobs) if binding.keeps(plan, segment.last) else None
     return early, keeps, binding.choose(example, first, **knobs)
 
 
@@ -271,6 +283,9 @@ class SampleBinding:
 
     def start(self, logits: Tensor) -> Tensor:
         return logits.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+    def keeps(self, plan: Plan, last: Fused) -> bool:
+        return plan.keep_scores
 
     def shape(self, example: Tensor, first: bool, **knobs: Any) -> Op:
         return prepare_process_logits(example, state=self.state, **knobs)

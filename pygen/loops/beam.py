@@ -31,7 +31,7 @@ def beam(
     for step in range(max_new_tokens):
         scores = pipeline.shape(logits, step)
         # Before the beams move.
-        monitor.record(logits, pipeline.kept(scores, step))
+        monitor.record(logits, pipeline.processed(scores, step))
         output = pipeline.choose(scores, step=step)
         stop = monitor.must_stop(step, logits, output)
         model.reorder(output.source_rows, output.shared, step)

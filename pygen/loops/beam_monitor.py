@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pygen.loops.beam_logprobs import BeamLogprobs
 from pygen.loops.beam_state import BeamState
 from pygen.loops.monitor import StoppingCriterion, checked_answer, describe_invalid
 from pygen.ops import BeamStepOutput, beam_finalize
@@ -25,6 +26,7 @@ class Search(Protocol):
     def batch_size(self) -> int: ...
     @property
     def unfinished(self) -> Tensor: ...
+    def chosen(self, step: int | Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class BeamMonitor:
@@ -34,6 +36,7 @@ class BeamMonitor:
         finished hypothesis. Time limit and `cancel` stop every candidate.
     on_invalid: "raise" RuntimeError naming row and step; otherwise a row with NaN or +inf loses its beam.
     scores, logits: whether to keep those of every step, rows in the order of the beams.
+    logprobs: keeps those of the chosen tokens; None where they are not asked for.
     """
 
     def __init__(
@@ -48,10 +51,12 @@ class BeamMonitor:
         progress: Any = None,
         scores: bool = False,
         logits: bool = False,
+        logprobs: BeamLogprobs | None = None,
         keep_order: bool = False,
     ) -> None:
         self.scores: tuple[Tensor, ...] | None = () if scores else None
         self.logits: tuple[Tensor, ...] | None = () if logits else None
+        self.logprobs = logprobs
         # For every forward, the row that held each beam; None unless `keep_order`.
         self.orders: list[Tensor] | None = [] if keep_order else None
         self._state = state
@@ -71,20 +76,25 @@ class BeamMonitor:
         asked = self._criteria or self._deadline is not None or self._cancel is not None
         return self._ends if asked else None
 
-    def record(self, logits: Tensor, kept: Tensor | None) -> None:
-        """Takes the logits of a forward and its processed scores, both by row, before the beams move."""
+    def record(self, logits: Tensor, processed: Tensor | None) -> None:
+        """Takes the logits of a forward and what `Pipeline.processed` returns, both by row, before the beams move."""
         rows = self._state.slots.reshape(-1)
         if self.orders is not None:
             self.orders.append(rows.clone())
         if self.logits is not None:
             self.logits += (logits.float()[rows],)
         if self.scores is not None:
-            assert kept is not None
-            self.scores += (kept[rows],)
+            assert processed is not None
+            self.scores += (processed[rows],)
+        if self.logprobs is not None:
+            assert processed is not None
+            self.logprobs.see(processed)
 
     def must_stop(self, step: int, logits: Tensor, output: BeamStepOutput) -> bool:
         """Reads the step's scalar, raises for an invalid row, and passes on the tokens that are certain."""
         state = self._state
+        if self.logprobs is not None:
+            self.logprobs.add(step, state.chosen(step))
         signal = state.unfinished
         if self._on_invalid == "raise":
             signal = torch.add(signal, torch.count_nonzero(output.status), alpha=state.batch_size + 1)
@@ -95,10 +105,10 @@ class BeamMonitor:
         self._pass_on(step)
         return unfinished == 0
 
-    def finish(self, best: Tensor, finish_reason: str) -> None:
-        """Streams what is left of the best hypothesis, (length,) without its prompt."""
+    def finish(self, best: Tensor, finish_reason: str, logprobs: Tensor | None) -> None:
+        """Streams what is left of the best hypothesis, (length,) without its prompt; logprobs: of its tokens."""
         if self._stream is not None:
-            self._stream.finish(best, finish_reason)
+            self._stream.finish(best, finish_reason, logprobs)
 
     def _pass_on(self, step: int) -> None:
         if self._stream is not None:
@@ -121,9 +131,10 @@ class BeamMonitor:
 class SharedTokens:
     """Sends the tokens that every live beam and every finished hypothesis of a prompt agree on: they are final."""
 
-    def __init__(self, state: BeamState, streamer: Any) -> None:
+    def __init__(self, state: BeamState, streamer: Any, logprobs: BeamLogprobs | None) -> None:
         self._state = state
         self._streamer = streamer
+        self._logprobs = logprobs
         self._sent = 0
 
     def advance(self, generated: int) -> None:
@@ -138,16 +149,22 @@ class SharedTokens:
         differs = (table != table[0]).any(0).nonzero()
         shared = int(differs[0]) if len(differs) else width
         # Who is told why a text ends is told with its last token, which any of these may be.
-        self._send(table[0, : max(shared - 1, 0) if self._tells_reasons else shared])
+        certain = table[0, : max(shared - 1, 0) if self._tells_reasons else shared]
+        if self._logprobs is None or not self._tells_reasons:
+            self._send(certain)
+        elif len(certain) > self._sent and bool(live.any()):
+            logprobs = self._logprobs.of_running(self._sent, generated)
+            self._send(certain, logprobs=logprobs[: len(certain) - self._sent])
 
-    def finish(self, best: Tensor, finish_reason: str) -> None:
-        self._send(best, finish_reason)
+    def finish(self, best: Tensor, finish_reason: str, logprobs: Tensor | None) -> None:
+        self._send(best, finish_reason, None if logprobs is None else logprobs[self._sent :])
 
     @property
     def _tells_reasons(self) -> bool:
         return hasattr(self._streamer, "put_step")
 
-    def _send(self, tokens: Tensor, finish_reason: str | None = None) -> None:
+    def _send(self, tokens: Tensor, finish_reason: str | None = None, logprobs: Tensor | None = None) -> None:
+        """Sends what is new of `tokens`; logprobs: of that."""
         fresh = tokens[self._sent :].to("cpu", copy=True)
         if len(fresh) == 0:
             return
@@ -155,5 +172,6 @@ class SharedTokens:
         if not self._tells_reasons:
             self._streamer.put(fresh)
             return
-        for place, token in enumerate(fresh.split(1), start=1):
-            self._streamer.put_step(token, None, [finish_reason if place == len(fresh) else None])
+        values = [None] * len(fresh) if logprobs is None else logprobs.cpu().split(1)
+        for place, (token, value) in enumerate(zip(fresh.split(1), values, strict=True), start=1):
+            self._streamer.put_step(token, value, [finish_reason if place == len(fresh) else None])

@@ -174,6 +174,15 @@ class BeamState:
         """(rows, P + generated) by row: a view of the prompt and the first `generated` tokens."""
         return self.token_ids[:, : self.prompt_length + generated]
 
+    def chosen(self, step: int | Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens that `step`, the latest, has chosen, and the flat beams that they grew from: (rows, 2) int64, for
+        b * n + j beam j of prompt b, and place j of its finished hypotheses.
+
+        step: an int, or (1,) int64."""
+        tokens, parents = self.step_tokens[step].reshape(-1), self.step_parents[step].reshape(-1)
+        ended = self.finished_tokens.reshape(-1), self.finished_parents.reshape(-1)
+        return torch.stack([tokens, ended[0]], dim=1), torch.stack([parents, ended[1]], dim=1).long()
+
     def sequences(self, generated: int) -> Tensor:
         """(rows, P + generated) by beam: a copy, the best beam of a prompt first."""
         return self.tokens(generated)[self.slots.reshape(-1)]

@@ -17,6 +17,7 @@ from pygen.loops.beam_state import NEVER_WINS, BeamState
 from pygen.loops.group_plans import group_plans
 from pygen.ops import BeamOutput, BeamStepOutput, beam_finalize
 from pygen.pipeline import Op, Pipeline
+from pygen.stages import Fused
 
 if TYPE_CHECKING:
     from pygen.plan import Plan
@@ -96,6 +97,11 @@ class DiverseBeamState:
         """(rows, P + generated) by row: a copy of the prompt and the first `generated` tokens."""
         return self.joined([group.tokens(generated) for group in self.groups])
 
+    def chosen(self, step: int | Tensor) -> tuple[Tensor, Tensor]:
+        """See `BeamState.chosen`; the finished hypotheses of a group follow those of the one before."""
+        token_ids, parents = zip(*(group.chosen(step) for group in self.groups), strict=True)
+        return self.joined(token_ids), self.joined_rows(parents)
+
     def part(self, table: Tensor, group: int) -> Tensor:
         """The rows of a group out of a table (rows, ...)."""
         shape = (self.batch_size, len(self.groups), self.group_size, *table.shape[1:])
@@ -165,8 +171,8 @@ def diverse_beam(
     logits = model.prefill(state.tokens(0))
     groups = _Groups(plans, logits, state, search, diversity_penalty)
     for step in range(max_new_tokens):
-        output, kept = groups.advance(logits, step)
-        monitor.record(logits, kept)
+        output, processed = groups.advance(logits, step)
+        monitor.record(logits, processed)
         state.update_slots()
         stop = monitor.must_stop(step, logits, output)
         model.reorder(output.source_rows, output.shared, step)
@@ -210,18 +216,18 @@ class _Groups:
         ]
 
     def advance(self, logits: Tensor, step: int) -> tuple[BeamStepOutput, Tensor | None]:
-        """The moves of all rows, and the processed scores by row if the plan keeps them."""
+        """The moves of all rows, and what `Pipeline.processed` returns, by row."""
         state = self._state
         if step == self._last_step:
             self._bind(logits, {**self._search, "stopping_criteria": self._look_at_candidates})
         outputs = self._outputs = list[BeamStepOutput]()
-        kept: list[Tensor] = []
+        processed: list[Tensor] = []
         chosen: list[Tensor] = []
         for number, (group, pipeline) in enumerate(zip(state.groups, self._pipelines, strict=True)):
             scores = pipeline.shape(state.part(logits, number), step)
-            scores_kept = pipeline.kept(scores, step)
-            if scores_kept is not None:
-                kept.append(scores_kept)
+            of_group = pipeline.processed(scores, step)
+            if of_group is not None:
+                processed.append(of_group)
             was_open = group.open[:, None].clone()
             outputs.append(pipeline.choose(scores, step=step))
             token_ids, goes_on = self._continued(group, step)
@@ -235,7 +241,7 @@ class _Groups:
             shared=state.joined([output.shared for output in outputs]),
             status=state.joined([output.status for output in outputs]),
         )
-        return output, state.joined(kept) if kept else None
+        return output, state.joined(processed) if processed else None
 
     def reorder(self, step: int) -> None:
         """Tells processors how the rows of their group have moved in `step`."""
@@ -280,6 +286,9 @@ class _GroupBinding(BeamBinding):
     def __init__(self, plan: Plan, state: BeamState, search: dict[str, Any], penalties: Tensor) -> None:
         super().__init__(plan, state, search)
         self._penalties = penalties
+
+    def keeps(self, plan: Plan, last: Fused) -> bool:
+        return plan.keep_scores or plan.num_logprobs > 0
 
     def start(self, logits: Tensor) -> Tensor:
         return super().start(logits) + self._penalties

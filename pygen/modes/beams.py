@@ -16,6 +16,7 @@ from pygen.config import GenerationMode
 from pygen.constraints import make_constraints
 from pygen.integrations.rows import select_rows
 from pygen.loops.beam import beam
+from pygen.loops.beam_logprobs import BeamLogprobs
 from pygen.loops.beam_monitor import BeamMonitor, SharedTokens
 from pygen.loops.beam_state import BeamState
 from pygen.loops.constrained_beam import ConstrainedBinding
@@ -25,7 +26,7 @@ from pygen.modes.beam_cache import align_cache
 from pygen.ops import BeamOutput, beam_finalize
 from pygen.outputs import GenerateOutput, make_output
 from pygen.pipeline import check_knobs
-from pygen.plan import Plan, make_plan
+from pygen.plan import Plan, make_plan, num_top_logprobs
 from pygen.progress import progress_bar
 from pygen.runtime.choice import choose_slot, compile_options
 
@@ -49,7 +50,7 @@ def generate_with_beams(call: Call) -> Tensor | GenerateOutput:
     def run(monitor: BeamMonitor) -> int:
         return _beam(call, plan, state, BeamBinding(plan, state, _search(call, monitor)), monitor)
 
-    return _searched(call, state, run, lambda count: beam_finalize(state, count), _stream(call, state))
+    return _searched(call, state, run, lambda count: beam_finalize(state, count))
 
 
 def _generate_captured(call: Call, plan: Plan, slot: Slot) -> Tensor | GenerateOutput:
@@ -82,8 +83,7 @@ def _generate_captured(call: Call, plan: Plan, slot: Slot) -> Tensor | GenerateO
             adapter.replace_cache(dynamic_copy(slot.cache, call.model.config))
         return steps
 
-    stream = _stream(call, state)
-    return _searched(call, state, run, lambda count: beam_finalize(state, count), stream, LateBeamMonitor)
+    return _searched(call, state, run, lambda count: beam_finalize(state, count), LateBeamMonitor)
 
 
 def generate_with_constraints(call: Call) -> Tensor | GenerateOutput:
@@ -136,8 +136,16 @@ def _beam(call: Call, plan: Plan, state: BeamState, binding: BeamBinding, monito
     return beam(call.adapter, state, plan, binding, monitor, max_new_tokens=call.lengths.max_new_tokens)
 
 
-def _stream(call: Call, state: BeamState) -> SharedTokens | None:
-    return None if call.streamer is None else SharedTokens(state, call.streamer)
+def _logprobs(call: Call, state: BeamState | DiverseBeamState) -> BeamLogprobs | None:
+    num_top = num_top_logprobs(call.config)
+    return None if num_top is None else BeamLogprobs(state, _room(call), num_top)
+
+
+def _stream(call: Call, state: BeamState | DiverseBeamState, logprobs: BeamLogprobs | None) -> SharedTokens | None:
+    if call.streamer is None:
+        return None
+    assert isinstance(state, BeamState)
+    return SharedTokens(state, call.streamer, logprobs)
 
 
 def _sizes(call: Call) -> tuple[Tensor, int, int]:
@@ -176,12 +184,12 @@ def _searched(
     state: BeamState | DiverseBeamState,
     run: Callable[[BeamMonitor], int],
     finalize: Callable[[int], BeamOutput],
-    stream: SharedTokens | None = None,
     monitor_class: type[BeamMonitor] = BeamMonitor,
 ) -> Tensor | GenerateOutput:
     """What `run` finds; it returns the number of its steps."""
     config = call.config
     _check(call)
+    logprobs = _logprobs(call, state)
     if call.streamer is not None:
         call.streamer.put(call.prompt.input_ids.to("cpu", copy=True))
     with progress_bar(call.progress, call.lengths.max_new_tokens) as bar:
@@ -191,10 +199,11 @@ def _searched(
             on_invalid=vars(config)["on_invalid"],
             max_time=call.stopping.max_time,
             cancel=call.cancel,
-            stream=stream,
+            stream=_stream(call, state, logprobs),
             progress=bar,
             scores=call.wants_dict and bool(config.output_scores),
             logits=call.wants_dict and bool(config.output_logits),
+            logprobs=logprobs,
             keep_order=call.wants_dict,
         )
         steps = run(monitor)
@@ -204,10 +213,14 @@ def _searched(
         if pad < 0:
             generated.masked_fill_(best.beam_indices < 0, pad)
         reasons = _finish_reasons(call, best, generated)
-        monitor.finish(generated[0, : _lengths(best)[0]], reasons[0])
+        of_tokens, of_best = (None, None) if logprobs is None else logprobs.of(best)
+        length = int(_lengths(best)[0])
+        monitor.finish(generated[0, :length], reasons[0], None if of_tokens is None else of_tokens[0, :length])
     if call.adapter.shows_cache:
         align_cache(call.adapter, state, best, steps)
-    return _output(call, monitor, best, reasons) if call.wants_dict else best.sequences
+    if not call.wants_dict:
+        return best.sequences
+    return _output(call, monitor, best, reasons, logprobs=of_tokens, top_logprobs=of_best)
 
 
 def _refuse_with(name: str, call: Call) -> None:
@@ -221,10 +234,6 @@ def _refuse_with(name: str, call: Call) -> None:
 
 def _check(call: Call) -> None:
     config = call.config
-    if getattr(config, "output_logprobs", None):
-        raise ValueError(
-            "`output_logprobs` must be unset with `num_beams` > 1; `compute_transition_scores` tells the tokens' scores"
-        )
     if call.streamer is not None and (call.batch_size, config.num_return_sequences or 1) != (1, 1):
         raise ValueError(
             f"`streamer` must get one prompt and one returned sequence with `num_beams` > 1, got {call.batch_size} and "
@@ -260,6 +269,7 @@ def _output(
     monitor: BeamMonitor,
     best: BeamOutput,
     reasons: list[str],
+    **logprobs: Any,
 ) -> GenerateOutput:
     adapter = call.adapter
     fields = adapter.recorded()
@@ -276,6 +286,7 @@ def _output(
         beam_indices=best.beam_indices,
         cache=adapter.cache,
         finish_reason=reasons,
+        **logprobs,
         **fields,
     )
 

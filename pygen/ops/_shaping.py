@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pygen.loops.beam_state import BeamState
 from pygen.ops import _checks as checks
+from pygen.ops._beam_state import check_beam_state
 from pygen.ops._checks import Like
 from pygen.ops._state import check_state
 
@@ -139,14 +141,17 @@ def check_shaping(
     suppress: TokenIds | None,
     token_bitmask: Tensor | None,
     min_tokens_to_keep: IntKnob,
-    state: DecodeState | None = None,
+    state: DecodeState | BeamState | None = None,
 ) -> Shaping:
     """Checks every shaping knob against `logits`; with `state`, its sequences stand for `input_ids`."""
     like = checks.check_logits(logits)
     if state is not None:
         if input_ids is not None:
             raise ValueError("`input_ids` must be None where `state` gives the sequences, got a tensor")
-        check_state(state, like)
+        if isinstance(state, BeamState):
+            check_beam_state(state, like)
+        else:
+            check_state(state, like)
         input_ids = state.history
         prompt_lengths = state.prompt_length if prompt_lengths is None else prompt_lengths
     elif input_ids is not None:

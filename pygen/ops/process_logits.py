@@ -18,6 +18,7 @@ from pygen.ops._shaping import BoolKnob, FloatKnob, IntKnob, Shaping, TokenIds, 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pygen.loops.beam_state import BeamState
     from pygen.loops.state import DecodeState
 
 
@@ -185,7 +186,7 @@ def prepare_process_logits(
     min_tokens_to_keep: IntKnob = 1,
     backend: str = "auto",
     out: Tensor | None = None,
-    state: DecodeState | None = None,
+    state: DecodeState | BeamState | None = None,
 ) -> PreparedProcessLogits:
     """Checks the arguments of `process_logits` once; `logits` is an example of what the calls will bring.
 

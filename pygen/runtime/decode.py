@@ -100,7 +100,13 @@ def beam_captured(
     length = slot.cache.length
     slot.cache.share_prefix()
     ops: dict[int, PreparedBeamStep] = bind_ops(plan, logits, BeamBinding(plan, state, search), max_new_tokens)
-    form = static_beam.form_of([*ops.values()], state, early_stopping=search["early_stopping"])
+    logprobs = monitor.logprobs
+    form = static_beam.form_of(
+        [*ops.values()],
+        state,
+        early_stopping=search["early_stopping"],
+        top_logprobs=None if logprobs is None else logprobs.num_top,
+    )
     step = slot.step(adapter, form, lambda: StaticBeam(logits, form, slot.cache, slot.cache.capacity), compile_options)
     _, growing = adapter.decode_arguments()
     if max_new_tokens > 1:
@@ -112,14 +118,19 @@ def beam_captured(
         if monitor.gave_up():
             head.stop_after(number + 1)
 
+    def take_over(steps: int) -> None:
+        head.finish(state, steps)
+        if logprobs is not None and head.logprobs is not None:
+            logprobs.take_over(head.logprobs, steps)
+
     def look(number: int, words: Tensor) -> bool:
         if monitor.reads_search:
-            head.finish(state, number + 1)
+            take_over(number + 1)
         return monitor.look(number, head.message.read(words, False))
 
     lag = 0 if monitor.reads_search else LAG
     steps = _launch_and_look(step, logits, ops, look, max_steps=max_new_tokens, launching=launching, lag=lag)
-    head.finish(state, steps)
+    take_over(steps)
     step.forward.begin(growing, steps, length + steps - 1)
     return steps
 

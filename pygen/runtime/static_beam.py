@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pygen.loops.beam_logprobs import BeamLogprobs
 from pygen.loops.beam_state import BeamState
-from pygen.ops import BeamStepOutput, prepare_beam_step
+from pygen.ops import BeamStepOutput, PreparedProcessLogits, prepare_beam_step, prepare_process_logits
 from pygen.ops._shaping import Shaping
 from pygen.ops.beam_step import PreparedBeamStep
 from pygen.runtime.static_cache import EncoderDecoderStaticCache, StaticCache
@@ -28,6 +29,7 @@ class BeamForm:
     """What is fixed when a step with beams is captured; calls of equal form share it.
 
     num_eos: exactly, since it decides how many candidates are drawn. stops_when_full: `early_stopping` is True.
+    top_logprobs: None keeps no log-probabilities, 0 those of the chosen tokens, n > 0 also the n best.
     """
 
     knobs: KnobForm
@@ -38,9 +40,12 @@ class BeamForm:
     pad_token_id: int
     stops_when_full: bool
     sorts_draws: bool
+    top_logprobs: int | None
 
 
-def form_of(ops: Sequence[PreparedBeamStep], state: BeamState, *, early_stopping: bool | str) -> BeamForm:
+def form_of(
+    ops: Sequence[PreparedBeamStep], state: BeamState, *, early_stopping: bool | str, top_logprobs: int | None
+) -> BeamForm:
     """`ops`: the call's, one per segment of its steps. state: what they are bound to."""
     noise = ops[0].noise
     assert noise is not None
@@ -54,6 +59,7 @@ def form_of(ops: Sequence[PreparedBeamStep], state: BeamState, *, early_stopping
         pad_token_id=max(state.pad_token_id, 0),
         stops_when_full=early_stopping is True,
         sorts_draws=ops[0].sorts_draws,
+        top_logprobs=top_logprobs,
     )
 
 
@@ -105,9 +111,28 @@ class StaticBeam:
             ),
         )
 
+        # One step more than there can be: what comes after the end is written behind the last.
+        self.logprobs: BeamLogprobs | None = None
+        if form.top_logprobs is not None:
+            self.logprobs = BeamLogprobs(self.state, capacity + 1, form.top_logprobs)
+        self._process: PreparedProcessLogits | None = None
+        if form.top_logprobs is not None and form.knobs.act:
+            log_probs = torch.empty_like(example, dtype=torch.float32)
+            knobs = form.knobs.arguments(device)
+            self._process = prepare_process_logits(log_probs, **knobs, do_sample=form.draws, state=self.state)
+
     def __call__(self, logits: Tensor) -> BeamStepOutput:
-        output = self._op(logits)
+        output = self._op(logits) if self.logprobs is None else self._observed(logits, self.logprobs)
         self._cache.reorder_suffix(output.source_rows, output.shared, None)
+        return output
+
+    def _observed(self, logits: Tensor, logprobs: BeamLogprobs) -> BeamStepOutput:
+        assert self.state.steps is not None
+        step = self.state.steps[:1].clone()
+        log_probs = logits if self._process is None else self._process(torch.log_softmax(logits.float(), dim=-1))
+        logprobs.see(log_probs)
+        output = self._op(logits)
+        logprobs.add(step, self.state.chosen(step.clamp(max=self.capacity - 1)))
         return output
 
     def begin(self, state: BeamState, op: PreparedBeamStep) -> None:
@@ -129,7 +154,9 @@ class StaticBeam:
 
     def set_knobs(self, shaping: Shaping) -> None:
         """Makes the steps that are queued from here on act as `shaping` says."""
-        self.form.knobs.fill(self._op.shaping, shaping)
+        for op in (self._op, self._process):
+            if op is not None:
+                self.form.knobs.fill(op.shaping, shaping)
 
     def stop_after(self, steps: int) -> None:
         """Ends every continuation in the last of `steps` steps, which is not queued yet."""

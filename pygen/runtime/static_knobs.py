@@ -63,6 +63,10 @@ class KnobForm:
             num_banned=rounded_up(max(banned), _BANNED_IDS),
         )
 
+    @property
+    def act(self) -> bool:
+        return bool(self.names) or self.has_bias or self.has_bitmask or self.num_banned > 0
+
     def arguments(self, device: torch.device) -> dict[str, Any]:
         """Knobs of an op, in tables of their own and without effect."""
         return {

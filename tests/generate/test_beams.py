@@ -174,7 +174,6 @@ def test_tokens_are_streamed_as_soon_as_all_beams_share_them() -> None:
     [
         ({"streamer": Collect()}, "`streamer` must get one prompt and one returned sequence"),
         ({"do_sample": [True, False]}, "`do_sample` must be one bool"),
-        ({"output_logprobs": True, "return_dict_in_generate": True}, "`output_logprobs` must be unset"),
         ({"num_return_sequences": 5}, "num_return_sequences"),
         ({"max_length": 3, "max_new_tokens": None}, "`max_length` must be larger"),
         ({"do_sample": True, "temperature": 0.0}, "`temperature` must be finite and > 0"),

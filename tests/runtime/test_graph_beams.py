@@ -36,7 +36,8 @@ def run(runtime: str, model: Any, inputs: Tensor | None = PROMPTS, **settings: A
         return {"error": re.sub(", first at token id [0-9]+", "", str(error)), "generator": torch.get_rng_state()}
     if isinstance(output, Tensor):
         return {"sequences": output, "generator": torch.get_rng_state()}
-    found = {name: getattr(output, name) for name in ("sequences", "beam_indices", "finish_reason")}
+    names = ("sequences", "beam_indices", "finish_reason", "logprobs", "top_logprobs")
+    found = {name: getattr(output, name) for name in names}
     cache = output.past_key_values
     caches = [cache.self_attention_cache, cache.cross_attention_cache] if hasattr(cache, "is_updated") else [cache]
     found["cache"] = [(layer.keys, layer.values) for part in caches for layer in part.layers]
@@ -70,6 +71,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "no token for padding": {"eos_token_id": None, "pad_token_id": None},
     "one token": {"max_new_tokens": 1},
     "a bucket filled": {"max_new_tokens": 58, **ENDS},
+    "log-probabilities": {"output_logprobs": True, "top_logprobs": 3, **ENDS},
+    "log-probabilities of segments": {"output_logprobs": True, "min_new_tokens": 4, "repetition_penalty": 1.4, **ENDS},
+    "log-probabilities of draws": {"output_logprobs": True, "do_sample": True, "top_k": 9, "temperature": 0.7, **ENDS},
+    "log-probabilities, a bucket filled": {"max_new_tokens": 58, "output_logprobs": True},
     "tokens only": {"return_dict_in_generate": False, **ENDS},
     "static": {"cache_implementation": "static", "return_dict_in_generate": False},
 }
@@ -142,7 +147,7 @@ class Tokens:
 
 
 @pytest.mark.parametrize("streamer", [Collect, Tokens])
-@pytest.mark.parametrize("settings", [{}, ENDS, {"do_sample": True, **ENDS}])
+@pytest.mark.parametrize("settings", [{"output_logprobs": True}, ENDS, {"do_sample": True, **ENDS}])
 def test_streamers(streamer: Any, settings: dict[str, Any]) -> None:
     for row in range(3):
         check(hf_model("llama"), PROMPTS[row : row + 1], streamer=streamer, **settings)
