@@ -121,7 +121,8 @@ def generate(
             Greedy tokens, and those of `seed`, are the ones without drafts, for whole batches; other draws have the
             same distribution. Settings of drafts come from the arguments, then from the assistant's
             `generation_config`, which keeps the number of drafts where its schedule is "heuristic".
-        assistant_tokenizer: the assistant's, where it has another vocabulary.
+        assistant_tokenizer: the assistant's, where it has another vocabulary; one whose head is only padded to another
+            width, by less than 512, needs none.
         tokenizer: the model's, for `stop_strings`, `token_healing` and an assistant with another vocabulary.
         negative_prompt_ids, negative_prompt_attention_mask: (batch_size, length), what `guidance_scale` leads away
             from; by default the last token, or embedding, of every prompt. An encoder-decoder's encoder reads them.

@@ -49,9 +49,7 @@ class AssistedCandidateGeneratorDifferentTokenizers(AssistedCandidateGenerator):
             if not callable(tokenizer) or not hasattr(tokenizer, "decode"):
                 raise TypeError(f"`{name}` must be a tokenizer of transformers, got {type(tokenizer).__name__}")
         if input_ids.shape[0] != 1:
-            raise NotImplementedError(
-                f"`assistant_tokenizer` needs a batch of one row in this version, got {input_ids.shape[0]}"
-            )
+            raise ValueError(f"`input_ids` must have one row, got {input_ids.shape[0]}; `pygen.generate` takes batches")
         self.assistant_model = assistant_model
         self.target_tokenizer = target_tokenizer
         self.assistant_tokenizer = assistant_tokenizer

@@ -15,6 +15,7 @@ from pygen.candidates.base import CandidateGenerator
 from pygen.candidates.draft_plan import for_drafts
 from pygen.candidates.drafter import SETTINGS, PlanScores, assistant_settings, state_for
 from pygen.candidates.inputs import add_encoder_outputs, assistant_call
+from pygen.candidates.one_by_one import OneByOne
 from pygen.candidates.prompt_lookup import PromptLookupCandidateGenerator
 from pygen.candidates.universal import (
     AssistedCandidateGeneratorDifferentTokenizers,
@@ -57,7 +58,7 @@ class _Source:
     def __init__(self, call: Call, plan: Plan) -> None:
         config = call.config
         self._call = call
-        self._generator: AssistedCandidateGenerator | None = None
+        self._generator: AssistedCandidateGenerator | OneByOne | None = None
         self._draft_call: Call | None = None
         self._assistant = call.model if config.assistant_early_exit is not None else call.assistant_model
         self.has_scores = self._uses_torch_noise = plan.noise.get("rng") == "torch"
@@ -85,7 +86,8 @@ class _Source:
             add_encoder_outputs(self._draft_call.adapter, self._draft_call.prompt, encoded)
         if self._generator is not None:
             self._generator.draft_for(vocab_size)
-            return self._generator
+            # Rows that ended have no text to go on with.
+            return _Running(state, self._generator) if isinstance(self._generator, OneByOne) else self._generator
         number = config.prompt_lookup_num_tokens or 10
         lookup = PromptLookupCandidateGenerator(
             eos_token_id=state.eos_token_ids,
@@ -110,26 +112,21 @@ class _Source:
             own.num_assistant_tokens = self._generator.num_assistant_tokens
 
 
-def _with_other_tokens(call: Call, settings: dict[str, Any], *, draws: bool) -> AssistedCandidateGenerator:
+def _with_other_tokens(call: Call, settings: dict[str, Any], *, draws: bool) -> OneByOne:
     """Drafts of an assistant with another tokenizer."""
-    config = copy.copy(call.config)
-    config.max_length = call.prompt.input_ids.shape[1] + call.lengths.max_new_tokens
-    arguments: tuple[Tensor, Any, Any, Any, Any, dict[str, Any]]
-    arguments = (
-        call.prompt.input_ids.repeat_interleave(call.num_copies, dim=0),
-        call.assistant_model,
-        call.tokenizer,
-        call.assistant_tokenizer,
-        config,
-        {},
-    )
-    generator: AssistedCandidateGeneratorDifferentTokenizers
-    if draws:
-        generator = UniversalSpeculativeDecodingGenerator(*arguments, None)
-    else:
-        generator = AssistedCandidateGeneratorDifferentTokenizers(*arguments)
-    generator.use_settings(settings)
-    return generator
+    width = call.prompt.input_ids.shape[1]
+
+    def make(prompt_ids: Tensor, padding: int) -> AssistedCandidateGenerator:
+        config = copy.copy(call.config)
+        config.max_length = width - padding + call.lengths.max_new_tokens
+        arguments: tuple[Tensor, Any, Any, Any, Any, dict[str, Any]]
+        arguments = (prompt_ids, call.assistant_model, call.tokenizer, call.assistant_tokenizer, config, {})
+        if draws:
+            return UniversalSpeculativeDecodingGenerator(*arguments, None)
+        return AssistedCandidateGeneratorDifferentTokenizers(*arguments)
+
+    mask = None if call.prompt.mask is None else call.prompt.mask[:, -width:].repeat_interleave(call.num_copies, dim=0)
+    return OneByOne(call.prompt.input_ids.repeat_interleave(call.num_copies, dim=0), mask, make, settings)
 
 
 def _lookup_plan(call: Call) -> Plan:
@@ -147,13 +144,17 @@ class _Running(CandidateGenerator):
 
     def get_candidates(self, input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         rows = (~self._state.finished).nonzero()[:, 0]
-        found, _ = self._generator.get_candidates(input_ids[rows])
+        found, of_rows = self._generator.get_candidates(input_ids[rows], rows=rows.tolist())
         count = found.shape[1] - input_ids.shape[1]
         tokens = input_ids.new_empty((len(input_ids), found.shape[1]))
         tokens[:, : input_ids.shape[1]] = input_ids
         tokens[:, input_ids.shape[1] :] = input_ids[:, -1:].expand(-1, count)
         tokens[rows] = found
-        return tokens, None
+        if of_rows is None:
+            return tokens, None
+        scores = of_rows.new_zeros((len(input_ids), *of_rows.shape[1:]))
+        scores[rows] = of_rows
+        return tokens, scores
 
     def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
         self._generator.update_candidate_strategy(input_ids, scores, num_matches)

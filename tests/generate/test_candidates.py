@@ -269,20 +269,76 @@ def test_shared_tokens_follow_the_models_distribution() -> None:
     torch.manual_seed(0)
     weights = [copy.deepcopy(parameter) for parameter in drafts["assistant_model"].parameters()]
     drafted = [
-        generate(model, prompt, **call, **drafts, num_assistant_tokens=1, assistant_confidence_threshold=0.0)[0, -2:]
-        for _ in range(600)
+        generate(model, prompt, **call, **drafts, num_assistant_tokens=1, assistant_confidence_threshold=0.0)[:, -2:]
+        for call["num_return_sequences"] in [1] * 300 + [30] * 10
     ]
+    del call["num_return_sequences"]
     plain = generate(model, prompt.repeat(20000, 1), **call)[:, -2]
-    share = [torch.bincount(tokens, minlength=80) / len(tokens) for tokens in (torch.stack(drafted)[:, 0], plain)]
+    share = [torch.bincount(tokens, minlength=80) / len(tokens) for tokens in (torch.cat(drafted)[:, 0], plain)]
     assert (share[0] - share[1]).abs().sum() / 2 < 0.08
     now = list(drafts["assistant_model"].parameters())
     assert len(now) == len(weights) and all(map(torch.equal, now, weights))
 
 
-def test_another_tokenizer_takes_one_row() -> None:
+def test_generators_with_another_tokenizer_take_one_row() -> None:
     model, prompt, drafts = other_vocabulary()
-    with pytest.raises(NotImplementedError, match="`assistant_tokenizer` needs a batch of one row .*, got 2"):
-        generate(model, prompt.repeat(2, 1), max_new_tokens=3, pad_token_id=0, **drafts)
+    with pytest.raises(ValueError, match="`input_ids` must have one row, got 2"):
+        candidates.AssistedCandidateGeneratorDifferentTokenizers(
+            prompt.repeat(2, 1), model, drafts["tokenizer"], drafts["assistant_tokenizer"], GenerationConfig(), {}
+        )
+
+
+def prompts() -> tuple[Tensor, Tensor]:
+    """Three prompts of the larger tokenizer, padded on the left with a token of its own, and their mask."""
+    texts = ["the quick model drafts ", "the lazy dog ", "a small model checks the drafts of "]
+    rows = [tokenizer(80)(text)["input_ids"] for text in texts]
+    width = max(map(len, rows))
+    return (
+        torch.tensor([[7] * (width - len(row)) + row for row in rows]),
+        torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"eos_token_id": [*range(5, 25)]},
+        {"seed": 3},
+        {"seed": 3, "num_return_sequences": 2, "temperature": [1, 2, 0]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("lookbehind", [1, 10])
+def test_batches_with_another_tokenizer(settings: dict[str, Any], lookbehind: int) -> None:
+    model, _, drafts = other_vocabulary()
+    ids, mask = prompts()
+    call = {
+        "attention_mask": mask,
+        "max_new_tokens": 25,
+        "pad_token_id": 0,
+        "do_sample": "seed" in settings,
+        **settings,
+    }
+    windows = {"assistant_lookbehind": lookbehind, "target_lookbehind": lookbehind, "num_assistant_tokens": 4}
+    drafted = generate(model, ids, **call, **drafts, **windows, assistant_confidence_threshold=0.0)
+    assert torch.equal(drafted, generate(model, ids, **call))
+
+
+def test_rows_of_other_lengths_are_drafted() -> None:
+    """The model with a wider head as its own assistant: the drafts of every row are right."""
+    model, _, _ = other_vocabulary()
+    model = copy.deepcopy(model)
+    model.lm_head.weight.data[tokenizer(80).eos_token_id] = 0
+    helper, rounds = copy.deepcopy(model), []
+    helper.resize_token_embeddings(90)
+    helper.lm_head.weight.data[80:] = 0
+    model.register_forward_pre_hook(lambda *args: rounds.append(1))
+    ids, mask = prompts()
+    both = {"tokenizer": tokenizer(80), "assistant_tokenizer": tokenizer(80), "assistant_model": helper}
+    settings = {"num_assistant_tokens": 4, "assistant_confidence_threshold": 0.0, "max_new_tokens": 16}
+    generate(model, ids, attention_mask=mask, pad_token_id=0, **both, **settings)
+    assert len(rounds) <= 8
 
 
 def test_what_is_no_tokenizer_is_refused() -> None:

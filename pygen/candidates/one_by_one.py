@@ -1,0 +1,60 @@
+"""Drafts for a batch from generators of one row each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pygen.candidates.assistant import AssistedCandidateGenerator
+from pygen.candidates.drafter import CountedDrafts
+
+
+class OneByOne(CountedDrafts):
+    """Asks a generator for every row, whose text has no padding; all rows get as many drafts as that with the fewest.
+
+    prompt_ids: (rows, length) int64. mask: (rows, length), 0 where `prompt_ids` are padding; None where none are.
+    make: (prompt (1, its length), number of columns that are padding) -> the row's generator.
+    """
+
+    def __init__(
+        self,
+        prompt_ids: Tensor,
+        mask: Tensor | None,
+        make: Callable[[Tensor, int], AssistedCandidateGenerator],
+        settings: dict[str, Any],
+    ) -> None:
+        self._length = prompt_ids.shape[1]
+        texts = [row if mask is None else row[mask[i] != 0] for i, row in enumerate(prompt_ids)]
+        self._prompts = [text[None] for text in texts]
+        self._generators = [make(prompt, self._length - prompt.shape[1]) for prompt in self._prompts]
+        self.use_settings(settings)
+        for generator in self._generators:
+            generator.use_settings(settings)
+
+    def draft_for(self, vocab_size: int) -> None:
+        """vocab_size: columns of the model's logits."""
+        for generator in self._generators:
+            generator.draft_for(vocab_size)
+
+    def get_candidates(
+        self, input_ids: Tensor, *, rows: Sequence[int] | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """rows: which rows of the batch `input_ids` (n, length) are; None is all of them."""
+        drafts: list[Tensor] = []
+        scores: list[Tensor] = []
+        for ids, row in zip(input_ids, range(len(input_ids)) if rows is None else rows, strict=True):
+            generator, text = self._generators[row], torch.cat([self._prompts[row], ids[None, self._length :]], dim=1)
+            generator.num_assistant_tokens = self.num_assistant_tokens
+            found, of_row = generator.get_candidates(text)
+            if found.shape[1] == text.shape[1]:
+                return input_ids, None
+            drafts.append(found[:, text.shape[1] :])
+            if of_row is not None:
+                scores.append(of_row)
+        # Which drafts a row loses here depends on the others' only, so those that stay are drawn from their scores.
+        count = min(of_row.shape[1] for of_row in drafts)
+        tokens = torch.cat([input_ids, torch.cat([of_row[:, :count] for of_row in drafts])], dim=1)
+        return tokens, torch.cat([of_row[:, :count] for of_row in scores]) if scores else None
