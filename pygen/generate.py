@@ -277,7 +277,7 @@ def prepare_call(
         prompt_name="decoder_input_ids" if adapter.is_encoder_decoder else prompt.main_input_name,
     )
     # Candidates for the last token are read.
-    more = 1 if mode is GenerationMode.CONTRASTIVE_SEARCH else 0
+    more = 1 if mode is GenerationMode.CONTRASTIVE_SEARCH and not any_search else 0
     lengths = within_positions(lengths, adapter.room_for(prompt, lengths.max_new_tokens + more) - more, model)
     stopping = build_criteria(
         stopping_criteria,

@@ -44,10 +44,19 @@ class ModelAdapter(Protocol):
         """How many of `max_new_tokens` the model has positions for. ValueError where the prompts have too many."""
         ...
 
-    def start(self, prompt: Prompt, *, mode: GenerationMode, num_copies: int, max_new_tokens: int) -> None:
+    def start(
+        self,
+        prompt: Prompt,
+        *,
+        mode: GenerationMode,
+        num_copies: int,
+        max_new_tokens: int,
+        hidden_states: bool = False,
+    ) -> None:
         """Prepares cache and buffers for `num_copies` rows per prompt, and runs the encoder, once per prompt.
 
         num_copies: max(num_beams, num_return_sequences).
+        hidden_states: whether the loop calls `take_hidden_states` after every forward.
         """
         ...
 
@@ -80,7 +89,7 @@ class ModelAdapter(Protocol):
     def take_hidden_states(self, layers: Sequence[int]) -> list[Tensor]:
         """(rows, length, width) for each of `layers`, of what was forwarded since the last time; 0 are the embeddings.
 
-        For modes in `pygen.integrations.hidden_states.READERS`. After `prefill` rows may be those of the batch only.
+        After `prefill` rows may be those of the batch only.
         NotImplementedError for models that do not return them.
         """
         ...

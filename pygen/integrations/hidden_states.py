@@ -8,11 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pygen.config import GenerationMode
-
-# Modes whose loops take the hidden states of every forward.
-READERS = (GenerationMode.CONTRASTIVE_SEARCH, GenerationMode.DOLA_GENERATION)
-
 
 class HiddenStates:
     """Holds the hidden states of forwards until a loop takes them."""

@@ -63,8 +63,10 @@ class MixinAdapter(ModuleAdapter):
         self._config = config
         return super().prompt(inputs, model_kwargs, config, tokens)
 
-    def start(self, prompt: Prompt, *, mode: GenerationMode, num_copies: int, max_new_tokens: int) -> None:
-        super().start(prompt, mode=mode, num_copies=num_copies, max_new_tokens=max_new_tokens)
+    def start(
+        self, prompt: Prompt, *, mode: GenerationMode, num_copies: int, max_new_tokens: int, **more: bool
+    ) -> None:
+        super().start(prompt, mode=mode, num_copies=num_copies, max_new_tokens=max_new_tokens, **more)
         if not self._grows_by_default:
             self._kwargs |= self._growing.after(0)
             self._growing = GrowingInputs({}, 0)

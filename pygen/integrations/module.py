@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pygen import cache as cache_verbs
 from pygen.config import GenerationConfig, GenerationMode
 from pygen.integrations.devices import execution_device, input_device
-from pygen.integrations.hidden_states import READERS, HiddenStates
+from pygen.integrations.hidden_states import HiddenStates
 from pygen.integrations.inputs import (
     GrowingInputs,
     mask_from_padding,
@@ -120,13 +120,21 @@ class ModuleAdapter:
     def room_for(self, prompt: Prompt, max_new_tokens: int) -> int:
         return max_new_tokens
 
-    def start(self, prompt: Prompt, *, mode: GenerationMode, num_copies: int, max_new_tokens: int) -> None:
+    def start(
+        self,
+        prompt: Prompt,
+        *,
+        mode: GenerationMode,
+        num_copies: int,
+        max_new_tokens: int,
+        hidden_states: bool = False,
+    ) -> None:
         kwargs = dict(prompt.model_kwargs)
         self._batch_size, self._prompt_length = prompt.input_ids.shape
         self._num_copies = num_copies
         self._reorders = mode in _REORDERING and num_copies > 1
         self._use_cache = self._wants_cache and mode in (*_ONE_BY_ONE, *_REORDERING)
-        if mode in READERS:
+        if hidden_states:
             if "output_hidden_states" not in self._names:
                 raise NotImplementedError(
                     f"`model`={type(self._model).__name__}: its forward must take `output_hidden_states` for "

@@ -16,7 +16,7 @@ from pygen.config_rules import STATIC_CACHES
 from pygen.integrations.devices import input_device
 from pygen.integrations.foreign_hooks import may_know_rows
 from pygen.integrations.growing_layer import cut_to_size, grow_in_place
-from pygen.integrations.hidden_states import READERS, HiddenStates
+from pygen.integrations.hidden_states import HiddenStates
 from pygen.integrations.inputs import GrowingInputs, tail_logits
 from pygen.integrations.outputs import output_class
 from pygen.integrations.own_generate import own_generate_runs
@@ -145,7 +145,14 @@ class TransformersAdapter:
         return room_for(self._hooks, max_new_tokens, length, prompt.mask, name=name)
 
     def start(
-        self, prompt: Prompt, *, mode: GenerationMode, num_copies: int, max_new_tokens: int, cache: Any = None
+        self,
+        prompt: Prompt,
+        *,
+        mode: GenerationMode,
+        num_copies: int,
+        max_new_tokens: int,
+        hidden_states: bool = False,
+        cache: Any = None,
     ) -> None:
         """`cache`: a static one, which takes the place of the one that the settings ask for."""
         config, kwargs = self._config, dict(prompt.model_kwargs)
@@ -161,7 +168,7 @@ class TransformersAdapter:
         kwargs = with_root_weights(self._model, functools.partial(encode, self._hooks, prompt, kwargs, config))
         if config.return_dict_in_generate:
             self._start_records(kwargs)
-        if mode in READERS:
+        if hidden_states:
             kwargs["output_hidden_states"] = True
             self._hidden = HiddenStates(self._hooks)
         if "logits_to_keep" not in kwargs and "logits_to_keep" in inspect.signature(self._hooks.forward).parameters:

@@ -322,20 +322,19 @@ def add_cache(
 ) -> None:
     """Puts a cache into `kwargs`, where one is to be used and none is given.
 
-    Drafts are taken back, which sliding windows cannot do: with drafts all layers keep everything. So they do where
-    contrastive search tries its candidates one after the other, or gives its cache back without the last of them.
+    Drafts are taken back, which sliding windows cannot do: with drafts all layers keep everything. So are the
+    candidates of contrastive search.
     transformers keeps static caches on the model; here each call gets one of its own, and the model stays as it is.
     """
     holder: Any = ReadOnlyModel(model, hidden=("_cache", "_previous_max_cache_length"))
     config = copy.copy(config)
     kind, drafts = config.cache_implementation, mode is GenerationMode.ASSISTED_GENERATION
     contrasts = mode is GenerationMode.CONTRASTIVE_SEARCH
-    takes_back = drafts or (contrasts and bool(config.low_memory or config.return_dict_in_generate))
     if drafts and kind not in STATIC_CACHES:
         if kind not in (None, "dynamic", "dynamic_full"):
             logger.warning("`cache_implementation`=%r is not used with drafts: the cache is dynamic.", kind)
         config.cache_implementation = None
-    keeps_everything = given_cache(kwargs) is None and (takes_back or kind == "dynamic_full")
+    keeps_everything = given_cache(kwargs) is None and (drafts or contrasts or kind == "dynamic_full")
     # Releases before 5.15 refuse static caches by the mode.
     hook_mode = TransformersMode.GREEDY_SEARCH if drafts or contrasts else TransformersMode(mode.value)
     # Its layers move to where the states are, and could not from the meta device.

@@ -45,7 +45,8 @@ def generate_contrastively(call: Call) -> Tensor | GenerateOutput:
 
     # The model also reads candidates for the last token.
     longest = call.lengths.max_new_tokens + 1
-    return generate_tokens(call, plan, loop, Monitor, num_copies=copies, max_new_tokens=longest)
+    start = {"num_copies": copies, "max_new_tokens": longest, "hidden_states": True}
+    return generate_tokens(call, plan, loop, Monitor, **start)
 
 
 def _visible(call: Call, length: int) -> Tensor | None:

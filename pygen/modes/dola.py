@@ -28,7 +28,7 @@ def generate_by_contrasting_layers(call: Call) -> Tensor | GenerateOutput:
         contrasted = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
         return ContrastChooser(plan.bind(contrasted, state), call.adapter, head, layers)
 
-    return generate_step_by_step(call, plan, bind)
+    return generate_step_by_step(call, plan, bind, hidden_states=True)
 
 
 def _head(call: Call) -> Callable[[Tensor], Tensor]:

@@ -36,15 +36,15 @@ def generate_by_sampling(call: Call) -> Tensor | GenerateOutput:
 
 
 def generate_step_by_step(
-    call: Call, plan: Plan, bind: Callable[[Tensor, DecodeState], Chooser]
+    call: Call, plan: Plan, bind: Callable[[Tensor, DecodeState], Chooser], **start: Any
 ) -> Tensor | GenerateOutput:
-    """One forward and one choice after the other. bind: see `loops.sample`."""
+    """One forward and one choice after the other. bind: see `loops.sample`. start: arguments of `Call.start`."""
 
     def loop(state: DecodeState, monitor: Monitor) -> int:
         ahead = state.token_ids.device.type != "cpu" and call.adapter.can_rewind
         return sample(call.adapter, state, bind, monitor, max_new_tokens=call.lengths.max_new_tokens, ahead=ahead)
 
-    return generate_tokens(call, plan, loop, Monitor)
+    return generate_tokens(call, plan, loop, Monitor, **start)
 
 
 def _generate_captured(call: Call, plan: Plan, slot: Slot) -> Tensor | GenerateOutput:

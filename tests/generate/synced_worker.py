@@ -30,6 +30,10 @@ def scenarios(rank: int) -> dict[str, tuple[Any, dict[str, Any]]]:
             {"inputs": IDS, "decoder_start_token_id": 1, "max_new_tokens": 7 - 4 * rank, "do_sample": True},
         ),
         "beams": (hf_model("llama"), {"inputs": IDS, "num_beams": 2, "max_new_tokens": 3 + 4 * rank}),
+        "candidates": (
+            hf_model("llama"),
+            {"inputs": IDS, "penalty_alpha": 0.6, "top_k": 3, "low_memory": rank == 1, "max_new_tokens": 3},
+        ),
         "one is cancelled at once": (hf_model("llama"), {"inputs": IDS, "max_new_tokens": 5, "cancel": stopped}),
         "a cache is returned": (
             hf_model("llama"),

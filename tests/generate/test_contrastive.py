@@ -191,6 +191,19 @@ def test_embeddings_and_patched_models() -> None:
         assert torch.equal(model.generate(IDS, attention_mask=MASK, max_new_tokens=12, **FOUR), expected)
 
 
+def test_a_loop_of_the_callers_searches_by_itself() -> None:
+    seen: dict[str, Any] = {}
+
+    def loop(model: Any, input_ids: Tensor, **arguments: Any) -> Tensor:
+        seen.update(arguments)
+        return input_ids
+
+    search(custom_generate=loop)
+    assert seen["generation_config"].penalty_alpha == 0.6
+    assert "output_hidden_states" not in seen
+    assert seen["past_key_values" if "past_key_values" in seen else "cache"].get_seq_length() == 0
+
+
 def test_positions_end_before_the_candidates_of_the_last_token() -> None:
     model = hf_model("gpt2")
     prompt = torch.randint(3, 60, (1, 60), generator=torch.Generator().manual_seed(0))

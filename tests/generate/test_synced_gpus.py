@@ -49,3 +49,5 @@ def test_wrong_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     with pytest.raises(NotImplementedError, match="`guidance_scale` runs forwards that `synced_gpus`=True cannot"):
         generate(counting_table(20), IDS, max_new_tokens=2, synced_gpus=True, guidance_scale=1.5)
+    with pytest.raises(NotImplementedError, match="`dola_layers` reads the head by itself, which `synced_gpus`=True"):
+        generate(counting_table(20), IDS, max_new_tokens=2, synced_gpus=True, dola_layers="low")
