@@ -83,6 +83,8 @@ def crop(cache: Any, num_tokens: int) -> None:
         return
     own = getattr(cache, "self_attention_cache", cache)
     layers = getattr(own, "layers", ())
+    if layers and not any(getattr(layer, "is_initialized", True) for layer in layers):
+        return  # a model that makes no use of the cache that it is given
     if not any(map(_is_static, layers)):
         cache.crop(-num_tokens)
         return

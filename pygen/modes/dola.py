@@ -42,6 +42,13 @@ def _head(call: Call) -> Callable[[Tensor], Tensor]:
             f"`get_output_embeddings`"
         )
 
+    width = getattr(_text_config(call), "hidden_size", None)
+    if None not in (width, read := getattr(head, "in_features", None)) and read != width:
+        raise ValueError(
+            f"`dola_layers` must be None for {type(inner(call.model)).__name__}, whose head reads {read} numbers where "
+            f"its layers have {width}"
+        )
+
     def logits_of(states: Tensor) -> Tensor:
         result: Tensor = with_root_weights(call.model, lambda: head(states))
         return result
@@ -50,13 +57,15 @@ def _head(call: Call) -> Callable[[Tensor], Tensor]:
 
 
 def _layers(call: Call) -> list[int]:
-    config: Any = getattr(inner(call.model), "config", None)
-    is_tied = bool(getattr(config, "tie_word_embeddings", False))
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config(decoder=True)
-    num_layers = getattr(config, "num_hidden_layers", None)
+    is_tied = bool(getattr(getattr(inner(call.model), "config", None), "tie_word_embeddings", False))
+    num_layers = getattr(_text_config(call), "num_hidden_layers", None)
     if not isinstance(num_layers, int):
         name = type(inner(call.model)).__name__
         raise ValueError(f"`dola_layers` must be None for {name}, whose config has no `num_hidden_layers`")
     assert call.config.dola_layers is not None
     return candidate_layers(call.config.dola_layers, num_layers, tied=is_tied)
+
+
+def _text_config(call: Call) -> Any:
+    config: Any = getattr(inner(call.model), "config", None)
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config

@@ -260,6 +260,14 @@ def test_a_cache_that_has_seen_something_is_refused() -> None:
     assert cache.get_seq_length() == 3
 
 
+def test_a_model_that_leaves_its_cache_empty() -> None:
+    model = tiny_model("OpenAIGPTLMHeadModel")
+    expected = generate(model, IDS[:1], max_new_tokens=4, use_cache=False, **FOUR)
+    assert torch.equal(generate(model, IDS[:1], max_new_tokens=4, low_memory=True, **FOUR), expected)
+    output: Any = generate(model, IDS[:1], max_new_tokens=4, return_dict_in_generate=True, **FOUR)
+    assert torch.equal(output.sequences, expected)
+
+
 def test_states_that_cannot_be_taken_back_are_refused_with_low_memory() -> None:
     with pytest.raises(ValueError, match="`low_memory` must be False for `model`"):
         generate(tiny_model("MambaForCausalLM"), IDS, max_new_tokens=3, low_memory=True, **FOUR)

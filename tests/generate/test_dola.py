@@ -181,6 +181,9 @@ def test_models_without_head_or_with_encoder_are_refused() -> None:
             decoder_start_token_id=1,
             max_new_tokens=2,
         )
+    electra = tiny_model("ElectraForCausalLM")
+    with pytest.raises(ValueError, match="whose head reads 128 numbers where its layers have 32"):
+        generate(electra, torch.tensor(PROMPTS[:2]), dola_layers="low", max_new_tokens=2)
     with pytest.raises(ValueError, match="`dola_layers` must be None for TableModel, which shows no head"):
         generate(counting_table(), torch.tensor([[1, 2]]), dola_layers="low", max_new_tokens=2)
 
