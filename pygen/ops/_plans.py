@@ -21,7 +21,8 @@ Plan = TypeVar("Plan")
 
 
 class Plans(Generic[Plan]):
-    """The plans of the last `size` different calls of an op. They hold no tensor of a caller.
+    """The plans of `size` different calls of an op: once they are as many, of those made last. They hold no tensor of a
+    caller.
 
     The elements of tensors are no part of a key: only calls without checks of elements may be kept.
     """
@@ -50,11 +51,13 @@ class Plans(Generic[Plan]):
     def find(self, key: Hashable) -> Plan | None:
         if key is None:
             return None
-        with self._lock:
-            plan = self._plans.get(key)
-            if plan is not None:
-                self._plans.move_to_end(key)
-            return plan
+        plan = self._plans.get(key)
+        # Which plan was used last matters only where the next new one takes the place of another; the look-up is dear.
+        if plan is not None and len(self._plans) >= self._size:
+            with self._lock:
+                if key in self._plans:
+                    self._plans.move_to_end(key)
+        return plan
 
     def keep(self, key: Hashable, plan: Plan) -> None:
         with self._lock:

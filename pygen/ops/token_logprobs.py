@@ -64,8 +64,9 @@ def token_logprobs(
             _plans.keep(key, entry)
     if out is None:
         out = _empty(token_ids.shape, top, logits)
-    if len(logits) > 0:
-        entry(logits, token_ids.long(), out)
+    # len() and a conversion to the same dtype would be calls of torch.
+    if logits.shape[0] > 0:
+        entry(logits, token_ids if token_ids.dtype is torch.int64 else token_ids.long(), out)
     return out
 
 
@@ -98,7 +99,7 @@ def _check_out(out: TokenLogprobs, shape: tuple[int, ...], top: int, like: check
 
 
 def _empty(shape: tuple[int, ...], top: int, logits: Tensor) -> TokenLogprobs:
-    rows, device = len(logits), logits.device
+    rows, device = logits.shape[0], logits.device
     logprobs = torch.empty(shape, dtype=torch.float32, device=device)
     status = torch.empty(rows, dtype=torch.int32, device=device)
     if top == 0:
