@@ -83,8 +83,12 @@ def crop(cache: Any, num_tokens: int) -> None:
         return
     own = getattr(cache, "self_attention_cache", cache)
     layers = getattr(own, "layers", ())
-    if layers and not any(getattr(layer, "is_initialized", True) for layer in layers):
-        return  # a model that makes no use of the cache that it is given
+    held = [layer for layer in layers if getattr(layer, "is_initialized", True)]
+    if len(held) < len(layers):
+        # Some models leave layers empty, and some the whole cache.
+        for layer in held:
+            layer.crop(-num_tokens)
+        return
     if not any(map(_is_static, layers)):
         cache.crop(-num_tokens)
         return

@@ -260,12 +260,18 @@ def test_a_cache_that_has_seen_something_is_refused() -> None:
     assert cache.get_seq_length() == 3
 
 
-def test_a_model_that_leaves_its_cache_empty() -> None:
+@pytest.mark.parametrize("name", ["OpenAIGPTLMHeadModel", "RecurrentGemmaForCausalLM"])
+def test_a_model_that_leaves_layers_of_its_cache_empty(name: str) -> None:
+    model = tiny_model(name)
+    expected = generate(model, IDS[:1], max_new_tokens=4, **FOUR)
+    output: Any = generate(model, IDS[:1], max_new_tokens=4, return_dict_in_generate=True, **FOUR)
+    assert torch.equal(output.sequences, expected)
+
+
+def test_an_empty_cache_is_taken_back() -> None:
     model = tiny_model("OpenAIGPTLMHeadModel")
     expected = generate(model, IDS[:1], max_new_tokens=4, use_cache=False, **FOUR)
     assert torch.equal(generate(model, IDS[:1], max_new_tokens=4, low_memory=True, **FOUR), expected)
-    output: Any = generate(model, IDS[:1], max_new_tokens=4, return_dict_in_generate=True, **FOUR)
-    assert torch.equal(output.sequences, expected)
 
 
 def test_states_that_cannot_be_taken_back_are_refused_with_low_memory() -> None:
