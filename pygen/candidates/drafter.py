@@ -88,15 +88,23 @@ class Follower:
         self._num_ids = embedded_ids(model)
         self._seen: Tensor | None = None
 
-    def rewind(self, tokens: Tensor) -> None:
-        """Forgets what is not the beginning of `tokens` (rows, length), and at least their last column."""
+    def rewind(self, tokens: Tensor) -> bool:
+        """Forgets what is not the beginning of `tokens` (rows, length), and at least their last column.
+
+        False where it cannot go back so far, which is before the last columns that it forgot.
+        """
         if self._seen is None:
-            return
+            return True
         length = min(self._seen.shape[1], tokens.shape[1] - 1)
         same = (self._seen[:, :length] == tokens[:, :length]).all(0).cumprod(0)
         kept = int(same.sum())
-        self._adapter.crop(self._seen.shape[1] - kept)
+        if kept == self._seen.shape[1]:
+            return True
+        if not self._adapter.crop(self._seen.shape[1] - kept):
+            return False
+        self._adapter.hold()
         self._seen = self._seen[:, :kept]
+        return True
 
     def advance(self, tokens: Tensor) -> Tensor:
         """`tokens` (rows, length) go on where the model is -> logits (rows, vocab_size) after the last one."""
@@ -110,16 +118,25 @@ class Follower:
         return logits
 
     def _start(self, tokens: Tensor) -> Tensor:
-        self._adapter.start(
-            self._prompt,
-            mode=GenerationMode.ASSISTED_GENERATION,
-            num_copies=self._num_copies,
-            max_new_tokens=self._max_new_tokens,
-        )
         length = self._prompt.input_ids.shape[1]
-        logits = self._adapter.prefill(readable(tokens[:, :length], self._num_ids))
+        try:
+            self._adapter.start(
+                self._prompt,
+                mode=GenerationMode.ASSISTED_GENERATION,
+                num_copies=self._num_copies,
+                max_new_tokens=self._max_new_tokens,
+            )
+            logits = self._adapter.prefill(readable(tokens[:, :length], self._num_ids))
+        except (LookupError, ValueError) as error:
+            if self._layers is None:
+                raise
+            raise NotImplementedError(
+                f"`assistant_early_exit`={self._layers}: {type(self._model).__name__} cannot run that many of its "
+                f"layers alone, {error}; an assistant or `prompt_lookup_num_tokens` drafts for it"
+            ) from error
         if not self._adapter.can_crop:
             raise ValueError("`assistant_model` keeps states that cannot be taken back, so it cannot draft")
+        self._adapter.hold()
         self._seen = tokens[:, :length]
         return logits
 
@@ -161,7 +178,8 @@ class Drafter:
         step = input_ids.shape[1] - state.prompt_length
         resume(state, input_ids)
         renew_copies(self._plan)
-        self._follower.rewind(input_ids)
+        if not self._follower.rewind(input_ids):
+            raise ValueError("`input_ids` must go on from those of the last call: the assistant keeps states")
         unsure = torch.zeros_like(state.finished)
         scores: list[Tensor] = []
         for _ in range(count):

@@ -121,11 +121,10 @@ class AssistedCandidateGeneratorDifferentTokenizers(AssistedCandidateGenerator):
     def _logits(self, assistant_ids: list[int]) -> Tensor:
         """(1, vocab_size) float32, after these ids of the assistant."""
         tokens = torch.tensor([assistant_ids], dtype=torch.int64, device=execution_device(self.assistant_model))
-        if self._follower is None or tokens.shape[1] > self._capacity:
+        if self._follower is None or tokens.shape[1] > self._capacity or not self._follower.rewind(tokens):
             self._capacity = tokens.shape[1] + _ROOM
             adapter, prompt = prompt_of_text(self.assistant_model, tokens)
             self._follower = Follower(adapter, prompt, _ROOM, model=self.assistant_model)
-        self._follower.rewind(tokens)
         return self._follower.advance(tokens).float()
 
 

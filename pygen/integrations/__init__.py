@@ -105,11 +105,23 @@ class ModelAdapter(Protocol):
         """Whether `crop` works; known after `prefill`, since some caches learn then what they hold."""
         ...
 
-    def crop(self, num_tokens: int) -> None:
+    reads_at_once: bool
+    """Whether `decode_tail` reads its columns in one forward; else in a forward each. Known after `prefill`."""
+
+    def hold(self) -> None:
+        """What the model has seen so far is certain: `crop` does not go back before it."""
+        ...
+
+    def crop(self, num_tokens: int) -> bool:
         """Makes the model forget the last `num_tokens` columns, so that others may be decoded in their place.
 
         Needs `can_crop`. Masks and positions follow the length of what is decoded next. `records` stay as they are.
+        False where states were not kept so far back, since `hold` was called later or never; nothing changes then.
         """
+        ...
+
+    def catch_up(self) -> None:
+        """Ends a loop that used `crop`: a cache that the caller sees has seen all columns that are left."""
         ...
 
     def reorder(self, source_rows: Tensor, shared: Tensor, generated: int) -> None:

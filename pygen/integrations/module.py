@@ -69,7 +69,7 @@ class ModuleAdapter:
         )
         self._device, self._input_device = execution_device(model), input_device(model)
         self.before_forward: Callable[[], None] = lambda: None
-        self.can_rewind = self.can_crop = True
+        self.can_rewind = self.can_crop = self.reads_at_once = True
         self.shows_cache = False
         self.records: dict[str, list[Any]] = {}
         self.record_dims: dict[str, list[int | None]] = {}
@@ -197,8 +197,15 @@ class ModuleAdapter:
     def rewind(self) -> None:
         """Nothing to do: a cache that the caller gets to see is never decoded ahead (`can_rewind`)."""
 
-    def crop(self, num_tokens: int) -> None:
+    def hold(self) -> None:
+        """Nothing to do: `crop` always works where there is `can_crop`."""
+
+    def crop(self, num_tokens: int) -> bool:
         """Nothing to do: without a cache nothing is remembered (`can_crop`)."""
+        return True
+
+    def catch_up(self) -> None:
+        """Nothing to do: `crop` leaves nothing unread."""
 
     def reorder(self, source_rows: Tensor, shared: Tensor, generated: int) -> None:
         if self.cache is None:

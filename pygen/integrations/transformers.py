@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pygen import cache as cache_verbs
+from pygen.cache_snapshot import can_copy
 from pygen.config import GenerationConfig, GenerationMode
 from pygen.config_rules import STATIC_CACHES
 from pygen.integrations.devices import input_device
@@ -21,6 +22,7 @@ from pygen.integrations.inputs import GrowingInputs, tail_logits
 from pygen.integrations.outputs import output_class
 from pygen.integrations.own_generate import own_generate_runs
 from pygen.integrations.positions import check_encoder_positions, room_for
+from pygen.integrations.rollback import Rollback, reads_at_once
 from pygen.integrations.rows import ModuleStates, is_by_rows, map_leaves, row_dims
 from pygen.integrations.sharding import with_root_weights
 from pygen.integrations.transformers_inputs import (
@@ -98,12 +100,13 @@ class TransformersAdapter:
         self.device: torch.device | None = input_device(self._hooks)
         self.max_position_embeddings: int | None = getattr(self._hooks.config, "max_position_embeddings", None)
         self.before_forward: Callable[[], None] = lambda: None
-        self.can_rewind = True
+        self.can_rewind = self.reads_at_once = True
         self.shows_cache = False
         self.records: dict[str, list[Any]] = {}
         self.record_dims: dict[str, list[int | None]] = {}
         self._states: ModuleStates | None = None
         self._hidden: HiddenStates | None = None
+        self._rollback: Rollback | None = None
         self._encoder_records: dict[str, Any] = {}
         self._kwargs: dict[str, Any] = {}
         self._growing: GrowingInputs | None = None
@@ -244,16 +247,24 @@ class TransformersAdapter:
         grow_in_place(self.cache, self._max_new_tokens)
         if self._grows_by_default:
             self._growing = GrowingInputs(self._kwargs, self._max_new_tokens, self.is_encoder_decoder)
+        if self._mode is GenerationMode.ASSISTED_GENERATION:
+            self._prepare_rollback(prompt_ids, logits)
         return logits
 
     def decode(self, token_ids: Tensor) -> Tensor:
         return self.decode_tail(token_ids, 1)[:, 0]
 
     def decode_tail(self, token_ids: Tensor, count: int) -> Tensor:
+        if self._rollback is not None:
+            return self._rollback.decode(token_ids, count)
+        return self._decode(token_ids, count, count)
+
+    def _decode(self, token_ids: Tensor, unread: int, count: int) -> Tensor:
+        """Reads the last `unread` columns; logits, and an entry of `records`, are of the last `count` of them."""
         kwargs = self._kwargs
         if self._growing is not None:
             kwargs = kwargs | self._growing.after(token_ids.shape[1] - self._prompt_length)
-        elif count != 1:
+        elif unread != 1:
             raise NotImplementedError(
                 f"`model`={type(self._hooks).__name__}: its own `_update_model_kwargs_for_generation` adds one token "
                 f"at a time"
@@ -261,8 +272,13 @@ class TransformersAdapter:
         if count > 1 and "logits_to_keep" in kwargs:
             kwargs = kwargs | {"logits_to_keep": count}
         with self._hooks._optimize_model_for_decode():
-            outputs = self._forward(token_ids, count if self._use_cache else None, kwargs)
-        self._keep(outputs, count)
+            outputs = self._forward(token_ids, unread if self._use_cache else None, kwargs)
+        self._keep(outputs, unread)
+        if count < unread:
+            for kept in self.records.values():
+                whole = kept.pop()
+                if count > 0:
+                    kept.append(map_leaves(lambda tensor: tensor[..., -count:, :], whole))
         return tail_logits(outputs.logits, token_ids.shape[0], count, token_ids.device)
 
     def take_hidden_states(self, layers: Sequence[int]) -> list[Tensor]:
@@ -275,9 +291,20 @@ class TransformersAdapter:
         if self.shows_cache:
             self.crop(1)
 
-    def crop(self, num_tokens: int) -> None:
+    def hold(self) -> None:
+        if self._rollback is not None:
+            self._rollback.hold()
+
+    def crop(self, num_tokens: int) -> bool:
+        if self._rollback is not None:
+            return self._rollback.take_back(num_tokens)
         if self.cache is not None:
             cache_verbs.crop(self.cache, num_tokens)
+        return True
+
+    def catch_up(self) -> None:
+        if self._rollback is not None and self.shows_cache:
+            self._rollback.catch_up()
 
     def reorder(self, source_rows: Tensor, shared: Tensor, generated: int) -> None:
         if self._states is not None:
@@ -308,7 +335,8 @@ class TransformersAdapter:
         if not self._use_cache:
             return self._grows_by_default
         kept = self._states is not None and self._states.changed()
-        return self._grows_by_default and not kept and cache_verbs.can_crop(self.cache)
+        crops = self._rollback is not None or cache_verbs.can_crop(self.cache)
+        return self._grows_by_default and not kept and crops
 
     @property
     def _cache_name(self) -> str | None:
@@ -390,6 +418,9 @@ class TransformersAdapter:
 
     def _forward(self, token_ids: Tensor, length: int | None, kwargs: dict[str, Any], **first: bool) -> Any:
         inputs = self._hooks.prepare_inputs_for_generation(token_ids, next_sequence_length=length, **first, **kwargs)
+        if "logits_to_keep" in inputs and "logits_to_keep" in kwargs:
+            # Some hooks put the config's number in its place.
+            inputs["logits_to_keep"] = kwargs["logits_to_keep"]
         self.before_forward()
         return self._model(**self._names.for_forward(inputs), return_dict=True)
 
@@ -410,6 +441,18 @@ class TransformersAdapter:
             if name in outputs:
                 self._kwargs[argument] = outputs[name]
                 break
+
+    def _prepare_rollback(self, prompt_ids: Tensor, logits: Tensor) -> None:
+        """Copies of states take the place of `crop` where the cache has none."""
+        self._rollback, cache = None, self.cache
+        if not self._grows_by_default or cache_verbs.can_crop(cache) or not can_copy(cache):
+            return
+        records, self.records = self.records, {}
+        room = self._max_new_tokens - 1
+        self.reads_at_once = reads_at_once(self._hooks, cache, self._decode, prompt_ids, logits, room)
+        self.records = records
+        if self.cache is cache:
+            self._rollback = Rollback(cache, self._decode, reads_at_once=self.reads_at_once)
 
     def _expand_inputs(self) -> None:
         if self._num_copies > 1:

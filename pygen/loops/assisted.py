@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,14 @@ from pygen.candidates.base import CandidateGenerator
 from pygen.integrations import ModelAdapter
 from pygen.loops.monitor import Monitor
 from pygen.loops.state import DecodeState
+from pygen.notices import log
+
+logger = logging.getLogger(__name__)
+
+_ONE_BY_ONE = (
+    "The model reads tokens one at a time once it has states, in this release of transformers: its drafts are checked "
+    "one by one, and save no time."
+)
 
 
 def assisted(
@@ -31,12 +40,18 @@ def assisted(
     A round forwards the last token and k drafts, and then takes one position after the other as `loops.sample` does,
     each with the logits after the drafts before it. It ends behind the first position at which a row that goes on has
     another token than its draft: that token is every row's own choice too, so all rows advance alike.
+
+    A model that reads one token at a time forwards each when its position is due, and none that is rejected.
     """
     if monitor.cancelled():
         return 0
     pending = model.prefill(state.tokens(0))[:, None]
     if not model.can_crop:
-        raise ValueError("`model` keeps states that cannot be taken back, so drafts cannot be tried on it")
+        raise ValueError(
+            "`model` keeps states that cannot be taken back, so drafts cannot be tried on it; it generates without them"
+        )
+    if not model.reads_at_once:
+        log(logger, _ONE_BY_ONE, about=_ONE_BY_ONE)
     choose = bind(pending[:, 0])
     generator = make_generator(pending.shape[-1])
     step, seen = 0, 0
@@ -49,11 +64,17 @@ def assisted(
         drafts = tokens[:, state.prompt_length + step :]
         count = drafts.shape[1]
         logits = pending
-        if step + count > seen:
+        if model.reads_at_once and step + count > seen:
+            model.hold()
             tail = model.decode_tail(tokens, step + count - seen)
             logits = tail if step > 0 else torch.cat([pending, tail], dim=1)
+        elif not model.reads_at_once:
+            logits = pending.repeat(1, count + 1, 1)
         first = step
         for i in range(count + 1):
+            if not model.reads_at_once and step > seen:
+                logits[:, i] = model.decode(state.tokens(step))
+                seen = step
             choice = choose(logits[:, i], step)
             signal = monitor.observe(step, logits[:, i], choice)
             over = monitor.must_stop(step, signal, logits[:, i], choice)
@@ -61,12 +82,14 @@ def assisted(
             over |= step == max_new_tokens
             if over or i == count or not _drafted(state, step, drafts[:, i]):
                 break
-        keep_records(model.records, first + count - seen, step - 1 - seen)
-        model.crop(first + count - (step - 1))
-        seen = step - 1
+        if model.reads_at_once:
+            keep_records(model.records, first + count - seen, step - 1 - seen)
+            model.crop(first + count - (step - 1))
+            seen = step - 1
         monitor.flush(first, step)
         generator.update_candidate_strategy(state.tokens(step), logits, step - first - 1)
         if over:
+            model.catch_up()
             return step
 
 

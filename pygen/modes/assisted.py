@@ -173,9 +173,10 @@ def _check(call: Call) -> None:
     if config.use_cache is False:
         raise ValueError("`use_cache` must be True with drafts, got False")
     # `_setup_cache` puts states into the modules.
-    if getattr(call.model, "_is_stateful", False) or hasattr(call.model, "_setup_cache"):
+    if hasattr(call.model, "_setup_cache"):
         raise ValueError(
-            f"`model`={type(call.model).__name__} keeps states that cannot be taken back, needed for drafts"
+            f"`model`={type(call.model).__name__} keeps states in its modules that cannot be taken back, so drafts "
+            f"cannot be tried on it; it generates without them"
         )
     if call.assistant_model is not None and config.assistant_early_exit is None and not config.prompt_lookup_num_tokens:
         _check_assistant(call)
