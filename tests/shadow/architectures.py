@@ -441,6 +441,7 @@ row(
         aspect_ratio_mask=lambda ids: torch.ones(len(ids), 1, 1, dtype=torch.int64),
         cross_attention_mask=lambda ids: torch.ones(*ids.shape, 1, 1, dtype=torch.int64),
     ),
+    refused=ONE_TOKEN_AT_A_TIME,
     vision_config={
         **VIT,
         "max_num_tiles": 1,
