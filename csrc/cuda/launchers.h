@@ -1,4 +1,4 @@
-// The CUDA ops as bindings.cpp calls them: parameters of common/ with device pointers, and where to run. No launcher
+// The CUDA ops as csrc/bindings calls them: parameters of common/ with device pointers, and where to run. No launcher
 // allocates, reads device memory or waits, so that all of them can be captured in a CUDA graph.
 #pragma once
 
