@@ -13,9 +13,10 @@ from torch import Tensor
 from pygen.call import Call
 from pygen.candidates.base import CandidateGenerator
 from pygen.candidates.draft_plan import renew_copies
-from pygen.candidates.vocabulary import embedded_ids, of_width, readable
+from pygen.candidates.vocabulary import of_width, readable
 from pygen.config import DEFAULTS, GenerationMode
 from pygen.integrations import ModelAdapter
+from pygen.integrations.widths import embedded_ids
 from pygen.loops.room import first_room
 from pygen.loops.state import DecodeState
 from pygen.pipeline import Chooser, Pipeline, SampleBinding
@@ -223,7 +224,7 @@ class PlanScores:
 
 
 def state_for(call: Call, plan: Plan, max_new_tokens: int) -> DecodeState:
-    """A state of its own for the rows of a call, the copies of a prompt side by side."""
+    """A new state for drafts: one row per row of the call, the copies of a prompt side by side."""
     visible = call.prompt.visible() if plan.reads_history else None
     return DecodeState.create(
         call.prompt.input_ids.repeat_interleave(call.num_copies, dim=0),

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from pygen.call import Call
-from pygen.candidates.vocabulary import embedded_ids, readable
+from pygen.candidates.vocabulary import readable
 from pygen.config import GenerationConfig, GenerationMode
 from pygen.integrations import ModelAdapter, adapt, takes
 from pygen.integrations.devices import execution_device
 from pygen.integrations.versions import CACHE_NAMES
+from pygen.integrations.widths import embedded_ids
 from pygen.prompt import Prompt
 from pygen.request import Lengths, SpecialTokens, resolve_settings, resolve_special_tokens
 from pygen.stopping import Stopping

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from pygen.integrations.widths import head_width
 
 # Heads are padded to a multiple of some number up to 512, or of the number of devices.
 _PADDING = 512
@@ -31,27 +33,6 @@ def check_same_tokens(model: Any, assistant: Any) -> None:
     else:
         return
     raise ValueError(f"`tokenizer` and `assistant_tokenizer` must be given where the models have other tokens: {why}")
-
-
-def head_width(model: Any) -> int | None:
-    """How many tokens the model's head writes, None where it does not say. The logits themselves may be other."""
-    try:
-        width = getattr(model.get_output_embeddings(), "out_features", None)
-    except (AttributeError, NotImplementedError):
-        return None
-    return width if isinstance(width, int) else None
-
-
-def embedded_ids(model: Any) -> int | None:
-    """How many ids the model reads, None where it does not say."""
-    try:
-        embeddings = model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):
-        return None
-    if not isinstance(embeddings, nn.Embedding):
-        return None
-    # Idefics keeps the ids of images in a second table behind the first.
-    return embeddings.num_embeddings + int(getattr(embeddings, "num_additional_embeddings", 0))
 
 
 def readable(ids: Tensor, count: int | None) -> Tensor:

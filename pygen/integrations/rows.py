@@ -115,7 +115,7 @@ class ModuleStates:
         for (module, name), dims in self._dims.items():
             if UNKNOWN in dims:
                 raise NotImplementedError(
-                    f"beams cannot move the rows of `{name}`, a state that {type(module).__name__} keeps to itself; "
+                    f"the rows of `{name}`, a state that {type(module).__name__} keeps to itself, cannot be moved; "
                     f"`use_cache`=False works where that keeps none"
                 )
             setattr(module, name, select_rows(getattr(module, name), source_rows, dims))

@@ -106,7 +106,10 @@ class BeamMonitor:
         return unfinished == 0
 
     def finish(self, best: Tensor, finish_reason: str, logprobs: Tensor | None) -> None:
-        """Streams what is left of the best hypothesis, (length,) without its prompt; logprobs: of its tokens."""
+        """Streams the tokens of the best hypothesis that were not streamed yet.
+
+        best: (length,) without its prompt. logprobs: (length,) of its tokens, or None.
+        """
         if self._stream is not None:
             self._stream.finish(best, finish_reason, logprobs)
 

@@ -36,8 +36,10 @@ class Lookahead(Protocol):
 
 
 class TogetherLookahead:
-    """All candidates in one forward, each in a row of its own: the model was started with `num_candidates` rows per
-    row. Afterwards all of them hold the one that was taken, of which only the last position is copied."""
+    """Reads all candidates in one forward: the model has `num_candidates` rows for each row of the text.
+
+    `take` copies the last position of the candidate that was taken to the other rows.
+    """
 
     def __init__(self, model: ModelAdapter, num_candidates: int) -> None:
         self._model = model

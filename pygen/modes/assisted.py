@@ -21,7 +21,8 @@ from pygen.candidates.universal import (
     AssistedCandidateGeneratorDifferentTokenizers,
     UniversalSpeculativeDecodingGenerator,
 )
-from pygen.candidates.vocabulary import check_same_tokens, head_width
+from pygen.candidates.vocabulary import check_same_tokens
+from pygen.integrations.widths import head_width
 from pygen.loops.assisted import ChunkMonitor, assisted
 from pygen.loops.monitor import Monitor
 from pygen.loops.state import DecodeState

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pygen.call import Call
+from pygen.integrations.widths import embedded_ids
 from pygen.loops.monitor import Monitor, Recorder
 from pygen.loops.room import first_room
 from pygen.loops.sample import sample
@@ -149,7 +150,7 @@ def _check_padding(call: Call, on_invalid: str) -> None:
         raise ValueError("`pad_token_id` must be set where rows can finish before others")
     if call.pads and call.rows > 1 and pad is not None and pad < 0:
         raise ValueError(f"`pad_token_id` must be >= 0 where rows can finish before others, got {pad}")
-    size = _embedded_ids(call)
+    size = None if call.adapter.is_encoder_decoder else embedded_ids(call.model)
     if call.pads and call.rows > 1 and pad is not None and size is not None and pad >= size and _may_end(call, size):
         raise ValueError(
             f"`pad_token_id` must be one of the {size} ids that the model embeds, where rows can finish before others, "
@@ -157,17 +158,6 @@ def _check_padding(call: Call, on_invalid: str) -> None:
         )
     if on_invalid == "eos" and max(call.stopping.eos_token_ids or [-1]) < 0:
         raise ValueError(f"`on_invalid`='eos' needs `eos_token_id` >= 0, got {call.config.eos_token_id}")
-
-
-def _embedded_ids(call: Call) -> int | None:
-    """How many ids the model reads, None where it does not say. Its scores may have fewer or more."""
-    if call.adapter.is_encoder_decoder or not hasattr(call.model, "get_input_embeddings"):
-        return None
-    try:
-        embeddings = call.model.get_input_embeddings()
-    except NotImplementedError:
-        return None
-    return embeddings.num_embeddings if type(embeddings) is nn.Embedding else None
 
 
 def _may_end(call: Call, vocab_size: int) -> bool:

@@ -289,7 +289,7 @@ def test_generators_with_another_tokenizer_take_one_row() -> None:
 
 
 def prompts() -> tuple[Tensor, Tensor]:
-    """Three prompts of the larger tokenizer, padded on the left with a token of its own, and their mask."""
+    """Three prompts of the larger tokenizer, padded on the left with token 7, and their mask."""
     texts = ["the quick model drafts ", "the lazy dog ", "a small model checks the drafts of "]
     rows = [tokenizer(80)(text)["input_ids"] for text in texts]
     width = max(map(len, rows))

@@ -33,5 +33,5 @@ def test_every_beam_goes_on_from_its_own_text(do_sample: bool) -> None:
 def test_states_whose_rows_nothing_tells_are_refused() -> None:
     model = tiny_model("RecurrentGemmaForCausalLM")
     ids = texts(model.config, 2)["input_ids"]
-    with pytest.raises(NotImplementedError, match="beams cannot move the rows of `.*state.*keeps to itself"):
+    with pytest.raises(NotImplementedError, match="the rows of `.*state.*keeps to itself, cannot be moved"):
         generate(model, ids, max_new_tokens=4, num_beams=3, past_key_values=DynamicCache(config=model.config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from tests.generate.models import hf_model
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_processes(world_size: int, tmp_path: Path) -> None:
-    hf_model("llama").save_pretrained(tmp_path / "model")
+    # Tensor parallelism splits the head evenly.
+    even = copy.deepcopy(hf_model("llama"))
+    even.resize_token_embeddings(102)
+    even.save_pretrained(tmp_path / "model")
     context = multiprocessing.get_context("spawn")
     failures = context.SimpleQueue()
     arguments = [(rank, world_size, str(tmp_path), failures) for rank in range(world_size)]

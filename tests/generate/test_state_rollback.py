@@ -35,7 +35,7 @@ def model(name: str) -> Any:
 
 @functools.cache
 def helper(name: str) -> Any:
-    """The model with some noise in its weights: many of its guesses are right, and it has states of its own."""
+    """An assistant: a copy of the model with noise in its weights, so that many of its drafts are right."""
     noisy, generator = copy.deepcopy(model(name)), torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in noisy.parameters():
