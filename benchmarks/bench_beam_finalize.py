@@ -15,8 +15,7 @@ from transformers import GenerationMixin
 
 from benchmarks import cli
 from benchmarks.harness import BASELINE, Case, Variant
-from pygen.loops.beam_state import BeamState
-from pygen.ops import beam_finalize
+from pygen.ops import BeamState, beam_finalize
 
 
 @dataclasses.dataclass(frozen=True)

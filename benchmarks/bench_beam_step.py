@@ -20,8 +20,7 @@ from benchmarks import cli
 from benchmarks.baseline import Settings
 from benchmarks.harness import BASELINE, Case, Options, Target, Variant
 from benchmarks.inputs import make_logits, random_ids, rotation
-from pygen.loops.beam_state import BeamState
-from pygen.ops import BeamStepOutput, prepare_beam_step
+from pygen.ops import BeamState, BeamStepOutput, prepare_beam_step
 
 SEED = 20
 MAX_NEW_TOKENS = 64

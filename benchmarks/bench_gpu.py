@@ -27,8 +27,8 @@ from benchmarks.harness import BASELINE, FLOOR_BACKEND, Options, Row, Target, Ti
 from benchmarks.inputs import make_logits, random_ids, rotation
 from benchmarks.machine import commit, today
 from pygen.backends import BackendError
+from pygen.graph.cuda_graph import CudaGraph
 from pygen.ops import prepare_sample
-from pygen.runtime.cuda_graph import CudaGraph
 
 VOCAB = 151936
 PENALISED = 1024

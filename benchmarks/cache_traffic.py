@@ -12,7 +12,7 @@ import torch
 from transformers import DynamicCache
 
 from benchmarks.bench_reorder_cache import bytes_moved
-from pygen import cache as cache_verbs
+from pygen.models import cache as cache_verbs
 from pygen.ops import reorder_cache
 
 

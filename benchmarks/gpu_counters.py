@@ -17,7 +17,7 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from pygen.runtime.cuda_graph import CAPTURES
+from pygen.graph.cuda_graph import CAPTURES
 
 LAUNCHES = (
     "cudaLaunchKernel",

@@ -14,7 +14,7 @@ import pygen
 from benchmarks import gpu_models
 from benchmarks.harness import BASELINE, Options, Row, Target
 from benchmarks.machine import commit, today
-from pygen.runtime.choice import LEAST_STEPS
+from pygen.graph.eligibility import LEAST_STEPS
 
 NEW_TOKENS = LEAST_STEPS
 MODES: dict[str, dict[str, Any]] = {

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pygen.loops.beam_state import BeamState
-from pygen.loops.state import DecodeState
 from pygen.ops import (
+    BeamState,
+    DecodeState,
     beam_finalize,
     prepare_beam_step,
     prepare_sample,

@@ -11,8 +11,7 @@ import torch as _torch  # noqa: F401
 from pygen import candidates, ops, processors
 from pygen._build import build_info
 from pygen.backends import BackendError, available_backends, use_backend
-from pygen.bayesian_detector import BayesianDetectorConfig, BayesianDetectorModel
-from pygen.config import (
+from pygen.config.config import (
     BaseWatermarkingConfig,
     CompileConfig,
     GenerationConfig,
@@ -20,9 +19,11 @@ from pygen.config import (
     SynthIDTextWatermarkingConfig,
     WatermarkingConfig,
 )
-from pygen.constraints import Constraint, ConstraintListState, DisjunctiveConstraint, PhrasalConstraint
+from pygen.decode.constraints import Constraint, ConstraintListState, DisjunctiveConstraint, PhrasalConstraint
+from pygen.decode.transition_scores import compute_transition_scores
 from pygen.explain import Explanation, explain
 from pygen.generate import generate
+from pygen.graph.releasing import release
 from pygen.mixin import GenerationMixin
 from pygen.outputs import (
     GenerateBeamDecoderOnlyOutput,
@@ -32,8 +33,7 @@ from pygen.outputs import (
     TopLogprobs,
 )
 from pygen.patching import Patch, patch
-from pygen.releasing import release
-from pygen.stopping import (
+from pygen.stopping.criteria import (
     ConfidenceCriteria,
     EosTokenCriteria,
     MaxLengthCriteria,
@@ -43,10 +43,10 @@ from pygen.stopping import (
     StopStringCriteria,
     validate_stopping_criteria,
 )
-from pygen.streamers import AsyncTextIteratorStreamer, BaseStreamer, TextIteratorStreamer, TextStreamer
+from pygen.streamers.text import AsyncTextIteratorStreamer, BaseStreamer, TextIteratorStreamer, TextStreamer
 from pygen.streaming import StreamEvent, stream
-from pygen.transition_scores import compute_transition_scores
-from pygen.watermark_detectors import SynthIDTextWatermarkDetector, WatermarkDetector, WatermarkDetectorOutput
+from pygen.watermark.bayesian import BayesianDetectorConfig, BayesianDetectorModel
+from pygen.watermark.detectors import SynthIDTextWatermarkDetector, WatermarkDetector, WatermarkDetectorOutput
 
 if _TYPE_CHECKING:
     from pygen.candidates import (

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 
 from pygen.backends import BackendError, Dispatcher
-from pygen.call import Call
-from pygen.config import GenerationMode
-from pygen.config_rules import EXTENSION_RULES, RULES, SAMPLING_ONLY, STATIC_CACHES, shown
+from pygen.call.call import Call
+from pygen.config.config import GenerationMode
+from pygen.config.rules import EXTENSION_RULES, RULES, SAMPLING_ONLY, STATIC_CACHES, shown
 from pygen.generate import LOOPS, generate, prepare_call
-from pygen.integrations.module import ModuleAdapter
-from pygen.integrations.versions import cache_parameter, given_cache
+from pygen.graph.eligibility import CAPTURED_MODES, choose_runtime
+from pygen.models.module import ModuleAdapter
+from pygen.models.versions import cache_parameter, given_cache
 from pygen.notices import collected
-from pygen.plan import Plan, make_plan
-from pygen.runtime.choice import CAPTURED_MODES, choose_runtime
-from pygen.stages import Fused
+from pygen.plan.plan import Plan, make_plan
+from pygen.plan.stages import Fused
 
 _BEAM_ONLY = ("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty")
 _ASSISTED_ONLY = (

@@ -12,24 +12,25 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from pygen.call import Call
-from pygen.config import GenerationMode
-from pygen.healing import heal
-from pygen.integrations import adapt
-from pygen.integrations.wrappers import called, through_own_generate
-from pygen.lockstep import Lockstep, resolve_synced_gpus
-from pygen.memory import named_sizes
-from pygen.modes.assisted import generate_assisted
-from pygen.modes.beams import generate_with_beams, generate_with_constraints, generate_with_groups
-from pygen.modes.contrastive import generate_contrastively
-from pygen.modes.custom import borrowed, own_loop
-from pygen.modes.dola import generate_by_contrasting_layers
-from pygen.modes.sampling import generate_by_sampling
+from pygen.call.call import Call
+from pygen.call.healing import heal
+from pygen.call.memory import named_sizes
+from pygen.call.remote_code import load_custom_generate
+from pygen.config.config import GenerationMode
+from pygen.decode.assisted import generate_assisted
+from pygen.decode.beam import generate_with_beams, generate_with_constraints, generate_with_groups
+from pygen.decode.contrastive import generate_contrastively
+from pygen.decode.custom import borrowed, own_loop
+from pygen.decode.dola import generate_by_contrasting_layers
+from pygen.decode.sample import generate_by_sampling
+from pygen.graph.eligibility import CAPTURED_MODES, check_runtime, choose_runtime
+from pygen.models.adapter import adapt
+from pygen.models.lockstep import Lockstep, resolve_synced_gpus
+from pygen.models.wrappers import called, through_own_generate
 from pygen.notices import one_call
 from pygen.outputs import GenerateOutput
 from pygen.processors.prefix import EndingPrefix
-from pygen.remote_code import load_custom_generate
-from pygen.request import (
+from pygen.request.settings import (
     advise,
     refuse_mixed_searches,
     refuse_unavailable,
@@ -38,9 +39,8 @@ from pygen.request import (
     resolve_special_tokens,
     within_positions,
 )
-from pygen.runtime.choice import CAPTURED_MODES, check_runtime, choose_runtime
-from pygen.stopping import build_criteria
-from pygen.streamers import end_stream
+from pygen.stopping.criteria import build_criteria
+from pygen.streamers.text import end_stream
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -92,14 +92,14 @@ def generate(
 
     Arguments:
         model: a generation model of transformers, decoder-only or encoder-decoder, or any `nn.Module` whose forward
-            takes `input_ids` and returns logits (see `pygen.integrations.module`). It may be compiled, sharded by FSDP
+            takes `input_ids` and returns logits (see `pygen.models.module`). It may be compiled, sharded by FSDP
             or wrapped for training; a wrapper with a `generate` of its own, as peft's models, is asked to generate.
         inputs: what the model reads: prompts (batch_size, prompt_length), integer ids, padded on the left; also as
             `input_ids=`, or as `inputs_embeds=` (batch_size, length, width). Without any, every row starts from
             `bos_token_id`. For an encoder-decoder model what the encoder reads, under its own name; the decoder starts
             from `decoder_input_ids=` or `decoder_start_token_id`.
         generation_config: a `GenerationConfig` of pygen or of transformers. Settings are taken from the arguments, then
-            from here, then from `model.generation_config`, then from `pygen.config.DEFAULTS`.
+            from here, then from `model.generation_config`, then from `pygen.config.config.DEFAULTS`.
         logits_processor: callables (input_ids (rows, length), scores (rows, vocab_size) float32) -> scores, run after
             penalties and bans and before temperature and filters. Each is called once per step, with texts that go on
             from those of the step before. Drafts are made without them, unless one has a method `clone()`: copies of
@@ -126,7 +126,7 @@ def generate(
         tokenizer: the model's, for `stop_strings`, `token_healing` and an assistant with another vocabulary.
         negative_prompt_ids, negative_prompt_attention_mask: (batch_size, length), what `guidance_scale` leads away
             from; by default the last token, or embedding, of every prompt. An encoder-decoder's encoder reads them.
-        custom_generate: a decoding loop in the place of pygen's (see `pygen.modes.custom`); or a folder or repository
+        custom_generate: a decoding loop in the place of pygen's (see `pygen.decode.custom`); or a folder or repository
             whose `custom_generate/generate.py` is called instead, which needs `trust_remote_code=True`.
         generator: where noise is taken from without `seed`; None is torch's default generator.
         cancel: once set, generation ends after the step in progress.

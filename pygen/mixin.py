@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from pygen.config import GenerationConfig
+from pygen.call.healing import heal_tokens
+from pygen.call.remote_code import load_custom_generate
+from pygen.config.config import GenerationConfig
+from pygen.decode.transition_scores import compute_transition_scores
 from pygen.generate import generate
-from pygen.healing import heal_tokens
-from pygen.integrations.inputs import GrowingInputs, repeat_rows
-from pygen.integrations.module import unpack_outputs
-from pygen.integrations.versions import cache_parameter, without_cache
-from pygen.remote_code import load_custom_generate
-from pygen.transition_scores import compute_transition_scores
+from pygen.models.inputs import GrowingInputs, repeat_rows
+from pygen.models.module import unpack_outputs
+from pygen.models.versions import cache_parameter, without_cache
 
 if TYPE_CHECKING:
     from pygen.outputs import GenerateOutput
@@ -41,7 +41,7 @@ class GenerationMixin:
     Model().generate(input_ids, do_sample=True, max_new_tokens=20)
     ```
 
-    What a class needs is a `forward` over `input_ids`, as `pygen.integrations.module.ModuleAdapter` describes it: which
+    What a class needs is a `forward` over `input_ids`, as `pygen.models.module.ModuleAdapter` describes it: which
     parameters it names decides what it is given. What a class may have, under transformers' names:
 
     generation_config: its settings; made from `config` on first use where none was set.
@@ -155,7 +155,7 @@ class GenerationMixin:
         return repeat_rows(input_ids, expand_size, first.shape[0]), expanded
 
     def heal_tokens(self, input_ids: Tensor, tokenizer: Any = None) -> Tensor:
-        """Prompts whose last token is chosen anew by this model (`pygen.healing.heal_tokens`)."""
+        """Prompts whose last token is chosen anew by this model (`pygen.call.healing.heal_tokens`)."""
         if tokenizer is None:
             raise ValueError("`heal_tokens` needs the model's `tokenizer`")
         return heal_tokens(input_ids, tokenizer, functools.partial(generate, self))
@@ -166,7 +166,7 @@ class GenerationMixin:
         trust_remote_code: bool | None = None,
         **kwargs: Any,
     ) -> Callable[..., Any]:
-        """What `custom_generate=` would call (`pygen.remote_code.load_custom_generate`)."""
+        """What `custom_generate=` would call (`pygen.call.remote_code.load_custom_generate`)."""
         if pretrained_model_name_or_path is None:
             raise ValueError("`pretrained_model_name_or_path` must be a folder or a repository, got None")
         return load_custom_generate(os.fspath(pretrained_model_name_or_path), trust_remote_code, **kwargs)

@@ -30,7 +30,7 @@ class GenerateOutput:
     top_logprobs: `token_ids` (N, T, n) int64 and `logprobs` (N, T, n) float32, the n best of that distribution; -1 and
         -inf where there are fewer and after a row had finished (`top_logprobs`). With beams L stands for T.
 
-    For a model of transformers, outputs are subclasses of its `Generate...Output` (`pygen.integrations.outputs`), which
+    For a model of transformers, outputs are subclasses of its `Generate...Output` (`pygen.models.outputs`), which
     also count as instances of the classes here.
     """
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from pygen.integrations.own_generate import MISSING, below_own_generate, unpatched
-from pygen.integrations.wrappers import base_of
 from pygen.mixin import GenerationMixin
+from pygen.models.own_generate import MISSING, below_own_generate, unpatched
+from pygen.models.wrappers import base_of
 
 _NAME = "generate"
 _counting = threading.Lock()

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pygen.generate import generate
-from pygen.row_text import CleanedRowText, RowText, row_text
-from pygen.streamers import BaseStreamer
+from pygen.streamers.row_text import CleanedRowText, RowText, row_text
+from pygen.streamers.text import BaseStreamer
 
 
 @dataclass(frozen=True)

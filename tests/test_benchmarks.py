@@ -34,7 +34,7 @@ from benchmarks import (
 from benchmarks.baseline import Settings, TransformersStep
 from benchmarks.harness import BASELINE, Call, Case, Options, Row, Target, Variant
 from pygen import ops
-from pygen.runtime.cuda_graph import CAPTURES
+from pygen.graph.cuda_graph import CAPTURES
 from tests.runtime.captures import PlainCalls
 
 OPTIONS = Options("test", cache="warm", budget_s=0.02, min_rounds=3, max_rounds=4, progress=False)
@@ -345,7 +345,7 @@ def test_gpu_calls_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
 def test_captured_gpu_calls(mode: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph engine, its captures replaced by plain calls; a prompt that is too long is left out."""
     monkeypatch.setitem(CAPTURES, "cpu", PlainCalls)
-    monkeypatch.setattr("pygen.runtime.choice.LEAST_STEPS", 2)
+    monkeypatch.setattr("pygen.graph.eligibility.LEAST_STEPS", 2)
     asked = ("--models", "gpt2", "--modes", mode, "--engines", "transformers", "pygen")
     status, lines = rehearse(capsys, *asked, "--batches", "1", "--prompts", "5")
     assert status == 0 and " ok" in lines["pygen"] and "not run" not in lines["pygen"]

@@ -8,7 +8,7 @@ import pytest
 from transformers.generation import logits_process
 
 import pygen
-from pygen.integrations.versions import NEWEST_TESTED, OLDEST_TESTED
+from pygen.models.versions import NEWEST_TESTED, OLDEST_TESTED
 from tests.helpers.compatibility import LATER_NAMES, NOT_OFFERED, PUBLIC_NAMES, ROOT, Name, names, tables
 
 STATES = ("same", "extended", "different", "not offered")

@@ -18,7 +18,7 @@ from transformers import GenerationConfig as TheirConfig
 from transformers.generation import configuration_utils as theirs
 
 from pygen import config as ours
-from pygen.config import (
+from pygen.config.config import (
     DEFAULTS,
     CompileConfig,
     GenerationConfig,
@@ -26,7 +26,7 @@ from pygen.config import (
     SynthIDTextWatermarkingConfig,
     WatermarkingConfig,
 )
-from pygen.config_rules import RULES
+from pygen.config.rules import RULES
 from tests.helpers.releases import since
 
 PER_ROW = {
@@ -467,7 +467,7 @@ def test_watermark_update_is_all_or_nothing() -> None:
 def test_works_without_transformers() -> None:
     code = (
         "import sys; sys.modules['transformers'] = None\n"
-        "from pygen.config import GenerationConfig\n"
+        "from pygen.config.config import GenerationConfig\n"
         "assert GenerationConfig(top_k=3).top_k == 3\n"
         "assert 'huggingface_hub' not in sys.modules\n"
     )

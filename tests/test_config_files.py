@@ -14,8 +14,8 @@ import pytest
 import transformers
 from transformers import GenerationConfig as TheirConfig
 
-from pygen.config import CompileConfig, GenerationConfig, SynthIDTextWatermarkingConfig, WatermarkingConfig
-from pygen.config_rules import EXTENSION_RULES, METADATA_RULES, RULES
+from pygen.config.config import CompileConfig, GenerationConfig, SynthIDTextWatermarkingConfig, WatermarkingConfig
+from pygen.config.rules import EXTENSION_RULES, METADATA_RULES, RULES
 
 NAME = "generation_config.json"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

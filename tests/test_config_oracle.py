@@ -16,8 +16,8 @@ from transformers import GenerationConfig as TheirConfig
 from transformers.generation import configuration_utils as theirs
 
 from pygen import config as ours
-from pygen.config import GenerationConfig
-from pygen.config_rules import RULES
+from pygen.config.config import GenerationConfig
+from pygen.config.rules import RULES
 
 # What releases after 5.6.1 have added; left unset, it changes nothing.
 NEWER_SETTINGS = vars(TheirConfig()).keys() - vars(GenerationConfig()).keys()

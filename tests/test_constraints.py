@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pygen.constraints import (
+from pygen.decode.constraints import (
     Constraint,
     ConstraintListState,
     DisjunctiveConstraint,

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from pygen.backends import BackendError
-from pygen.loops.beam_state import BeamState
-from pygen.loops.state import DecodeState
 from pygen.ops import (
+    BeamState,
+    DecodeState,
     SampleOutput,
     TokenLogprobs,
     TopLogprobs,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import pygen
-from pygen.config import DEFAULTS
+from pygen.config.config import DEFAULTS
 from tests.generate.models import cached_model, counting_table, encoder_decoder, hf_model
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 3]])
@@ -38,7 +38,7 @@ def test_nothing_runs(settings: dict[str, Any]) -> None:
     assert calls == []
     assert dict(vars(model)) == attributes
     assert torch.equal(torch.get_rng_state(), before)
-    assert str(explanation).startswith("model      LlamaForCausalLM, by pygen.integrations.transformers\n")
+    assert str(explanation).startswith("model      LlamaForCausalLM, by pygen.models.transformers\n")
 
 
 def test_values_and_sources() -> None:
@@ -97,13 +97,13 @@ def test_settings_of_other_models() -> None:
 @pytest.mark.parametrize(
     ("settings", "mode", "loop", "rows"),
     [
-        ({}, "greedy_search", "pygen.modes.sampling", 2),
-        ({"do_sample": True, "num_return_sequences": 3}, "sample", "pygen.modes.sampling", 6),
-        ({"num_beams": 4}, "beam_search", "pygen.modes.beams", 8),
-        ({"num_beams": 4, "do_sample": True}, "beam_sample", "pygen.modes.beams", 8),
-        ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}, "group_beam_search", "pygen.modes.beams", 8),
-        ({"num_beams": 4, "force_words_ids": [[7]]}, "constrained_beam_search", "pygen.modes.beams", 8),
-        ({"prompt_lookup_num_tokens": 3}, "assisted_generation", "pygen.modes.assisted", 2),
+        ({}, "greedy_search", "pygen.decode.sample", 2),
+        ({"do_sample": True, "num_return_sequences": 3}, "sample", "pygen.decode.sample", 6),
+        ({"num_beams": 4}, "beam_search", "pygen.decode.beam", 8),
+        ({"num_beams": 4, "do_sample": True}, "beam_sample", "pygen.decode.beam", 8),
+        ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}, "group_beam_search", "pygen.decode.beam", 8),
+        ({"num_beams": 4, "force_words_ids": [[7]]}, "constrained_beam_search", "pygen.decode.beam", 8),
+        ({"prompt_lookup_num_tokens": 3}, "assisted_generation", "pygen.decode.assisted", 2),
     ],
 )
 def test_mode_loop_and_rows(settings: dict[str, Any], mode: str, loop: str, rows: int) -> None:
@@ -192,7 +192,7 @@ def test_encoder_decoders_and_own_classes() -> None:
     class Own(type(counting_table()), pygen.GenerationMixin):  # type: ignore[misc]
         pass
 
-    assert pygen.explain(Own(torch.eye(9)), IDS, **LIMIT).model == "Own, by pygen.integrations.mixin"
+    assert pygen.explain(Own(torch.eye(9)), IDS, **LIMIT).model == "Own, by pygen.models.mixin"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel, PreTrainedTokenizerFast
 
 import pygen
-from pygen.integrations import adapt
+from pygen.models.adapter import adapt
 from tests.generate.models import CachedModel, SumCache, TableModel, hf_model
 
 PROMPTS = torch.tensor([[1, 2, 3], [7, 7, 4]])

@@ -16,9 +16,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers.generation import stopping_criteria as theirs
 
 from examples import smollm2
-from pygen import stop_search, stop_tables, stopping
-from pygen.stopping import MaxLengthCriteria, StoppingCriteriaList, StopStringCriteria
-from pygen.token_bytes import token_bytes
+from pygen import stopping
+from pygen.stopping import search as stop_search
+from pygen.stopping import tables as stop_tables
+from pygen.stopping.criteria import MaxLengthCriteria, StoppingCriteriaList, StopStringCriteria
+from pygen.stopping.token_bytes import token_bytes
 
 TEXT = (
     "The quick brown fox stops, then stops again; the stopper said: “nö, 你好 🦊🦊!” and (for x in y) went on. "

@@ -6,7 +6,7 @@ import triton.language as tl
 from pygen.triton_kernels._beam_rows import LANES, copy_histories, find_rows, share_histories, stay
 from pygen.triton_kernels._select import TILE, cut_of, ordered_key
 
-from pygen.loops.beam_state import NEVER_WINS
+from pygen.ops._beam_state import NEVER_WINS
 
 # Bits of `halves`, as in pygen.ops.beam_step.
 SELECT = tl.constexpr(1)

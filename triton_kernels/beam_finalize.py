@@ -5,7 +5,7 @@ import triton.language as tl
 from pygen.triton_kernels._specialization import Specialization, launch, signature_of
 from torch import Tensor
 
-from pygen.loops.beam_state import BeamState
+from pygen.ops._beam_state import BeamState
 
 _LANES = 32  # hypotheses of a program
 _NUM_WARPS = 4

@@ -55,7 +55,7 @@ _LARGEST_WITH_NOISE = tl.constexpr(4096.0)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pygen.loops.state import DecodeState
+    from pygen.ops._state import DecodeState
 
 
 def prepare(shaping: Shaping, noise: Noise, num_logprobs: int, out: SampleOutput, state: "DecodeState | None") -> Run:

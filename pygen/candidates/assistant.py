@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from pygen.call import Call
+from pygen.call.call import Call
 from pygen.candidates.draft_plan import for_drafts
 from pygen.candidates.drafter import CountedDrafts, Drafter, Follower, assistant_settings, state_for
 from pygen.candidates.inputs import call_of_arguments
-from pygen.plan import Plan, make_plan
-from pygen.plan_order import WARPERS
+from pygen.plan.order import WARPERS
+from pygen.plan.plan import Plan, make_plan
 
 _AFTER_THE_CALLERS = (*WARPERS, "watermarking_config")
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from pygen.plan import Plan
+from pygen.plan.plan import Plan
+from pygen.plan.stages import Item
 from pygen.processors.base import call_processor
 from pygen.processors.recognize import keeps_nothing
-from pygen.stages import Item
 
 
 class DraftCopy:

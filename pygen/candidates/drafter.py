@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pygen.call import Call
+from pygen.call.call import Call
 from pygen.candidates.base import CandidateGenerator
 from pygen.candidates.draft_plan import renew_copies
 from pygen.candidates.vocabulary import of_width, readable
-from pygen.config import DEFAULTS, GenerationMode
-from pygen.integrations import ModelAdapter
-from pygen.integrations.widths import embedded_ids
-from pygen.loops.room import first_room
-from pygen.loops.state import DecodeState
-from pygen.pipeline import Chooser, Pipeline, SampleBinding
-from pygen.plan import Plan
-from pygen.prompt import Prompt
+from pygen.config.config import DEFAULTS, GenerationMode
+from pygen.models.adapter import ModelAdapter
+from pygen.models.widths import embedded_ids
+from pygen.ops import DecodeState
+from pygen.ops._room import first_room
+from pygen.plan.pipeline import Chooser, Pipeline, SampleBinding
+from pygen.plan.plan import Plan
+from pygen.request.prompt import Prompt
 
 SETTINGS = (
     "num_assistant_tokens",

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pygen.call import Call
+from pygen.call.call import Call
 from pygen.candidates.vocabulary import readable
-from pygen.config import GenerationConfig, GenerationMode
-from pygen.integrations import ModelAdapter, adapt, takes
-from pygen.integrations.devices import execution_device
-from pygen.integrations.versions import CACHE_NAMES
-from pygen.integrations.widths import embedded_ids
-from pygen.prompt import Prompt
-from pygen.request import Lengths, SpecialTokens, resolve_settings, resolve_special_tokens
-from pygen.stopping import Stopping
+from pygen.config.config import GenerationConfig, GenerationMode
+from pygen.models.adapter import ModelAdapter, adapt, takes
+from pygen.models.devices import execution_device
+from pygen.models.versions import CACHE_NAMES
+from pygen.models.widths import embedded_ids
+from pygen.request.prompt import Prompt
+from pygen.request.settings import Lengths, SpecialTokens, resolve_settings, resolve_special_tokens
+from pygen.stopping.criteria import Stopping
 
 # The model's own, or given to the assistant in another way.
 _NOT_PASSED_ON = (

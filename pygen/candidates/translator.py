@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pygen.integrations.devices import execution_device
+from pygen.models.devices import execution_device
 from pygen.processors import LogitsProcessorList, SuppressTokensLogitsProcessor
 
 

@@ -14,9 +14,9 @@ from pygen.candidates.assistant import AssistedCandidateGenerator
 from pygen.candidates.drafter import Follower, assistant_settings
 from pygen.candidates.inputs import prompt_of_text
 from pygen.candidates.translator import AssistantToTargetTranslator, AssistantVocabTranslatorCache
-from pygen.integrations.devices import execution_device
-from pygen.plan_order import WARPERS
-from pygen.request import resolve_special_tokens
+from pygen.models.devices import execution_device
+from pygen.plan.order import WARPERS
+from pygen.request.settings import resolve_special_tokens
 
 # Assistants may need more tokens than the target for the same text; beyond this they begin anew.
 _ROOM = 256

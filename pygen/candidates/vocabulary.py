@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pygen.integrations.widths import head_width
+from pygen.models.widths import head_width
 
 # Heads are padded to a multiple of some number up to 512, or of the number of devices.
 _PADDING = 512

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pygen.ops._beam_state import BeamState
 from pygen.ops._outputs import BeamStepOutput, RowStatus, SampleOutput, TopLogprobs
+from pygen.ops._state import DecodeState
 from pygen.ops.beam_finalize import BeamOutput, beam_finalize
 from pygen.ops.beam_step import PreparedBeamStep, beam_step, prepare_beam_step
 from pygen.ops.process_logits import PreparedProcessLogits, prepare_process_logits, process_logits
@@ -13,7 +15,9 @@ from pygen.ops.verify_draft import DraftOutput, verify_draft
 
 __all__ = [
     "BeamOutput",
+    "BeamState",
     "BeamStepOutput",
+    "DecodeState",
     "DraftOutput",
     "PreparedBeamStep",
     "PreparedProcessLogits",

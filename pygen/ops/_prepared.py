@@ -15,8 +15,8 @@ from pygen.ops._plain import is_plain
 from pygen.ops._shaping import Shaping
 
 if TYPE_CHECKING:
-    from pygen.loops.beam_state import BeamState
-    from pygen.loops.state import DecodeState
+    from pygen.ops._beam_state import BeamState
+    from pygen.ops._state import DecodeState
 
 # What a backend makes of checked arguments: (logits, step, length) -> None, writing into outputs it was given before.
 Run = Callable[[Tensor, int, int], None]

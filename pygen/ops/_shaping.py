@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pygen.loops.beam_state import BeamState
 from pygen.ops import _checks as checks
-from pygen.ops._beam_state import check_beam_state
+from pygen.ops._beam_state import BeamState
+from pygen.ops._beam_state_checks import check_beam_state
 from pygen.ops._checks import Like
-from pygen.ops._state import check_state
+from pygen.ops._state_checks import check_state
 
 if TYPE_CHECKING:
-    from pygen.loops.state import DecodeState
+    from pygen.ops._state import DecodeState
 
 FloatKnob = float | Tensor | Sequence[float]
 IntKnob = int | Tensor | Sequence[int]

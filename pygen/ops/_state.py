@@ -1,101 +1,120 @@
-"""The sequences that `sample` extends: checked once, and their pointers."""
+"""The device-side state of one decoding call."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from pygen.ops import _checks as checks
-from pygen.ops._checks import Like
-from pygen.rng import lock_of
-
-if TYPE_CHECKING:
-    from pygen.loops.beam_state import BeamState
-    from pygen.loops.state import DecodeState
-
-_ARGUMENTS = (
-    "append_ptr",
-    "append_stride",
-    "append_offset",
-    "history_ptr",
-    "history_stride",
-    "finished_ptr",
-    "num_generated_ptr",
-    "unfinished_ptr",
-    "eos_ptr",
-    "eos_count",
-    "pad_token_id",
-    "state_steps_ptr",
-)
+from pygen.ops._room import grown_room, widened
 
 
-def check_state(state: DecodeState, like: Like) -> None:
-    """The tensors of a DecodeState, as far as a kernel that writes to them depends on it."""
-    words, capacity = "(rows, capacity)", state.token_ids.shape[-1]
-    for name, value in (("state.token_ids", state.token_ids), ("state.history", state.history)):
-        checks.check_tensor(name, value)
-        checks.check_dtype(name, value, torch.int64)
-        checks.check_shape(name, value, words, (like.rows, capacity))
-        checks.check_device(name, value, like.device)
-        checks.check_last_stride(name, value)
-        checks.check_rows_apart(name, value)
-    checks.check_output("state.num_generated", state.num_generated, torch.int64, "(rows,)", (like.rows,), like)
-    checks.check_output("state.finished", state.finished, torch.bool, "(rows,)", (like.rows,), like)
-    checks.check_output("state.unfinished", state.unfinished, torch.int64, "(1,)", (1,), like)
-    if state.eos_token_ids is not None:
-        count = (state.eos_token_ids.numel(),)
-        checks.check_output("state.eos_token_ids", state.eos_token_ids, torch.int64, "(n,)", count, like)
-    check_captured_fields(state, like)
-    if not 0 <= state.prompt_length <= capacity:
-        raise ValueError(f"`state.prompt_length` must be in [0, {capacity}], got {state.prompt_length}")
+@dataclass
+class DecodeState:
+    """Everything about the rows that changes while tokens are drawn, in tensors of the model's device.
 
+    The op that draws also writes here: at `step` the token goes to column `prompt_length + step` of `token_ids` (and of
+    `history`), `num_generated` and `finished` are advanced and `unfinished` is counted anew. Rows that were finished
+    before the step get `pad_token_id`.
 
-def check_captured_fields(state: DecodeState | BeamState, like: Like) -> None:
-    """What a captured step keeps on the device: its number, and where torch's noise stands."""
-    if state.steps is not None:
-        checks.check_output("state.steps", state.steps, torch.int64, "(rows,)", (like.rows,), like)
-    if state.generator_state is not None:
-        on_host = like.device.type == "cpu"
-        size = torch.default_generator.get_state().numel() if on_host else 2
-        dtype = torch.uint8 if on_host else torch.int64
-        checks.check_output("state.generator_state", state.generator_state, dtype, f"({size},)", (size,), like)
+    token_ids: (rows, capacity) int64, prompt first; columns that were not written yet are undefined.
+    history: (rows, capacity) int64, what penalties and n-gram bans read. `token_ids` itself, or a copy with -1 (outside
+        every vocabulary, so ignored) at masked prompt positions.
+    prompt_length: columns of the prompt, the same for every row.
+    num_generated: (rows,) int64, tokens generated so far, the end-of-sequence token included.
+    finished: (rows,) bool.
+    unfinished: (1,) int64, the number of rows that are not finished.
+    eos_token_ids: (n,) int64, or None when no token ends a row.
+    pad_token_id: what finished rows emit.
+    steps: (rows,) int64 or None. Where given, row r is at step steps[r] whatever step a call names, and the op that
+        draws counts it up: so a captured graph goes on with every replay. The caller sees to it that columns exist.
+    generator_state: stands for the torch.Generator of the call, which is left alone, and is advanced in its place: its
+        `get_state()` on the CPU, (2,) int64 seed and offset on CUDA. None: the generator itself.
+    max_new_tokens: steps that the call makes at most; there may be room for fewer.
+    grown: how often `make_room` put other tensors in place, which ops that were prepared before do not know.
+    """
 
+    token_ids: Tensor
+    history: Tensor
+    prompt_length: int
+    num_generated: Tensor
+    finished: Tensor
+    unfinished: Tensor
+    eos_token_ids: Tensor | None
+    pad_token_id: int
+    steps: Tensor | None = None
+    generator_state: Tensor | None = None
+    max_new_tokens: int | None = None
+    grown: int = 0
 
-@contextmanager
-def generator_of(state: DecodeState | BeamState | None, generator: torch.Generator) -> Iterator[torch.Generator]:
-    """For draws with torch itself: `generator`, or one that goes on where `state.generator_state` stands."""
-    held = None if state is None else state.generator_state
-    if held is None:
-        with lock_of(generator):
-            yield generator
-        return
-    in_its_place = torch.Generator(held.device)
-    in_its_place.set_state(held.cpu().view(torch.uint8))
-    yield in_its_place
-    held.copy_(in_its_place.get_state().view(held.dtype))
+    @classmethod
+    def create(
+        cls,
+        prompt_ids: Tensor,
+        max_new_tokens: int,
+        *,
+        room: int | None = None,
+        eos_token_ids: list[int] | None = None,
+        pad_token_id: int = 0,
+        visible: Tensor | None = None,
+    ) -> DecodeState:
+        """State before the first step.
 
+        prompt_ids: (rows, prompt_length) int64.
+        room: the number of steps that there are columns for; None is `max_new_tokens`.
+        visible: (rows, prompt_length), zero where penalties must not look; None where they see the whole prompt.
+        """
+        rows, prompt_length = prompt_ids.shape
+        device = prompt_ids.device
+        capacity = prompt_length + (max_new_tokens if room is None else room)
+        token_ids = torch.empty((rows, capacity), dtype=torch.int64, device=device)
+        token_ids[:, :prompt_length] = prompt_ids
+        history = token_ids
+        if visible is not None:
+            history = torch.empty_like(token_ids)
+            history[:, :prompt_length] = prompt_ids.masked_fill(visible == 0, -1)
+        return cls(
+            token_ids=token_ids,
+            history=history,
+            prompt_length=prompt_length,
+            num_generated=torch.zeros(rows, dtype=torch.int64, device=device),
+            finished=torch.zeros(rows, dtype=torch.bool, device=device),
+            unfinished=torch.full((1,), rows, dtype=torch.int64, device=device),
+            eos_token_ids=torch.tensor(eos_token_ids, dtype=torch.int64, device=device) if eos_token_ids else None,
+            pad_token_id=pad_token_id,
+            max_new_tokens=max_new_tokens,
+        )
 
-def state_arguments(state: DecodeState | None) -> dict[str, Any]:
-    """Keyword arguments of pygen._C.SamplePlan. The tensors have to outlive the plan."""
-    arguments = dict.fromkeys(_ARGUMENTS, 0)
-    if state is None:
-        return arguments
-    arguments["append_ptr"] = state.token_ids.data_ptr()
-    arguments["append_stride"] = state.token_ids.stride(0)
-    arguments["append_offset"] = state.prompt_length
-    arguments["finished_ptr"] = state.finished.data_ptr()
-    arguments["num_generated_ptr"] = state.num_generated.data_ptr()
-    arguments["unfinished_ptr"] = state.unfinished.data_ptr()
-    arguments["pad_token_id"] = state.pad_token_id
-    if state.history is not state.token_ids:
-        arguments["history_ptr"] = state.history.data_ptr()
-        arguments["history_stride"] = state.history.stride(0)
-    if state.eos_token_ids is not None:
-        arguments["eos_ptr"] = state.eos_token_ids.data_ptr()
-        arguments["eos_count"] = state.eos_token_ids.numel()
-    if state.steps is not None:
-        arguments["state_steps_ptr"] = state.steps.data_ptr()
-    return arguments
+    @property
+    def rows(self) -> int:
+        return self.token_ids.shape[0]
+
+    def ending_token(self, vocab_size: int) -> Tensor:
+        """(1,) int64: the first of `eos_token_ids`, not None here, that may come; found without waiting for a GPU."""
+        assert self.eos_token_ids is not None
+        may_come = (self.eos_token_ids >= 0) & (self.eos_token_ids < vocab_size)
+        return self.eos_token_ids.index_select(0, may_come.int().argmax(0, keepdim=True))
+
+    @property
+    def room(self) -> int:
+        """The number of steps that there are columns for."""
+        return self.token_ids.shape[1] - self.prompt_length
+
+    def make_room(self, steps: int) -> None:
+        """Puts wider tensors in place of `token_ids` and `history` where they have no columns for so many steps."""
+        if steps <= self.room:
+            return
+        capacity = self.prompt_length + grown_room(self.room, steps, self.max_new_tokens)
+        is_history = self.history is self.token_ids
+        self.token_ids = widened(self.token_ids, capacity)
+        self.history = self.token_ids if is_history else widened(self.history, capacity)
+        self.grown += 1
+
+    def tokens(self, generated: int) -> Tensor:
+        """(rows, prompt_length + generated): a view of the prompt and the first `generated` tokens."""
+        return self.token_ids[:, : self.prompt_length + generated]
+
+    def column(self, step: int) -> Tensor:
+        """(rows,): a view of the tokens of `step`."""
+        return self.token_ids[:, self.prompt_length + step]

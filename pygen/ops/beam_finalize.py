@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from pygen.backends import Dispatcher
-from pygen.loops.beam_state import BeamState
 from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
-from pygen.ops._beam_state import check_beam_state, check_is_beam_state
+from pygen.ops._beam_state import BeamState
+from pygen.ops._beam_state_checks import check_beam_state, check_is_beam_state
 
 
 class BeamOutput(NamedTuple):

@@ -15,16 +15,16 @@ from torch import Tensor
 from pygen.backends import Dispatcher
 from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
-from pygen.ops._beam_state import beam_state_arguments, check_beam_state, check_is_beam_state
+from pygen.ops._beam_state_checks import beam_state_arguments, check_beam_state, check_is_beam_state
 from pygen.ops._noise import Noise, check_noise
 from pygen.ops._outputs import BeamStepOutput, check_beam_out, empty_beam_output
 from pygen.ops._prepared import Prepared, Run, detached
 from pygen.ops._shaping import FloatKnob, IntKnob, Shaping, TokenIds, check_shaping
-from pygen.ops._state import generator_of
+from pygen.ops._state_checks import generator_of
 from pygen.rng import lock_of, seed_given_back
 
 if TYPE_CHECKING:
-    from pygen.loops.beam_state import BeamState
+    from pygen.ops._beam_state import BeamState
 
 # (B * K, prompt_length + step + 1) int64 candidates -> which of them cannot go on, (B * K,) bool or one bool for all.
 StoppingCriteria = Callable[[Tensor], "Tensor | bool"]

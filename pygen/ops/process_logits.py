@@ -18,8 +18,8 @@ from pygen.ops._shaping import BoolKnob, FloatKnob, IntKnob, Shaping, TokenIds, 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pygen.loops.beam_state import BeamState
-    from pygen.loops.state import DecodeState
+    from pygen.ops._beam_state import BeamState
+    from pygen.ops._state import DecodeState
 
 
 class PreparedProcessLogits(Prepared[Tensor]):

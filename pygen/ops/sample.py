@@ -19,11 +19,11 @@ from pygen.ops._outputs import SampleOutput, check_out, empty_output, output_arg
 from pygen.ops._plans import Plans, scalars_of_ids
 from pygen.ops._prepared import Prepared, Run, detached
 from pygen.ops._shaping import BoolKnob, FloatKnob, IntKnob, Shaping, TokenIds, check_shaping
-from pygen.ops._state import generator_of, state_arguments
+from pygen.ops._state_checks import generator_of, state_arguments
 from pygen.rng import lock_of, seed_given_back
 
 if TYPE_CHECKING:
-    from pygen.loops.state import DecodeState
+    from pygen.ops._state import DecodeState
 
 
 class PreparedSample(Prepared[SampleOutput]):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pygen.config_rules import Rule, plain, shown
+from pygen.config.rules import Rule, plain, shown
 
 
 def checked(name: str, value: Any, rule: Rule, *, wrong_type: type[Exception] = ValueError) -> Any:

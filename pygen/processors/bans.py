@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pygen.config_rules import integer
+from pygen.config.rules import integer
 from pygen.processors._checks import checked, id_tensor, rows_of_batch
 from pygen.processors.base import LogitsProcessor, process, suppress
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pygen.config_rules import is_id_lists, shown
+from pygen.config.rules import is_id_lists, shown
 from pygen.processors._checks import id_tensor
 from pygen.processors.base import LogitsProcessor
 

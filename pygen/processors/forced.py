@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pygen.config_rules import integer
+from pygen.config.rules import integer
 from pygen.processors._checks import checked, existing, id_tensor
 from pygen.processors.base import LogitsProcessor
 

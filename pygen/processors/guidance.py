@@ -11,7 +11,7 @@ from pygen.processors.base import LogitsProcessor
 from pygen.processors.unconditional import UnconditionalText, unconditional_of_arguments, unconditional_of_call
 
 if TYPE_CHECKING:
-    from pygen.call import Call
+    from pygen.call.call import Call
 
 
 class ClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pygen.config_rules import integer, number
+from pygen.config.rules import integer, number
 from pygen.processors._checks import checked, existing, id_tensor, rows_of_batch
 from pygen.processors.base import LogitsProcessor, process
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pygen.config_rules import plain, shown
+from pygen.config.rules import plain, shown
 from pygen.processors.base import LogitsProcessor
 
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pygen.config import GenerationConfig, GenerationMode
-from pygen.integrations import ModelAdapter, adapt, takes
+from pygen.config.config import GenerationConfig, GenerationMode
+from pygen.models.adapter import ModelAdapter, adapt, takes
 from pygen.processors._checks import rows_of_batch
-from pygen.prompt import Prompt, check_ids, check_mask
-from pygen.request import SpecialTokens, resolve_settings, resolve_special_tokens
+from pygen.request.prompt import Prompt, check_ids, check_mask
+from pygen.request.settings import SpecialTokens, resolve_settings, resolve_special_tokens
 
 if TYPE_CHECKING:
-    from pygen.call import Call
+    from pygen.call.call import Call
 
 # What the caller wants of the conditional text alone.
 _UNSET = {

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pygen.config_rules import integer, number
+from pygen.config.rules import integer, number
 from pygen.processors._checks import checked
 from pygen.processors.base import LogitsProcessor, process
 

@@ -1,7 +1,7 @@
 """Processors that write a watermark into what is generated: green lists (KGW) and SynthID-Text.
 
 Both draw from torch's own generators, so on one device they mark the tokens that transformers marks. Their detectors
-are in `pygen.watermark_detectors`.
+are in `pygen.watermark.detectors`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pygen.config_rules import Rule, integer, number
+from pygen.config.rules import Rule, integer, number
+from pygen.config.watermark import SynthIDTextWatermarkingConfig, WatermarkingConfig
 from pygen.notices import log
 from pygen.processors._checks import checked
 from pygen.processors.base import LogitsProcessor
-from pygen.watermarking import SynthIDTextWatermarkingConfig, WatermarkingConfig
 
 logger = logging.getLogger("pygen.processors")
 

@@ -9,7 +9,7 @@ import torch
 from pygen.ops.beam_finalize import BeamOutput
 
 if TYPE_CHECKING:
-    from pygen.loops.beam_state import BeamState
+    from pygen.ops._beam_state import BeamState
 
 
 def beam_finalize(state: BeamState, num_return_sequences: int = 1) -> BeamOutput:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pygen.loops.beam_state import NEVER_WINS, BeamState
+from pygen.ops._beam_state import NEVER_WINS, BeamState
 from pygen.ops._outputs import BeamStepOutput
 from pygen.reference.process_logits import ALL_MASKED, OK, IntKnob, Knob, row_status, shape_rows
 from pygen.reference.sample import exponential_noise

@@ -14,7 +14,7 @@ from pygen.ops._outputs import RowStatus, SampleOutput, TopLogprobs
 from pygen.reference.process_logits import IntKnob, Knob, shape_rows
 
 if TYPE_CHECKING:
-    from pygen.loops.state import DecodeState
+    from pygen.ops._state import DecodeState
 
 
 def sample(

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 import pygen
-from pygen.runtime.cuda_graph import CAPTURES
+from pygen.graph.cuda_graph import CAPTURES
 from tests.clients import models
 from tests.generate.models import encoder_decoder
 from tests.runtime.captures import PlainCalls

@@ -24,7 +24,7 @@ from torch import Tensor
 
 import pygen
 from pygen import ops
-from pygen.loops.beam_state import BeamState
+from pygen.ops import BeamState
 from tests.helpers.draws import assert_same_tokens
 from tests.helpers.kept_sets import assert_same_scores, unfiltered
 from tests.helpers.logits import KINDS, make_history, make_logits

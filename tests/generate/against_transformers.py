@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import GenerationMixin
 
 from pygen.generate import generate
-from pygen.integrations.versions import CACHE_NAMES
+from pygen.models.versions import CACHE_NAMES
 
 EVERYTHING: dict[str, Any] = {
     "return_dict_in_generate": True,

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from pygen import processors as built
-from pygen.call import Call
-from pygen.config import GenerationMode
-from pygen.loops.state import DecodeState
-from pygen.plan import Plan, make_plan
-from pygen.prompt import Prompt
-from pygen.request import resolve_lengths, resolve_settings, resolve_special_tokens
+from pygen.call.call import Call
+from pygen.config.config import GenerationMode
+from pygen.ops import DecodeState
+from pygen.plan.plan import Plan, make_plan
+from pygen.request.prompt import Prompt
+from pygen.request.settings import resolve_lengths, resolve_settings, resolve_special_tokens
 
 VOCAB_SIZE = 31
 

@@ -8,16 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pygen.call import Call
-from pygen.constraints import Constraint, make_constraints
-from pygen.integrations import adapt
-from pygen.loops.beam import beam
-from pygen.loops.beam_monitor import BeamMonitor
-from pygen.loops.beam_state import BeamState
-from pygen.loops.constrained_beam import ConstrainedBinding
-from pygen.loops.diverse_beam import DiverseBeamState, diverse_beam
-from pygen.ops import BeamOutput, beam_finalize
-from pygen.plan import make_plan
+from pygen.call.call import Call
+from pygen.decode.beam_loop import beam
+from pygen.decode.beam_monitor import BeamMonitor
+from pygen.decode.constrained_beam import ConstrainedBinding
+from pygen.decode.constraints import Constraint, make_constraints
+from pygen.decode.diverse_beam import DiverseBeamState, diverse_beam
+from pygen.models.adapter import adapt
+from pygen.ops import BeamOutput, BeamState, beam_finalize
+from pygen.plan.plan import make_plan
 from tests.generate.models import TableModel
 from tests.generate.plans import make_call
 

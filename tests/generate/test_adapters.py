@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from pygen.config import GenerationMode
-from pygen.integrations import ModelAdapter, adapt
-from pygen.request import resolve_settings, resolve_special_tokens
+from pygen.config.config import GenerationMode
+from pygen.models.adapter import ModelAdapter, adapt
+from pygen.request.settings import resolve_settings, resolve_special_tokens
 from tests.generate.models import (
     FAMILIES,
     CachedModel,

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, GenerationMixin, MistralConfig, Mistr
 from transformers.cache_utils import StaticCache
 
 from pygen.generate import generate
-from pygen.streamers import BaseStreamer
+from pygen.streamers.text import BaseStreamer
 from tests.generate.against_transformers import EVERYTHING
 from tests.generate.models import VOCAB_SIZE, counting_table, encoder_decoder, hf_model
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pygen import explain
-from pygen.constraints import PhrasalConstraint
+from pygen.decode.constraints import PhrasalConstraint
 from pygen.generate import generate
 from tests.generate.models import encoder_decoder, hf_model
 from tests.generate.searches import constrained, diverse

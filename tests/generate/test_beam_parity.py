@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pygen.generate import generate
-from pygen.integrations.versions import CACHE_NAMES
+from pygen.models.versions import CACHE_NAMES
 from tests.generate.models import ENCODER_DECODERS, VOCAB_SIZE, encoder_decoder, hf_model
 
 CASES_PER_FAMILY = {"llama": 320, "gpt2": 320, "qwen2": 160, "t5": 120, "bart": 120}

@@ -19,10 +19,10 @@ from transformers import (
     cache_utils,
 )
 
-from pygen import cache as verbs
 from pygen.generate import generate
-from pygen.runtime import static_cache
-from pygen.runtime.cache_refusals import layer_kinds
+from pygen.graph import static_cache
+from pygen.graph.cache_refusals import layer_kinds
+from pygen.models import cache as verbs
 
 
 def filled(config: Any, length: int = 3) -> DynamicCache:

@@ -13,8 +13,8 @@ from transformers import DynamicCache, LlamaForCausalLM, MistralConfig, MistralF
 from transformers.cache_utils import QuantizedLayer
 from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS as THEIR_KINDS
 
-from pygen import cache as cache_verbs
 from pygen.generate import generate
+from pygen.models import cache as cache_verbs
 from tests.generate.against_transformers import assert_both_same
 from tests.generate.models import ENCODER_DECODERS, FAMILIES, encoder_decoder, hf_model
 

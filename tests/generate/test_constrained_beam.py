@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pygen.constraints import DisjunctiveConstraint, PhrasalConstraint
+from pygen.decode.constraints import DisjunctiveConstraint, PhrasalConstraint
 from pygen.generate import generate
 from tests.generate.models import TableModel, hf_model
 from tests.generate.plans import make_call, step_by_step

@@ -10,7 +10,7 @@ import transformers
 from torch import Tensor, nn
 
 import pygen
-from pygen.contrastive_scores import Context, contrastive_scores
+from pygen.decode.contrastive_scores import Context, contrastive_scores
 from pygen.generate import generate
 from tests.generate.models import hf_model
 from tests.helpers import naive_contrasts

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pygen.decode.custom import borrowed
 from pygen.generate import generate
-from pygen.modes.custom import borrowed
-from pygen.streamers import BaseStreamer
+from pygen.streamers.text import BaseStreamer
 from tests.generate.against_transformers import assert_both_same
 from tests.generate.models import FAMILIES, cached_model, counting_table, encoder_decoder, hf_model
 
@@ -144,7 +144,7 @@ def test_a_loop_may_use_settings_that_pygen_does_not_know_what_to_do_with() -> N
     def settings(model: Any, input_ids: Tensor, generation_config: Any, **kwargs: Any) -> Any:
         return generation_config.max_length, generation_config.compile_config is not None
 
-    from pygen.config import CompileConfig
+    from pygen.config.config import CompileConfig
 
     call = {"compile_config": CompileConfig(), "max_new_tokens": 3, "custom_generate": settings}
     assert generate(counting_table(), IDS, **call) == (7, True)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from pygen.decode.diverse_beam import check_groups
 from pygen.generate import generate
-from pygen.loops.diverse_beam import check_groups
 from tests.generate.models import TableModel, hf_model
 from tests.generate.plans import make_call, step_by_step
 from tests.generate.searches import TABLE_SIZE, Found, PlacedTable, diverse, table_model

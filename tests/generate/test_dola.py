@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pygen
-from pygen.dola_scores import candidate_layers, contrast
+from pygen.decode.dola_scores import candidate_layers, contrast
 from pygen.generate import generate
 from tests.generate.models import counting_table, encoder_decoder
 from tests.helpers import naive_contrasts

@@ -14,7 +14,7 @@ from transformers import EncoderDecoderCache, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from pygen.generate import generate
-from pygen.integrations.versions import CACHE_NAMES
+from pygen.models.versions import CACHE_NAMES
 from pygen.outputs import GenerateEncoderDecoderOutput
 from tests.generate.against_transformers import EVERYTHING, assert_both_same
 from tests.generate.models import ENCODER_DECODERS, encoder_decoder

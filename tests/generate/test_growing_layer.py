@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 
-from pygen import cache as verbs
 from pygen.generate import generate
-from pygen.integrations.growing_layer import GrowingLayer, cut_to_size, grow_in_place
-from pygen.integrations.versions import HookNames
+from pygen.models import cache as verbs
+from pygen.models.growing_layer import GrowingLayer, cut_to_size, grow_in_place
+from pygen.models.versions import HookNames
 from tests.generate.models import hf_model
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 3]])

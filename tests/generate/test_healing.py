@@ -10,7 +10,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from pygen.config import GenerationConfig
+from pygen.config.config import GenerationConfig
 from pygen.generate import generate
 from tests.generate.against_transformers import assert_both_same
 from tests.generate.models import TableModel, encoder_decoder

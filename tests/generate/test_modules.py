@@ -98,7 +98,7 @@ def test_without_input_ids_rows_start_from_bos() -> None:
 
 
 def test_model_settings_come_from_its_generation_config() -> None:
-    from pygen.config import GenerationConfig
+    from pygen.config.config import GenerationConfig
 
     model = counting_table()
     model.generation_config = GenerationConfig(max_new_tokens=2, eos_token_id=5)

@@ -11,9 +11,9 @@ import transformers
 from torch import Tensor
 
 from pygen import processors as built
-from pygen.config import WatermarkingConfig
+from pygen.config.config import WatermarkingConfig
 from pygen.generate import generate
-from pygen.plan import make_plan
+from pygen.plan.plan import make_plan
 from tests.generate.models import FAMILIES, cached_model, counting_table, hf_model
 from tests.generate.plans import make_call, make_state
 

@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor
 
 from pygen import processors as built
-from pygen.config import WatermarkingConfig
+from pygen.config.config import WatermarkingConfig
 from tests.generate.plans import VOCAB_SIZE, make_call, run_plan, run_processors
 from tests.helpers.releases import since
 

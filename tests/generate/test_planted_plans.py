@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from pygen import pipeline, plan_order, stages
+from pygen.plan import order as plan_order
+from pygen.plan import pipeline, stages
 from tests.generate import test_plan_steps as steps
 
 

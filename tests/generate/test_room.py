@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import pygen
-from pygen.loops import room
+from pygen.ops import _room as room
 from tests.generate.models import VOCAB_SIZE, cached_model, encoder_decoder, hf_model
 
 PROMPTS = torch.tensor([[1, 2, 3, 4], [7, 7, 4, 9]])
@@ -101,7 +101,7 @@ def test_a_streamer_gets_what_is_generated(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_graph_needs_all_of_its_cache_at_once() -> None:
     """Which a call with a limit far away does not get: it runs eagerly, and says why."""
-    from pygen.runtime.choice import MOST_POSITIONS, _reason_of_length
+    from pygen.graph.eligibility import MOST_POSITIONS, _reason_of_length
     from tests.generate.plans import make_call
 
     for limit, fits in ((MOST_POSITIONS - 3, True), (MOST_POSITIONS - 2, False)):

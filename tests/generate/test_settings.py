@@ -12,9 +12,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from pygen.config import CompileConfig, GenerationConfig
+from pygen.config.config import CompileConfig, GenerationConfig
 from pygen.generate import generate
-from pygen.request import resolve_settings
+from pygen.request.settings import resolve_settings
 from tests.generate.models import CachedModel, cached_model, counting_table, hf_model
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 10]])

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pygen.cache import num_positions
-from pygen.cache_snapshot import Snapshot, can_copy
 from pygen.generate import generate
-from pygen.integrations.rollback import Rollback
+from pygen.models.cache import num_positions
+from pygen.models.cache_snapshot import Snapshot, can_copy
+from pygen.models.rollback import Rollback
 from tests.helpers.releases import since
 from tests.shadow.architectures import ARCHITECTURES
 from tests.shadow.tiny import built

@@ -14,7 +14,7 @@ from transformers.generation.stopping_criteria import EosTokenCriteria
 
 from pygen import stopping
 from pygen.generate import generate
-from pygen.request import resolve_settings
+from pygen.request.settings import resolve_settings
 from tests.generate.models import TableModel, counting_table, hf_model
 from tests.test_stopping_criteria import byte_level
 
@@ -170,7 +170,7 @@ def test_criteria_in_place_of_settings(
     assert why == [
         {"MaxLengthCriteria": "length", "EosTokenCriteria": "eos"}.get(name, "length" if count > 1 else "stop")
     ]
-    warned = [record.getMessage() for record in caplog.records if record.name == "pygen.stopping"]
+    warned = [record.getMessage() for record in caplog.records if record.name == "pygen.stopping.criteria"]
     assert warned == [
         f"`stopping_criteria`: the {kind} given takes the place of the setting."
         for kind in sorted({"MaxLengthCriteria"} & {name} | {replaced} - {None})  # type: ignore[type-var]

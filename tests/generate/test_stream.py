@@ -12,7 +12,7 @@ from torch import Tensor
 
 import pygen
 from pygen.generate import generate
-from pygen.row_text import RowText
+from pygen.streamers.row_text import RowText
 from pygen.streaming import StreamEvent, stream
 from tests.generate.models import counting_table, hf_model
 from tests.generate.test_streamers import WORDS, WordTokenizer, fail_at

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 
 from pygen.generate import generate
-from pygen.streamers import AsyncTextIteratorStreamer, BaseStreamer, TextIteratorStreamer, TextStreamer
+from pygen.streamers.text import AsyncTextIteratorStreamer, BaseStreamer, TextIteratorStreamer, TextStreamer
 from tests.generate.models import counting_table, hf_model
 from tests.test_stopping_criteria import KINDS
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pygen.backends import use_backend
+from pygen.decode.sample_loop import sample
 from pygen.generate import generate
-from pygen.loops.sample import sample
 from tests.generate.models import FAMILIES, counting_table, hf_model
 
-MODULE = sys.modules["pygen.modes.sampling"]
+MODULE = sys.modules["pygen.decode.sample"]
 
 SCALAR_READ = "aten::_local_scalar_dense"
 

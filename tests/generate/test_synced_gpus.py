@@ -9,7 +9,7 @@ import torch
 from torch import distributed, multiprocessing
 
 from pygen.generate import generate
-from pygen.lockstep import resolve_synced_gpus
+from pygen.models.lockstep import resolve_synced_gpus
 from tests.generate import synced_worker
 from tests.generate.models import counting_table
 

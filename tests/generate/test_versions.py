@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 from pygen import generate
-from pygen.integrations import versions
-from pygen.integrations.versions import CACHE_NAMES, HookNames
+from pygen.models import versions
+from pygen.models.versions import CACHE_NAMES, HookNames
 from tests.generate.models import encoder_decoder, hf_model
 
 TEXT = torch.tensor([[5, 9, 2, 11, 7, 3, 8, 4, 6, 10]])

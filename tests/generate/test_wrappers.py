@@ -16,8 +16,8 @@ from torch.optim.swa_utils import AveragedModel
 
 import pygen
 from pygen.generate import generate
-from pygen.integrations.devices import execution_device, input_device
-from pygen.integrations.read_only import ReadOnlyModel
+from pygen.models.devices import execution_device, input_device
+from pygen.models.read_only import ReadOnlyModel
 from tests.generate.models import CachedModel, encoder_decoder, hf_model
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 3]])

@@ -9,9 +9,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from pygen.loops.beam_state import BeamState
-from pygen.ops import prepare_beam_step, prepare_sample, sample
-from pygen.runtime.cuda_graph import CudaGraph
+from pygen.graph.cuda_graph import CudaGraph
+from pygen.ops import BeamState, prepare_beam_step, prepare_sample, sample
 
 DEVICE = torch.device("cuda")
 

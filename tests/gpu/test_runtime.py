@@ -14,7 +14,7 @@ from torch import Tensor
 
 import pygen
 from benchmarks import gpu_counters, gpu_models
-from pygen.runtime.cuda_graph import CAPTURES
+from pygen.graph.cuda_graph import CAPTURES
 from tests.generate.models import ENCODER_DECODERS, encoder_decoder, hf_model
 
 DEVICE = torch.device("cuda")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pygen.loops.beam_state import NEVER_WINS as NEVER
+from pygen.ops._beam_state import NEVER_WINS as NEVER
 from tests.helpers.beam_steps import PROMPT, SECOND, HandStep
 
 # After the beams of SECOND the best continuations are token 0 at -3 and token 3 at -4.

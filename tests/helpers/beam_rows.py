@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pygen.loops.beam_state import NEVER_WINS as NEVER
+from pygen.ops._beam_state import NEVER_WINS as NEVER
 from tests.helpers.beam_steps import PROMPT, SECOND, HandStep
 
 LN2 = log(2)

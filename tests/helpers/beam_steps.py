@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pygen.loops.beam_state import BeamState
-from pygen.ops import BeamStepOutput, beam_step
+from pygen.ops import BeamState, BeamStepOutput, beam_step
 
 PROMPT = [9, 9, 9]
 # Two beams of scores -1 and -2.

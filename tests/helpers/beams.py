@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pygen.loops.beam_state import NEVER_WINS, BeamState
 from pygen.ops import BeamStepOutput, beam_step, process_logits
+from pygen.ops._beam_state import NEVER_WINS, BeamState
 
 # Scores of a kernel and of the reference are float32 sums of different roundings: two that are nearer than this,
 # relatively, may change places.

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from pygen import ops
-from pygen.loops.beam_state import BeamState
-from pygen.loops.state import DecodeState
+from pygen.ops import BeamState, DecodeState
 
 ROWS, VOCAB_SIZE, UNLIMITED = 8, 30_000, 2**63 - 1
 

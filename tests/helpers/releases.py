@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pygen.integrations.versions import release
+from pygen.models.versions import release
 
 
 def since(version: str) -> bool:

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import pygen.reference.beam_finalize as reference
-from pygen.loops.beam_state import BeamState
-from pygen.ops import beam_finalize
+from pygen.ops import BeamState, beam_finalize
 from tests.conftest import INT_POISON
 
 PAD = 99

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from pygen.loops.beam_state import BeamState
-from pygen.ops import beam_finalize, prepare_beam_step
+from pygen.ops import BeamState, beam_finalize, prepare_beam_step
 from tests.helpers.beams import Caches, Hypothesis, ToyModel, search, walked
 from tests.helpers.extra_backends import EMULATED
 

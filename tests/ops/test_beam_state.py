@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from pygen import rng
-from pygen.loops.beam_state import BeamState
-from pygen.ops import BeamStepOutput, beam_step, prepare_beam_step
+from pygen.ops import BeamState, BeamStepOutput, beam_step, prepare_beam_step
 from pygen.ops.beam_step import PreparedBeamStep
 from tests.helpers.beams import copied, difference
 from tests.helpers.extra_backends import EMULATED

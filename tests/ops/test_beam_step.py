@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from pygen import rng
-from pygen.loops.beam_state import BeamState
-from pygen.ops import beam_step, prepare_beam_step
+from pygen.ops import BeamState, beam_step, prepare_beam_step
 from tests.conftest import CPU_ISAS
 from tests.helpers.beam_hypotheses import HYPOTHESES
 from tests.helpers.beam_rows import ROWS

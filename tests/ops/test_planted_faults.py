@@ -12,8 +12,7 @@ import pytest
 import torch
 
 import pygen.reference
-from pygen.loops.state import DecodeState
-from pygen.ops import prepare_sample, process_logits, sample
+from pygen.ops import DecodeState, prepare_sample, process_logits, sample
 from tests.helpers.faults import Fault, fault, plant, source_of
 from tests.helpers.hand_rows import HAND_ROWS, RACES
 from tests.helpers.kept_sets import assert_same_scores, unfiltered

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pygen.loops.state import DecodeState
-from pygen.ops import prepare_process_logits, prepare_sample, process_logits, sample
+from pygen.ops import DecodeState, prepare_process_logits, prepare_sample, process_logits, sample
 from tests.helpers.logits import make_history, make_logits
 
 ROWS, VOCAB_SIZE, PROMPT, STEPS = 4, 60, 5, 6

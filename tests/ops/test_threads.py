@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from pygen import rng
-from pygen.loops.beam_state import BeamState
 from pygen.ops import (
+    BeamState,
     beam_step,
     prepare_beam_step,
     prepare_process_logits,

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pygen.loops.beam_state import BeamState
-from pygen.ops import RowStatus, beam_step, process_logits, sample, verify_draft
+from pygen.ops import BeamState, RowStatus, beam_step, process_logits, sample, verify_draft
 from tests.helpers.draws import chi_squared_p_value
 from tests.helpers.extra_backends import EMULATED
 from tests.helpers.transformers_oracle import drawn, processed

@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pygen import ops
-from pygen.loops.beam_state import BeamState
+from pygen.ops import BeamState
 from tests.helpers.logits import make_logits
 
 LOGITS = make_logits("normal", 2, 40)

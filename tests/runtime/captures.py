@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pygen.runtime.cuda_graph import Launches
+from pygen.graph.cuda_graph import Launches
 from tests.runtime.tape import Tape
 
 Part = Callable[[], None]

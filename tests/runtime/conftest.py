@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pygen
-from pygen.runtime.cuda_graph import CAPTURES
+from pygen.graph.cuda_graph import CAPTURES
 from tests.generate.models import FAMILIES, hf_model
 from tests.runtime.captures import PlainCalls, TapedForward
 

@@ -19,9 +19,9 @@ from transformers.modeling_outputs import BaseModelOutput
 import pygen
 from pygen import BackendError
 from pygen.generate import generate
-from pygen.runtime import captures
-from pygen.runtime.choice import LEAST_STEPS
-from pygen.runtime.cuda_graph import CAPTURES
+from pygen.graph import captures
+from pygen.graph.cuda_graph import CAPTURES
+from pygen.graph.eligibility import LEAST_STEPS
 from tests.generate.models import ENCODER_DECODERS, VOCAB_SIZE, encoder_decoder
 from tests.runtime.calls import Collect, same
 from tests.runtime.captures import PlainCalls

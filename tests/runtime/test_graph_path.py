@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import pygen
-from pygen import pipeline
 from pygen.generate import generate
+from pygen.plan import pipeline
 from tests.generate.models import FAMILIES, VOCAB_SIZE, hf_model
 from tests.runtime.calls import Collect, poisoned, same
 

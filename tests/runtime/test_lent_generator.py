@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pygen.runtime.generator import LentGenerator
+from pygen.graph.generator import LentGenerator
 
 
 class DeviceGenerator:

@@ -18,9 +18,9 @@ from torch import Tensor
 import pygen
 from pygen import BackendError
 from pygen.generate import generate
-from pygen.runtime import captures
-from pygen.runtime.choice import LEAST_STEPS, compile_options
-from pygen.runtime.cuda_graph import CAPTURES
+from pygen.graph import captures
+from pygen.graph.cuda_graph import CAPTURES
+from pygen.graph.eligibility import LEAST_STEPS, compile_options
 from tests.generate.models import cached_model, hf_model
 from tests.runtime.captures import PlainCalls
 
@@ -234,7 +234,7 @@ def test_a_capture_that_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Lo
     model = copy.deepcopy(llama())
     expected = generate(model, IDS, runtime="eager", do_sample=True, seed=1, max_new_tokens=LEAST_STEPS - 3)
     monkeypatch.setitem(CAPTURES, "cpu", Failing)
-    monkeypatch.setattr("pygen.runtime.choice.LEAST_STEPS", 2)
+    monkeypatch.setattr("pygen.graph.eligibility.LEAST_STEPS", 2)
     asked: dict[str, Any] = {"do_sample": True, "seed": 1, "max_new_tokens": LEAST_STEPS - 3}
     with pytest.raises(BackendError, match="cannot run here: the capture failed, operation not permitted"):
         generate(model, IDS, runtime="graph", **asked)

@@ -21,11 +21,11 @@ from torch._dynamo.testing import CompileCounter
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from pygen import cache as verbs
 from pygen import use_backend
 from pygen.generate import generate
-from pygen.runtime.cache_refusals import CacheRefused, refusal
-from pygen.runtime.static_cache import EncoderDecoderStaticCache, StaticCache, bucket
+from pygen.graph.cache_refusals import CacheRefused, refusal
+from pygen.graph.static_cache import EncoderDecoderStaticCache, StaticCache, bucket
+from pygen.models import cache as verbs
 from tests.generate.models import encoder_decoder, hf_model
 from tests.runtime.tape import Tape, no_host_reads
 
@@ -622,5 +622,5 @@ def test_transformers_generates_over_it() -> None:
 
 
 def test_importing_pygen_loads_no_transformers() -> None:
-    script = "import sys, pygen, pygen.runtime, pygen.runtime.cache_refusals; print('transformers' in sys.modules)"
+    script = "import sys, pygen, pygen.graph, pygen.graph.cache_refusals; print('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "False"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pygen.loops.state import DecodeState
-from pygen.ops import prepare_sample
-from pygen.runtime.static_sample import StaticSample, form_of
+from pygen.graph.static_sample import StaticSample, form_of
+from pygen.ops import DecodeState, prepare_sample
 
 VOCAB_SIZE, STEPS = 20, 4
 

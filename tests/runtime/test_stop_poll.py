@@ -13,11 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pygen.loops.monitor import Recorder
-from pygen.loops.state import DecodeState
-from pygen.ops import prepare_sample
-from pygen.runtime.late_monitor import LateMonitor
-from pygen.runtime.stop_poll import HostMailbox, HostRows, StepMessage, mailbox, run_ahead
+from pygen.decode.monitor import Recorder
+from pygen.graph.late_monitor import LateMonitor
+from pygen.graph.stop_poll import HostMailbox, HostRows, StepMessage, mailbox, run_ahead
+from pygen.ops import DecodeState, prepare_sample
 
 VOCAB_SIZE, EOS, PAD, PROMPT = 12, 9, 11, 2
 LAGS = range(4)

@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pygen.loops.beam_state import BeamState
-from pygen.ops import prepare_beam_step, prepare_sample, token_logprobs
+from pygen.ops import BeamState, prepare_beam_step, prepare_sample, token_logprobs
 from tests.helpers import cuda_host
 from tests.helpers.logits import make_history, make_logits
 

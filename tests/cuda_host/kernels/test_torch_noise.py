@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from pygen import rng
-from pygen.loops.state import DecodeState
-from pygen.ops import _cuda, prepare_sample, process_logits
+from pygen.ops import DecodeState, _cuda, prepare_sample, process_logits
 from tests.helpers import cuda_host
 from tests.helpers.draws import assert_same_tokens
 from tests.helpers.logits import make_logits

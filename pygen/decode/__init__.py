@@ -1,0 +1,1 @@
+"""Decoding loops and the modes of `generate` that run them."""

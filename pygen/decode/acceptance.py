@@ -1,0 +1,158 @@
+"""Which token follows where drafts are checked: the choice of every position, in the order of the text.
+
+A chooser is told the drafts of a round and then called for one position after the other, as long as it chose what was
+drafted. So a processor sees the tokens of the text and no other, and each position is chosen as if it came alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pygen import rng
+from pygen.ops import DecodeState, RowStatus, prepare_sample
+from pygen.plan.pipeline import Choice, Pipeline, SampleBinding, SamplePipeline
+from pygen.plan.plan import Plan
+from pygen.reference.sample import append_tokens
+
+
+class DraftChooser(Protocol):
+    def begin(self, drafts: Tensor, scores: Tensor | None) -> None:
+        """A round begins: its drafts (rows, k) int64, and the scores (rows, k, vocab_size) they were drawn from."""
+        ...
+
+    def __call__(self, logits: Tensor, step: int) -> Choice:
+        """Chooses the next position's tokens from `logits` (rows, vocab_size) and appends them to the state."""
+        ...
+
+
+def bind_chooser(plan: Plan, logits: Tensor, state: DecodeState, *, drafts_have_scores: bool) -> DraftChooser:
+    """The chooser that a plan asks for; `logits` is an example.
+
+    Greedy rows, and all with seeds, whose noise belongs to step and token: the tokens of a call without drafts.
+    Otherwise the distribution is that of a call without drafts, and torch's generator is used as transformers does.
+    """
+    if plan.noise.get("rng") != "torch":
+        return _Independent(plan, logits, state)
+    if drafts_have_scores:
+        return _Speculative(plan, logits, state)
+    return _RoundNoise(plan, logits, state)
+
+
+class _Independent:
+    """What is chosen does not depend on the drafts, nor on how many there are."""
+
+    def __init__(self, plan: Plan, logits: Tensor, state: DecodeState) -> None:
+        self._choose = SamplePipeline(plan, logits, state)
+
+    def begin(self, drafts: Tensor, scores: Tensor | None) -> None:
+        """Nothing to prepare."""
+
+    def __call__(self, logits: Tensor, step: int) -> Choice:
+        return self._choose(logits, step)
+
+
+class _RoundNoise:
+    """The noise of a round's k + 1 positions is drawn at once, as by one `torch.multinomial` over all of them."""
+
+    def __init__(self, plan: Plan, logits: Tensor, state: DecodeState) -> None:
+        self._generator = plan.noise["generator"]
+        self._noise = torch.ones(logits.shape, dtype=torch.float32, device=logits.device)
+        self._choose = SamplePipeline(dataclasses.replace(plan, noise={"noise": self._noise}), logits, state)
+
+    def begin(self, drafts: Tensor, scores: Tensor | None) -> None:
+        rows, vocab_size = self._noise.shape
+        positions = drafts.shape[1] + 1
+        noise = rng.torch_exponential(positions * rows, vocab_size, self._generator, self._noise.device)
+        self._positions = iter(noise.view(positions, rows, vocab_size))
+
+    def __call__(self, logits: Tensor, step: int) -> Choice:
+        self._noise.copy_(next(self._positions))
+        return self._choose(logits, step)
+
+
+class _Speculative:
+    """Speculative sampling (Leviathan et al. 2023, algorithm 1), with p the model's and q the drafts' probabilities::
+
+        draft x of a position is kept if r < p(x) / q(x), r uniform
+        else the token is drawn from max(p - q, 0), normalised; behind the last draft from p
+
+    Torch's generator gives one r per draft at the beginning of a round, and noise for the one draw at its end.
+    Greedy rows: p and q are 1 at the largest score.
+    """
+
+    def __init__(self, plan: Plan, logits: Tensor, state: DecodeState) -> None:
+        self._keeps_scores = plan.keep_scores
+        self._generator = plan.noise["generator"]
+        self._turn = rng.lock_of(self._generator or rng.default_generator(logits.device))
+        plan = dataclasses.replace(plan, keep_scores=True)
+        self._pipeline = Pipeline(plan, logits, SampleBinding(plan, state))
+        self._state = state
+        self._greedy = _greedy_rows(plan, state)
+        example = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+        # Finds rows without any choice, and the log-probabilities.
+        self._judge = prepare_sample(example, do_sample=False, logprobs=plan.num_logprobs)
+
+    def begin(self, drafts: Tensor, scores: Tensor | None) -> None:
+        self._drafts = drafts
+        self._position = 0
+        self._scores = scores
+        with self._turn:
+            self._uniform = torch.rand(drafts.shape, generator=self._generator, device=drafts.device)
+
+    def __call__(self, logits: Tensor, step: int) -> Choice:
+        scores = self._pipeline.kept(self._pipeline.shape(logits, step), step)
+        assert scores is not None
+        judged = self._judge(scores)
+        ok = judged.status == RowStatus.OK
+        p = torch.where(ok[:, None], self._probabilities(scores), _one_hot(judged.token_ids, scores))
+        tokens = self._tokens(p).clone()
+        append_tokens(self._state, tokens, step)
+        output = judged._replace(token_ids=tokens)
+        if judged.logprobs is not None:
+            output = output._replace(logprobs=scores.log_softmax(-1).gather(1, tokens[:, None])[:, 0])
+        return Choice(output, scores if self._keeps_scores else None)
+
+    def _tokens(self, p: Tensor) -> Tensor:
+        """(rows,) the tokens of the next position."""
+        i = self._position
+        self._position += 1
+        if i == self._drafts.shape[1]:
+            return self._draw(p)
+        assert self._scores is not None
+        q = self._probabilities(self._scores[:, i])
+        draft = self._drafts[:, i]
+        at = draft[:, None]
+        kept = self._uniform[:, i] < (p.gather(1, at) / q.gather(1, at))[:, 0]
+        if bool((kept | self._state.finished).all()):
+            return draft
+        rest = (p - q).clamp_(min=0)
+        total = rest.sum(1, keepdim=True)
+        return torch.where(kept, draft, self._draw(torch.where(total > 0, rest / total, p)))
+
+    def _draw(self, probabilities: Tensor) -> Tensor:
+        with self._turn:
+            return torch.multinomial(probabilities, 1, generator=self._generator)[:, 0]
+
+    def _probabilities(self, scores: Tensor) -> Tensor:
+        probabilities = scores.softmax(-1)
+        if self._greedy is None:
+            return probabilities
+        return torch.where(self._greedy[:, None], _one_hot(scores.argmax(-1), scores), probabilities)
+
+
+def _greedy_rows(plan: Plan, state: DecodeState) -> Tensor | None:
+    """(rows,) bool, or None where every row is drawn."""
+    greedy = torch.zeros_like(state.finished)
+    if isinstance(plan.do_sample, Tensor):
+        greedy |= ~plan.do_sample
+    if plan.greedy_rows is not None:
+        greedy |= torch.as_tensor(plan.greedy_rows, device=greedy.device) == 0
+    return greedy if bool(greedy.any()) else None
+
+
+def _one_hot(token_ids: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros_like(like).scatter_(1, token_ids[:, None], 1.0)

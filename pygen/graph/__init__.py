@@ -1,0 +1,1 @@
+"""Captured decode steps: static caches, CUDA graphs, and polling without waiting."""

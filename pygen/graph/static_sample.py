@@ -1,0 +1,140 @@
+"""The draw of a captured step: `sample` over knobs and a state that stay where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pygen.graph.static_knobs import NO_TOKEN, KnobForm, fill_prompts, generator_words, no_tokens, rounded_up
+from pygen.graph.stop_poll import StepMessage
+from pygen.ops import DecodeState, RowStatus, SampleOutput, prepare_sample
+from pygen.ops._noise import Noise
+from pygen.ops._shaping import Shaping
+from pygen.ops.sample import PreparedSample
+
+# Lists of EOS ids are rounded up to whole numbers of these, with ids that mean nothing.
+_EOS_IDS = 8
+
+
+@dataclass(frozen=True)
+class SampleForm:
+    """What is fixed when a draw is captured; calls of equal form share it. draws: some row is not greedy."""
+
+    knobs: KnobForm
+    num_eos: int
+    num_logprobs: int
+    draws: bool
+    rng: str
+    pad_token_id: int
+    on_invalid: str
+
+
+def form_of(draws: Sequence[PreparedSample], state: DecodeState, *, num_logprobs: int, on_invalid: str) -> SampleForm:
+    """`draws`: the call's ops, one per segment of its steps. state: what they are bound to."""
+    noise = draws[0].noise
+    assert noise is not None
+    return SampleForm(
+        knobs=KnobForm.of([draw.shaping for draw in draws], noise.draws),
+        num_eos=0 if state.eos_token_ids is None else rounded_up(state.eos_token_ids.numel(), _EOS_IDS),
+        num_logprobs=num_logprobs,
+        draws=noise.draws,
+        rng=noise.rng if noise.draws else "philox",
+        # The model may read what follows an end in the overshoot; negative ids stand for "never returned".
+        pad_token_id=max(state.pad_token_id, 0),
+        on_invalid=on_invalid,
+    )
+
+
+class StaticSample:
+    """A state of its own, of `capacity` columns for prompts and as many for tokens, and the op bound to it.
+
+    state, message: what the op writes; `message.output` is what it returns.
+    """
+
+    STAYS_AT_THE_END = False
+
+    def __init__(self, example: Tensor, form: SampleForm, capacity: int) -> None:
+        """`example`: logits (rows, vocab_size) like those that will come."""
+        device, rows = example.device, form.knobs.rows
+        self.form, self.capacity = form, capacity
+        self.message = StepMessage(rows, form.num_logprobs, device)
+        torch_noise = form.draws and form.rng == "torch"
+        self.state = DecodeState(
+            token_ids=torch.zeros((rows, 2 * capacity), dtype=torch.int64, device=device),
+            history=torch.full((rows, 2 * capacity), NO_TOKEN, dtype=torch.int64, device=device),
+            prompt_length=capacity,
+            num_generated=torch.zeros(rows, dtype=torch.int64, device=device),
+            finished=torch.zeros(rows, dtype=torch.bool, device=device),
+            unfinished=self.message.unfinished,
+            eos_token_ids=no_tokens(form.num_eos, device) if form.num_eos else None,
+            pad_token_id=form.pad_token_id,
+            steps=self.message.steps,
+            generator_state=generator_words(device) if torch_noise else None,
+        )
+        self._op = prepare_sample(
+            example,
+            **form.knobs.arguments(device),
+            do_sample=form.draws,
+            rng=form.rng,
+            seed=[0] * rows if form.draws and not torch_noise else None,
+            logprobs=form.num_logprobs,
+            state=self.state,
+            out=self.message.output,
+        )
+
+    def __call__(self, logits: Tensor) -> SampleOutput:
+        output = self._op(logits)
+        if self.form.on_invalid == "eos":
+            self._end_invalid_rows(output, logits.shape[1])
+        return output
+
+    def begin(self, state: DecodeState, noise: Noise) -> None:
+        """Takes over the prompts, the ids that end rows and the seeds of a call. Knobs come with `set_knobs`."""
+        own = self.state
+        fill_prompts(own, state, self.capacity)
+        own.num_generated.zero_()
+        own.finished.zero_()
+        own.unfinished.fill_(own.rows)
+        assert own.steps is not None
+        own.steps.zero_()
+        if own.eos_token_ids is not None and state.eos_token_ids is not None:
+            own.eos_token_ids.fill_(NO_TOKEN)[: state.eos_token_ids.numel()] = state.eos_token_ids
+        if own.generator_state is None and self.form.draws:
+            assert self._op.noise is not None
+            self._op.noise.seeds.copy_(noise.seeds)
+
+    def set_knobs(self, shaping: Shaping) -> None:
+        """Makes the steps that are queued from here on act as `shaping` says."""
+        self.form.knobs.fill(self._op.shaping, shaping)
+
+    def finish(self, state: DecodeState, steps: int) -> None:
+        """Writes what the first `steps` steps did into the call's state; of later ones nothing is left."""
+        tokens = self.state.token_ids[:, self.capacity : self.capacity + steps]
+        state.token_ids[:, state.prompt_length : state.prompt_length + steps] = tokens
+        ended = torch.zeros_like(tokens, dtype=torch.bool)
+        if state.eos_token_ids is not None:
+            ended = torch.isin(tokens, state.eos_token_ids)
+        before = (ended.cumsum(1) - ended.long()) > 0
+        state.num_generated.copy_((~before).sum(1))
+        state.finished.copy_(ended.any(1))
+        state.unfinished.copy_((~state.finished).sum())
+
+    def column(self, step: int) -> Tensor:
+        """(rows,): a view of the tokens of `step`."""
+        return self.state.column(step)
+
+    def _end_invalid_rows(self, output: SampleOutput, vocab_size: int) -> None:
+        """Rows that are not OK take the first end-of-sequence token instead of what the op fell back to."""
+        state = self.state
+        assert state.steps is not None
+        # A row counts this step exactly if it was not finished before it.
+        bad = (output.status != RowStatus.OK) & (state.num_generated == state.steps)
+        output.token_ids.copy_(torch.where(bad, state.ending_token(vocab_size), output.token_ids))
+        columns = (self.capacity + state.steps - 1)[:, None]
+        for table in (state.token_ids, state.history):
+            table.scatter_(1, columns, output.token_ids[:, None])
+        state.finished.logical_or_(bad)
+        state.unfinished.copy_((~state.finished).sum())

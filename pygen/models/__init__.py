@@ -1,0 +1,1 @@
+"""Adapters: they run forwards and keep caches for models of any family."""

@@ -1,0 +1,121 @@
+"""Model inputs that the adapters share: growing masks and positions, and the last position's logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pygen.ops._room import first_room, grown_room
+
+_LOGITS_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def mask_from_padding(input_ids: Tensor, pad_token_id: int | None, eos_token_ids: list[int] | None) -> Tensor:
+    """The mask where none is given, (batch_size, length) int64.
+
+    Pad tokens are hidden, unless they may also end a text, since they cannot be told from a meant one then.
+    """
+    if pad_token_id is None or (eos_token_ids is not None and pad_token_id in eos_token_ids):
+        return torch.ones_like(input_ids)
+    return (input_ids != pad_token_id).long()
+
+
+def position_ids_from_mask(attention_mask: Tensor) -> Tensor:
+    """Positions counted over visible tokens only; masked places get 0. (batch_size, length) int64."""
+    return (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
+
+
+class GrowingInputs:
+    """Inputs whose last dimension grows by one a token, written ahead for many tokens and then only sliced.
+
+    What generated positions hold: attention_mask 1, position_ids one more than the place before, token_type_ids the
+    prompt's last value, mm_token_type_ids 0 (text). Of an encoder-decoder model the decoder's grow.
+    """
+
+    KINDS = ("attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
+
+    def __init__(self, model_kwargs: dict[str, Any], max_new_tokens: int, is_encoder_decoder: bool = False) -> None:
+        """Takes the growing inputs out of `model_kwargs`."""
+        decoder = "decoder_" if is_encoder_decoder else ""
+        self._buffers: list[tuple[str, Tensor, int]] = []
+        for kind in self.KINDS:
+            name = kind if kind.endswith("type_ids") else decoder + kind
+            value = model_kwargs.get(name)
+            if isinstance(value, Tensor):
+                del model_kwargs[name]
+                buffer = torch.cat([value, self._tail(kind, value, first_room(max_new_tokens))], dim=-1)
+                self._buffers.append((name, buffer, value.shape[-1]))
+        self._room = first_room(max_new_tokens)
+
+    @staticmethod
+    def _tail(kind: str, value: Tensor, count: int) -> Tensor:
+        shape = (*value.shape[:-1], count)
+        if kind == "attention_mask":
+            return value.new_ones(shape)
+        if kind == "mm_token_type_ids":
+            return value.new_zeros(shape)
+        if kind == "position_ids":
+            return value[..., -1:] + torch.arange(1, count + 1, dtype=value.dtype, device=value.device)
+        return value[..., -1:].expand(shape)
+
+    def _make_room(self, generated: int) -> None:
+        room = grown_room(self._room, generated)
+        more = room - self._room
+        self._buffers = [
+            (name, torch.cat([buffer, self._tail(name.removeprefix("decoder_"), buffer, more)], dim=-1), length)
+            for name, buffer, length in self._buffers
+        ]
+        self._room = room
+
+    def after(self, generated: int) -> dict[str, Tensor]:
+        """Views that cover the prompt and the first `generated` tokens, or, below 0, all but the prompt's last ones."""
+        if generated > self._room:
+            self._make_room(generated)
+        return {name: buffer[..., : length + generated] for name, buffer, length in self._buffers}
+
+    def at(self, generated: int) -> dict[str, Tensor]:
+        """Views of one column: that of the newest of `generated` tokens."""
+        if generated > self._room:
+            self._make_room(generated)
+        return {
+            name: buffer[..., length + generated - 1 : length + generated] for name, buffer, length in self._buffers
+        }
+
+    def expand(self, num_copies: int, batch_size: int) -> None:
+        """Repeats every row, copies side by side."""
+        self._buffers = [
+            (name, repeat_rows(buffer, num_copies, batch_size), length) for name, buffer, length in self._buffers
+        ]
+
+
+def repeat_rows(value: Any, num_copies: int, batch_size: int) -> Any:
+    """Repeats every row of a tensor, or of the tensors in nested tuples; leaves anything without a batch dimension."""
+    if isinstance(value, tuple):
+        return tuple(repeat_rows(item, num_copies, batch_size) for item in value)
+    if isinstance(value, Tensor) and value.ndim and value.shape[0] == batch_size:
+        return value.repeat_interleave(num_copies, dim=0)
+    return value
+
+
+def tail_logits(value: Any, rows: int, count: int, device: torch.device) -> Tensor:
+    """The last `count` positions of a model's logits, in a dtype the ops read, on `device`.
+
+    (rows, length, vocab_size), or (rows, vocab_size) where `count` is 1 -> (rows, count, vocab_size)
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"the model's logits must be a floating-point tensor, got {kind}")
+    logits = value[:, None] if value.ndim == 2 and count == 1 else value
+    if logits.ndim != 3 or logits.shape[0] != rows or logits.shape[1] < count:
+        raise ValueError(
+            f"the model's logits must have shape ({rows}, length, vocab_size) or ({rows}, vocab_size), "
+            f"got {tuple(value.shape)}"
+        )
+    logits = logits[:, -count:]
+    if logits.dtype not in _LOGITS_DTYPES:
+        logits = logits.float()
+    if logits.device != device:
+        logits = logits.to(device)
+    return logits if logits.stride(-1) == 1 else logits.contiguous()

@@ -1,0 +1,70 @@
+"""Several processes that share the weights of one model: as many forwards in each of them."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pygen.models.adapter import ModelAdapter
+
+
+def resolve_synced_gpus(synced_gpus: bool | None, model: Any) -> bool:
+    """Whether the forwards of a call have to keep step with those of other processes.
+
+    By default they have to where a forward gathers weights from them (FSDP, DeepSpeed ZeRO-3).
+    """
+    if synced_gpus is not None and not isinstance(synced_gpus, bool):
+        raise TypeError(f"`synced_gpus` must be a bool, got {type(synced_gpus).__name__}")
+    has_group = dist.is_available() and dist.is_initialized()
+    if synced_gpus and not has_group:
+        raise ValueError("`synced_gpus`=True needs a process group; call torch.distributed.init_process_group first")
+    if synced_gpus is None:
+        return has_group and dist.get_world_size() > 1 and _is_spread(model)
+    return synced_gpus
+
+
+def _is_spread(model: Any) -> bool:
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    if not isinstance(model, torch.nn.Module):
+        return False
+    gathers = any(isinstance(module, (FSDPModule, FullyShardedDataParallel)) for module in model.modules())
+    return gathers or any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+class Lockstep:
+    """Keeps the forwards of `adapter` in step while it is entered.
+
+    Before a forward a process tells the others that it goes on. One that is done, or has failed, answers each of these
+    with an idle forward until all are done.
+
+        before each forward:  all_reduce(1)
+        on leaving:           while all_reduce(0) > 0: idle forward
+    """
+
+    def __init__(self, adapter: ModelAdapter, device: torch.device) -> None:
+        self._adapter = adapter
+        self._device = device
+        self._began = False
+
+    def __enter__(self) -> None:
+        self._adapter.before_forward = self._go_on
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None or self._began:
+            while self._total(0).item() > 0:
+                self._adapter.idle()
+
+    def _go_on(self) -> None:
+        self._began = True
+        self._total(1)
+
+    def _total(self, forwards: int) -> torch.Tensor:
+        total = torch.tensor(forwards, device=self._device)
+        dist.all_reduce(total)
+        return total

@@ -1,0 +1,528 @@
+"""Adapter for the generation models of transformers, driven through their own hooks."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pygen.config.config import GenerationConfig, GenerationMode
+from pygen.config.rules import STATIC_CACHES
+from pygen.graph.static_encoder import fit_encoding
+from pygen.models import cache as cache_verbs
+from pygen.models.cache_snapshot import can_copy
+from pygen.models.devices import input_device
+from pygen.models.foreign_hooks import may_know_rows
+from pygen.models.growing_layer import cut_to_size, grow_in_place
+from pygen.models.hidden_states import HiddenStates
+from pygen.models.inputs import GrowingInputs, tail_logits
+from pygen.models.outputs import output_class
+from pygen.models.own_generate import own_generate_runs
+from pygen.models.positions import check_encoder_positions, room_for
+from pygen.models.rollback import Rollback, reads_at_once
+from pygen.models.rows import ModuleStates, is_by_rows, map_leaves, row_dims
+from pygen.models.sharding import with_root_weights
+from pygen.models.transformers_inputs import (
+    add_cache,
+    check_room,
+    encode,
+    is_default,
+    read_prompt,
+    refuse_by_preparer,
+    unseen_length,
+)
+from pygen.models.versions import (
+    HookNames,
+    given_cache,
+    given_cache_name,
+    rename_cache,
+    sorts_drawn_beams,
+    warn_unless_tested,
+)
+from pygen.models.wrappers import inner
+from pygen.outputs import GenerateOutput
+from pygen.request.prompt import Prompt
+from pygen.request.settings import SpecialTokens
+
+# A model class that replaces one of these decodes in a way the loops here would silently drop.
+_REQUIRED_DEFAULTS = (
+    "generate",
+    "_sample",
+    "_beam_search",
+    "_assisted_decoding",
+    "_prefill",
+    "_get_logits_processor",
+    "_get_stopping_criteria",
+    "_prepare_generation_config",
+    "_prepare_generated_length",
+    "_has_unfinished_sequences",
+)
+_REORDERING = (
+    GenerationMode.CONTRASTIVE_SEARCH,
+    GenerationMode.BEAM_SEARCH,
+    GenerationMode.BEAM_SAMPLE,
+    GenerationMode.CONSTRAINED_BEAM_SEARCH,
+    GenerationMode.GROUP_BEAM_SEARCH,
+)
+# Modes in which the model may have to forget tokens.
+_TAKING_BACK = (GenerationMode.ASSISTED_GENERATION, GenerationMode.CONTRASTIVE_SEARCH)
+# What a forward returns for the flag of a setting, by the names that the model's output and ours share.
+_RECORDS = {
+    "output_attentions": ("attentions",),
+    "output_hidden_states": ("hidden_states",),
+}
+_ENCODER_DECODER_RECORDS = {
+    "output_attentions": ("decoder_attentions", "cross_attentions"),
+    "output_hidden_states": ("decoder_hidden_states",),
+}
+
+
+class TransformersAdapter:
+    """A transformers model during one call; see `ModelAdapter`.
+
+    Whisper's own `generate` cuts long audio into pieces and hands each of them to transformers' `generate`. The adapter
+    stands for the latter: it takes one piece, and language and task as `decoder_input_ids`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        warn_unless_tested()
+        self._model = model
+        self.sorts_drawn_beams = sorts_drawn_beams()
+        self._hooks = inner(model)
+        self._names = HookNames(self._hooks)
+        self._grows_by_default = is_default(self._hooks, "_update_model_kwargs_for_generation")
+        self.is_encoder_decoder = bool(self._hooks.config.is_encoder_decoder)
+        self.generation_config = getattr(self._hooks, "generation_config", None)
+        self.device: torch.device | None = input_device(self._hooks)
+        self.max_position_embeddings: int | None = getattr(self._hooks.config, "max_position_embeddings", None)
+        self.before_forward: Callable[[], None] = lambda: None
+        self.can_rewind = self.reads_at_once = True
+        self.shows_cache = False
+        self.records: dict[str, list[Any]] = {}
+        self.record_dims: dict[str, list[int | None]] = {}
+        self._states: ModuleStates | None = None
+        self._hidden: HiddenStates | None = None
+        self._rollback: Rollback | None = None
+        self._encoder_records: dict[str, Any] = {}
+        self._kwargs: dict[str, Any] = {}
+        self._growing: GrowingInputs | None = None
+
+    def check(self, model_kwargs: dict[str, Any], generation_config: Any) -> None:
+        name = type(self._hooks).__name__
+        given_cache(model_kwargs)
+        is_whisper = self._hooks.config.model_type == "whisper"
+        for hook in _REQUIRED_DEFAULTS:
+            runs = hook == "generate" and (is_whisper or own_generate_runs())
+            if not runs and not is_default(self._hooks, hook):
+                raise NotImplementedError(
+                    f"`model`={name}: its own `{hook}` replaces transformers', which is not available in this version"
+                )
+        legacy: dict[str, Any] = getattr(self._hooks.config, "_get_generation_parameters", dict)()
+        if generation_config is None and legacy:
+            raise ValueError(
+                f"`model.config` must not hold settings of generation, got {legacy}; "
+                f"set them in `model.generation_config`"
+            )
+        if not self._uses(model_kwargs):
+            unused = [f"`{name}`" for name, value in model_kwargs.items() if not self._uses({name: value})]
+            raise ValueError(f"`model` does not use these arguments: {', '.join(unused)}")
+
+    def prompt(
+        self, inputs: Any, model_kwargs: dict[str, Any], config: GenerationConfig, tokens: SpecialTokens
+    ) -> Prompt:
+        prompt, self._config = read_prompt(self._hooks, inputs, model_kwargs, config, tokens, self.device)
+        self._callers_cache_name = given_cache_name(model_kwargs)
+        self._unseen = unseen_length(self._hooks, prompt, self._callers_cache_name)
+        return prompt
+
+    def room_for(self, prompt: Prompt, max_new_tokens: int) -> int:
+        length = prompt.embeds_length + prompt.input_ids.shape[1]
+        if self.is_encoder_decoder and prompt.main_input_name == "input_ids":
+            mask = prompt.model_kwargs.get("attention_mask")
+            check_encoder_positions(self._hooks, prompt.main_input.shape[1], mask, name="input_ids")
+        name = "decoder_input_ids" if self.is_encoder_decoder else prompt.main_input_name
+        return room_for(self._hooks, max_new_tokens, length, prompt.mask, name=name)
+
+    def start(
+        self,
+        prompt: Prompt,
+        *,
+        mode: GenerationMode,
+        num_copies: int,
+        max_new_tokens: int,
+        hidden_states: bool = False,
+        cache: Any = None,
+    ) -> None:
+        """`cache`: a static one, which takes the place of the one that the settings ask for."""
+        config, kwargs = self._config, dict(prompt.model_kwargs)
+        refuse_by_preparer(self._hooks, config, mode)
+        self._batch_size, self._prompt_length = prompt.input_ids.shape
+        self._prompt_ids = prompt.input_ids
+        self._num_copies = num_copies
+        self._max_new_tokens = max_new_tokens
+        self._use_cache = config.use_cache is not False
+        check_room(prompt, max_new_tokens, self._callers_cache_name)
+        callers_cache = any(kwargs.get(name) is not None for name in self._names.arguments)
+        kwargs |= {flag: True for flag in _RECORDS if getattr(config, flag)}
+        kwargs = with_root_weights(self._model, functools.partial(encode, self._hooks, prompt, kwargs, config))
+        if config.return_dict_in_generate:
+            self._start_records(kwargs)
+        if hidden_states:
+            kwargs["output_hidden_states"] = True
+            self._hidden = HiddenStates(self._hooks)
+        if "logits_to_keep" not in kwargs and "logits_to_keep" in inspect.signature(self._hooks.forward).parameters:
+            kwargs["logits_to_keep"] = 1
+        longest = prompt.embeds_length + self._prompt_length + max_new_tokens - 1
+        if config.cache_implementation in STATIC_CACHES:
+            longest = max(longest, getattr(config, "max_cache_len", None) or 0)
+        if cache is not None and self.is_encoder_decoder:
+            fit_encoding(kwargs, cache)
+
+        def add_empty_cache() -> None:
+            if cache is not None:
+                cache.reset()
+                self._kwargs[self._names.argument] = cache
+                return
+            sizes = {"batch_size": self._batch_size, "max_cache_length": longest}
+            add_cache(self._hooks, self._kwargs, config, mode=mode, **sizes)
+            grow_in_place(given_cache(self._kwargs), longest)
+
+        kwargs["use_cache"] = self._use_cache
+        self._kwargs = kwargs
+        self.shows_cache = self._use_cache and (callers_cache or bool(config.return_dict_in_generate))
+        self._add_empty_cache = add_empty_cache
+        add_empty_cache()
+        self._mode = mode
+        # The caller's cache already has a row per output row, or none yet: transformers' rule.
+        self._expands_late = (
+            num_copies > 1
+            and not callers_cache
+            # The hook expands a decoder's tensors only: what it reads of an encoder has a row per copy already.
+            and (self.is_encoder_decoder or kwargs.get("encoder_outputs") is None)
+            and not may_know_rows(self._hooks)
+            and is_default(self._hooks, "_expand_inputs_for_generation")
+            and (cache_verbs.can_expand(self.cache) if self._use_cache else True)
+        )
+        self.can_rewind = not self.shows_cache or cache_verbs.can_crop(self.cache)
+
+    def idle(self) -> None:
+        kwargs: dict[str, Any] = {"use_cache": False}
+        rows = 1
+        if self.is_encoder_decoder:
+            kwargs |= {name: self._kwargs.get(name) for name in ("encoder_outputs", "attention_mask")}
+            rows = kwargs["encoder_outputs"][0].shape[0]
+        ids = torch.zeros((rows, 1), dtype=torch.int64, device=self._prompt_ids.device)
+        inputs = self._names.for_forward(self._hooks.prepare_inputs_for_generation(ids, **kwargs))
+        self._model(**inputs, return_dict=True)
+
+    def hand_over(self) -> dict[str, Any]:
+        cut_to_size(self.cache)
+        self._expand_inputs()
+        return self._kwargs
+
+    def prefill(self, prompt_ids: Tensor) -> Tensor:
+        moves_rows = self._mode in _REORDERING and self._num_copies > 1
+        if self._expands_late or moves_rows or self._mode in _TAKING_BACK:
+            self._states = ModuleStates(self._hooks)
+        if self._expands_late:
+            outputs = self._read(prompt_ids[:: self._num_copies])
+            if not self._can_expand():
+                outputs = self._read_again(prompt_ids)
+        else:
+            of_prompts = dict(self._kwargs)
+            self._expand_inputs()
+            outputs = self._read(prompt_ids)
+            if moves_rows and self._states is not None and self._states.changed():
+                outputs = self._find_rows(outputs, of_prompts, prompt_ids)
+        self._check_reorder()
+        rows = self._batch_size if self._expands_late else prompt_ids.shape[0]
+        logits = tail_logits(outputs.logits, rows, 1, prompt_ids.device)[:, 0]
+        if self._expands_late:
+            logits = self._expand(logits)
+        # Layers that the forward made are not among those of the beginning.
+        grow_in_place(self.cache, self._max_new_tokens)
+        if self._grows_by_default:
+            self._growing = GrowingInputs(self._kwargs, self._max_new_tokens, self.is_encoder_decoder)
+        if self._mode is GenerationMode.ASSISTED_GENERATION:
+            self._prepare_rollback(prompt_ids, logits)
+        return logits
+
+    def decode(self, token_ids: Tensor) -> Tensor:
+        return self.decode_tail(token_ids, 1)[:, 0]
+
+    def decode_tail(self, token_ids: Tensor, count: int) -> Tensor:
+        if self._rollback is not None:
+            return self._rollback.decode(token_ids, count)
+        return self._decode(token_ids, count, count)
+
+    def _decode(self, token_ids: Tensor, unread: int, count: int) -> Tensor:
+        """Reads the last `unread` columns; logits, and an entry of `records`, are of the last `count` of them."""
+        kwargs = self._kwargs
+        if self._growing is not None:
+            kwargs = kwargs | self._growing.after(token_ids.shape[1] - self._prompt_length)
+        elif unread != 1:
+            raise NotImplementedError(
+                f"`model`={type(self._hooks).__name__}: its own `_update_model_kwargs_for_generation` adds one token "
+                f"at a time"
+            )
+        if count > 1 and "logits_to_keep" in kwargs:
+            kwargs = kwargs | {"logits_to_keep": count}
+        with self._hooks._optimize_model_for_decode():
+            outputs = self._forward(token_ids, unread if self._use_cache else None, kwargs)
+        self._keep(outputs, unread)
+        if count < unread:
+            for kept in self.records.values():
+                whole = kept.pop()
+                if count > 0:
+                    kept.append(map_leaves(lambda tensor: tensor[..., -count:, :], whole))
+        return tail_logits(outputs.logits, token_ids.shape[0], count, token_ids.device)
+
+    def take_hidden_states(self, layers: Sequence[int]) -> list[Tensor]:
+        assert self._hidden is not None
+        return self._hidden.take(layers)
+
+    def rewind(self) -> None:
+        for kept in self.records.values():
+            kept.pop()
+        if self.shows_cache:
+            self.crop(1)
+
+    def hold(self) -> None:
+        if self._rollback is not None:
+            self._rollback.hold()
+
+    def crop(self, num_tokens: int) -> bool:
+        if self._rollback is not None:
+            return self._rollback.take_back(num_tokens)
+        if self.cache is not None:
+            cache_verbs.crop(self.cache, num_tokens)
+        return True
+
+    def catch_up(self) -> None:
+        if self._rollback is not None and self.shows_cache:
+            self._rollback.catch_up()
+
+    def reorder(self, source_rows: Tensor, shared: Tensor, generated: int) -> None:
+        if self._states is not None:
+            self._states.reorder(source_rows)
+        name = self._cache_name
+        if name is None:
+            return
+        cache, hook = self._kwargs[name], getattr(self._hooks, "_reorder_cache", None)
+        if hook is not None:
+            self._kwargs[name] = hook(cache, source_rows)
+        else:
+            self._kwargs[name] = cache_verbs.reorder(cache, source_rows, shared, generated)
+
+    def align_cache(self, rows: Tensor, num_tokens: int) -> None:
+        name, hook = self._cache_name, getattr(self._hooks, "_reorder_cache", None)
+        if name is None:
+            return
+        cache = self._kwargs[name]
+        cache = cache_verbs.select_rows(cache, rows) if hook is None else hook(cache, rows)
+        self._kwargs[name] = cache_verbs.cut(cache, num_tokens)
+
+    def close(self) -> None:
+        if self.shows_cache:
+            cut_to_size(self.cache)
+
+    @property
+    def can_crop(self) -> bool:
+        if not self._use_cache:
+            return self._grows_by_default
+        kept = self._states is not None and self._states.changed()
+        crops = self._rollback is not None or cache_verbs.can_crop(self.cache)
+        return self._grows_by_default and not kept and crops
+
+    @property
+    def _cache_name(self) -> str | None:
+        return next((name for name in self._names.arguments if self._kwargs.get(name) is not None), None)
+
+    @property
+    def cache(self) -> Any:
+        return None if self._cache_name is None else self._kwargs[self._cache_name]
+
+    def replace_cache(self, cache: Any) -> None:
+        """Makes `cache` the one that the caller gets back."""
+        assert self._cache_name is not None
+        self._kwargs[self._cache_name] = cache
+
+    @property
+    def hooks(self) -> Any:
+        """The model, without the wrapper that compiled it."""
+        return self._hooks
+
+    def decode_arguments(self) -> tuple[dict[str, Any], GrowingInputs]:
+        """What a forward over generated tokens is given, after `prefill`: what stays the same, and what grows."""
+        assert self._growing is not None
+        return self._kwargs, self._growing
+
+    @property
+    def encoder_outputs(self) -> Any:
+        """What the encoder made of the inputs, once started; None without one."""
+        return self._kwargs.get("encoder_outputs")
+
+    def recorded(self) -> dict[str, Any]:
+        kept = {name: tuple(entries) for name, entries in self.records.items()}
+        return {**self._encoder_records, **kept}
+
+    def output_class(self, *, beams: bool) -> type[GenerateOutput]:
+        return output_class(beams=beams, is_encoder_decoder=self.is_encoder_decoder)
+
+    def _uses(self, model_kwargs: dict[str, Any]) -> bool:
+        try:
+            self._hooks._validate_model_kwargs(rename_cache(model_kwargs, self._names.argument))
+        except ValueError:
+            return False
+        return True
+
+    def _start_records(self, kwargs: dict[str, Any]) -> None:
+        for flag, names in (_ENCODER_DECODER_RECORDS if self.is_encoder_decoder else _RECORDS).items():
+            if flag not in kwargs:
+                continue
+            self.records |= {name: [] for name in names}
+            if self.is_encoder_decoder:
+                states = flag.removeprefix("output_")
+                self._encoder_records[f"encoder_{states}"] = kwargs["encoder_outputs"].get(states)
+
+    def _read(self, prompt_ids: Tensor) -> Any:
+        outputs = self._read_prompt(prompt_ids)
+        self._keep(outputs, 1)
+        return outputs
+
+    def _read_prompt(self, prompt_ids: Tensor) -> Any:
+        """The outputs of one forward over the prompt, or of the last of several over pieces of `prefill_chunk_size`."""
+        size = self._config.prefill_chunk_size
+        if size is None:
+            return self._forward(prompt_ids, self._unseen, self._kwargs, is_first_iteration=True)
+        embeds = None if self.is_encoder_decoder else self._kwargs.get("inputs_embeds")
+        unread = self._unseen or (prompt_ids if embeds is None else embeds).shape[1]
+        grown = GrowingInputs(dict(self._kwargs), 0, self.is_encoder_decoder)
+        while True:
+            length = min(size, unread)
+            unread -= length
+            kwargs = self._kwargs | grown.after(-unread)
+            if embeds is not None:
+                kwargs["inputs_embeds"] = embeds[:, : embeds.shape[1] - unread]
+            ids = prompt_ids[:, : max(prompt_ids.shape[1] - unread, 0)]
+            outputs = self._forward(ids, length, kwargs, is_first_iteration=True)
+            if unread == 0:
+                return outputs
+            self._keep_cache(outputs)
+            if self._hidden is not None:
+                self._hidden.keep(outputs)
+
+    def _forward(self, token_ids: Tensor, length: int | None, kwargs: dict[str, Any], **first: bool) -> Any:
+        inputs = self._hooks.prepare_inputs_for_generation(token_ids, next_sequence_length=length, **first, **kwargs)
+        if "logits_to_keep" in inputs and "logits_to_keep" in kwargs:
+            # Some hooks put the config's number in its place.
+            inputs["logits_to_keep"] = kwargs["logits_to_keep"]
+        self.before_forward()
+        return self._model(**self._names.for_forward(inputs), return_dict=True)
+
+    def _keep(self, outputs: Any, num_tokens: int) -> None:
+        if self._grows_by_default:
+            self._keep_cache(outputs)
+        else:
+            self._kwargs = self._hooks._update_model_kwargs_for_generation(
+                outputs, self._kwargs, is_encoder_decoder=self.is_encoder_decoder, num_new_tokens=num_tokens
+            )
+        if self._hidden is not None:
+            self._hidden.keep(outputs)
+        for name, kept in self.records.items():
+            kept.append(getattr(outputs, name, None))
+
+    def _keep_cache(self, outputs: Any) -> None:
+        for name, argument in self._names.returned.items():
+            if name in outputs:
+                self._kwargs[argument] = outputs[name]
+                break
+
+    def _prepare_rollback(self, prompt_ids: Tensor, logits: Tensor) -> None:
+        """Copies of states take the place of `crop` where the cache has none."""
+        self._rollback, cache = None, self.cache
+        if not self._grows_by_default or cache_verbs.can_crop(cache) or not can_copy(cache):
+            return
+        records, self.records = self.records, {}
+        room = self._max_new_tokens - 1
+        self.reads_at_once = reads_at_once(self._hooks, cache, self._decode, prompt_ids, logits, room)
+        self.records = records
+        if self.cache is cache:
+            self._rollback = Rollback(cache, self._decode, reads_at_once=self.reads_at_once)
+
+    def _expand_inputs(self) -> None:
+        if self._num_copies > 1:
+            _, self._kwargs = self._hooks._expand_inputs_for_generation(
+                expand_size=self._num_copies,
+                is_encoder_decoder=self.is_encoder_decoder,
+                input_ids=self._prompt_ids,
+                **self._kwargs,
+            )
+
+    def _check_reorder(self) -> None:
+        moves_rows = self._mode in _REORDERING and self._num_copies > 1
+        if not moves_rows or self.cache is None or hasattr(self._hooks, "_reorder_cache"):
+            return
+        followed = "candidates" if self._mode is GenerationMode.CONTRASTIVE_SEARCH else "beams"
+        try:
+            cache_verbs.check_reorder(self.cache)
+        except (TypeError, NotImplementedError) as error:
+            raise NotImplementedError(
+                f"`model`={type(self._hooks).__name__}: its cache cannot follow {followed}, {error}; `use_cache`=False "
+                f"works"
+            ) from error
+
+    def _can_expand(self) -> bool:
+        """Whether all that the forward over the prompts left is known to lie by rows, one per prompt."""
+        assert self._states is not None
+        if self._states.changed() or (self.cache is not None and not cache_verbs.can_expand(self.cache)):
+            return False
+        return all(is_by_rows(name, kept[-1], self._batch_size) for name, kept in self.records.items())
+
+    def _expand(self, logits: Tensor) -> Tensor:
+        if self.cache is not None:
+            cache_verbs.expand(self.cache, self._num_copies)
+        for kept in self.records.values():
+            kept[-1] = map_leaves(lambda tensor: tensor.repeat_interleave(self._num_copies, dim=0), kept[-1])
+        self._expand_inputs()
+        return logits.repeat_interleave(self._num_copies, dim=0)
+
+    def _find_rows(self, outputs: Any, of_prompts: dict[str, Any], prompt_ids: Tensor) -> Any:
+        """Finds the rows of what modules keep, where every copy was read at once; the outputs to go on with.
+
+        of_prompts: the arguments without copies.
+        """
+        assert self._states is not None
+        if self._callers_cache_name is not None or self.is_encoder_decoder or may_know_rows(self._hooks):
+            self._states.lose(prompt_ids.shape[0])
+            return outputs
+        for kept in self.records.values():
+            kept.pop()
+        self._kwargs = {name: value for name, value in of_prompts.items() if name not in self._names.arguments}
+        self._add_empty_cache()
+        self._read(prompt_ids[:: self._num_copies])
+        return self._read_again(prompt_ids)
+
+    def _read_again(self, prompt_ids: Tensor) -> Any:
+        """Reads every copy of the prompts from the beginning, and learns where rows are from what is different now."""
+        copies, batch_size, states = self._num_copies, self._batch_size, self._states
+        assert states is not None
+        few = {name: kept.pop() for name, kept in self.records.items()}
+        few_states = states.changed()
+        for name in self._names.arguments:
+            self._kwargs.pop(name, None)
+        self._expands_late = False
+        if self._hidden is not None:
+            self._hidden.clear()
+        self._add_empty_cache()
+        self._expand_inputs()
+        outputs = self._read(prompt_ids)
+        self.record_dims = {
+            name: row_dims(few[name], kept[-1], copies, batch_size) for name, kept in self.records.items()
+        }
+        states.learn(few_states, copies, batch_size)
+        return outputs

@@ -1,0 +1,1 @@
+"""What happens to the scores of every step, and which of it one op fuses."""

@@ -1,0 +1,165 @@
+"""The plan of a call: what stands between the model's scores and the next tokens, in as few ops as can do it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pygen.config.config import GenerationConfig
+from pygen.plan.order import PENALTIES, WARPERS, ordered_items
+from pygen.plan.pipeline import Choice as Choice
+from pygen.plan.pipeline import Chooser, SampleBinding, SamplePipeline, check_knobs
+from pygen.plan.stages import Called, Item, Knobs, Segment, segments_of
+from pygen.processors.base import skips_hidden
+
+if TYPE_CHECKING:
+    from pygen.call.call import Call
+    from pygen.ops import DecodeState
+
+_INTEGER_KNOBS = ("top_k", "no_repeat_ngram_size")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How scores become tokens in one call.
+
+    Neighbours in `items` that one op can do are one stage; processors that no op can do stand between, and the last
+    stage draws. Which items act depends on the step, so every segment of steps has stages of its own. Tokens and scores
+    are those of the processors called one after the other.
+
+    do_sample: one for all rows, or (rows,) bool.
+    greedy_rows: 0.0, or (rows,) float32 with 0 for rows of temperature 0 and else 1; None where there are none.
+    noise: arguments of `ops.sample` about the noise.
+    renormalize: the scores that are returned are log-probabilities; what is drawn does not depend on it.
+    ends_invalid_rows: ids one of which ends a row without a choice; empty where such rows are treated otherwise.
+    """
+
+    items: tuple[Item, ...] = ()
+    do_sample: bool | Tensor = False
+    greedy_rows: float | Tensor | None = None
+    noise: Knobs = field(default_factory=dict)
+    num_logprobs: int = 0
+    keep_scores: bool = False
+    renormalize: bool = False
+    ends_invalid_rows: tuple[int, ...] = ()
+
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        return segments_of(self.items)
+
+    def segment(self, step: int) -> Segment:
+        return next(segment for segment in reversed(self.segments) if segment.first <= step)
+
+    @property
+    def reads_history(self) -> bool:
+        """Whether anything looks at the tokens so far, but for those that the mask hides."""
+        penalizes = any(name in item.knobs for item in self.items for name in PENALTIES)
+        return penalizes or any(skips_hidden(item.processor) for item in self.items)
+
+    def stages(self, step: int = 0, choice: str | None = None) -> tuple[str, ...]:
+        """The stages of a step in words. choice: how a token is chosen, where that is by more than its score."""
+        segment = self.segment(step)
+        early = [
+            ", ".join(item.label for item in stage.items) if isinstance(stage, Called) else " + ".join(stage.words)
+            for stage in segment.early
+        ]
+        choice = choice or ("argmax" if self.do_sample is False else "draw")
+        return (*early, " + ".join([*segment.last.words, choice]))
+
+    def reasons(self) -> tuple[str, ...]:
+        """Why the processors that are called are in no op, a sentence each."""
+        return tuple(f"`{item.name}` ({item.label}): {item.why}" for item in self.items if not item.knobs)
+
+    def check(self, state: DecodeState) -> None:
+        """Checks everything but the vocabulary, before there are logits: ValueError and TypeError of the ops."""
+        check_knobs(self, SampleBinding(self, state), state.rows, state.token_ids.device)
+
+    def bind(self, logits: Tensor, state: DecodeState) -> Chooser:
+        """Prepares the ops for `state`; `logits` is an example of what will come, against which all is checked."""
+        return SamplePipeline(self, logits, state)
+
+    def finish(self, scores: Tensor) -> Tensor:
+        """A copy of processed scores as they are returned to the caller."""
+        return torch.log_softmax(scores, dim=-1) if self.renormalize else scores.clone()
+
+
+def make_plan(call: Call) -> Plan:
+    """What a call asks for. ValueError and TypeError for settings and processors; what depends on tensors is checked by
+    `Plan.check` and `Plan.bind`. With beams `noise` is empty: it belongs to the search."""
+    config = call.config
+
+    def per_row(name: str, value: Any) -> Any:
+        return _per_row(name, value, call.batch_size, call.num_copies, call.prompt.input_ids.device)
+
+    samples = config.do_sample is True
+    sampled_rows = per_row("do_sample", call.settings.do_sample)
+    knobs = {name: per_row(name, getattr(config, name, None)) for name in (*PENALTIES, *WARPERS)}
+    greedy_rows = _greedy_rows(knobs["temperature"]) if samples else None
+    do_sample = sampled_rows if samples and isinstance(sampled_rows, Tensor) else samples
+    top = num_top_logprobs(config)
+    return Plan(
+        items=ordered_items(call, knobs, all_drawn=do_sample is True and greedy_rows is None),
+        do_sample=do_sample,
+        greedy_rows=greedy_rows,
+        noise=_noise(call) if (config.num_beams or 1) == 1 else {},
+        num_logprobs=0 if top is None else max(top, 1),
+        keep_scores=bool(config.return_dict_in_generate and config.output_scores),
+        renormalize=config.renormalize_logits is True and (config.num_beams or 1) == 1,
+        ends_invalid_rows=tuple(call.stopping.eos_token_ids or ()) if vars(config)["on_invalid"] == "eos" else (),
+    )
+
+
+def num_top_logprobs(config: GenerationConfig) -> int | None:
+    """None without log-probabilities, else how many of the best are asked for."""
+    top = getattr(config, "top_logprobs", None)
+    if not getattr(config, "output_logprobs", None):
+        if top:
+            raise ValueError(f"`top_logprobs`={top} needs `output_logprobs=True`")
+        return None
+    if not config.return_dict_in_generate:
+        raise ValueError("`output_logprobs=True` needs `return_dict_in_generate=True`")
+    return top or 0
+
+
+def _per_row(name: str, value: Any, batch_size: int, rows_per_prompt: int, device: torch.device) -> Any:
+    """A scalar as it is; a sequence as a tensor (rows,), each entry repeated where there is one per prompt."""
+    if not isinstance(value, (list, tuple, Tensor)) or (isinstance(value, Tensor) and value.ndim == 0):
+        return value
+    dtype = torch.bool if name == "do_sample" else torch.int64 if name in _INTEGER_KNOBS else torch.float32
+    if name == "temperature":
+        # float32 would make the smallest ones 0, which is greedy.
+        dtype = torch.float64
+    values = torch.as_tensor(value, dtype=torch.float64 if name == "temperature" else None, device="cpu")
+    if name == "do_sample" and values.dtype != torch.bool:
+        raise TypeError(f"`do_sample` must hold bools, got {values.dtype}")
+    rows = batch_size * rows_per_prompt
+    if values.shape == (batch_size,):
+        values = values.repeat_interleave(rows_per_prompt)
+    elif values.shape != (rows,):
+        per_prompt = f"one value per prompt ({batch_size}) or " if rows_per_prompt > 1 else ""
+        raise ValueError(f"`{name}` must hold {per_prompt}one value per row ({rows}), got shape {tuple(values.shape)}")
+    return values.to(dtype=dtype, device=device)
+
+
+def _greedy_rows(temperature: Any) -> float | Tensor | None:
+    """See `Plan.greedy_rows`."""
+    if isinstance(temperature, Tensor):
+        return (temperature > 0).float() if bool((temperature == 0).any()) else None
+    return 0.0 if temperature == 0 else None
+
+
+def _noise(call: Call) -> Knobs:
+    seed, rows = getattr(call.config, "seed", None), call.rows
+    if seed is not None and call.generator is not None:
+        raise ValueError("`seed` and `generator` exclude each other")
+    if call.config.do_sample is not True:
+        return {}
+    if seed is None:
+        return {"rng": "torch", "generator": call.generator}
+    if isinstance(seed, (list, tuple)) and len(seed) != rows:
+        raise ValueError(f"`seed` must be an int or one per returned row ({rows}), got {len(seed)}")
+    return {"rng": "philox", "seed": seed}

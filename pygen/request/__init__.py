@@ -1,0 +1,1 @@
+"""What a caller asked: settings merged by priority, and the checked prompt."""

@@ -1,0 +1,285 @@
+"""What one call of `generate` asks for: settings merged by priority, and the lengths and special tokens they mean."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pygen.config.config import DEFAULTS, GenerationConfig, GenerationMode, contrasts
+from pygen.config.rules import CACHE_IMPLEMENTATIONS, EXTENSION_RULES
+from pygen.notices import log, warn
+
+logger = logging.getLogger(__name__)
+
+_METADATA = ("transformers_version", "continuous_batching_config")
+
+# setting: (values that ask for nothing, what it would need)
+_UNAVAILABLE: dict[str, tuple[tuple[Any, ...], str]] = {
+    "use_mtp": ((None, False), "multi-token prediction"),
+    "speculation_type": ((None,), "drafting by an assistant that reads the model's hidden states"),
+    "assistant_ensemble_weight": ((None,), "the ensemble of model and assistant"),
+    "cache_implementation": ((None, *(set(CACHE_IMPLEMENTATIONS) - {"paged"})), "continuous batching"),
+}
+
+_EXTENSION_DEFAULTS = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "on_invalid": "raise"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The merged settings of a call, and what remains for the model.
+
+    do_sample: what the call asked for, a bool or one per row; `config.do_sample` is True where any row samples.
+    sources: for every setting that is not None, "argument", "generation_config", "model" or "default".
+    """
+
+    config: GenerationConfig
+    do_sample: Any
+    model_kwargs: dict[str, Any]
+    sources: dict[str, str]
+
+    def is_default(self, name: str) -> bool:
+        return self.sources.get(name, "default") == "default"
+
+
+def resolve_settings(model_config: Any, generation_config: Any, kwargs: Mapping[str, Any]) -> Settings:
+    """Merges by priority: arguments, then `generation_config`, then the model's own, then the defaults.
+
+    None in a config means unset; None as an argument sets None, which turns the setting off. Arguments that are no
+    setting are for the model. Nothing that is passed in is modified.
+    """
+    layers = [("default", {**DEFAULTS, **_EXTENSION_DEFAULTS})]
+    layers += [("model", _as_dict("model.generation_config", model_config))]
+    layers += [("generation_config", _as_dict("generation_config", generation_config))]
+    settings: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for source, layer in layers:
+        for name, value in layer.items():
+            if value is not None:
+                settings[name], sources[name] = value, source
+    names = _known_names() | _UNAVAILABLE.keys() | settings.keys()
+    for name in kwargs.keys() & names:
+        settings[name], sources[name] = kwargs[name], "argument"
+        if kwargs[name] is None:
+            del sources[name]
+    # Files of models with sliding windows carry this name for what the dynamic cache does by itself now.
+    if settings.get("cache_implementation") == "hybrid":
+        settings["cache_implementation"] = None
+
+    do_sample = settings.get("do_sample")
+    if isinstance(do_sample, (list, tuple, Tensor)):
+        settings["do_sample"] = bool(torch.as_tensor(do_sample, device="cpu").any())
+    return Settings(
+        config=GenerationConfig(**settings),
+        do_sample=do_sample,
+        model_kwargs={name: value for name, value in kwargs.items() if name not in names},
+        sources=sources,
+    )
+
+
+def _known_names() -> set[str]:
+    return {name for name in vars(GenerationConfig()) if not name.startswith("_")} | EXTENSION_RULES.keys()
+
+
+def _as_dict(name: str, config: Any) -> dict[str, Any]:
+    if config is None:
+        return {}
+    if not hasattr(config, "to_dict"):
+        raise TypeError(f"`{name}` must be a GenerationConfig, got {type(config).__name__}")
+    return {
+        name: value for name, value in config.to_dict().items() if not name.startswith("_") and name not in _METADATA
+    }
+
+
+def refuse_unavailable(config: GenerationConfig) -> None:
+    """NotImplementedError for the first setting that asks for what this version does not have."""
+    unavailable = dict(_UNAVAILABLE)
+    if (config.num_beams or 1) > 1:
+        unavailable["low_memory"] = ((None, False), "a search that reads one beam after the other")
+    for name, (neutral, what) in unavailable.items():
+        value = getattr(config, name, None)
+        if value not in neutral:
+            raise NotImplementedError(f"`{name}`={value!r}: {what} is not available in this version")
+
+
+def refuse_mixed_searches(config: GenerationConfig, assistant_model: Any) -> None:
+    """ValueError where drafts or `dola_layers`, which extend greedy search and sampling, come with another search."""
+    drafting = {"assistant_model": assistant_model}
+    drafting |= {name: getattr(config, name) for name in ("prompt_lookup_num_tokens", "assistant_early_exit")}
+    asked = next((name for name, value in drafting.items() if value is not None), None)
+    if config.dola_layers is not None:
+        if asked is not None:
+            raise ValueError(
+                f"`dola_layers` must be None with `{asked}`, whose drafts are checked by the last layer alone, got "
+                f"{config.dola_layers!r}"
+            )
+        asked = "dola_layers"
+    if asked is None:
+        return
+    way = "whose layers go on" if asked == "dola_layers" else "whose drafts go on"
+    if (config.num_beams or 1) > 1:
+        raise ValueError(
+            f"`num_beams` must be 1 with `{asked}`, {way} with one text, got {config.num_beams}; "
+            f"leave `{asked}` out for beams"
+        )
+    if config.constraints is not None or config.force_words_ids is not None:
+        name = "constraints" if config.constraints is not None else "force_words_ids"
+        raise ValueError(
+            f"`{name}` must be None with `{asked}`: beams meet constraints, and {way.removeprefix('whose ')} with one "
+            f"text"
+        )
+    if contrasts(config):
+        raise ValueError(
+            f"`penalty_alpha` must be 0 with `{asked}`: contrastive search compares candidates with the text, and does "
+            f"not take a token by its score, got {config.penalty_alpha}"
+        )
+
+
+def advise(settings: Settings, mode: GenerationMode) -> None:
+    """Warns of a `penalty_alpha` that the search of `mode` ignores, and of DoLa without a penalty for repetition."""
+    penalty = settings.config.repetition_penalty
+    if mode is GenerationMode.DOLA_GENERATION and isinstance(penalty, (int, float)) and penalty < 1.2:
+        log(logger, f"`dola_layers` tends to repeat; `repetition_penalty` should be 1.2 or more, got {penalty}.")
+    alpha = settings.config.penalty_alpha
+    if alpha and mode is not GenerationMode.CONTRASTIVE_SEARCH:
+        log(
+            logger,
+            f"`penalty_alpha`={alpha} acts in contrastive search only, which needs `do_sample`=False, `num_beams`=1 "
+            f"and `top_k` > 1: {mode.value} ignores it.",
+        )
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """max_new_tokens >= 1 steps at most; no end-of-sequence token in the first `min_new_tokens` steps."""
+
+    max_new_tokens: int
+    min_new_tokens: int
+
+
+def resolve_lengths(
+    settings: Settings,
+    prompt_length: int,
+    max_position_embeddings: int | None,
+    *,
+    embeds_length: int = 0,
+    prompt_name: str = "input_ids",
+) -> Lengths:
+    """`max_new_tokens` wins over `max_length` (prompt included); without either, 20 new tokens, within the positions.
+
+    embeds_length: positions of embeddings that the ids do not show; `max_length` and `min_length` count them.
+    prompt_name: what the prompt is called in messages.
+
+    ValueError when the prompt leaves no room. UserWarning when the default length is used or the minimum is out of
+    reach.
+    """
+    config = settings.config
+    max_length: int = config.max_length if config.max_length is not None else DEFAULTS["max_length"]
+    uses_default = settings.is_default("max_length")
+    if config.max_new_tokens is not None:
+        if not uses_default:
+            log(
+                logger,
+                f"Both `max_new_tokens` (={config.max_new_tokens}) and `max_length` (={max_length}) are set; "
+                "`max_new_tokens` decides.",
+            )
+        max_length = prompt_length + config.max_new_tokens
+    elif uses_default:
+        max_length += prompt_length
+        if max_position_embeddings is not None:
+            max_length = min(max_length, max_position_embeddings)
+        warn(f"Neither `max_new_tokens` nor `max_length` is set: generating up to {max_length - prompt_length} tokens.")
+    else:
+        max_length -= embeds_length
+    if prompt_length >= max_length:
+        raise ValueError(
+            f"`max_length` must be larger than the length of `{prompt_name}` ({prompt_length + embeds_length}), "
+            f"got {max_length + embeds_length}"
+        )
+
+    min_length = config.min_length or 0
+    name = "min_length"
+    if config.min_new_tokens is not None:
+        if not settings.is_default("min_length"):
+            log(
+                logger,
+                f"Both `min_new_tokens` (={config.min_new_tokens}) and `min_length` (={min_length}) are set; "
+                "`min_new_tokens` decides.",
+            )
+        name, min_length = "min_new_tokens", prompt_length + config.min_new_tokens
+    else:
+        min_length = max(min_length - embeds_length, 0)
+    if min_length > max_length:
+        warn(f"`{name}` asks for {min_length} tokens with the prompt, but generation stops at {max_length}.")
+    return Lengths(max_length - prompt_length, max(min_length - prompt_length, 0))
+
+
+def within_positions(lengths: Lengths, room: int, model: Any) -> Lengths:
+    """At most `room` tokens, those that the model has positions for. UserWarning where that is less than was asked."""
+    if room >= lengths.max_new_tokens:
+        return lengths
+    if room < 1:
+        raise ValueError(
+            f"`model`={type(model).__name__} has no position behind the prompts, where candidates are read"
+        )
+    warn(f"{type(model).__name__} has no positions for {lengths.max_new_tokens} new tokens: generating up to {room}.")
+    return Lengths(room, lengths.min_new_tokens)
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The ids of a call, None where there is none.
+
+    eos: ids that end a row.
+    pad: what finished rows emit.
+    decoder_start: what a decoder starts from, an id or one per prompt.
+    """
+
+    eos: list[int] | None
+    pad: int | None
+    bos: int | None
+    decoder_start: int | list[int] | None
+
+
+def resolve_special_tokens(config: GenerationConfig) -> SpecialTokens:
+    """`pad_token_id` falls to the first end-of-sequence id >= 0, `decoder_start_token_id` to `bos_token_id`."""
+    eos = _ids(config.eos_token_id)
+    pad = _ids(config.pad_token_id)
+    bos = _ids(config.bos_token_id)
+    if eos and min(eos) < 0:
+        log(logger, f"`eos_token_id` should hold ids >= 0, got {eos}; a negative id never ends a row.")
+    start = config.decoder_start_token_id
+    return SpecialTokens(
+        eos=eos,
+        pad=pad[0] if pad else next((token_id for token_id in eos if token_id >= 0), eos[0]) if eos else None,
+        bos=bos[0] if bos else None,
+        decoder_start=bos[0] if start is None and bos else start,
+    )
+
+
+def _ids(value: Any) -> list[int] | None:
+    if value is None:
+        return None
+    ids = torch.as_tensor(value, device="cpu").reshape(-1).tolist()
+    return [int(token_id) for token_id in ids] or None
+
+
+def config_for_hooks(config: GenerationConfig, tokens: SpecialTokens, device: torch.device) -> GenerationConfig:
+    """A copy of `config` as models' hooks and loops of the caller's expect it.
+
+    The special tokens are there as tensors too (`_eos_token_tensor` is 1-D, or None), and numbers where None means one.
+    """
+    result = copy.copy(config)
+    result.num_beams = config.num_beams or 1
+    result.num_return_sequences = config.num_return_sequences or 1
+    result.cache_config = dict(config.cache_config) if config.cache_config is not None else None
+    special = {"bos": tokens.bos, "eos": tokens.eos, "pad": tokens.pad, "decoder_start": tokens.decoder_start}
+    for name, value in special.items():
+        tensor = None if value is None else torch.as_tensor(value, dtype=torch.int64, device=device)
+        setattr(result, f"_{name}_token_tensor", tensor)
+    return result

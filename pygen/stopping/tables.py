@@ -1,0 +1,187 @@
+"""Stop strings over a vocabulary: what every token does to a search for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pygen.stopping.token_bytes import TokenBytes
+
+# Steps of a search that are composed at once: more of them take more memory, fewer take more launches.
+_COMPOSED = 32
+
+
+@dataclass(frozen=True, eq=False)
+class StopTables:
+    """The automaton of Aho and Corasick over bytes, with whole tokens for letters.
+
+    A state is how much of some string the text ends with, state 0 nothing. Tokens that do the same share a class; class
+    0 leads from every state to 0.
+
+    classes: (size + 2,) int32, the class of id i at i + 1; ids below and above the vocabulary are of class 0.
+    states: (num_classes, num_states) int32, the state after reading a token.
+    ends: (num_classes, num_states) bool, whether a string ends inside the token that is read.
+    longest: bytes of the longest string.
+    """
+
+    classes: Tensor
+    states: Tensor
+    ends: Tensor
+    longest: int
+
+    def to(self, device: torch.device) -> StopTables:
+        if self.classes.device == device:
+            return self
+        return StopTables(self.classes.to(device), self.states.to(device), self.ends.to(device), self.longest)
+
+    @property
+    def num_bytes(self) -> int:
+        """What they take in memory."""
+        return 4 * self.classes.numel() + 5 * self.ends.numel()
+
+    def ended(self, input_ids: Tensor) -> Tensor:
+        """(rows,) bool: whether a string ends in the last token of each row (rows, length), on the tables' device.
+
+        The functions of the last tokens are composed pairwise, so this launches O(log(longest)) operations and reads
+        nothing back from a GPU.
+        """
+        last_ids = input_ids[:, -self.longest :].clamp(-1, len(self.classes) - 2) + 1
+        classes = self.classes[last_ids]
+        ends = self.ends[classes[:, -1]]
+        # Most tokens end nothing, whatever stood before them. On a GPU asking would cost more than it saves.
+        if ends.device.type == "cpu" and not ends.any():
+            return ends[:, 0]
+        return ends.gather(1, self._states_before(classes[:, :-1]))[:, 0]
+
+    def _states_before(self, classes: Tensor) -> Tensor:
+        """(rows, length) classes of tokens -> (rows, 1) int64, the state after reading them in state 0."""
+        length = classes.shape[1]
+        composed = min(_COMPOSED, 1 << (length - 1).bit_length()) if length else 1
+        state = torch.zeros((len(classes), 1), dtype=torch.int64, device=classes.device)
+        # Class 0 leads to state 0, where the search begins.
+        for some in functional.pad(classes, (-length % composed, 0)).split(composed, dim=1):
+            functions = self.states[some].long()
+            while functions.shape[1] > 1:
+                functions = functions[:, 1::2].gather(2, functions[:, 0::2])
+            if functions.shape[1]:
+                state = functions[:, 0].gather(1, state)
+        return state
+
+
+def stop_tables(vocabulary: TokenBytes, patterns: list[bytes]) -> StopTables:
+    """Tables for `patterns`, on the CPU. ValueError where no token can end any of them.
+
+    Source: Aho, Corasick, Efficient string matching, CACM 18 (1975).
+    """
+    delta, accepting = _automaton(patterns)
+    after, ended = _read_in_state_0(vocabulary, delta, accepting)
+    changes, hits = _read_in_other_states(vocabulary, patterns, delta, accepting)
+    if not ended.any() and not len(hits):
+        raise ValueError("no token of the vocabulary can end any of")
+
+    # Classes: first the tokens that lead from every state to one, without and with an end inside; then the others.
+    num_states = len(delta)
+    empty = (vocabulary.lengths == 0).nonzero()[:, 0]
+    apart = torch.cat([changes[:, 0], hits[:, 0], empty]).unique()
+    common = torch.arange(num_states).repeat(2)
+    states = torch.cat([common, after[apart]])[:, None].repeat(1, num_states)
+    ends = torch.cat([torch.arange(2 * num_states) >= num_states, ended[apart]])[:, None].repeat(1, num_states)
+    class_of = after + num_states * ended
+    class_of[apart] = 2 * num_states + torch.arange(len(apart))
+    states[class_of[changes[:, 0]], changes[:, 1]] = changes[:, 2]
+    states[class_of[empty]] = torch.arange(num_states)
+    ends[class_of[hits[:, 0]], hits[:, 1]] = True
+    classes = torch.zeros(vocabulary.size + 2, dtype=torch.int32)
+    classes[vocabulary.ids + 1] = class_of.int()
+    return StopTables(classes, states.int(), ends, max(map(len, patterns)))
+
+
+def _automaton(patterns: list[bytes]) -> tuple[Tensor, Tensor]:
+    """delta (num_states, 256) int64, the state after a byte; accepting (num_states,) bool, whether a pattern ends."""
+    children: list[dict[int, int]] = [{}]
+    accepting = [False]
+    for pattern in patterns:
+        state = 0
+        for byte in pattern:
+            if byte not in children[state]:
+                children[state][byte] = len(children)
+                children.append({})
+                accepting.append(False)
+            state = children[state][byte]
+        accepting[state] = True
+
+    delta = [[0] * 256 for _ in children]
+    shorter = [0] * len(children)  # the state of the longest proper suffix
+    order = [0]
+    for state in order:
+        if state:
+            delta[state] = list(delta[shorter[state]])
+            accepting[state] |= accepting[shorter[state]]
+        for byte, child in children[state].items():
+            shorter[child] = delta[state][byte]
+            delta[state][byte] = child
+        order.extend(children[state].values())
+    return torch.tensor(delta), torch.tensor(accepting)
+
+
+def _read_in_state_0(vocabulary: TokenBytes, delta: Tensor, accepting: Tensor) -> tuple[Tensor, Tensor]:
+    """(n,) int64, the state after every token that is read in state 0, and (n,) bool, whether a pattern ended in it."""
+    lengths = vocabulary.lengths
+    states, ended = torch.zeros_like(lengths), torch.zeros_like(lengths, dtype=torch.bool)
+    going_on = torch.searchsorted(-lengths, -torch.arange(int(lengths[0])))
+    for place, count in enumerate(going_on.tolist()):
+        byte = vocabulary.data[vocabulary.starts[:count] + place].long()
+        states[:count] = delta[states[:count], byte]
+        ended[:count] |= accepting[states[:count]]
+    return states, ended
+
+
+def _may_differ(vocabulary: TokenBytes, patterns: list[bytes]) -> Tensor:
+    """(n,) bool, False only for tokens that do in every state what they do in state 0, or have no bytes.
+
+    The first byte of such a token ends no pattern, and the first two follow each other in none: whatever stood before
+    the token is forgotten after them.
+    """
+    ends, follow = torch.zeros(256, dtype=torch.bool), torch.zeros(256, 256, dtype=torch.bool)
+    for pattern in patterns:
+        ends[pattern[-1]] = True
+        follow[list(pattern[:-1]), list(pattern[1:])] = True
+    starts, last = vocabulary.starts, len(vocabulary.data) - 1
+    first, second = (vocabulary.data[(starts + place).clamp(max=last)].long() for place in (0, 1))
+    return (vocabulary.lengths == 1) | ((vocabulary.lengths > 1) & (ends[first] | follow[first, second]))
+
+
+def _read_in_other_states(
+    vocabulary: TokenBytes, patterns: list[bytes], delta: Tensor, accepting: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Where a token that is read in another state does not do what it does in state 0.
+
+    changes (m, 3): place of the token in `vocabulary`, state before and state after it, where the latter differs.
+    hits (k, 2): the same without the last, where a pattern may end in it.
+
+    Only (token, state) whose paths have not met that of state 0 are followed; most meet it after a byte or two.
+    """
+    going = _may_differ(vocabulary, patterns).nonzero()[:, 0]
+    first = vocabulary.data[vocabulary.starts[going]].long()
+    byte, state = (delta != delta[0]).T.nonzero(as_tuple=True)
+    per_byte = torch.bincount(byte, minlength=256)
+    counts = per_byte[first]
+    token = going.repeat_interleave(counts)
+    rank = torch.arange(len(token)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    start = state[(per_byte.cumsum(0) - per_byte)[first].repeat_interleave(counts) + rank]
+
+    changes, hits = [start.new_zeros(0, 3)], [start.new_zeros(0, 2)]
+    now, plain, place = start, torch.zeros_like(start), 0
+    while len(token):
+        byte = vocabulary.data[vocabulary.starts[token] + place].long()
+        now, plain, place = delta[now, byte], delta[plain, byte], place + 1
+        hit = accepting[now]
+        hits.append(torch.stack([token[hit], start[hit]], 1))
+        over = (now != plain) & (vocabulary.lengths[token] == place)
+        changes.append(torch.stack([token[over], start[over], now[over]], 1))
+        follow = (now != plain) & ~over
+        token, start, now, plain = token[follow], start[follow], now[follow], plain[follow]
+    return torch.cat(changes), torch.cat(hits)

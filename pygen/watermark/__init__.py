@@ -1,0 +1,1 @@
+"""Watermark detectors; the configurations are in `pygen.config`, the processors in `pygen.processors`."""
