@@ -156,7 +156,7 @@ class Follower:
 
 
 class Drafter:
-    """Drafts in the vocabulary of the text: as `loops.sample` would go on, at the text's own steps.
+    """Drafts in the vocabulary of the text: as `decode.sample` would go on, at the text's own steps.
 
     Drafting ends early where all rows have ended, or had a token of probability < threshold in this round.
 

@@ -1,41 +1,43 @@
-"""Assisted decoding: from a resolved call to its output."""
+"""Assisted decoding: draft some tokens, forward them all at once, keep those that would have been chosen anyway."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
+import logging
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pygen.call.call import Call
-from pygen.candidates.assistant import AssistedCandidateGenerator, EarlyExitCandidateGenerator
 from pygen.candidates.base import CandidateGenerator
-from pygen.candidates.draft_plan import for_drafts
-from pygen.candidates.drafter import SETTINGS, PlanScores, assistant_settings, state_for
-from pygen.candidates.inputs import add_encoder_outputs, assistant_call
-from pygen.candidates.one_by_one import OneByOne
-from pygen.candidates.prompt_lookup import PromptLookupCandidateGenerator
-from pygen.candidates.universal import (
-    AssistedCandidateGeneratorDifferentTokenizers,
-    UniversalSpeculativeDecodingGenerator,
-)
 from pygen.candidates.vocabulary import check_same_tokens
-from pygen.decode.acceptance import bind_chooser
-from pygen.decode.assisted_loop import ChunkMonitor, assisted
+from pygen.decode.acceptance import DraftChooser, bind_chooser
+from pygen.decode.draft_source import DraftSource
 from pygen.decode.monitor import Monitor
+from pygen.decode.records import keep_records
 from pygen.decode.sample import generate_tokens
+from pygen.models.adapter import ModelAdapter
 from pygen.models.widths import head_width
+from pygen.notices import log
 from pygen.ops import DecodeState
 from pygen.outputs import GenerateOutput
-from pygen.plan.plan import Plan, make_plan
+from pygen.plan.plan import make_plan
+
+logger = logging.getLogger(__name__)
+
+
+_ONE_BY_ONE = (
+    "The model reads tokens one at a time once it has states, in this release of transformers: its drafts are checked "
+    "one by one, and save no time."
+)
 
 
 def generate_assisted(call: Call) -> Tensor | GenerateOutput:
     """Greedy search and sampling with an assistant model, with prompt lookup, or with the model's first layers."""
     _check(call)
     plan = make_plan(call)
-    source = _Source(call, plan)
+    source = DraftSource(call, plan)
 
     def loop(state: DecodeState, monitor: Monitor) -> int:
         assert isinstance(monitor, ChunkMonitor)
@@ -53,120 +55,92 @@ def generate_assisted(call: Call) -> Tensor | GenerateOutput:
     return result
 
 
-class _Source:
-    """Where a call's drafts come from: the first layers, else the prompt, else the assistant."""
+def assisted(
+    model: ModelAdapter,
+    state: DecodeState,
+    bind: Callable[[Tensor], DraftChooser],
+    make_generator: Callable[[int], CandidateGenerator],
+    monitor: ChunkMonitor,
+    *,
+    max_new_tokens: int,
+) -> int:
+    """Generates until every row has finished, and returns the number of steps.
 
-    def __init__(self, call: Call, plan: Plan) -> None:
-        config = call.config
-        self._call = call
-        self._generator: AssistedCandidateGenerator | OneByOne | None = None
-        self._draft_call: Call | None = None
-        self._assistant = call.model if config.assistant_early_exit is not None else call.assistant_model
-        self.has_scores = self._uses_torch_noise = plan.noise.get("rng") == "torch"
-        if config.assistant_early_exit is None and config.prompt_lookup_num_tokens is not None:
-            self._assistant = None
-            self.has_scores = False
-            return
-        given = _given_settings(call)
-        self._remembers = "num_assistant_tokens" not in given and "num_assistant_tokens_schedule" not in given
-        settings = assistant_settings(self._assistant, given)
-        if config.assistant_early_exit is None and None not in (call.tokenizer, call.assistant_tokenizer):
-            # The scores of shared tokens are of use only where torch's default generator draws.
-            self.has_scores &= call.generator is None
-            self._generator = _with_other_tokens(call, settings, draws=self.has_scores)
-            return
-        self._draft_call = assistant_call(call, self._assistant)
-        kind = AssistedCandidateGenerator if config.assistant_early_exit is None else EarlyExitCandidateGenerator
-        self._generator = kind.of_call(self._draft_call, settings, keep_scores=self.has_scores)
+    make_generator: gives the drafts for a model whose logits have so many columns.
 
-    def generator(self, state: DecodeState, vocab_size: int) -> CandidateGenerator:
-        """Called when the model has read the prompt. vocab_size: columns of its logits."""
-        call, config = self._call, self._call.config
-        if self._draft_call is not None:
-            encoded = getattr(call.adapter, "encoder_outputs", None)
-            add_encoder_outputs(self._draft_call.adapter, self._draft_call.prompt, encoded)
-        if self._generator is not None:
-            self._generator.draft_for(vocab_size)
-            # Rows that ended have no text to go on with.
-            return _Running(state, self._generator) if isinstance(self._generator, OneByOne) else self._generator
-        number = config.prompt_lookup_num_tokens or 10
-        lookup = PromptLookupCandidateGenerator(
-            eos_token_id=state.eos_token_ids,
-            num_output_tokens=number,
-            max_matching_ngram_size=config.max_matching_ngram_size or 2,
-            max_length=state.prompt_length + call.lengths.max_new_tokens,
-            vocab_size=vocab_size,
+    A round forwards the last token and k drafts, and then takes one position after the other as `sample` does,
+    each with the logits after the drafts before it. It ends behind the first position at which a row that goes on has
+    another token than its draft: that token is every row's own choice too, so all rows advance alike.
+
+    A model that reads one token at a time forwards each when its position is due, and none that is rejected.
+    """
+    if monitor.cancelled():
+        return 0
+    pending = model.prefill(state.tokens(0))[:, None]
+    if not model.can_crop:
+        raise ValueError(
+            "`model` keeps states that cannot be taken back, so drafts cannot be tried on it; it generates without them"
         )
-        if self._uses_torch_noise and state.rows == 1:
-            # The number of drafts decides which noise a token gets, so what transformers forbids is left out here too.
-            plan = _lookup_plan(call)
-            lookup.logits_processor = PlanScores(plan, state_for(call, plan, call.lengths.max_new_tokens + number))
-        return _Running(state, lookup)
-
-    def remember(self) -> None:
-        """The one thing that outlives a call: the number of drafts, where the assistant's own schedule says so."""
-        own = getattr(self._assistant, "generation_config", None)
-        if own is None or not self._remembers:
-            return
-        if own.num_assistant_tokens_schedule == "heuristic":
-            assert self._generator is not None
-            own.num_assistant_tokens = self._generator.num_assistant_tokens
-
-
-def _with_other_tokens(call: Call, settings: dict[str, Any], *, draws: bool) -> OneByOne:
-    """Drafts of an assistant with another tokenizer."""
-    width = call.prompt.input_ids.shape[1]
-
-    def make(prompt_ids: Tensor, padding: int) -> AssistedCandidateGenerator:
-        config = copy.copy(call.config)
-        config.max_length = width - padding + call.lengths.max_new_tokens
-        arguments: tuple[Tensor, Any, Any, Any, Any, dict[str, Any]]
-        arguments = (prompt_ids, call.assistant_model, call.tokenizer, call.assistant_tokenizer, config, {})
-        if draws:
-            return UniversalSpeculativeDecodingGenerator(*arguments, None)
-        return AssistedCandidateGeneratorDifferentTokenizers(*arguments)
-
-    mask = None if call.prompt.mask is None else call.prompt.mask[:, -width:].repeat_interleave(call.num_copies, dim=0)
-    return OneByOne(call.prompt.input_ids.repeat_interleave(call.num_copies, dim=0), mask, make, settings)
-
-
-def _lookup_plan(call: Call) -> Plan:
-    """What tells which drafts are forbidden, made anew: processors may keep states. Guidance forbids nothing."""
-    plan = for_drafts(make_plan(call))
-    return dataclasses.replace(plan, items=tuple(item for item in plan.items if item.name != "guidance_scale"))
-
-
-class _Running(CandidateGenerator):
-    """Drafts of another generator for the rows that go on; the others get their last token again."""
-
-    def __init__(self, state: DecodeState, generator: CandidateGenerator) -> None:
-        self._state = state
-        self._generator = generator
-
-    def get_candidates(self, input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        rows = (~self._state.finished).nonzero()[:, 0]
-        found, of_rows = self._generator.get_candidates(input_ids[rows], rows=rows.tolist())
-        count = found.shape[1] - input_ids.shape[1]
-        tokens = input_ids.new_empty((len(input_ids), found.shape[1]))
-        tokens[:, : input_ids.shape[1]] = input_ids
-        tokens[:, input_ids.shape[1] :] = input_ids[:, -1:].expand(-1, count)
-        tokens[rows] = found
-        if of_rows is None:
-            return tokens, None
-        scores = of_rows.new_zeros((len(input_ids), *of_rows.shape[1:]))
-        scores[rows] = of_rows
-        return tokens, scores
-
-    def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
-        self._generator.update_candidate_strategy(input_ids, scores, num_matches)
+    if not model.reads_at_once:
+        log(logger, _ONE_BY_ONE, about=_ONE_BY_ONE)
+    choose = bind(pending[:, 0])
+    generator = make_generator(pending.shape[-1])
+    step, seen = 0, 0
+    while True:
+        tokens, scores = generator.get_candidates(state.tokens(step))
+        tokens = tokens.to(state.token_ids.device)
+        choose.begin(tokens[:, state.prompt_length + step :], None if scores is None else scores.to(tokens.device))
+        # Lookups may reach beyond the end; the last token is never a draft.
+        tokens = tokens[:, : state.prompt_length + max_new_tokens - 1]
+        drafts = tokens[:, state.prompt_length + step :]
+        count = drafts.shape[1]
+        logits = pending
+        if model.reads_at_once and step + count > seen:
+            model.hold()
+            tail = model.decode_tail(tokens, step + count - seen)
+            logits = tail if step > 0 else torch.cat([pending, tail], dim=1)
+        elif not model.reads_at_once:
+            logits = pending.repeat(1, count + 1, 1)
+        first = step
+        for i in range(count + 1):
+            if not model.reads_at_once and step > seen:
+                logits[:, i] = model.decode(state.tokens(step))
+                seen = step
+            choice = choose(logits[:, i], step)
+            signal = monitor.observe(step, logits[:, i], choice)
+            over = monitor.must_stop(step, signal, logits[:, i], choice)
+            step += 1
+            over |= step == max_new_tokens
+            if over or i == count or not _drafted(state, step, drafts[:, i]):
+                break
+        if model.reads_at_once:
+            keep_records(model.records, first + count - seen, step - 1 - seen)
+            model.crop(first + count - (step - 1))
+            seen = step - 1
+        monitor.flush(first, step)
+        generator.update_candidate_strategy(state.tokens(step), logits, step - first - 1)
+        if over:
+            model.catch_up()
+            return step
 
 
-def _given_settings(call: Call) -> dict[str, Any]:
-    """What the call itself says about drafts."""
-    sources = call.settings.sources
-    return {
-        name: getattr(call.config, name) for name in SETTINGS if sources.get(name) in ("argument", "generation_config")
-    }
+def _drafted(state: DecodeState, step: int, drafts: Tensor) -> bool:
+    """Whether every row that goes on has its draft (rows,) as the last of `step` tokens."""
+    return bool(((state.column(step - 1) == drafts) | state.finished).all())
+
+
+class ChunkMonitor(Monitor):
+    """A monitor whose streamer gets the tokens of a round at once, (rows, n), unless it takes steps (`put_step`)."""
+
+    def flush(self, first: int, end: int) -> None:
+        """Sends the tokens of the steps in [first, end)."""
+        if self._streamer is not None and not hasattr(self._streamer, "put_step"):
+            tokens = self._state.tokens(end)[:, self._state.prompt_length + first :]
+            self._streamer.put(tokens.to("cpu", copy=True))
+
+    def _send(self, step: int, over: bool) -> None:
+        if hasattr(self._streamer, "put_step"):
+            super()._send(step, over)
 
 
 def _check(call: Call) -> None:

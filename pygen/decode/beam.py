@@ -14,19 +14,19 @@ from pygen.call.call import Call
 from pygen.config.config import GenerationMode
 from pygen.decode.beam_cache import align_cache
 from pygen.decode.beam_logprobs import BeamLogprobs
-from pygen.decode.beam_loop import beam
 from pygen.decode.beam_monitor import BeamMonitor, SharedTokens
 from pygen.decode.constrained_beam import ConstrainedBinding
 from pygen.decode.constraints import make_constraints
 from pygen.decode.diverse_beam import DiverseBeamState, check_groups, diverse_beam
 from pygen.decode.progress import progress_bar
 from pygen.graph.eligibility import choose_slot, compile_options
+from pygen.models.adapter import ModelAdapter
 from pygen.models.rows import select_rows
 from pygen.ops import BeamOutput, BeamState, beam_finalize
 from pygen.ops._room import first_room
 from pygen.outputs import GenerateOutput, make_output
 from pygen.plan.beam_pipeline import BeamBinding
-from pygen.plan.pipeline import check_knobs
+from pygen.plan.pipeline import Pipeline, check_knobs
 from pygen.plan.plan import Plan, make_plan, num_top_logprobs
 
 if TYPE_CHECKING:
@@ -133,6 +133,38 @@ def _beam(call: Call, plan: Plan, state: BeamState, binding: BeamBinding, monito
     check_knobs(plan, binding, state.rows, state.token_ids.device)
     call.start()
     return beam(call.adapter, state, plan, binding, monitor, max_new_tokens=call.lengths.max_new_tokens)
+
+
+def beam(
+    model: ModelAdapter,
+    state: BeamState,
+    plan: Plan,
+    binding: BeamBinding,
+    monitor: BeamMonitor,
+    *,
+    max_new_tokens: int,
+) -> int:
+    """Searches until no prompt can improve, and returns the number of steps.
+
+    The beams go into `state`. Each step reads one scalar from the device, and copies in the cache only what a row that
+    changes beams does not share with its new beam.
+    """
+    if monitor.cancelled():
+        return 0
+    logits = model.prefill(state.tokens(0))
+    pipeline = Pipeline(plan, logits, binding)
+    for step in range(max_new_tokens):
+        scores = pipeline.shape(logits, step)
+        # Before the beams move.
+        monitor.record(logits, pipeline.processed(scores, step))
+        output = pipeline.choose(scores, step=step)
+        stop = monitor.must_stop(step, logits, output)
+        model.reorder(output.source_rows, output.shared, step)
+        if stop or step + 1 == max_new_tokens:
+            return step + 1
+        pipeline.reorder(output.source_rows, state.step_parents[step])
+        logits = model.decode(state.tokens(step + 1))
+    return max_new_tokens
 
 
 def _logprobs(call: Call, state: BeamState | DiverseBeamState) -> BeamLogprobs | None:

@@ -1,22 +1,22 @@
-"""DoLa: from a resolved call to its output."""
+"""DoLa: greedy search and sampling from the difference between the last layer's scores and an earlier one's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pygen.call.call import Call
-from pygen.decode.dola_loop import ContrastChooser
-from pygen.decode.dola_scores import candidate_layers
+from pygen.decode.dola_scores import candidate_layers, contrast
 from pygen.decode.sample import generate_step_by_step
+from pygen.models.adapter import ModelAdapter
 from pygen.models.sharding import with_root_weights
 from pygen.models.wrappers import inner
 from pygen.ops import DecodeState
 from pygen.outputs import GenerateOutput
-from pygen.plan.pipeline import Chooser
+from pygen.plan.pipeline import Choice, Chooser
 from pygen.plan.plan import make_plan
 
 
@@ -29,6 +29,26 @@ def generate_by_contrasting_layers(call: Call) -> Tensor | GenerateOutput:
         return ContrastChooser(plan.bind(contrasted, state), call.adapter, head, layers)
 
     return generate_step_by_step(call, plan, bind, hidden_states=True)
+
+
+class ContrastChooser:
+    """A `Chooser` that is given the last layer's logits, and lets another choose from what `contrast` makes of them."""
+
+    def __init__(
+        self, choose: Chooser, model: ModelAdapter, head: Callable[[Tensor], Tensor], layers: Sequence[int]
+    ) -> None:
+        """head: states (rows, width) -> logits (rows, vocab_size). layers: those to contrast with."""
+        self._choose = choose
+        self._model = model
+        self._head = head
+        self._layers = layers
+
+    def __call__(self, logits: Tensor, step: int) -> Choice:
+        states = [layer[:, -1] for layer in self._model.take_hidden_states(self._layers)]
+        # Copies of a prompt may have been read once.
+        copies = logits.shape[0] // states[0].shape[0]
+        early = (self._head(state).repeat_interleave(copies, dim=0) for state in states)
+        return self._choose(contrast(logits, early), step)
 
 
 def _head(call: Call) -> Callable[[Tensor], Tensor]:

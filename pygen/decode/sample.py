@@ -1,4 +1,4 @@
-"""Greedy search and sampling: from a resolved call to its output."""
+"""Greedy search and sampling: forward, choose, look, repeat; from a resolved call to its output."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from pygen.call.call import Call
 from pygen.decode.monitor import Monitor, Recorder
 from pygen.decode.progress import progress_bar
-from pygen.decode.sample_loop import sample
 from pygen.graph.eligibility import choose_slot, compile_options
+from pygen.models.adapter import ModelAdapter
 from pygen.models.widths import embedded_ids
 from pygen.ops import DecodeState
 from pygen.ops._room import first_room
@@ -21,6 +21,7 @@ from pygen.plan.plan import Plan, make_plan, num_top_logprobs
 
 if TYPE_CHECKING:
     from pygen.graph.captures import Slot
+
 
 AnyMonitor = TypeVar("AnyMonitor", bound=Monitor)
 
@@ -39,13 +40,47 @@ def generate_by_sampling(call: Call) -> Tensor | GenerateOutput:
 def generate_step_by_step(
     call: Call, plan: Plan, bind: Callable[[Tensor, DecodeState], Chooser], **start: Any
 ) -> Tensor | GenerateOutput:
-    """One forward and one choice after the other. bind: see `loops.sample`. start: arguments of `Call.start`."""
+    """One forward and one choice after the other. bind: see `sample`. start: arguments of `Call.start`."""
 
     def loop(state: DecodeState, monitor: Monitor) -> int:
         ahead = state.token_ids.device.type != "cpu" and call.adapter.can_rewind
         return sample(call.adapter, state, bind, monitor, max_new_tokens=call.lengths.max_new_tokens, ahead=ahead)
 
     return generate_tokens(call, plan, loop, Monitor, **start)
+
+
+def sample(
+    model: ModelAdapter,
+    state: DecodeState,
+    bind: Callable[[Tensor, DecodeState], Chooser],
+    monitor: Monitor,
+    *,
+    max_new_tokens: int,
+    ahead: bool,
+) -> int:
+    """Generates until every row has finished, and returns the number of steps.
+
+    bind: prepares the choice for logits like those given, as `Plan.bind` does.
+
+    The tokens go into `state`. Each step reads one scalar from the device: right after the draw, or with `ahead` after
+    the next forward was launched, so that a GPU never waits for the host. The forward that turns out to be one too many
+    is taken back; no token is drawn from it, so both orders give the same result.
+    """
+    if monitor.cancelled():
+        return 0
+    logits = model.prefill(state.tokens(0))
+    choose = bind(logits, state)
+    for step in range(max_new_tokens):
+        choice = choose(logits, step)
+        signal = monitor.observe(step, logits, choice)
+        more = step + 1 < max_new_tokens
+        upcoming = model.decode(state.tokens(step + 1)) if ahead and more else None
+        if monitor.must_stop(step, signal, logits, choice) or not more:
+            if upcoming is not None:
+                model.rewind()
+            return step + 1
+        logits = upcoming if upcoming is not None else model.decode(state.tokens(step + 1))
+    return max_new_tokens
 
 
 def _generate_captured(call: Call, plan: Plan, slot: Slot) -> Tensor | GenerateOutput:

@@ -40,7 +40,7 @@ def sample_captured(
     compile_options: dict[str, Any] | None,
     must_capture: bool,
 ) -> int:
-    """`pygen.decode.sample_loop.sample` by replays of a captured step; the same tokens, and the same state at the end.
+    """`pygen.decode.sample.sample` by replays of a captured step; the same tokens, and the same state at the end.
 
         prefill; draw token 0;  then for every token:  replay(forward of the last token, draw, bookkeeping)
 
@@ -87,7 +87,7 @@ def beam_captured(
     compile_options: dict[str, Any] | None,
     must_capture: bool,
 ) -> int:
-    """`pygen.decode.beam_loop.beam` by replays of a captured step; the same beams, and the same state at the end.
+    """`pygen.decode.beam.beam` by replays of a captured step; the same beams, and the same state at the end.
 
         prefill; choose at step 0;  then for every token:  replay(forward, choose, bookkeeping, move the cache's rows)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pygen.call.call import Call
-from pygen.decode.beam_loop import beam
+from pygen.decode.beam import beam
 from pygen.decode.beam_monitor import BeamMonitor
 from pygen.decode.constrained_beam import ConstrainedBinding
 from pygen.decode.constraints import Constraint, make_constraints

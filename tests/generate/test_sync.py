@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pygen.backends import use_backend
-from pygen.decode.sample_loop import sample
+from pygen.decode.sample import sample
 from pygen.generate import generate
 from tests.generate.models import FAMILIES, counting_table, hf_model
 
