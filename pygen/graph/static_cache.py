@@ -228,12 +228,6 @@ class StaticCache(_Sized, _Cache):
         for layer in self.layers:
             layer.show_rows()
 
-    def advance(self, count: int) -> None:
-        """Tells the host's `length` of `count` positions that replays wrote. The device is not touched."""
-        checks.count("count", count)
-        self._check_room(count)
-        self.extent.length += count
-
     def set_length(self, length: int) -> None:
         """Makes the first `length` positions those in use, on the host and, without waiting, on the device.
 
@@ -360,9 +354,6 @@ class EncoderDecoderStaticCache(_Sized, _EncoderDecoderCache):
     @property
     def extent(self) -> _Extent:  # type: ignore[override]
         return self.self_attention_cache.extent
-
-    def advance(self, count: int) -> None:
-        self.self_attention_cache.advance(count)
 
     def set_length(self, length: int) -> None:
         self.self_attention_cache.set_length(length)

@@ -30,3 +30,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def small_models(one_thread: None) -> Iterator[None]:
+    """Forwards of models that are too small for several threads, without gradients."""
+    with torch.no_grad():
+        yield
