@@ -18,6 +18,9 @@ COMPAT_TESTS := tests/generate tests/runtime tests/processors tests/shadow tests
 # Packages that call generate(), in an environment of their own.
 CLIENTS_VENV ?= .venv-clients
 CLIENTS_LEFT_OUT := ^($(SMOLLM2)|cmake|clang-format|mypy|ruff)==
+# The generator of the site reads the docstrings without importing anything, so it needs neither torch nor a build.
+DOCS_VENV ?= .venv-docs
+DOCS_PACKAGES := mkdocs-material "mkdocstrings[python]" ruff
 COMPAT_LEFT_OUT := ^(transformers|tokenizers|$(SMOLLM2)|cmake|clang-format|mypy|ruff)==
 
 # The same pins for the environment and for pip's isolated build environments; pip reads one or the other by its version.
@@ -32,15 +35,16 @@ CXX_FILES := find csrc tests/cuda_host tests/fuzz -name '*.cpp' -o -name '*.h' -
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f)
 PYTHON_FOLDERS := pygen triton_kernels examples benchmarks tests cmake setup.py
 
-.PHONY: help build wheel demo test test-compat test-clients test-triton test-cuda-host test-fuzz fuzz pytest bench lint format clean
+.PHONY: help build wheel demo docs test test-compat test-clients test-triton test-cuda-host test-fuzz fuzz pytest bench lint format clean
 
 help:
 	@echo "make demo    stream an answer of SmolLM2 with pygen and compare with transformers"
-	@echo "make test    lint, then the whole test suite"
+	@echo "make test    lint, the documentation, then the whole test suite"
 	@echo "make test-triton, make test-cuda-host   the GPU kernels on the CPU: parts of make test"
 	@echo "make fuzz SECONDS=60   random calls of the CPU ops under ASan, UBSan and TSan; make test has a short run"
 	@echo "make test-compat   the tests that use transformers, with the newest release; TRANSFORMERS=5.18.0 for any other"
 	@echo "make test-clients   peft, accelerate, TRL, lm-eval, xgrammar and langchain-huggingface with pygen"
+	@echo "make docs    the documentation as a site, in build/site"
 	@echo "make bench   measure the ops and generate() into benchmarks/results"
 	@echo "make wheel   a wheel for other machines into dist; CMAKE_ARGS=-DPYGEN_WITH_CUDA=OFF for one without CUDA kernels"
 	@echo "make lint    ruff, mypy, clang-format (check only); make format rewrites"
@@ -66,7 +70,16 @@ wheel: build
 demo: build
 	$(BIN)/python -m examples.demo $(DEMO_ARGS)
 
-test: lint pytest test-triton test-cuda-host test-fuzz
+# A warning is an error. The variable silences a note of the theme's authors about another project.
+docs: $(DOCS_VENV)/.built
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --strict -q
+
+$(DOCS_VENV)/.built: constraints.txt constraints-docs.txt
+	test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install -q -c constraints-docs.txt $(DOCS_PACKAGES)
+	touch $@
+
+test: lint docs pytest test-triton test-cuda-host test-fuzz
 
 # Two processes already: tests of several threads set their number themselves.
 pytest: build
@@ -127,5 +140,5 @@ format: build
 	$(CXX_FILES) | xargs $(BIN)/clang-format -i
 
 clean:
-	rm -rf $(VENV) .venv-compat-* $(CLIENTS_VENV) build dist *.egg-info pygen/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-compat-* $(CLIENTS_VENV) $(DOCS_VENV) build dist *.egg-info pygen/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
