@@ -1,4 +1,4 @@
-"""Every page of the documentation: its code runs, the outputs and commands it shows are real, its links lead somewhere."""
+"""Every page of the documentation: its code runs, outputs and commands are real, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 
+import pygen
 from examples import smollm2
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,6 +101,13 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", text):
         path = target.partition("#")[0]
         assert target.startswith("https://") or not path or (page.parent / path).exists(), target
+
+
+def test_the_reference_has_every_public_name() -> None:
+    pages = "".join(page.read_text("utf-8") for page in (ROOT / "docs/reference").glob("*.md"))
+    headings = set(re.findall(r"^      heading: pygen\.(?:\w+\.)?(\w+)$", pages, re.MULTILINE))
+    public = {name for module in (pygen, pygen.ops, pygen.processors, pygen.candidates) for name in module.__all__}
+    assert public - headings == {"__version__", "candidates", "ops", "processors"}
 
 
 def test_the_readme_shows_the_two_commands() -> None:

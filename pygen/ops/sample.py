@@ -94,7 +94,7 @@ def sample(
         generator: a torch.Generator, with rng="torch" on the device of the logits; None is torch's default one there.
             Not touched where `do_sample` is False.
         logprobs: n > 0 also returns ln softmax(s) of the token, and the n best tokens with theirs. For a greedy row s
-        is x.
+            is x.
         out: a SampleOutput of contiguous tensors to write into, shaped like the result.
 
     Returns SampleOutput(token_ids, logprobs, top_logprobs, status).
