@@ -9,8 +9,7 @@ from typing import Any as _Any
 import torch as _torch  # noqa: F401
 
 from pygen import candidates, ops, processors
-from pygen._build import build_info
-from pygen.backends import BackendError, available_backends, use_backend
+from pygen.backends import BackendError, available_backends, build_info, use_backend
 from pygen.config.config import (
     BaseWatermarkingConfig,
     CompileConfig,

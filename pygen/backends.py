@@ -80,6 +80,20 @@ def available_backends() -> dict[str, str | None]:
     return {name: _MACHINE_REASONS[name]() for name in BACKENDS}
 
 
+def build_info() -> dict[str, object]:
+    """Facts about the compiled extension `pygen._C`, as plain values.
+
+    Returns a dict: `version`, `compiler`, `openmp` (bool); `cpu_isas`, the instruction sets that were built; `cpu_isa`,
+    the one in use (the best that this processor runs, or `PYGEN_CPU_ISA`); `cuda` (bool), `cuda_reason`, `nvcc_version`
+    (empty when the build found no nvcc).
+
+    Raises ImportError when the extension is not built, ValueError when `PYGEN_CPU_ISA` names a set that cannot run.
+    """
+    from pygen import _C
+
+    return {**_C.build_info(), "cpu_isa": _C.cpu_isa()}
+
+
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Chooses the backend of every op called inside the `with` block without a `backend=` of its own.

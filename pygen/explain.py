@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pygen.backends import BackendError, Dispatcher
+from pygen.backends import BackendError
 from pygen.call.call import Call
 from pygen.config.config import GenerationMode
 from pygen.config.rules import EXTENSION_RULES, RULES, SAMPLING_ONLY, STATIC_CACHES, shown
@@ -20,6 +19,7 @@ from pygen.graph.eligibility import CAPTURED_MODES, choose_runtime
 from pygen.models.module import ModuleAdapter
 from pygen.models.versions import cache_parameter, given_cache
 from pygen.notices import collected
+from pygen.ops import DISPATCHERS
 from pygen.plan.plan import Plan, make_plan
 from pygen.plan.stages import Fused
 
@@ -250,7 +250,7 @@ def _ops(call: Call, plan: Plan) -> tuple[str, ...]:
 
 
 def _backend(op: str, call: Call) -> str:
-    dispatcher: Dispatcher[Any] = importlib.import_module(f"pygen.ops.{op}")._dispatch
+    dispatcher = DISPATCHERS[op]
     try:
         name, passed_over = dispatcher.choose(call.prompt.input_ids.device)
     except BackendError as error:

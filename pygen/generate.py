@@ -20,7 +20,7 @@ from pygen.config.config import GenerationMode
 from pygen.decode.assisted import generate_assisted
 from pygen.decode.beam import generate_with_beams, generate_with_constraints, generate_with_groups
 from pygen.decode.contrastive import generate_contrastively
-from pygen.decode.custom import borrowed, own_loop
+from pygen.decode.custom import own_loop
 from pygen.decode.dola import generate_by_contrasting_layers
 from pygen.decode.sample import generate_by_sampling
 from pygen.graph.eligibility import CAPTURED_MODES, check_runtime, choose_runtime
@@ -40,6 +40,7 @@ from pygen.request.settings import (
     within_positions,
 )
 from pygen.stopping.criteria import build_criteria
+from pygen.streamers.borrowed import borrowed
 from pygen.streamers.text import end_stream
 
 Function = TypeVar("Function", bound=Callable[..., Any])

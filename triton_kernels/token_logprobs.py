@@ -15,7 +15,7 @@ from pygen.triton_kernels._specialization import Specialization, launch, signatu
 from pygen.triton_kernels._survivors import mass_of_row, row_facts, status_of
 from torch import Tensor
 
-from pygen.ops.token_logprobs import TokenLogprobs
+from pygen.ops._outputs import TokenLogprobs
 
 _TOKENS = tl.constexpr(128)  # looked up together
 _LEAST_KEY = tl.constexpr(-(2**31))

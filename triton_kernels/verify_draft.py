@@ -17,9 +17,11 @@ from pygen.triton_kernels._specialization import Specialization, launch, signatu
 from pygen.triton_kernels._survivors import fitting_temperature, status_of
 from torch import Tensor
 
+from pygen.ops._outputs import DraftOutput
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pygen.ops.verify_draft import DraftOutput, _Call
+    from pygen.ops.verify_draft import _Call
 
 _TILE = tl.constexpr(2048)
 _NUM_WARPS = 8

@@ -12,6 +12,7 @@ from pygen.candidates.draft_plan import for_drafts
 from pygen.candidates.drafter import CountedDrafts, Drafter, Follower, assistant_settings, state_for
 from pygen.candidates.inputs import call_of_arguments
 from pygen.plan.order import WARPERS
+from pygen.plan.pipeline import check_plan
 from pygen.plan.plan import Plan, make_plan
 
 _AFTER_THE_CALLERS = (*WARPERS, "watermarking_config")
@@ -68,7 +69,7 @@ class AssistedCandidateGenerator(CountedDrafts):
         threshold, max_new_tokens = settings["assistant_confidence_threshold"], call.lengths.max_new_tokens
         plan = dataclasses.replace(plan, keep_scores=keep_scores, num_logprobs=1 if threshold > 0 else 0)
         state = state_for(call, plan, max_new_tokens)
-        plan.check(state)
+        check_plan(plan, state)
         follower = Follower(
             call.adapter,
             call.prompt,

@@ -19,7 +19,7 @@ from pygen.models.adapter import ModelAdapter
 from pygen.models.widths import embedded_ids
 from pygen.ops import DecodeState
 from pygen.ops._room import first_room
-from pygen.plan.pipeline import Chooser, Pipeline, SampleBinding
+from pygen.plan.pipeline import Chooser, Pipeline, SampleBinding, bind_plan
 from pygen.plan.plan import Plan
 from pygen.request.prompt import Prompt
 
@@ -188,7 +188,7 @@ class Drafter:
             if self.vocab_size is not None:
                 logits = of_width(logits, self.vocab_size)
             if self._choose is None:
-                self._choose = self._plan.bind(logits, state)
+                self._choose = bind_plan(self._plan, logits, state)
             choice = self._choose(logits, step)
             step += 1
             if choice.scores is not None:

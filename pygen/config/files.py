@@ -14,9 +14,6 @@ from typing import TYPE_CHECKING, Any
 from pygen.config.rules import METADATA_RULES, RULES, check_settings, plain, shown
 from pygen.config.types import normalised
 
-if TYPE_CHECKING:
-    from pygen.config.config import GenerationConfig
-
 logger = logging.getLogger("pygen.config")
 
 GENERATION_CONFIG_NAME = "generation_config.json"
@@ -175,7 +172,7 @@ class ConfigFiles:
         ) -> str: ...
 
         @classmethod
-        def from_model_config(cls, model_config: Any) -> GenerationConfig: ...
+        def from_model_config(cls, model_config: Any) -> Any: ...
 
     def to_json_file(
         self, json_file_path: str | os.PathLike[str], use_diff: bool = True, keys_to_pop: list[str] | None = None

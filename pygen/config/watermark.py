@@ -6,16 +6,15 @@ import copy
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from pygen.config.rules import Rule, check_fields, integer, number, one_of, shown
 
-if TYPE_CHECKING:
-    from pygen.processors.watermark import SynthIDTextWatermarkLogitsProcessor, WatermarkLogitsProcessor
+Processor = Any  # a logits processor: this module is below theirs
 
 # A step takes time for every key and every id of a context, and keeps a history for every row.
 _MOST_KEYS, _LONGEST_NGRAM, _LONGEST_HISTORY = 1024, 1024, 2**20
@@ -38,6 +37,8 @@ class BaseWatermarkingConfig(ABC):
 
     _rules: ClassVar[Mapping[str, Rule]]
     _json_order: ClassVar[tuple[str, ...]] = ()
+    # `pygen.processors` enters its class here; it takes its rules from this module.
+    _processor_class: ClassVar[Callable[..., Processor]]
 
     def __post_init__(self) -> None:
         self.validate()
@@ -47,7 +48,7 @@ class BaseWatermarkingConfig(ABC):
         """Raise `ValueError` for the first field of a wrong type or out of range."""
 
     @abstractmethod
-    def construct_processor(self, vocab_size: int, device: str | torch.device) -> Any:
+    def construct_processor(self, vocab_size: int, device: str | torch.device) -> Processor:
         """A new logits processor that writes this watermark into one generation."""
 
     @classmethod
@@ -115,11 +116,8 @@ class WatermarkingConfig(BaseWatermarkingConfig):
     def validate(self) -> None:
         check_fields("watermarking_config", vars(self), self._rules)
 
-    def construct_processor(self, vocab_size: int, device: str | torch.device) -> WatermarkLogitsProcessor:
-        # Here and below: the processors take their rules from this module.
-        from pygen.processors.watermark import WatermarkLogitsProcessor
-
-        return WatermarkLogitsProcessor(vocab_size=vocab_size, device=device, **self.to_dict())
+    def construct_processor(self, vocab_size: int, device: str | torch.device) -> Processor:
+        return self._processor_class(vocab_size=vocab_size, device=device, **self.to_dict())
 
 
 @dataclass
@@ -161,10 +159,8 @@ class SynthIDTextWatermarkingConfig(BaseWatermarkingConfig):
     def validate(self) -> None:
         check_fields("watermarking_config", vars(self), self._rules)
 
-    def construct_processor(self, vocab_size: int, device: str | torch.device) -> SynthIDTextWatermarkLogitsProcessor:
-        from pygen.processors.watermark import SynthIDTextWatermarkLogitsProcessor
-
-        return SynthIDTextWatermarkLogitsProcessor(device=device, **self.to_dict())
+    def construct_processor(self, vocab_size: int, device: str | torch.device) -> Processor:
+        return self._processor_class(device=device, **self.to_dict())
 
 
 def watermarking_config_from(value: Any) -> Any:

@@ -24,23 +24,6 @@ from pygen.stopping.criteria import EosTokenCriteria, MaxLengthCriteria, MaxTime
 _COMMON = ("input_ids", "logits_processor", "stopping_criteria", "generation_config")
 
 
-def borrowed(streamer: Any) -> Any:
-    """`streamer`, but that whoever gets it does not end it; None stays None."""
-    return None if streamer is None else _Borrowed(streamer)
-
-
-class _Borrowed:
-    def __init__(self, streamer: Any) -> None:
-        self._streamer = streamer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._streamer, name)
-
-    def end(self) -> None: ...
-
-    def fail(self, error: BaseException) -> None: ...
-
-
 def own_loop(
     loop: Any, model: Any, given: dict[str, Any], kwargs: dict[str, Any]
 ) -> Callable[[Call], Tensor | GenerateOutput]:

@@ -16,7 +16,7 @@ from pygen.models.sharding import with_root_weights
 from pygen.models.wrappers import inner
 from pygen.ops import DecodeState
 from pygen.outputs import GenerateOutput
-from pygen.plan.pipeline import Choice, Chooser
+from pygen.plan.pipeline import Choice, Chooser, bind_plan
 from pygen.plan.plan import make_plan
 
 
@@ -26,7 +26,7 @@ def generate_by_contrasting_layers(call: Call) -> Tensor | GenerateOutput:
 
     def bind(logits: Tensor, state: DecodeState) -> Chooser:
         contrasted = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-        return ContrastChooser(plan.bind(contrasted, state), call.adapter, head, layers)
+        return ContrastChooser(bind_plan(plan, contrasted, state), call.adapter, head, layers)
 
     return generate_step_by_step(call, plan, bind, hidden_states=True)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pygen.ops import DecodeState, RowStatus, TopLogprobs
 from pygen.ops._room import first_room, grown_room, widened
-from pygen.plan.plan import Choice
+from pygen.plan.pipeline import Choice
 
 StoppingCriterion = Callable[[Tensor, "tuple[Tensor, ...] | None"], "Tensor | bool"]
 

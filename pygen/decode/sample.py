@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +17,7 @@ from pygen.models.widths import embedded_ids
 from pygen.ops import DecodeState
 from pygen.ops._room import first_room
 from pygen.outputs import GenerateOutput, make_output
-from pygen.plan.pipeline import Chooser
+from pygen.plan.pipeline import Chooser, bind_plan, check_plan
 from pygen.plan.plan import Plan, make_plan, num_top_logprobs
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def generate_by_sampling(call: Call) -> Tensor | GenerateOutput:
         with slot.taken():
             return _generate_captured(call, plan, slot)
 
-    return generate_step_by_step(call, plan, plan.bind)
+    return generate_step_by_step(call, plan, functools.partial(bind_plan, plan))
 
 
 def generate_step_by_step(
@@ -135,7 +136,7 @@ def generate_tokens(
         pad_token_id=call.tokens.pad or 0,
         visible=_visible(plan, call),
     )
-    plan.check(state)
+    check_plan(plan, state)
     call.start(**start)
 
     recorder = Recorder(

@@ -15,6 +15,7 @@ import torch
 
 from pygen.backends import BackendError
 from pygen.graph.cuda_graph import CAPTURES, Capture, Launches, Part
+from pygen.graph.releasing import on_release
 from pygen.graph.static_beam import StaticBeam
 from pygen.graph.static_cache import StaticCache
 from pygen.graph.static_encoder import EncoderSize
@@ -167,3 +168,6 @@ def drop(model: Any) -> None:
     if slots and model.device.type == "cuda":
         slots.clear()
         torch.cuda.empty_cache()
+
+
+on_release(drop)

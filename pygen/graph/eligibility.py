@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +15,14 @@ from pygen.models.inputs import GrowingInputs
 from pygen.models.versions import given_cache_name
 from pygen.models.wrappers import inner
 from pygen.notices import log
+from pygen.ops import DISPATCHERS
+from pygen.plan.plan import Plan
 from pygen.plan.stages import Called
 
 if TYPE_CHECKING:
     from pygen.call.call import Call
     from pygen.graph.captures import Slot
     from pygen.graph.static_encoder import EncoderSize
-    from pygen.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ def _reason_of_plan(call: Call, plan: Plan) -> str | None:
                 return f"`{item.name}` ({item.label}) is a call of Python"
             return "the order of the processors needs more than one op"
     op = CAPTURED_MODES[call.mode]
-    dispatcher = importlib.import_module(f"pygen.ops.{op}")._dispatch
+    dispatcher = DISPATCHERS[op]
     backend, _ = dispatcher.choose(call.prompt.input_ids.device)
     if backend == "torch":
         return f"`{op}` in torch reads numbers on the host"

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 from typing import Any
+
+from pygen.models.wrappers import inner
+
+# `pygen.graph.captures` enters its function here when it is first imported, which takes transformers.
+_droppers: list[Callable[[Any], None]] = []
+
+
+def on_release(drop: Callable[[Any], None]) -> None:
+    """Makes `release` call drop(model)."""
+    _droppers.append(drop)
 
 
 def release(model: Any) -> None:
@@ -13,8 +23,5 @@ def release(model: Any) -> None:
     meanwhile ends as it would have, and the next captured call makes its own anew. Nothing happens where there is
     nothing to free.
     """
-    captures = sys.modules.get("pygen.graph.captures")
-    if captures is not None:
-        from pygen.models.wrappers import inner
-
-        captures.drop(inner(model))
+    for drop in _droppers:
+        drop(inner(model))

@@ -5,10 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from torch.nn.functional import pad
-
-from pygen.backends import BackendError
-from pygen.graph.static_cache import EncoderDecoderStaticCache, bucket
+from pygen.graph.static_cache import bucket
 from pygen.request.prompt import Prompt
 
 # Positions that hold no text in any call. A model may leave its mask away where nothing is hidden, and a capture keeps
@@ -36,23 +33,3 @@ def encoder_size(model: Any, prompt: Prompt) -> EncoderSize:
     if is_text and takes_mask and (mask is None or mask.shape == read.shape[:2]):
         return bucket(read.shape[1]) + _NEVER_VISIBLE
     return tuple(read.shape[1:])
-
-
-def fit_encoding(model_kwargs: dict[str, Any], cache: EncoderDecoderStaticCache) -> None:
-    """Pads the encoder's output with zeros that its mask hides, up to the positions that `cache` is for."""
-    encoded, mask = model_kwargs["encoder_outputs"], model_kwargs.get("attention_mask")
-    states = encoded.last_hidden_state
-    cache.encoder_length = states.shape[1]
-    if cache.encoder_positions is None:
-        return
-    if mask is None:
-        mask = states.new_ones(states.shape[:2], dtype=int)
-    if mask.shape != states.shape[:2]:
-        raise BackendError(
-            f"a captured step cannot run here: the encoder's output has shape {tuple(states.shape)}, "
-            f"`attention_mask` {tuple(mask.shape)}"
-        )
-    missing = cache.encoder_positions - states.shape[1]
-    model_kwargs["attention_mask"] = pad(mask, (0, missing))
-    padded = {**encoded, "last_hidden_state": pad(states, (0, 0, 0, missing))}
-    model_kwargs["encoder_outputs"] = type(encoded)(**padded)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pygen.config.config import GenerationConfig, GenerationMode
-from pygen.mixin import GenerationMixin, parameter_names
+from pygen.models.hooks import GenerationHooks, parameter_names
 from pygen.models.inputs import GrowingInputs, tail_logits
 from pygen.models.module import ModuleAdapter, unpack_outputs
 from pygen.models.versions import cache_parameter, given_cache, without_cache
@@ -44,9 +44,8 @@ class MixinAdapter(ModuleAdapter):
 
     def check(self, model_kwargs: dict[str, Any], generation_config: Any) -> None:
         name = type(self._hooks).__name__
-        if any(
-            base.__name__ == "GenerationMixin" and base is not GenerationMixin for base in type(self._hooks).__mro__
-        ):
+        mixins = [base for base in type(self._hooks).__mro__ if base.__name__ == "GenerationMixin"]
+        if not all(issubclass(mixin, GenerationHooks) for mixin in mixins):
             raise TypeError(
                 f"`model`={name} must not have two mixins; for a model of transformers there is pygen.patch()"
             )
@@ -85,7 +84,7 @@ class MixinAdapter(ModuleAdapter):
         )
 
     def _replaces(self, method: str) -> bool:
-        return getattr(type(self._hooks), method) is not getattr(GenerationMixin, method)
+        return getattr(type(self._hooks), method) is not getattr(GenerationHooks, method)
 
     def _expanded(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         _, expanded = self._hooks._expand_inputs_for_generation(

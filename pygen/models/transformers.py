@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pygen.config.config import GenerationConfig, GenerationMode
 from pygen.config.rules import STATIC_CACHES
-from pygen.graph.static_encoder import fit_encoding
 from pygen.models import cache as cache_verbs
 from pygen.models.cache_snapshot import can_copy
 from pygen.models.devices import input_device
+from pygen.models.encoding import fit_encoding
 from pygen.models.foreign_hooks import may_know_rows
 from pygen.models.growing_layer import cut_to_size, grow_in_place
 from pygen.models.hidden_states import HiddenStates

@@ -21,7 +21,9 @@ from typing import Any, TypeVar, cast
 from torch import nn
 
 from pygen.models.own_generate import unpatched
+from pygen.models.patches import put_generate
 from pygen.models.sharding import with_root_weights
+from pygen.streamers.borrowed import borrowed
 
 _turns: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 _choosing = threading.Lock()
@@ -99,9 +101,6 @@ def through_own_generate(function: Function) -> Function:
         base = base_of(wrapper)
         if base is None:
             return function(called(model), inputs, generation_config, **kwargs)
-        from pygen.decode.custom import borrowed
-        from pygen.patching import put_generate
-
         if kwargs.get("streamer") is not None:
             kwargs["streamer"] = borrowed(kwargs["streamer"])
         if generation_config is not None:

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pygen.backends import Dispatcher
 from pygen.ops._beam_state import BeamState
-from pygen.ops._outputs import BeamStepOutput, RowStatus, SampleOutput, TopLogprobs
+from pygen.ops._outputs import (
+    BeamOutput,
+    BeamStepOutput,
+    DraftOutput,
+    RowStatus,
+    SampleOutput,
+    TokenLogprobs,
+    TopLogprobs,
+)
 from pygen.ops._state import DecodeState
-from pygen.ops.beam_finalize import BeamOutput, beam_finalize
+from pygen.ops.beam_finalize import _dispatch as _beam_finalize
+from pygen.ops.beam_finalize import beam_finalize
 from pygen.ops.beam_step import PreparedBeamStep, beam_step, prepare_beam_step
+from pygen.ops.beam_step import _dispatch as _beam_step
 from pygen.ops.process_logits import PreparedProcessLogits, prepare_process_logits, process_logits
+from pygen.ops.process_logits import _dispatch as _process_logits
+from pygen.ops.reorder_cache import _dispatch as _reorder_cache
 from pygen.ops.reorder_cache import reorder_cache
 from pygen.ops.sample import PreparedSample, prepare_sample, sample
-from pygen.ops.token_logprobs import TokenLogprobs, token_logprobs
-from pygen.ops.verify_draft import DraftOutput, verify_draft
+from pygen.ops.sample import _dispatch as _sample
+from pygen.ops.token_logprobs import _dispatch as _token_logprobs
+from pygen.ops.token_logprobs import token_logprobs
+from pygen.ops.verify_draft import _dispatch as _verify_draft
+from pygen.ops.verify_draft import verify_draft
 
 __all__ = [
     "BeamOutput",
@@ -37,3 +55,7 @@ __all__ = [
     "token_logprobs",
     "verify_draft",
 ]
+
+_TABLES = (_beam_finalize, _beam_step, _process_logits, _reorder_cache, _sample, _token_logprobs, _verify_draft)
+# The table of backends of every op, by its name.
+DISPATCHERS: dict[str, Dispatcher[Any]] = {table.op: table for table in _TABLES}

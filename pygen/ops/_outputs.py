@@ -1,4 +1,4 @@
-"""What `sample` returns: its shape, room for it, and its pointers."""
+"""What the ops return, and for `sample` and `beam_step` also empty results, checks of `out=` and pointers."""
 
 from __future__ import annotations
 
@@ -47,6 +47,30 @@ class BeamStepOutput(NamedTuple):
     token_ids: Tensor  # (rows,) int64, the token that each row feeds to the model next
     source_rows: Tensor  # (rows,) int64, the row whose generated positions each row takes over; its own: none
     shared: Tensor  # (rows,) int64, how many of those positions the two have in common already
+    status: Tensor  # (rows,) int32, values of `RowStatus`
+
+
+class BeamOutput(NamedTuple):
+    """The best hypotheses of every prompt, best first, those of a prompt side by side."""
+
+    sequences: Tensor  # (batch_size * num_return_sequences, prompt_length + longest) int64, prompt first
+    sequences_scores: Tensor  # (batch_size * num_return_sequences,) float32, normalised by length
+    beam_indices: Tensor  # (batch_size * num_return_sequences, longest) int32, the flat beam that each token grew from
+
+
+class TokenLogprobs(NamedTuple):
+    """Log-probabilities of the tokens asked for, and of the n best where `top=n` asked for them."""
+
+    logprobs: Tensor  # float32, of the shape of token_ids
+    top_logprobs: TopLogprobs | None  # (rows, top)
+    status: Tensor  # (rows,) int32, values of `RowStatus`
+
+
+class DraftOutput(NamedTuple):
+    """Row r goes on with its first `accepted_lengths[r]` drafts and then `token_ids[r]`."""
+
+    accepted_lengths: Tensor  # (rows,) int64
+    token_ids: Tensor  # (rows,) int64, in [0, vocab_size)
     status: Tensor  # (rows,) int32, values of `RowStatus`
 
 

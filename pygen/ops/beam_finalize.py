@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,14 +12,7 @@ from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
 from pygen.ops._beam_state import BeamState
 from pygen.ops._beam_state_checks import check_beam_state, check_is_beam_state
-
-
-class BeamOutput(NamedTuple):
-    """The best hypotheses of every prompt, best first, those of a prompt side by side."""
-
-    sequences: Tensor  # (batch_size * num_return_sequences, prompt_length + longest) int64, prompt first
-    sequences_scores: Tensor  # (batch_size * num_return_sequences,) float32, normalised by length
-    beam_indices: Tensor  # (batch_size * num_return_sequences, longest) int32, the flat beam that each token grew from
+from pygen.ops._outputs import BeamOutput
 
 
 def beam_finalize(state: BeamState, num_return_sequences: int = 1, *, backend: str = "auto") -> BeamOutput:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,17 +11,9 @@ from torch import Tensor
 from pygen.backends import Dispatcher
 from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
-from pygen.ops._outputs import TopLogprobs
+from pygen.ops._outputs import TokenLogprobs, TopLogprobs
 from pygen.ops._plans import Plans
 from pygen.ops._shaping import DTYPE_CODES
-
-
-class TokenLogprobs(NamedTuple):
-    """Log-probabilities of the tokens asked for, and of the n best where `top=n` asked for them."""
-
-    logprobs: Tensor  # float32, of the shape of token_ids
-    top_logprobs: TopLogprobs | None  # (rows, top)
-    status: Tensor  # (rows,) int32, values of `RowStatus`
 
 
 def token_logprobs(

@@ -16,17 +16,10 @@ from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
 from pygen.ops._checks import Like
 from pygen.ops._noise import Noise, check_noise
+from pygen.ops._outputs import DraftOutput
 from pygen.ops._plans import Plans
 from pygen.ops._shaping import DTYPE_CODES, BoolKnob, FloatKnob, IntKnob, greedy_is_zero
 from pygen.rng import seed_given_back
-
-
-class DraftOutput(NamedTuple):
-    """Row r goes on with its first `accepted_lengths[r]` drafts and then `token_ids[r]`."""
-
-    accepted_lengths: Tensor  # (rows,) int64
-    token_ids: Tensor  # (rows,) int64, in [0, vocab_size)
-    status: Tensor  # (rows,) int32, values of `RowStatus`
 
 
 def verify_draft(

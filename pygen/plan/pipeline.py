@@ -155,6 +155,16 @@ class SamplePipeline(Pipeline):
         return Choice(self.choose(scores, step=step), kept)
 
 
+def bind_plan(plan: Plan, logits: Tensor, state: DecodeState) -> Chooser:
+    """Prepares the ops for `state`; `logits` is an example of what will come, against which all is checked."""
+    return SamplePipeline(plan, logits, state)
+
+
+def check_plan(plan: Plan, state: DecodeState) -> None:
+    """Checks everything but the vocabulary, before there are logits: ValueError and TypeError of the ops."""
+    check_knobs(plan, SampleBinding(plan, state), state.rows, state.token_ids.device)
+
+
 def bind_ops(plan: Plan, logits: Tensor, binding: Binding, max_steps: int) -> dict[int, Any]:
     """The prepared ops of `max_steps` steps, by the first step of the segment that each is for; for plans whose steps
     are one op each."""

@@ -11,14 +11,11 @@ from torch import Tensor
 
 from pygen.config.config import GenerationConfig
 from pygen.plan.order import PENALTIES, WARPERS, ordered_items
-from pygen.plan.pipeline import Choice as Choice
-from pygen.plan.pipeline import Chooser, SampleBinding, SamplePipeline, check_knobs
 from pygen.plan.stages import Called, Item, Knobs, Segment, segments_of
 from pygen.processors.base import skips_hidden
 
 if TYPE_CHECKING:
     from pygen.call.call import Call
-    from pygen.ops import DecodeState
 
 _INTEGER_KNOBS = ("top_k", "no_repeat_ngram_size")
 
@@ -74,14 +71,6 @@ class Plan:
         """Why the processors that are called are in no op, a sentence each."""
         return tuple(f"`{item.name}` ({item.label}): {item.why}" for item in self.items if not item.knobs)
 
-    def check(self, state: DecodeState) -> None:
-        """Checks everything but the vocabulary, before there are logits: ValueError and TypeError of the ops."""
-        check_knobs(self, SampleBinding(self, state), state.rows, state.token_ids.device)
-
-    def bind(self, logits: Tensor, state: DecodeState) -> Chooser:
-        """Prepares the ops for `state`; `logits` is an example of what will come, against which all is checked."""
-        return SamplePipeline(self, logits, state)
-
     def finish(self, scores: Tensor) -> Tensor:
         """A copy of processed scores as they are returned to the caller."""
         return torch.log_softmax(scores, dim=-1) if self.renormalize else scores.clone()
@@ -89,7 +78,7 @@ class Plan:
 
 def make_plan(call: Call) -> Plan:
     """What a call asks for. ValueError and TypeError for settings and processors; what depends on tensors is checked by
-    `Plan.check` and `Plan.bind`. With beams `noise` is empty: it belongs to the search."""
+    `pipeline.check_plan` and `pipeline.bind_plan`. With beams `noise` is empty: it belongs to the search."""
     config = call.config
 
     def per_row(name: str, value: Any) -> Any:

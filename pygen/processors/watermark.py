@@ -381,3 +381,7 @@ class SynthIDTextWatermarkLogitsProcessor(LogitsProcessor):
         q = `coinflip_prob` is the share of ones in the sampling table.
         """
         return coinflip_prob + coinflip_prob * (1 - coinflip_prob) * (1 - (1 / vocab_size))
+
+
+WatermarkingConfig._processor_class = WatermarkLogitsProcessor
+SynthIDTextWatermarkingConfig._processor_class = SynthIDTextWatermarkLogitsProcessor

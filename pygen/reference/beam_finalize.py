@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pygen.ops.beam_finalize import BeamOutput
+from pygen.ops._outputs import BeamOutput
 
 if TYPE_CHECKING:
     from pygen.ops._beam_state import BeamState

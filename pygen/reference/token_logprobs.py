@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pygen.ops._outputs import RowStatus
-from pygen.ops.token_logprobs import TokenLogprobs
+from pygen.ops._outputs import RowStatus, TokenLogprobs
 from pygen.reference.sample import best_of
 
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from pygen import rng as noise_sources
-from pygen.ops._outputs import RowStatus
-from pygen.ops.verify_draft import DraftOutput
+from pygen.ops._outputs import DraftOutput, RowStatus
 from pygen.reference.process_logits import IntKnob, Knob, fitting_temperature, row_status
 from pygen.reference.sample import race_winners, seeds_and_steps
 

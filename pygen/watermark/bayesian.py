@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pygen.config.files import find_config_file, json_text, read_settings
 from pygen.config.rules import Rule, integer, number, shown
 from pygen.config.watermark import SynthIDTextWatermarkingConfig, watermarking_config_from
-from pygen.model_output import ModelOutput
+from pygen.outputs import ModelOutput
 from pygen.processors._checks import checked
 
 CONFIG_NAME = "config.json"

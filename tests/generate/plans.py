@@ -11,6 +11,7 @@ from pygen import processors as built
 from pygen.call.call import Call
 from pygen.config.config import GenerationMode
 from pygen.ops import DecodeState
+from pygen.plan.pipeline import bind_plan, check_plan
 from pygen.plan.plan import Plan, make_plan
 from pygen.request.prompt import Prompt
 from pygen.request.settings import resolve_lengths, resolve_settings, resolve_special_tokens
@@ -61,9 +62,9 @@ def run_plan(call: Call, logits_of_steps: list[Tensor], seed: int) -> tuple[Tens
     """Tokens (rows, prompt_length + steps), the scores of every step, and the plan."""
     plan = make_plan(call)
     state = make_state(call, plan)
-    plan.check(state)
+    check_plan(plan, state)
     torch.manual_seed(seed)
-    choose = plan.bind(logits_of_steps[0], state)
+    choose = bind_plan(plan, logits_of_steps[0], state)
     scores = []
     for step, logits in enumerate(logits_of_steps):
         kept = choose(logits, step).scores

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pygen.decode.custom import borrowed
 from pygen.generate import generate
+from pygen.streamers.borrowed import borrowed
 from pygen.streamers.text import BaseStreamer
 from tests.generate.against_transformers import assert_both_same
 from tests.generate.models import FAMILIES, cached_model, counting_table, encoder_decoder, hf_model

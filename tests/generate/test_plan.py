@@ -13,6 +13,7 @@ from torch import Tensor
 from pygen import processors as built
 from pygen.config.config import WatermarkingConfig
 from pygen.generate import generate
+from pygen.plan.pipeline import bind_plan, check_plan
 from pygen.plan.plan import make_plan
 from tests.generate.models import FAMILIES, cached_model, counting_table, hf_model
 from tests.generate.plans import make_call, make_state
@@ -258,9 +259,9 @@ def test_ids_outside_the_vocabulary(settings: dict[str, Any], message: str) -> N
     call = make_call(IDS, **settings)
     plan = make_plan(call)
     state = make_state(call, plan)
-    plan.check(state)
+    check_plan(plan, state)
     with pytest.raises(ValueError) as refused:
-        plan.bind(torch.zeros(2, 10), state)
+        bind_plan(plan, torch.zeros(2, 10), state)
     assert str(refused.value) == message
 
 

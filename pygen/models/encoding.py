@@ -1,0 +1,38 @@
+"""The output of an encoder, padded for a captured step that reads a fixed number of positions."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch.nn.functional import pad
+
+from pygen.backends import BackendError
+
+
+class PaddedEncoding(Protocol):
+    """A static cache of an encoder-decoder model. encoder_length: positions of the running call that are no padding."""
+
+    encoder_length: int
+
+    @property
+    def encoder_positions(self) -> int | None: ...
+
+
+def fit_encoding(model_kwargs: dict[str, Any], cache: PaddedEncoding) -> None:
+    """Pads the encoder's output with zeros that its mask hides, up to the positions that `cache` is for."""
+    encoded, mask = model_kwargs["encoder_outputs"], model_kwargs.get("attention_mask")
+    states = encoded.last_hidden_state
+    cache.encoder_length = states.shape[1]
+    if cache.encoder_positions is None:
+        return
+    if mask is None:
+        mask = states.new_ones(states.shape[:2], dtype=int)
+    if mask.shape != states.shape[:2]:
+        raise BackendError(
+            f"a captured step cannot run here: the encoder's output has shape {tuple(states.shape)}, "
+            f"`attention_mask` {tuple(mask.shape)}"
+        )
+    missing = cache.encoder_positions - states.shape[1]
+    model_kwargs["attention_mask"] = pad(mask, (0, missing))
+    padded = {**encoded, "last_hidden_state": pad(states, (0, 0, 0, missing))}
+    model_kwargs["encoder_outputs"] = type(encoded)(**padded)
