@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from pygen.backends import BackendError
+from tests.shadow import readings
 from tests.shadow.architectures import ARCHITECTURES, texts, tiny_model
 from tests.shadow.compare import EVERYTHING, by_pygen, by_transformers, differences
 
@@ -98,8 +99,7 @@ def test_shadow(name: str, mode: str, number: int) -> None:
     theirs = by_transformers(model, *args, **kwargs)
     ours = by_pygen(model, *args, **kwargs)
     if isinstance(theirs, Exception) and isinstance(ours, Exception):
-        # What pygen says by itself, or the model's own error.
-        assert isinstance(ours, REFUSALS) or type(ours) is type(theirs), ours
+        assert_own_refusal_or_models_error(ours, theirs, model, args, kwargs)
     elif isinstance(ours, Exception):
         assert mode in row.refused, ours
         assert isinstance(ours, REFUSALS) and row.refused[mode] in str(ours)
@@ -116,7 +116,7 @@ def test_shadow(name: str, mode: str, number: int) -> None:
         found = differences(ours, theirs, ignored)
         own = mode in row.own or (mode in row.own_lately and transformers.__version__ != "5.6.1")
         if found and not own and mode in DRAFTED:
-            assert_drafts_of_two_texts(ours, model, mode, args, kwargs, found)
+            assert_read_as_drafts(ours, model, args, kwargs, found)
         elif found:
             assert own, found
             assert_right(ours, model, mode, args, kwargs)
@@ -129,22 +129,79 @@ def without_drafts(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in drafts}
 
 
-def assert_drafts_of_two_texts(
-    ours: Any, model: Any, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any], found: list[str]
+def assert_own_refusal_or_models_error(
+    ours: Exception, theirs: Exception, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """Some models read one token with a cache otherwise than a text at once: what drafts read is one of the two."""
-    plain = without_drafts(kwargs)
-    cached, whole = by_pygen(model, *args, **plain), by_pygen(model, *args, **plain, use_cache=False)
-    shared = zip(cached.logits, whole.logits, strict=False)
-    assert max(float((one - other).abs().max()) for one, other in shared) > 0.1, found
-    assert any(ours.sequences.equal(text.sequences) for text in (cached, whole)), found
+    """What pygen says by itself, or the model's error: that of transformers' call, or of one without copies, since
+    pygen reads a prompt once for all of them."""
+    if not isinstance(ours, REFUSALS) and type(ours) is not type(theirs):
+        alone = by_transformers(model, *args, **kwargs | {"num_beams": 1, "num_return_sequences": 1})
+        assert repr(ours) == repr(alone)
+
+
+def reader_of(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], **options: Any) -> readings.Reader:
+    """Reads the texts of a call that hands over ids and masks alone."""
+    handed = {name for name in kwargs if name.endswith(("_ids", "_mask", "_values", "_features", "embeds"))}
+    assert handed <= {"input_ids", "attention_mask", "decoder_input_ids"}
+    mask = kwargs.get("attention_mask")
+    if not model.config.is_encoder_decoder:
+        return readings.Reader(model, mask, **options)
+    inputs = {"input_ids": args[0] if args else kwargs["input_ids"], "attention_mask": mask}
+    return readings.Reader(model, encoder_inputs={k: v for k, v in inputs.items() if v is not None}, **options)
+
+
+def assert_read_as_drafts(
+    ours: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: list[str]
+) -> None:
+    """What a model makes of drafts that it reads otherwise at once than one by one.
+
+    Its logits have to be those of transformers' forwards over the very pieces that pygen hands to it, and the tokens
+    their best. Drafts get a cache of full layers in both libraries. Where the model reads alike, nothing but the same
+    result will do.
+    """
+    begin = ours.sequences.shape[1] - len(ours.logits)
+    assert not reader_of(model, args, kwargs).reads_alike(ours.sequences[:, :-1], begin), found
+    with readings.recorded(model) as pieces:
+        again = by_pygen(model, *args, **kwargs)
+    assert again.sequences.equal(ours.sequences)
+    text, expected = ours.sequences, {}
+    reader = reader_of(model, args, kwargs, window=False)
+    for piece, outputs in zip(pieces, reader.read(pieces), strict=True):
+        for i in range(piece.token_ids.shape[1]):
+            end = piece.start + i + 1
+            if piece.token_ids[:, : i + 1].equal(text[:, piece.start : end]):
+                expected[end] = outputs.logits[:, i - piece.token_ids.shape[1]]
+    logits, columns = torch.stack(again.logits, dim=1), range(begin, text.shape[1])
+    torch.testing.assert_close(logits, torch.stack([expected[i] for i in columns], dim=1), atol=1e-3, rtol=1e-3)
+    assert torch.stack(again.scores, dim=1).argmax(-1).equal(text[:, begin:])
 
 
 def assert_right(ours: Any, model: Any, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """The text of a call without drafts, or else without a cache, which embeddings always get."""
-    kwargs = without_drafts(kwargs)
-    if "inputs_embeds" in kwargs and not model.config.is_encoder_decoder:
-        kwargs["input_ids"] = texts(model.config, len(kwargs.pop("inputs_embeds")))["input_ids"]
-    expected = by_pygen(model, *args, **kwargs | ({} if mode in DRAFTED else {"use_cache": False}))
+    plain = without_drafts(kwargs)
+    if "inputs_embeds" in plain and not model.config.is_encoder_decoder:
+        plain["input_ids"] = texts(model.config, len(plain.pop("inputs_embeds")))["input_ids"]
+    expected = by_pygen(model, *args, **plain | ({} if mode in DRAFTED else {"use_cache": False}))
+    if same_texts(ours, expected):
+        return
+    if mode in DRAFTED:
+        assert_read_as_drafts(ours, model, args, kwargs, ["another text than without drafts"])
+    else:
+        assert_read_by_token(ours, model, args, plain)
+
+
+def same_texts(ours: Any, expected: Any) -> bool:
     ours, expected = getattr(ours, "sequences", ours), getattr(expected, "sequences", expected)
-    assert torch.equal(ours, expected[:, -ours.shape[1] :])
+    return torch.equal(ours, expected[:, -ours.shape[1] :])
+
+
+def assert_read_by_token(ours: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """What transformers' own search finds where the model, which reads otherwise with a cache than without one, gives
+    it the logits of each text as with a cache."""
+    reader, begin = reader_of(model, args, kwargs), (args[0] if args else kwargs["input_ids"]).shape[1]
+    best = ours.sequences[:: kwargs.get("num_return_sequences", 1)]
+    assert not reader.reads_alike(best[:, :-1], begin)
+    with reader.by_token(begin):
+        expected = by_transformers(model, *args, **kwargs | {"use_cache": False})
+    assert same_texts(ours, expected)
+    torch.testing.assert_close(ours.sequences_scores, expected.sequences_scores, atol=1e-3, rtol=1e-3)
