@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from pygen.backends import BackendError
+from pygen.call.arguments import Arguments
 from pygen.call.call import Call
 from pygen.config.config import GenerationMode
 from pygen.config.rules import EXTENSION_RULES, RULES, SAMPLING_ONLY, STATIC_CACHES, shown
 from pygen.generate import LOOPS, generate, prepare_call
-from pygen.graph.eligibility import CAPTURED_MODES, choose_runtime
+from pygen.graph.eligibility import CAPTURED_MODES, check_runtime, choose_runtime
 from pygen.models.module import ModuleAdapter
 from pygen.models.versions import cache_parameter, given_cache
 from pygen.notices import collected
@@ -135,13 +136,11 @@ def explain(model: Any, *args: Any, **kwargs: Any) -> Explanation:
     The model does not run, the generator is not advanced, a streamer gets nothing.
     """
     bound = inspect.signature(generate).bind(model, *args, **kwargs)
-    bound.apply_defaults()
-    arguments = bound.arguments
-    settings = arguments.pop("kwargs")
-    if arguments.pop("custom_generate") is not None:
+    arguments = Arguments(**bound.arguments)
+    if arguments.custom_generate is not None:
         raise NotImplementedError("`custom_generate`: what code of one's own does cannot be explained")
     with collected() as notes, torch.no_grad():
-        call = prepare_call(arguments.pop("model"), kwargs=settings, **arguments)
+        call = prepare_call(dataclasses.replace(arguments, runtime=check_runtime(arguments.runtime)))
         groups = call.config.num_beam_groups or 1
         plan = make_plan(dataclasses.replace(call, num_copies=call.num_copies // groups) if groups > 1 else call)
         runtime = choose_runtime(call, plan if call.mode in CAPTURED_MODES else None)

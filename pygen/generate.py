@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from pygen.call.arguments import Arguments
 from pygen.call.call import Call
 from pygen.call.healing import heal
 from pygen.call.memory import named_sizes
@@ -160,34 +161,10 @@ def generate(
     Penalties and n-gram bans do not see prompt positions that `attention_mask` hides.
     """
     trust_remote_code = kwargs.pop("trust_remote_code", None)
-    if isinstance(custom_generate, str):
-        beyond: dict[str, Any] = {"generator": generator, "cancel": cancel, "progress": progress}
-        beyond["runtime"] = None if check_runtime(runtime) == "auto" else runtime
-        result: Tensor | GenerateOutput = load_custom_generate(custom_generate, trust_remote_code)(
-            model=model,
-            inputs=inputs,
-            generation_config=generation_config,
-            logits_processor=logits_processor,
-            stopping_criteria=stopping_criteria,
-            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
-            synced_gpus=synced_gpus,
-            assistant_model=assistant_model,
-            streamer=borrowed(streamer),
-            negative_prompt_ids=negative_prompt_ids,
-            negative_prompt_attention_mask=negative_prompt_attention_mask,
-            **{name: value for name, value in beyond.items() if value},
-            **kwargs,
-        )
-        return result
-    loop = None
-    if custom_generate is not None:
-        given = {"streamer": borrowed(streamer), "synced_gpus": synced_gpus, "assistant_model": assistant_model}
-        loop, synced_gpus = own_loop(custom_generate, model, given, kwargs), False
-    call = prepare_call(
-        model,
-        inputs,
-        generation_config,
-        kwargs,
+    arguments = Arguments(
+        model=model,
+        inputs=inputs,
+        generation_config=generation_config,
         logits_processor=logits_processor,
         stopping_criteria=stopping_criteria,
         prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
@@ -196,12 +173,23 @@ def generate(
         streamer=streamer,
         negative_prompt_ids=negative_prompt_ids,
         negative_prompt_attention_mask=negative_prompt_attention_mask,
+        custom_generate=custom_generate,
         generator=generator,
         cancel=cancel,
         progress=progress,
-        runtime=runtime,
-        any_search=loop is not None,
+        runtime=check_runtime(runtime),
+        kwargs=kwargs,
     )
+    if isinstance(custom_generate, str):
+        custom = load_custom_generate(custom_generate, trust_remote_code)
+        result: Tensor | GenerateOutput = custom(**arguments.for_custom_code(borrowed(streamer)))
+        return result
+    loop = None
+    if custom_generate is not None:
+        given = {"streamer": borrowed(streamer), "synced_gpus": synced_gpus, "assistant_model": assistant_model}
+        loop = own_loop(custom_generate, model, given, kwargs)
+        arguments = dataclasses.replace(arguments, synced_gpus=False)
+    call = prepare_call(arguments, any_search=loop is not None)
     with named_sizes(call):
         return _run(call, model, loop)
 
@@ -222,54 +210,35 @@ def _run(call: Call, model: Any, loop: Callable[[Call], Any] | None) -> Tensor |
             call.adapter.close()
 
 
-def prepare_call(
-    model: Any,
-    inputs: Any,
-    generation_config: Any,
-    kwargs: dict[str, Any],
-    *,
-    logits_processor: Any,
-    stopping_criteria: Any,
-    prefix_allowed_tokens_fn: Any,
-    synced_gpus: bool | None,
-    assistant_model: Any,
-    streamer: Any,
-    negative_prompt_ids: Any,
-    negative_prompt_attention_mask: Any,
-    generator: torch.Generator | None,
-    cancel: threading.Event | None,
-    progress: bool,
-    runtime: str,
-    any_search: bool = False,
-) -> Call:
-    """The arguments of `generate`, checked and resolved, as far as that goes without running the model.
+def prepare_call(arguments: Arguments, *, any_search: bool = False) -> Call:
+    """Checks and resolves the arguments of `generate`, as far as that goes without running the model.
 
     any_search: settings may ask for a search that pygen does not have.
     """
-    kwargs = dict(kwargs)
+    kwargs = dict(arguments.kwargs)
     tokenizer = kwargs.pop("tokenizer", None)
     assistant_tokenizer = kwargs.pop("assistant_tokenizer", None)
 
-    synced_gpus = resolve_synced_gpus(synced_gpus, model)
-    model = called(model)
+    synced_gpus = resolve_synced_gpus(arguments.synced_gpus, arguments.model)
+    model = called(arguments.model)
     adapter = adapt(model)
-    settings = resolve_settings(adapter.generation_config, generation_config, kwargs)
+    settings = resolve_settings(adapter.generation_config, arguments.generation_config, kwargs)
     config = settings.config
     if not any_search:
         refuse_unavailable(config)
-        refuse_mixed_searches(config, assistant_model)
+        refuse_mixed_searches(config, arguments.assistant_model)
     if synced_gpus and config.guidance_scale not in (None, 1):
         raise NotImplementedError("`guidance_scale` runs forwards that `synced_gpus`=True cannot keep in step")
     if synced_gpus and config.dola_layers is not None:
         raise NotImplementedError(
             "`dola_layers` reads the head by itself, which `synced_gpus`=True cannot keep in step"
         )
-    mode = config.get_generation_mode(assistant_model)
+    mode = config.get_generation_mode(arguments.assistant_model)
     advise(settings, mode)
     tokens = resolve_special_tokens(config)
 
-    adapter.check(settings.model_kwargs, generation_config)
-    prompt = adapter.prompt(inputs, settings.model_kwargs, config, tokens)
+    adapter.check(settings.model_kwargs, arguments.generation_config)
+    prompt = adapter.prompt(arguments.inputs, settings.model_kwargs, config, tokens)
     lengths = resolve_lengths(
         settings,
         prompt.input_ids.shape[1],
@@ -281,7 +250,7 @@ def prepare_call(
     more = 1 if mode is GenerationMode.CONTRASTIVE_SEARCH and not any_search else 0
     lengths = within_positions(lengths, adapter.room_for(prompt, lengths.max_new_tokens + more) - more, model)
     stopping = build_criteria(
-        stopping_criteria,
+        arguments.stopping_criteria,
         config,
         prompt_length=prompt.input_ids.shape[1],
         max_new_tokens=lengths.max_new_tokens,
@@ -289,12 +258,19 @@ def prepare_call(
         pad_token_id=tokens.pad,
         tokenizer=tokenizer,
     )
+    prefix_allowed_tokens_fn = arguments.prefix_allowed_tokens_fn
     if prefix_allowed_tokens_fn is not None:
         ends = [token_id for token_id in tokens.eos or () if token_id >= 0]
         prefix_allowed_tokens_fn = EndingPrefix(prefix_allowed_tokens_fn, ends, tokens.pad)
         if not ends:
             stopping = dataclasses.replace(stopping, criteria=(*stopping.criteria, prefix_allowed_tokens_fn.ends))
+    resolved = {
+        "model": model,
+        "prefix_allowed_tokens_fn": prefix_allowed_tokens_fn,
+        "synced_gpus": synced_gpus,
+    }
     return Call(
+        **{**vars(arguments), **resolved},
         adapter=adapter,
         settings=settings,
         mode=mode,
@@ -302,21 +278,9 @@ def prepare_call(
         prompt=prompt,
         lengths=dataclasses.replace(lengths, max_new_tokens=stopping.max_new_tokens),
         num_copies=max(config.num_beams or 1, config.num_return_sequences or 1),
-        model=model,
-        logits_processor=logits_processor,
-        prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
-        negative_prompt_ids=negative_prompt_ids,
-        negative_prompt_attention_mask=negative_prompt_attention_mask,
         stopping=stopping,
-        streamer=streamer,
         tokenizer=tokenizer,
-        generator=generator,
-        cancel=cancel,
-        progress=progress,
-        assistant_model=assistant_model,
         assistant_tokenizer=assistant_tokenizer,
-        synced_gpus=synced_gpus,
-        runtime=check_runtime(runtime),
     )
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from pygen.call.arguments import Arguments
 from pygen.config.config import GenerationConfig, GenerationMode
 from pygen.models.adapter import ModelAdapter
 from pygen.request.prompt import Prompt
@@ -16,14 +14,14 @@ from pygen.request.settings import Lengths, Settings, SpecialTokens
 from pygen.stopping.criteria import Stopping
 
 
-@dataclass(frozen=True)
-class Call:
+@dataclass(frozen=True, kw_only=True)
+class Call(Arguments):
     """Settings, inputs and lengths of a call, all checked; nothing has run yet, and `adapter.start` is the first to.
 
+    The arguments are as they were passed, but for `model`, the part whose forward runs; `prefix_allowed_tokens_fn`,
+    which ends a row that it allows nothing; and `synced_gpus`, which is resolved.
+
     num_copies: rows per prompt, the copies side by side.
-    model, logits_processor, prefix_allowed_tokens_fn, negative_prompt_ids, negative_prompt_attention_mask, streamer,
-    generator, cancel, progress, tokenizer, assistant_model, assistant_tokenizer, runtime: as they were passed to
-    `generate`.
     """
 
     adapter: ModelAdapter
@@ -33,21 +31,9 @@ class Call:
     prompt: Prompt
     lengths: Lengths
     num_copies: int
-    model: Any
-    logits_processor: Any
-    prefix_allowed_tokens_fn: Any
-    negative_prompt_ids: Any
-    negative_prompt_attention_mask: Any
     stopping: Stopping
-    streamer: Any
-    tokenizer: Any
-    generator: torch.Generator | None
-    cancel: threading.Event | None
-    progress: bool
-    assistant_model: Any = None
+    tokenizer: Any = None
     assistant_tokenizer: Any = None
-    synced_gpus: bool = False
-    runtime: str = "auto"
 
     @property
     def config(self) -> GenerationConfig:

@@ -186,15 +186,7 @@ def call_of_arguments(
         num_copies=1,
         model=assistant_model,
         logits_processor=None if logits_processor is None else list(logits_processor),
-        prefix_allowed_tokens_fn=None,
-        negative_prompt_ids=None,
-        negative_prompt_attention_mask=None,
         stopping=Stopping(max_new_tokens, tokens.eos, None, (), False),
-        streamer=None,
-        tokenizer=None,
-        generator=None,
-        cancel=None,
-        progress=False,
     )
 
 

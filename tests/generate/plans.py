@@ -38,11 +38,6 @@ def make_call(
         lengths=resolve_lengths(settings, input_ids.shape[1], None),
         num_copies=max(settings.config.num_beams or 1, settings.config.num_return_sequences or 1),
         stopping=nothing,
-        negative_prompt_attention_mask=None,
-        streamer=None,
-        tokenizer=None,
-        cancel=None,
-        progress=False,
         **arguments,
     )
 
