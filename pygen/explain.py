@@ -14,7 +14,7 @@ from pygen.backends import BackendError
 from pygen.call.arguments import Arguments
 from pygen.call.call import Call
 from pygen.config.config import GenerationMode
-from pygen.config.rules import EXTENSION_RULES, RULES, SAMPLING_ONLY, STATIC_CACHES, shown
+from pygen.config.rules import EXTENSION_RULES, RULES, SAMPLING_ONLY, STATIC_CACHES
 from pygen.generate import LOOPS, generate, prepare_call
 from pygen.graph.eligibility import CAPTURED_MODES, check_runtime, choose_runtime
 from pygen.models.module import ModuleAdapter
@@ -23,6 +23,7 @@ from pygen.notices import collected
 from pygen.ops import DISPATCHERS
 from pygen.plan.plan import Plan, make_plan
 from pygen.plan.stages import Fused
+from pygen.rules import shown
 
 _BEAM_ONLY = ("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty")
 _ASSISTED_ONLY = (

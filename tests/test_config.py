@@ -17,7 +17,7 @@ import transformers
 from transformers import GenerationConfig as TheirConfig
 from transformers.generation import configuration_utils as theirs
 
-from pygen import config as ours
+from pygen.config import config as ours
 from pygen.config.config import (
     DEFAULTS,
     CompileConfig,

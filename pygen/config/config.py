@@ -15,12 +15,11 @@ from pygen.config.rules import (
     METADATA_RULES,
     RULES,
     check_settings,
-    plain,
-    shown,
 )
 from pygen.config.types import CompileConfig, GenerationMode, normalised
 from pygen.config.watermark import BaseWatermarkingConfig, SynthIDTextWatermarkingConfig, WatermarkingConfig
 from pygen.notices import log
+from pygen.rules import plain, shown
 
 __all__ = [
     "DEFAULTS",

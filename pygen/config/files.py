@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from pygen.config.rules import METADATA_RULES, RULES, check_settings, plain, shown
+from pygen.config.rules import METADATA_RULES, RULES, check_settings
 from pygen.config.types import normalised
+from pygen.rules import plain, shown
 
 logger = logging.getLogger("pygen.config")
 

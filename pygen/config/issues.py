@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pygen.config.rules import SAMPLING_ONLY, STATIC_CACHES, plain
+from pygen.config.rules import SAMPLING_ONLY, STATIC_CACHES
+from pygen.rules import plain
 
 
 def minor_issues(config: Any, chosen: set[str]) -> dict[str, str]:

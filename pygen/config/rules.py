@@ -1,14 +1,25 @@
-"""What every setting of a `GenerationConfig` may hold: one table, used alike for objects and for files."""
+"""What every setting of a `GenerationConfig` may hold: one table for objects and files alike."""
 
 from __future__ import annotations
 
-import itertools
-import math
-import numbers
-import reprlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
+
+from pygen import knobs
+from pygen.rules import (
+    Rule,
+    instance_of_named,
+    integer,
+    is_id_lists,
+    is_ids,
+    is_integer,
+    is_integral,
+    is_number,
+    number,
+    one_of,
+    plain,
+    shown,
+)
 
 CACHE_IMPLEMENTATIONS = (
     "static",
@@ -36,128 +47,21 @@ GENERATE_ARGUMENTS = (
     "negative_prompt_ids",
     "negative_prompt_attention_mask",
 )
-_INT64_LIMIT = 2**63
-
-_repr = reprlib.Repr()
-_repr.maxstring = _repr.maxother = _repr.maxlong = 80
-
-
-@dataclass(frozen=True)
-class Rule:
-    """`accepts(value)` decides, `allowed` says it in words; `per_row` also allows one such value per row, in code."""
-
-    allowed: str
-    accepts: Callable[[Any], bool]
-    per_row: bool = False
-
-    def problem(self, name: str, value: Any, *, in_file: bool = False) -> str | None:
-        """The message for a refused value, or None. `None` is always allowed: it means unset."""
-        value = plain(value)
-        if value is None or self.accepts(value):
-            return None
-        allowed = self.allowed
-        if self.per_row and not in_file:
-            if isinstance(value, (list, tuple)) and value and all(map(self.accepts, value)):
-                return None
-            allowed += ", or a sequence of them, one per row"
-        return f"`{name}` must be {allowed}, got {shown(value)}"
-
-
-def shown(value: Any) -> str:
-    """`repr`, cut to a length that fits an error message."""
-    try:
-        return _repr.repr(value)
-    except ValueError:  # an int with more digits than Python will print
-        return f"{type(value).__name__} too large to print"
-
-
-def plain(value: Any) -> Any:
-    """A tensor, array or array scalar as Python numbers (a tensor on a GPU is read, once); anything else unchanged."""
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def _is_number(value: Any) -> bool:
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an int beyond float64
-        return False
-
-
-def _is_integral(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def _is_integer(value: Any) -> bool:
-    return _is_integral(value) and -_INT64_LIMIT <= value < _INT64_LIMIT
-
-
-def number(interval: str = "(-inf, inf)", *, per_row: bool = False) -> Rule:
-    """A finite int or float inside `interval`, written as in mathematics: `"(0, 1]"`."""
-    low, high = map(float, interval[1:-1].split(","))
-    open_low, open_high = interval[0] == "(", interval[-1] == ")"
-
-    def accepts(value: Any) -> bool:
-        if not _is_number(value):
-            return False
-        return bool((low < value if open_low else low <= value) and (value < high if open_high else value <= high))
-
-    if high < math.inf:
-        allowed = f"a number in {interval}"
-    elif low > -math.inf:
-        allowed = f"a finite number {'>' if open_low else '>='} {low:g}"
-    else:
-        allowed = "a finite number"
-    return Rule(allowed, accepts, per_row)
-
-
-def integer(low: int | None = None, high: int = _INT64_LIMIT - 1, *, per_row: bool = False) -> Rule:
-    """An integer (not a bool) in `[low, high]`, within 64 bits."""
-    if high < _INT64_LIMIT - 1:
-        allowed = f"an integer in [{low}, {high}]"
-    else:
-        allowed = "a 64-bit integer" if low is None else f"a 64-bit integer >= {low}"
-    return Rule(allowed, lambda value: _is_integer(value) and (low is None or low <= value) and value <= high, per_row)
-
-
-def one_of(*choices: str) -> Rule:
-    return Rule(f"one of {', '.join(map(repr, choices))}", lambda value: isinstance(value, str) and value in choices)
-
-
-def instance_of_named(name: str, allowed: str) -> Rule:
-    """By class name, so that transformers' own class of that name passes without an import of transformers."""
-    return Rule(allowed, lambda value: any(base.__name__ == name for base in type(value).__mro__))
-
-
-def _is_ids(value: Any, *, low: int | None = None, empty: bool = True) -> bool:
-    if not isinstance(value, (list, tuple)) or not (empty or value):
-        return False
-    if value and set(map(type, value)) == {int}:  # lists may be long
-        return bool((-_INT64_LIMIT if low is None else low) <= min(value) and max(value) < _INT64_LIMIT)
-    return all(map(integer(low).accepts, value))
-
-
-def is_id_lists(value: Any) -> bool:
-    """Whether it is a non-empty list or tuple of non-empty lists or tuples of ids >= 0."""
-    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(ids, (list, tuple)) for ids in value):
-        return False
-    return all(value) and _is_ids(list(itertools.chain.from_iterable(value)), low=0)
 
 
 def _is_sequence_bias(value: Any) -> bool:
     if isinstance(value, dict):
         is_tuple = all(isinstance(ids, tuple) for ids in value)
-        return is_tuple and is_id_lists(list(value)) and all(map(_is_number, value.values()))
+        return is_tuple and is_id_lists(list(value)) and all(map(is_number, value.values()))
     if not isinstance(value, (list, tuple)):
         return False
     if not all(isinstance(item, (list, tuple)) and len(item) == 2 for item in value):
         return False
-    return is_id_lists([ids for ids, _ in value]) and all(_is_number(bias) for _, bias in value)
+    return is_id_lists([ids for ids, _ in value]) and all(is_number(bias) for _, bias in value)
 
 
 def _is_decay(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 2 and _is_integer(value[0]) and _is_number(value[1])
+    return isinstance(value, (list, tuple)) and len(value) == 2 and is_integer(value[0]) and is_number(value[1])
 
 
 def _is_stop_strings(value: Any) -> bool:
@@ -171,9 +75,9 @@ _DICT = Rule(
     "a dict with string keys", lambda value: isinstance(value, dict) and all(isinstance(k, str) for k in value)
 )
 _LIST = Rule("a list", lambda value: isinstance(value, (list, tuple)))
-_IDS = Rule("a list of integer token ids", _is_ids)
+_IDS = Rule("a list of integer token ids", is_ids)
 _ID_OR_IDS = Rule(
-    "an integer token id or a non-empty list of them", lambda value: _is_integer(value) or _is_ids(value, empty=False)
+    "an integer token id or a non-empty list of them", lambda value: is_integer(value) or is_ids(value, empty=False)
 )
 
 RULES: dict[str, Rule] = {
@@ -193,18 +97,9 @@ RULES: dict[str, Rule] = {
     "cache_implementation": one_of(*CACHE_IMPLEMENTATIONS),
     "cache_config": _DICT,
     # Shaping of the logits
-    "temperature": number("[0, inf)", per_row=True),
-    "top_k": integer(0, per_row=True),
-    "top_p": number("[0, 1]", per_row=True),
-    "min_p": number("[0, 1]", per_row=True),
-    "top_h": number("(0, 1]", per_row=True),
-    "typical_p": number("(0, 1]", per_row=True),
-    "epsilon_cutoff": number("[0, 1)", per_row=True),
-    "eta_cutoff": number("[0, 1)", per_row=True),
-    "repetition_penalty": number("(0, inf)", per_row=True),
+    **{knob.name: knob.rule for knob in knobs.SETTINGS if not knob.is_extension},
     "encoder_repetition_penalty": number("(0, inf)"),
     "length_penalty": number(),
-    "no_repeat_ngram_size": integer(0, per_row=True),
     "bad_words_ids": Rule("a non-empty list of non-empty lists of token ids >= 0", is_id_lists),
     "renormalize_logits": _BOOLEAN,
     "forced_bos_token_id": integer(),
@@ -257,7 +152,7 @@ RULES: dict[str, Rule] = {
     "penalty_alpha": number("[0, inf)"),
     "dola_layers": Rule(
         "'low', 'high' or a list of layer numbers >= 0",
-        lambda value: value in ("low", "high") if isinstance(value, str) else _is_ids(value, low=0),
+        lambda value: value in ("low", "high") if isinstance(value, str) else is_ids(value, low=0),
     ),
     "diversity_penalty": number(),
     "num_beam_groups": integer(1),
@@ -274,11 +169,10 @@ METADATA_RULES: dict[str, Rule] = {
 
 # Keywords of generate() beyond transformers 5.6.1: no settings of a fresh config, but checked where one holds them.
 EXTENSION_RULES: dict[str, Rule] = {
-    "presence_penalty": number(per_row=True),
-    "frequency_penalty": number(per_row=True),
+    **{knob.name: knob.rule for knob in knobs.SETTINGS if knob.is_extension},
     "seed": Rule(
         "an integer in [0, 2**64)",
-        lambda value: _is_integral(value) and 0 <= value < 2**64,
+        lambda value: is_integral(value) and 0 <= value < 2**64,
         per_row=True,
     ),
     "output_logprobs": _BOOLEAN,
@@ -299,13 +193,8 @@ DEFAULTS: dict[str, Any] = {
     "use_cache": True,
     "early_stopping": False,
     "num_beams": 1,
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
-    "typical_p": 1.0,
-    "repetition_penalty": 1.0,
+    **{knob.name: knob.default for knob in knobs.SETTINGS if knob.default is not None and not knob.is_extension},
     "length_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
     "encoder_no_repeat_ngram_size": 0,
     "bad_words_ids": None,
     "num_return_sequences": 1,
@@ -317,8 +206,6 @@ DEFAULTS: dict[str, Any] = {
     "exponential_decay_length_penalty": None,
     "suppress_tokens": None,
     "begin_suppress_tokens": None,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
     "encoder_repetition_penalty": 1.0,
     "num_assistant_tokens": 20,
     "num_assistant_tokens_schedule": "constant",
@@ -330,16 +217,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 # Settings that only act when sampling, with the values that say "off".
-SAMPLING_ONLY: dict[str, Any] = {
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "min_p": None,
-    "top_h": None,
-    "typical_p": 1.0,
-    "top_k": 50,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-}
+SAMPLING_ONLY: dict[str, Any] = {knob.name: knob.default for knob in knobs.WARPERS}
 
 _ALL_RULES = {**RULES, **METADATA_RULES, **EXTENSION_RULES}
 

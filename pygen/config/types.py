@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from pygen.config.rules import EXTENSION_RULES, RULES, plain
+from pygen.config.rules import EXTENSION_RULES, RULES
 from pygen.config.watermark import watermarking_config_from
+from pygen.rules import plain
 
 
 class GenerationMode(str, Enum):

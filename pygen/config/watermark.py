@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from pygen.config.rules import Rule, check_fields, integer, number, one_of, shown
+from pygen.config.rules import check_fields
+from pygen.rules import Rule, integer, number, one_of, shown
 
 Processor = Any  # a logits processor: this module is below theirs
 

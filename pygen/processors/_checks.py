@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pygen.config.rules import Rule, plain, shown
-
-
-def checked(name: str, value: Any, rule: Rule, *, wrong_type: type[Exception] = ValueError) -> Any:
-    """`value` as a Python number if the rule accepts it; else ValueError, or `wrong_type` for what is no number.
-
-    transformers raises ValueError for wrong types too where it looks at them, and TypeError where it computes first.
-    """
-    number = plain(value)
-    if number is not None and rule.accepts(number):
-        return number
-    error = ValueError if isinstance(number, Real) else wrong_type
-    raise error(f"`{name}` must be {rule.allowed}, got {shown(value)}")
+from pygen.rules import shown
 
 
 def id_tensor(name: str, value: Any, device: str | torch.device = "cpu", *, low: int | None = None) -> Tensor:

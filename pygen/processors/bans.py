@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pygen.config.rules import integer
-from pygen.processors._checks import checked, id_tensor, rows_of_batch
+from pygen.processors._checks import id_tensor, rows_of_batch
 from pygen.processors.base import LogitsProcessor, process, suppress
+from pygen.rules import checked, integer
 
 
 class MinLengthLogitsProcessor(LogitsProcessor):

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pygen.config.rules import is_id_lists, shown
 from pygen.processors._checks import id_tensor
 from pygen.processors.base import LogitsProcessor
+from pygen.rules import is_id_lists, shown
 
 
 class _Group(NamedTuple):

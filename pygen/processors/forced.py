@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from pygen.config.rules import integer
-from pygen.processors._checks import checked, existing, id_tensor
+from pygen.processors._checks import existing, id_tensor
 from pygen.processors.base import LogitsProcessor
+from pygen.rules import checked, integer
 
 
 class ForcedBOSTokenLogitsProcessor(LogitsProcessor):

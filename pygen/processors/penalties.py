@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pygen.config.rules import integer, number
-from pygen.processors._checks import checked, existing, id_tensor, rows_of_batch
+from pygen.processors._checks import existing, id_tensor, rows_of_batch
 from pygen.processors.base import LogitsProcessor, process
+from pygen.rules import checked, integer, number
 
 
 class RepetitionPenaltyLogitsProcessor(LogitsProcessor):

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pygen.config.rules import plain, shown
 from pygen.processors.base import LogitsProcessor
+from pygen.rules import plain, shown
 
 
 class PrefixConstrainedLogitsProcessor(LogitsProcessor):

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pygen.config.rules import integer, number
-from pygen.processors._checks import checked
 from pygen.processors.base import LogitsProcessor, process
+from pygen.rules import checked, integer, number
 
 _INF = -float("Inf")
 

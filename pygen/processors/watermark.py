@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pygen.config.rules import Rule, integer, number
 from pygen.config.watermark import SynthIDTextWatermarkingConfig, WatermarkingConfig
 from pygen.notices import log
-from pygen.processors._checks import checked
 from pygen.processors.base import LogitsProcessor
+from pygen.rules import Rule, checked, integer, number
 
 logger = logging.getLogger("pygen.processors")
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pygen import knobs
 from pygen.config.config import DEFAULTS, GenerationConfig, GenerationMode, contrasts
 from pygen.config.rules import CACHE_IMPLEMENTATIONS, EXTENSION_RULES
 from pygen.notices import log, warn
@@ -27,7 +28,10 @@ _UNAVAILABLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "cache_implementation": ((None, *(set(CACHE_IMPLEMENTATIONS) - {"paged"})), "continuous batching"),
 }
 
-_EXTENSION_DEFAULTS = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "on_invalid": "raise"}
+_EXTENSION_DEFAULTS: dict[str, Any] = {
+    **{knob.name: knob.default for knob in knobs.SETTINGS if knob.is_extension},
+    "on_invalid": "raise",
+}
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from pygen.config.files import find_config_file, json_text, read_settings
-from pygen.config.rules import Rule, integer, number, shown
 from pygen.config.watermark import SynthIDTextWatermarkingConfig, watermarking_config_from
 from pygen.outputs import ModelOutput
-from pygen.processors._checks import checked
+from pygen.rules import Rule, checked, integer, number, shown
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pygen.config.rules import integer, number, shown
 from pygen.config.watermark import WatermarkingConfig, watermarking_config_from
 from pygen.processors.watermark import SynthIDTextWatermarkLogitsProcessor
+from pygen.rules import integer, number, shown
 from pygen.watermark.bayesian import BayesianDetectorModel
 
 if TYPE_CHECKING:
