@@ -1,10 +1,10 @@
-"""`GenerationMixin`: gives a model class of one's own `generate` and the hooks that steer it."""
+"""`GenerationMixin`: gives your own model class `generate` and the hooks that control it."""
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -29,22 +29,22 @@ class GenerationMixin(GenerationHooks):
     Model().generate(input_ids, do_sample=True, max_new_tokens=20)
     ```
 
-    What a class needs is a `forward` over `input_ids`, as `pygen.models.module.ModuleAdapter` describes it: which
-    parameters it names decides what it is given. What a class may have, under transformers' names:
+    A class must have a `forward` over `input_ids`, as `pygen.models.module.ModuleAdapter` describes it; the parameters
+    that `forward` names decide which inputs it receives. A class may also have, under transformers' names:
 
-    generation_config: its settings; made from `config` on first use where none was set.
+    generation_config: default settings; made from `config` on first use unless set.
     config.max_position_embeddings: bounds the default length.
     prepare_inputs_for_generation, _update_model_kwargs_for_generation, _expand_inputs_for_generation: below.
     _prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, batch_size, max_cache_length): puts
         the cache of the call into `model_kwargs["past_key_values"]`; without it, `forward` makes it when given None.
-        Here, in `forward` and in `prepare_inputs_for_generation` it may also be called `cache`.
-        It has to hold max_cache_length positions of batch_size prompts, max(num_beams, num_return_sequences) rows each.
+        The argument may also be called `cache`, here, in `forward` and in `prepare_inputs_for_generation`.
+        The cache must hold max_cache_length positions of batch_size * max(num_beams, num_return_sequences) rows.
     _reorder_cache(past_key_values, beam_idx) -> past_key_values: gathers the rows of a cache after a step of beam
         search, where the cache has no method `reorder_cache(beam_idx)`. With neither, only a tuple with a pair of key
         and value (rows, heads, positions, head_dim) per layer serves beams.
 
-    A class that replaces a decoding loop of transformers (`_sample`, `_beam_search`, `_get_logits_processor`, ...) is
-    refused when it generates, since its method would not be called.
+    `generate` raises NotImplementedError for a class that replaces a decoding loop of transformers (`_sample`,
+    `_beam_search`, `_get_logits_processor`, ...), because pygen would never call that method.
     """
 
     @method_of_patches
@@ -52,9 +52,9 @@ class GenerationMixin(GenerationHooks):
         self,
         inputs: Tensor | None = None,
         generation_config: Any = None,
-        logits_processor: Any = None,
-        stopping_criteria: Any = None,
-        prefix_allowed_tokens_fn: Any = None,
+        logits_processor: Sequence[Callable[[Tensor, Tensor], Tensor]] | None = None,
+        stopping_criteria: Sequence[Callable[..., Any]] | None = None,
+        prefix_allowed_tokens_fn: Callable[[int, Tensor], list[int]] | None = None,
         synced_gpus: bool | None = None,
         assistant_model: Any = None,
         streamer: Any = None,
@@ -81,7 +81,7 @@ class GenerationMixin(GenerationHooks):
         )
 
     def heal_tokens(self, input_ids: Tensor, tokenizer: Any = None) -> Tensor:
-        """Prompts whose last token is chosen anew by this model (`pygen.call.healing.heal_tokens`)."""
+        """The prompts, the last token of each chosen anew by this model (`pygen.call.healing.heal_tokens`)."""
         if tokenizer is None:
             raise ValueError("`heal_tokens` needs the model's `tokenizer`")
         return heal_tokens(input_ids, tokenizer, functools.partial(generate, self))
@@ -92,7 +92,7 @@ class GenerationMixin(GenerationHooks):
         trust_remote_code: bool | None = None,
         **kwargs: Any,
     ) -> Callable[..., Any]:
-        """What `custom_generate=` would call (`pygen.call.remote_code.load_custom_generate`)."""
+        """The function that `custom_generate=` would call (`pygen.call.remote_code.load_custom_generate`)."""
         if pretrained_model_name_or_path is None:
             raise ValueError("`pretrained_model_name_or_path` must be a folder or a repository, got None")
         return load_custom_generate(os.fspath(pretrained_model_name_or_path), trust_remote_code, **kwargs)

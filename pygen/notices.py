@@ -1,4 +1,4 @@
-"""What a call warns of: each message once a call, and nothing where transformers is told to be quiet."""
+"""Warnings of a call: each message once per call, and none below the verbosity that transformers is set to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _collected: ContextVar[list[str] | None] = ContextVar("pygen_collected", default
 
 @contextmanager
 def one_call() -> Iterator[None]:
-    """Within it, and in calls that are made there, every message is given once."""
+    """Gives every message once within the block, nested calls included."""
     if _said.get() is not None:
         yield
         return
@@ -31,7 +31,7 @@ def one_call() -> Iterator[None]:
 
 @contextmanager
 def collected() -> Iterator[list[str]]:
-    """Messages go into the list instead, each once."""
+    """Collects the messages in the list, each once, instead of giving them."""
     messages: list[str] = []
     token = _collected.set(messages)
     try:
@@ -41,16 +41,16 @@ def collected() -> Iterator[list[str]]:
 
 
 def log(logger: logging.Logger, message: str, level: int = logging.WARNING, *, about: str | None = None) -> None:
-    """Logs what needs no change of the caller's code.
+    """Logs a fact that needs no change in the caller's code.
 
-    about: what makes it the same message where its words differ from step to step.
+    about: identifies the message where its words differ from step to step.
     """
     if _is_due(message, level, about):
         logger.log(level, message)
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warns of what the caller should know or change, at the caller's line."""
+    """Warns of something the caller should know or change, at the caller's line."""
     if _is_due(message, logging.WARNING):
         warnings.warn(message, category, stacklevel=_frames_of_pygen())
 
@@ -72,14 +72,14 @@ def _is_due(message: str, level: int, about: str | None = None) -> bool:
 
 
 def _level_of_transformers() -> int:
-    """Its verbosity where that is less than warnings; 0 where it shows them, or is not loaded."""
+    """Its logging level where that hides warnings; 0 where it shows them, or where transformers is not loaded."""
     loaded = sys.modules.get("transformers.utils.logging")
     level = 0 if loaded is None else int(loaded.get_verbosity())
     return level if level > logging.WARNING else 0
 
 
 def _frames_of_pygen() -> int:
-    """The `stacklevel` in `warn` of the first frame outside pygen."""
+    """The `stacklevel` with which `warn` names the first frame outside pygen."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back

@@ -1,15 +1,20 @@
-"""What `generate` returns when `return_dict_in_generate` is set."""
+"""What `generate` returns with `return_dict_in_generate=True`: items as in transformers, and attributes beyond them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pygen.ops import TopLogprobs
+
+# One entry per forward, of one tensor per layer.
+Records = tuple[tuple[Tensor, ...], ...]
+
+Key = TypeVar("Key")
 
 __all__ = [
     "GenerateBeamDecoderOnlyOutput",
@@ -22,18 +27,18 @@ __all__ = [
 
 
 class ModelOutput(MutableMapping[str, Any]):
-    """Base of dataclasses whose fields are items: by attribute, name and place. What is None is an attribute only.
+    """Base of dataclasses whose fields are items: by attribute, name and index. A field that is None is no item.
 
     `output.sequences`, `output["sequences"]` and `output[0]` are the same. Iterating gives names, as for a dict;
     `to_tuple()` gives the values. `output[name] = value` may add an item, which is an attribute too; an attribute that
-    is set and is no field is no item. A mapping or pairs in the place of the first field are all fields, so that
+    is set and is no field is no item. A mapping or pairs given as the first field hold all fields, so that
     `type(output)(dict(output))` is a copy. `torch.utils._pytree` maps over the items.
     """
 
     _added: tuple[str, ...] = ()
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         pytree.register_pytree_node(
             cls,
             lambda output: ([*output.values()], [*output.keys()]),
@@ -53,14 +58,14 @@ class ModelOutput(MutableMapping[str, Any]):
     def to_tuple(self) -> tuple[Any, ...]:
         return tuple(self.values())
 
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key: str | int | slice) -> Any:
         if not isinstance(key, str):
             return self.to_tuple()[key]
         if key not in self:
             raise KeyError(key)
         return getattr(self, key)
 
-    def __setitem__(self, name: str, value: Any) -> None:
+    def __setitem__(self, name: str, value: object) -> None:
         if name not in self._names():
             self._added = (*self._added, name)
         setattr(self, name, value)
@@ -84,14 +89,14 @@ class ModelOutput(MutableMapping[str, Any]):
 
 
 class GenerateOutput:
-    """Base of all outputs, and what they tell beyond the items of transformers: by attribute only, None where unknown.
+    """Base of all outputs: attributes beyond the items of transformers, None where unknown.
 
     finish_reason: per row "eos", "length", or "stop" (a stopping criterion, the time limit or `cancel`).
     logprobs: (N, T) float32, ln of each token's probability in the distribution it was drawn from, 0 after a row had
         finished, so that a row's sum is the log-probability of what it generated (`output_logprobs`). With beams
         (N, L): the distribution is softmax of the processed scores of the beam that the token grew from.
     top_logprobs: `token_ids` (N, T, n) int64 and `logprobs` (N, T, n) float32, the n best of that distribution; -1 and
-        -inf where there are fewer and after a row had finished (`top_logprobs`). With beams L stands for T.
+        -inf where fewer exist and after a row had finished (`top_logprobs`). With beams L replaces T.
 
     For a model of transformers, outputs are subclasses of its `Generate...Output` (`pygen.models.outputs`), which
     also count as instances of the classes here.
@@ -106,7 +111,7 @@ class GenerateOutput:
 
 
 class WithCacheName:
-    """Lets `cache`, its name since transformers 5.24, stand for `past_key_values`."""
+    """Makes `cache`, the name since transformers 5.24, another name of `past_key_values`."""
 
     past_key_values: Any
 
@@ -118,33 +123,33 @@ class WithCacheName:
     def cache(self, value: Any) -> None:
         self.past_key_values = value
 
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key: str | int | slice) -> Any:
         return super().__getitem__(_field(key))  # type: ignore[misc]
 
-    def __setitem__(self, key: str, value: Any) -> None:
+    def __setitem__(self, key: str, value: object) -> None:
         super().__setitem__(_field(key), value)  # type: ignore[misc]
 
     def __contains__(self, key: object) -> bool:
         return bool(super().__contains__(_field(key)))  # type: ignore[misc]
 
-    def get(self, key: str, default: Any = None) -> Any:
+    def get(self, key: str, default: object = None) -> Any:
         return super().get(_field(key), default)  # type: ignore[misc]
 
 
-def _field(key: Any) -> Any:
+def _field(key: Key) -> Key | str:
     return "past_key_values" if key == "cache" else key
 
 
 def make_output(
     kind: type[GenerateOutput],
     *,
-    cache: Any,
+    cache: object,
     finish_reason: list[str],
     logprobs: Tensor | None = None,
     top_logprobs: TopLogprobs | None = None,
-    **fields: Any,
+    **fields: object,
 ) -> GenerateOutput:
-    """An output of class `kind`."""
+    """An output of class `kind`, with the attributes of `GenerateOutput`."""
     output = kind(**fields, **{kind.CACHE_FIELD: cache})
     output.finish_reason = finish_reason
     output.logprobs = logprobs
@@ -169,8 +174,8 @@ class GenerateDecoderOnlyOutput(WithCacheName, GenerateOutput, ModelOutput):
     sequences: Tensor
     scores: tuple[Tensor, ...] | None = None
     logits: tuple[Tensor, ...] | None = None
-    attentions: tuple[Any, ...] | None = None
-    hidden_states: tuple[Any, ...] | None = None
+    attentions: Records | None = None
+    hidden_states: Records | None = None
     past_key_values: Any = None
 
 
@@ -192,9 +197,9 @@ class GenerateEncoderDecoderOutput(WithCacheName, GenerateOutput, ModelOutput):
     logits: tuple[Tensor, ...] | None = None
     encoder_attentions: tuple[Tensor, ...] | None = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None
-    decoder_attentions: tuple[Any, ...] | None = None
-    cross_attentions: tuple[Any, ...] | None = None
-    decoder_hidden_states: tuple[Any, ...] | None = None
+    decoder_attentions: Records | None = None
+    cross_attentions: Records | None = None
+    decoder_hidden_states: Records | None = None
     past_key_values: Any = None
 
 
@@ -219,8 +224,8 @@ class GenerateBeamDecoderOnlyOutput(WithCacheName, GenerateOutput, ModelOutput):
     scores: tuple[Tensor, ...] | None = None
     logits: tuple[Tensor, ...] | None = None
     beam_indices: Tensor | None = None
-    attentions: tuple[Any, ...] | None = None
-    hidden_states: tuple[Any, ...] | None = None
+    attentions: Records | None = None
+    hidden_states: Records | None = None
     past_key_values: Any = None
 
 
@@ -238,7 +243,7 @@ class GenerateBeamEncoderDecoderOutput(WithCacheName, GenerateOutput, ModelOutpu
     beam_indices: Tensor | None = None
     encoder_attentions: tuple[Tensor, ...] | None = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None
-    decoder_attentions: tuple[Any, ...] | None = None
-    cross_attentions: tuple[Any, ...] | None = None
-    decoder_hidden_states: tuple[Any, ...] | None = None
+    decoder_attentions: Records | None = None
+    cross_attentions: Records | None = None
+    decoder_hidden_states: Records | None = None
     past_key_values: Any = None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pygen.generate import generate
+from pygen.outputs import GenerateOutput
 from pygen.streamers.row_text import CleanedRowText, RowText, row_text
 from pygen.streamers.text import BaseStreamer
 
@@ -44,22 +45,22 @@ def stream(
     decode_kwargs: Mapping[str, Any] | None = None,
     cancel: threading.Event | None = None,
     **kwargs: Any,
-) -> Generator[StreamEvent, None, Any]:
-    """Generates in a thread of its own and yields every token: step by step, within a step row by row.
+) -> Generator[StreamEvent, None, Tensor | GenerateOutput | None]:
+    """Generates in another thread and yields every token: step by step, and within a step row by row.
 
         for event in pygen.stream(model, **inputs, tokenizer=tokenizer, max_new_tokens=100):
             print(event.text, end="", flush=True)
 
     Arguments: those of `generate`, and
-        tokenizer: turns tokens into text: anything with `decode(list[int], **decode_kwargs) -> str`. The texts of a
-            row's events make up `decode(tokens of the row, **decode_kwargs)`, to the letter; clean-up of spaces, which
-            takes back what was shown, is off.
+        tokenizer: any object with `decode(list[int], **decode_kwargs) -> str`. The texts of a row's events joined
+            are exactly `decode(tokens of the row, **decode_kwargs)`. Clean-up of spaces is off, because it would
+            change text already shown.
         decode_kwargs: for example `{"skip_special_tokens": True}`.
 
-    Generation starts with the first event that is asked for. It ends after the step in progress when the iterator is
-    closed, as by `break` in a `for` loop; a consumer that is slow does not slow it down. A row that has ended yields
-    nothing more. Errors of `generate` are raised here, behind the events of the steps before. The return value (of
-    `yield from`, or `StopIteration.value`) is what `generate` returns.
+    Generation starts when the first event is requested. Closing the iterator, as `break` does in a `for` loop, ends
+    generation after the current step; a slow consumer does not delay it. A finished row yields no more events. Errors
+    of `generate` are raised here, after the events of earlier steps. The return value (of `yield from`, or
+    `StopIteration.value`) is that of `generate`.
     """
     wants_logprobs = kwargs.get("output_logprobs", getattr(generation_config, "output_logprobs", None))
     if wants_logprobs:
@@ -116,7 +117,7 @@ class _Step(NamedTuple):
 
 
 class _Ending(NamedTuple):
-    output: Any
+    output: Tensor | GenerateOutput | None
     error: BaseException | None
 
 
@@ -149,9 +150,9 @@ class _Closing(threading.Event):
         return super().is_set() or (self._other is not None and self._other.is_set())
 
 
-def _contexts_of_this_thread() -> list[contextlib.AbstractContextManager[Any]]:
-    """What torch keeps per thread and a forward depends on: automatic casts, and the stream with its device."""
-    contexts: list[contextlib.AbstractContextManager[Any]] = [
+def _contexts_of_this_thread() -> list[contextlib.AbstractContextManager[object]]:
+    """State that torch keeps per thread and that a forward depends on: autocast, and the CUDA stream and device."""
+    contexts: list[contextlib.AbstractContextManager[object]] = [
         torch.autocast(device, dtype=torch.get_autocast_dtype(device))
         for device in ("cpu", "cuda")
         if torch.is_autocast_enabled(device)

@@ -7,9 +7,10 @@ import logging
 import math
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pygen.config.rules import METADATA_RULES, RULES, check_settings
 from pygen.config.types import normalised
@@ -158,22 +159,25 @@ def upload_text(
     )
 
 
-class ConfigFiles:
-    """The part of `GenerationConfig` that deals with dicts, files and the hub."""
+class ConfigFiles(ABC):
+    """The part of `GenerationConfig` that reads and writes dicts, files and hub repositories."""
 
-    if TYPE_CHECKING:
-        _original_object_hash: int
+    _original_object_hash: int
 
-        def __init__(self, /, **kwargs: Any) -> None: ...
+    @abstractmethod
+    def __init__(self, /, **kwargs: Any) -> None: ...
 
-        def validate(self, strict: bool = False) -> None: ...
+    @abstractmethod
+    def validate(self, strict: bool = False) -> None: ...
 
-        def to_json_string(
-            self, use_diff: bool = True, ignore_metadata: bool = False, keys_to_pop: list[str] | None = None
-        ) -> str: ...
+    @abstractmethod
+    def to_json_string(
+        self, use_diff: bool = True, ignore_metadata: bool = False, keys_to_pop: list[str] | None = None
+    ) -> str: ...
 
-        @classmethod
-        def from_model_config(cls, model_config: Any) -> Any: ...
+    @classmethod
+    @abstractmethod
+    def from_model_config(cls, model_config: Any) -> Any: ...
 
     def to_json_file(
         self, json_file_path: str | os.PathLike[str], use_diff: bool = True, keys_to_pop: list[str] | None = None
