@@ -11,11 +11,11 @@ from pygen.call.call import Call
 from pygen.candidates.draft_plan import for_drafts
 from pygen.candidates.drafter import CountedDrafts, Drafter, Follower, assistant_settings, state_for
 from pygen.candidates.inputs import call_of_arguments
-from pygen.plan.order import WARPERS
+from pygen.knobs import WARPERS
 from pygen.plan.pipeline import check_plan
 from pygen.plan.plan import Plan, make_plan
 
-_AFTER_THE_CALLERS = (*WARPERS, "watermarking_config")
+_AFTER_THE_CALLERS = (*(knob.name for knob in WARPERS), "watermarking_config")
 
 
 class AssistedCandidateGenerator(CountedDrafts):

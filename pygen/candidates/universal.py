@@ -14,8 +14,8 @@ from pygen.candidates.assistant import AssistedCandidateGenerator
 from pygen.candidates.drafter import Follower, assistant_settings
 from pygen.candidates.inputs import prompt_of_text
 from pygen.candidates.translator import AssistantToTargetTranslator, AssistantVocabTranslatorCache
+from pygen.knobs import WARPERS
 from pygen.models.devices import execution_device
-from pygen.plan.order import WARPERS
 from pygen.request.settings import resolve_special_tokens
 
 # Assistants may need more tokens than the target for the same text; beyond this they begin anew.
@@ -160,7 +160,7 @@ class UniversalSpeculativeDecodingGenerator(AssistedCandidateGeneratorDifferentT
         )
         if atm_translator is not None:
             self._translator = atm_translator
-        knobs = {name: getattr(generation_config, name, None) for name in WARPERS}
+        knobs = {name: getattr(generation_config, name, None) for name in [knob.name for knob in WARPERS]}
         self._knobs = {name: value for name, value in knobs.items() if value is not None}
         self._eos = resolve_special_tokens(generation_config).eos or []
         self._pieces: list[tuple[int, list[int]]] = []

@@ -9,24 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pygen.knobs import BY_NAME, NEUTRAL
 from pygen.ops._shaping import Shaping
 
-# Knobs of one value a row, with the one that does nothing.
-_NEUTRAL: dict[str, float | int] = {
-    "temperature": 1.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "top_h": 0.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "no_repeat_ngram_size": 0,
-    "min_tokens_to_keep": 1,
-}
 # Lists of banned ids are rounded up to whole numbers of these, with ids that mean nothing, so that calls may share a
 # capture.
 _BANNED_IDS = 32
@@ -57,7 +42,7 @@ class KnobForm:
             rows=first.like.rows,
             vocab_size=first.like.vocab_size,
             dtype=first.dtype,
-            names=tuple(name for name in _NEUTRAL if draws or name != "temperature" if _acts(name, shapings)),
+            names=tuple(name for name in NEUTRAL if draws or name != "temperature" if _acts(name, shapings)),
             has_bias=any(shaping.bias is not None for shaping in shapings),
             has_bitmask=any(shaping.token_bitmask is not None for shaping in shapings),
             num_banned=rounded_up(max(banned), _BANNED_IDS),
@@ -122,10 +107,10 @@ def fill_prompts(own: Any, state: Any, capacity: int) -> None:
 
 def _acts(name: str, shapings: Sequence[Shaping]) -> bool:
     values = [getattr(shaping, name) for shaping in shapings]
-    return any(isinstance(value, Tensor) or value != _NEUTRAL[name] for value in values)
+    return any(isinstance(value, Tensor) or value != NEUTRAL[name] for value in values)
 
 
 def _per_row(name: str, rows: int, device: torch.device) -> Tensor:
-    neutral = _NEUTRAL[name]
-    dtype = torch.int64 if isinstance(neutral, int) else torch.float32
-    return torch.full((rows,), neutral, dtype=dtype, device=device)
+    knob = BY_NAME[name]
+    dtype = torch.int64 if knob.type is int else torch.float32
+    return torch.full((rows,), knob.neutral, dtype=dtype, device=device)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from pygen import processors as built
+from pygen.knobs import PENALTIES, WARPERS, Knob
 from pygen.notices import log, warn
 from pygen.plan.stages import Item, Knobs
 from pygen.processors.foreign import own_form
@@ -20,22 +21,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("pygen.plan")
 
-PENALTIES: Knobs = {
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "no_repeat_ngram_size": 0,
-}
-WARPERS: Knobs = {
-    "temperature": 1.0,
-    "top_h": None,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-}
 _ONLY_BAN = (
     "EncoderNoRepeatNGramLogitsProcessor",
     "NoBadWordsLogitsProcessor",
@@ -57,7 +42,7 @@ def ordered_items(call: Call, knobs: Knobs, *, all_drawn: bool) -> tuple[Item, .
     The caller's processors stand between bans and warpers, but one that is exactly of a class that a setting before
     there asks for takes the place of the built one, with a warning. TypeError if they are no list of callables.
 
-    knobs: the settings named in PENALTIES and WARPERS, a number or a (rows,) tensor each.
+    knobs: the settings of `pygen.knobs`, a number or a (rows,) tensor each.
     all_drawn: no row is greedy.
     """
     given = _check_processors(call.logits_processor)
@@ -137,14 +122,12 @@ def _penalties(call: Call, knobs: Knobs) -> Iterator[_Place]:
         processor = built.EncoderRepetitionPenaltyLogitsProcessor(penalty, ids)
         yield _called("encoder_repetition_penalty", processor, why)
 
-    classes = {"repetition_penalty": "RepetitionPenaltyLogitsProcessor"}
-    classes["no_repeat_ngram_size"] = "NoRepeatNGramLogitsProcessor"
     active = _active(PENALTIES, knobs)
-    if blind := [f"`{name}`" for name in active if name in classes and call.prompt.shows_embeddings_alone]:
+    if blind := [f"`{knob.name}`" for knob in active if knob.processor and call.prompt.shows_embeddings_alone]:
         looks = "looks" if len(blind) == 1 else "look"
         warn(f"{' and '.join(blind)} {looks} at generated tokens only: of the prompt there are embeddings and no ids.")
-    for name in active:
-        yield _fused(classes.get(name, ""), name, {name: knobs[name]})
+    for knob in active:
+        yield _fused(knob.processor, knob.name, {knob.name: knobs[knob.name]})
 
     size = config.encoder_no_repeat_ngram_size
     if size is not None and size > 0 and (ids := _encoder_ids("encoder_no_repeat_ngram_size", call)) is not None:
@@ -245,9 +228,9 @@ def _warpers(call: Call, knobs: Knobs) -> Iterator[Item]:
         return
     # With beams, a token has to be left that does not end the text.
     keep = 1 if (call.config.num_beams or 1) == 1 else 1 + len(call.tokens.eos or [0])
-    for name in _active(WARPERS, knobs):
-        filters = {} if name in ("temperature", "top_h") else {"min_tokens_to_keep": keep}
-        yield Item(name, {name: knobs[name], **filters})
+    for knob in _active(WARPERS, knobs):
+        minimum = {"min_tokens_to_keep": keep} if knob.keeps_minimum else {}
+        yield Item(knob.name, {knob.name: knobs[knob.name], **minimum})
 
 
 def _last(call: Call) -> Iterator[Item]:
@@ -280,13 +263,10 @@ class _Watermark:
         return marked
 
 
-def _active(neutral: Knobs, values: Knobs) -> list[str]:
-    """The names of the knobs that do something; None never does."""
-    return [
-        name
-        for name, nothing in neutral.items()
-        if values.get(name) is not None and (isinstance(values[name], Tensor) or values[name] != nothing)
-    ]
+def _active(knobs: Sequence[Knob], values: Knobs) -> list[Knob]:
+    """The knobs that do something; None never does."""
+    given = [(knob, values[knob.name]) for knob in knobs if values.get(knob.name) is not None]
+    return [knob for knob, value in given if isinstance(value, Tensor) or value != knob.neutral]
 
 
 def _fused(class_name: str, name: str, knobs: Knobs, **item: Any) -> _Place:

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from pygen.config.config import GenerationConfig
-from pygen.plan.order import PENALTIES, WARPERS, ordered_items
+from pygen.knobs import PENALTIES, SETTINGS
+from pygen.plan.order import ordered_items
 from pygen.plan.stages import Called, Item, Knobs, Segment, segments_of
 from pygen.processors.base import skips_hidden
 
 if TYPE_CHECKING:
     from pygen.call.call import Call
 
-_INTEGER_KNOBS = ("top_k", "no_repeat_ngram_size")
+_INTEGER_KNOBS = [knob.name for knob in SETTINGS if knob.type is int]
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Plan:
     @property
     def reads_history(self) -> bool:
         """Whether anything looks at the tokens so far, but for those that the mask hides."""
-        penalizes = any(name in item.knobs for item in self.items for name in PENALTIES)
+        penalizes = any(knob.name in item.knobs for item in self.items for knob in PENALTIES)
         return penalizes or any(skips_hidden(item.processor) for item in self.items)
 
     def stages(self, step: int = 0, choice: str | None = None) -> tuple[str, ...]:
@@ -86,7 +87,7 @@ def make_plan(call: Call) -> Plan:
 
     samples = config.do_sample is True
     sampled_rows = per_row("do_sample", call.settings.do_sample)
-    knobs = {name: per_row(name, getattr(config, name, None)) for name in (*PENALTIES, *WARPERS)}
+    knobs = {name: per_row(name, getattr(config, name, None)) for name in [knob.name for knob in SETTINGS]}
     greedy_rows = _greedy_rows(knobs["temperature"]) if samples else None
     do_sample = sampled_rows if samples and isinstance(sampled_rows, Tensor) else samples
     top = num_top_logprobs(config)

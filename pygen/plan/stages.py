@@ -6,26 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pygen.knobs import PENALTIES, WARPERS
+
 Knobs = dict[str, Any]
 
 # Arguments of the ops in the order in which an op applies them; the last one only accompanies filters.
-_RANK = {
-    "bias": 0,
-    "repetition_penalty": 1,
-    "presence_penalty": 2,
-    "frequency_penalty": 2,
-    "no_repeat_ngram_size": 3,
-    "suppress": 4,
-    "temperature": 5,
-    "top_h": 6,
-    "top_k": 7,
-    "top_p": 8,
-    "min_p": 9,
-    "typical_p": 10,
-    "epsilon_cutoff": 11,
-    "eta_cutoff": 12,
-    "min_tokens_to_keep": -1,
-}
+_ORDER = ("bias", *(knob.name for knob in PENALTIES), "suppress", *(knob.name for knob in WARPERS))
+_RANK = {**{name: rank for rank, name in enumerate(_ORDER)}, "min_tokens_to_keep": -1}
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
+
+from pygen.knobs import KNOBS, Stage
+from pygen.rules import plain
 
 _MODULES = ("pygen.processors.", "transformers.generation.logits_process")
 
@@ -34,14 +36,14 @@ def knobs_of(processor: Any, *, samples: bool) -> dict[str, Any]:
     samples: whether every row is sampled; greedy rows pass an op's warpers untouched.
     """
     name = known_class(processor)
-    if name in _PENALTIES:
-        return _PENALTIES[name](processor)
-    if name not in _WARPERS or not samples or getattr(processor, "filter_value", -math.inf) != -math.inf:
+    if name == "SuppressTokensLogitsProcessor":
+        return {"suppress": tuple(processor.suppress_tokens.tolist())}
+    if name not in _KNOBS or not _is_zero(getattr(processor, "prompt_ignore_length", None)):
         return {}
-    knob, attribute = _WARPERS[name]
-    knobs = {knob: getattr(processor, attribute)}
-    if name == "EtaLogitsWarper":
-        knobs = {knob: float(processor.epsilon)}
+    knob = _KNOBS[name]
+    if knob.stage >= Stage.TEMPERATURE and (not samples or getattr(processor, "filter_value", -math.inf) != -math.inf):
+        return {}
+    knobs = {knob.name: plain(getattr(processor, knob.attribute))}
     keep = getattr(processor, "min_tokens_to_keep", None)
     if keep is not None:
         if keep < 1:
@@ -55,20 +57,4 @@ def _is_zero(length: Any) -> bool:
 
 
 _STATEFUL = ("SynthIDTextWatermarkLogitsProcessor", "UnbatchedClassifierFreeGuidanceLogitsProcessor")
-_WARPERS = {
-    "TemperatureLogitsWarper": ("temperature", "temperature"),
-    "TopHLogitsWarper": ("top_h", "top_h"),
-    "TopKLogitsWarper": ("top_k", "top_k"),
-    "TopPLogitsWarper": ("top_p", "top_p"),
-    "MinPLogitsWarper": ("min_p", "min_p"),
-    "TypicalLogitsWarper": ("typical_p", "mass"),
-    "EpsilonLogitsWarper": ("epsilon_cutoff", "epsilon"),
-    "EtaLogitsWarper": ("eta_cutoff", "epsilon"),
-}
-_PENALTIES: dict[str, Callable[[Any], dict[str, Any]]] = {
-    "RepetitionPenaltyLogitsProcessor": lambda p: (
-        {"repetition_penalty": p.penalty} if _is_zero(p.prompt_ignore_length) else {}
-    ),
-    "NoRepeatNGramLogitsProcessor": lambda p: {"no_repeat_ngram_size": p.ngram_size},
-    "SuppressTokensLogitsProcessor": lambda p: {"suppress": tuple(p.suppress_tokens.tolist())},
-}
+_KNOBS = {knob.processor: knob for knob in KNOBS if knob.processor}
