@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,18 +13,17 @@ from pygen.config.config import GenerationConfig, GenerationMode
 from pygen.config.rules import STATIC_CACHES
 from pygen.models import cache as cache_verbs
 from pygen.models.cache_snapshot import can_copy
-from pygen.models.devices import input_device
 from pygen.models.encoding import fit_encoding
 from pygen.models.foreign_hooks import may_know_rows
 from pygen.models.growing_layer import cut_to_size, grow_in_place
 from pygen.models.hidden_states import HiddenStates
 from pygen.models.inputs import GrowingInputs, tail_logits
-from pygen.models.outputs import output_class
 from pygen.models.own_generate import own_generate_runs
 from pygen.models.positions import check_encoder_positions, room_for
 from pygen.models.rollback import Rollback, reads_at_once
 from pygen.models.rows import ModuleStates, is_by_rows, map_leaves, row_dims
 from pygen.models.sharding import with_root_weights
+from pygen.models.transformers_forwards import RECORDS, TransformersForwards
 from pygen.models.transformers_inputs import (
     add_cache,
     check_room,
@@ -36,15 +34,12 @@ from pygen.models.transformers_inputs import (
     unseen_length,
 )
 from pygen.models.versions import (
-    HookNames,
     given_cache,
     given_cache_name,
     rename_cache,
     sorts_drawn_beams,
     warn_unless_tested,
 )
-from pygen.models.wrappers import inner
-from pygen.outputs import GenerateOutput
 from pygen.request.prompt import Prompt
 from pygen.request.settings import SpecialTokens
 
@@ -70,18 +65,9 @@ _REORDERING = (
 )
 # Modes in which the model may have to forget tokens.
 _TAKING_BACK = (GenerationMode.ASSISTED_GENERATION, GenerationMode.CONTRASTIVE_SEARCH)
-# What a forward returns for the flag of a setting, by the names that the model's output and ours share.
-_RECORDS = {
-    "output_attentions": ("attentions",),
-    "output_hidden_states": ("hidden_states",),
-}
-_ENCODER_DECODER_RECORDS = {
-    "output_attentions": ("decoder_attentions", "cross_attentions"),
-    "output_hidden_states": ("decoder_hidden_states",),
-}
 
 
-class TransformersAdapter:
+class TransformersAdapter(TransformersForwards):
     """A transformers model during one call; see `ModelAdapter`.
 
     Whisper's own `generate` cuts long audio into pieces and hands each of them to transformers' `generate`. The adapter
@@ -90,26 +76,10 @@ class TransformersAdapter:
 
     def __init__(self, model: Any) -> None:
         warn_unless_tested()
-        self._model = model
+        super().__init__(model)
         self.sorts_drawn_beams = sorts_drawn_beams()
-        self._hooks = inner(model)
-        self._names = HookNames(self._hooks)
-        self._grows_by_default = is_default(self._hooks, "_update_model_kwargs_for_generation")
-        self.is_encoder_decoder = bool(self._hooks.config.is_encoder_decoder)
         self.generation_config = getattr(self._hooks, "generation_config", None)
-        self.device: torch.device | None = input_device(self._hooks)
         self.max_position_embeddings: int | None = getattr(self._hooks.config, "max_position_embeddings", None)
-        self.before_forward: Callable[[], None] = lambda: None
-        self.can_rewind = self.reads_at_once = True
-        self.shows_cache = False
-        self.records: dict[str, list[Any]] = {}
-        self.record_dims: dict[str, list[int | None]] = {}
-        self._states: ModuleStates | None = None
-        self._hidden: HiddenStates | None = None
-        self._rollback: Rollback | None = None
-        self._encoder_records: dict[str, Any] = {}
-        self._kwargs: dict[str, Any] = {}
-        self._growing: GrowingInputs | None = None
 
     def check(self, model_kwargs: dict[str, Any], generation_config: Any) -> None:
         name = type(self._hooks).__name__
@@ -167,7 +137,7 @@ class TransformersAdapter:
         self._use_cache = config.use_cache is not False
         check_room(prompt, max_new_tokens, self._callers_cache_name)
         callers_cache = any(kwargs.get(name) is not None for name in self._names.arguments)
-        kwargs |= {flag: True for flag in _RECORDS if getattr(config, flag)}
+        kwargs |= {flag: True for flag in RECORDS if getattr(config, flag)}
         kwargs = with_root_weights(self._model, functools.partial(encode, self._hooks, prompt, kwargs, config))
         if config.return_dict_in_generate:
             self._start_records(kwargs)
@@ -251,143 +221,12 @@ class TransformersAdapter:
             self._prepare_rollback(prompt_ids, logits)
         return logits
 
-    def decode(self, token_ids: Tensor) -> Tensor:
-        return self.decode_tail(token_ids, 1)[:, 0]
-
-    def decode_tail(self, token_ids: Tensor, count: int) -> Tensor:
-        if self._rollback is not None:
-            return self._rollback.decode(token_ids, count)
-        return self._decode(token_ids, count, count)
-
-    def _decode(self, token_ids: Tensor, unread: int, count: int) -> Tensor:
-        """Reads the last `unread` columns; logits, and an entry of `records`, are of the last `count` of them."""
-        kwargs = self._kwargs
-        if self._growing is not None:
-            kwargs = kwargs | self._growing.after(token_ids.shape[1] - self._prompt_length)
-        elif unread != 1:
-            raise NotImplementedError(
-                f"`model`={type(self._hooks).__name__}: its own `_update_model_kwargs_for_generation` adds one token "
-                f"at a time"
-            )
-        if count > 1 and "logits_to_keep" in kwargs:
-            kwargs = kwargs | {"logits_to_keep": count}
-        with self._hooks._optimize_model_for_decode():
-            outputs = self._forward(token_ids, unread if self._use_cache else None, kwargs)
-        self._keep(outputs, unread)
-        if count < unread:
-            for kept in self.records.values():
-                whole = kept.pop()
-                if count > 0:
-                    kept.append(map_leaves(lambda tensor: tensor[..., -count:, :], whole))
-        return tail_logits(outputs.logits, token_ids.shape[0], count, token_ids.device)
-
-    def take_hidden_states(self, layers: Sequence[int]) -> list[Tensor]:
-        assert self._hidden is not None
-        return self._hidden.take(layers)
-
-    def rewind(self) -> None:
-        for kept in self.records.values():
-            kept.pop()
-        if self.shows_cache:
-            self.crop(1)
-
-    def hold(self) -> None:
-        if self._rollback is not None:
-            self._rollback.hold()
-
-    def crop(self, num_tokens: int) -> bool:
-        if self._rollback is not None:
-            return self._rollback.take_back(num_tokens)
-        if self.cache is not None:
-            cache_verbs.crop(self.cache, num_tokens)
-        return True
-
-    def catch_up(self) -> None:
-        if self._rollback is not None and self.shows_cache:
-            self._rollback.catch_up()
-
-    def reorder(self, source_rows: Tensor, shared: Tensor, generated: int) -> None:
-        if self._states is not None:
-            self._states.reorder(source_rows)
-        name = self._cache_name
-        if name is None:
-            return
-        cache, hook = self._kwargs[name], getattr(self._hooks, "_reorder_cache", None)
-        if hook is not None:
-            self._kwargs[name] = hook(cache, source_rows)
-        else:
-            self._kwargs[name] = cache_verbs.reorder(cache, source_rows, shared, generated)
-
-    def align_cache(self, rows: Tensor, num_tokens: int) -> None:
-        name, hook = self._cache_name, getattr(self._hooks, "_reorder_cache", None)
-        if name is None:
-            return
-        cache = self._kwargs[name]
-        cache = cache_verbs.select_rows(cache, rows) if hook is None else hook(cache, rows)
-        self._kwargs[name] = cache_verbs.cut(cache, num_tokens)
-
-    def close(self) -> None:
-        if self.shows_cache:
-            cut_to_size(self.cache)
-
-    @property
-    def can_crop(self) -> bool:
-        if not self._use_cache:
-            return self._grows_by_default
-        kept = self._states is not None and self._states.changed()
-        crops = self._rollback is not None or cache_verbs.can_crop(self.cache)
-        return self._grows_by_default and not kept and crops
-
-    @property
-    def _cache_name(self) -> str | None:
-        return next((name for name in self._names.arguments if self._kwargs.get(name) is not None), None)
-
-    @property
-    def cache(self) -> Any:
-        return None if self._cache_name is None else self._kwargs[self._cache_name]
-
-    def replace_cache(self, cache: Any) -> None:
-        """Makes `cache` the one that the caller gets back."""
-        assert self._cache_name is not None
-        self._kwargs[self._cache_name] = cache
-
-    @property
-    def hooks(self) -> Any:
-        """The model, without the wrapper that compiled it."""
-        return self._hooks
-
-    def decode_arguments(self) -> tuple[dict[str, Any], GrowingInputs]:
-        """What a forward over generated tokens is given, after `prefill`: what stays the same, and what grows."""
-        assert self._growing is not None
-        return self._kwargs, self._growing
-
-    @property
-    def encoder_outputs(self) -> Any:
-        """What the encoder made of the inputs, once started; None without one."""
-        return self._kwargs.get("encoder_outputs")
-
-    def recorded(self) -> dict[str, Any]:
-        kept = {name: tuple(entries) for name, entries in self.records.items()}
-        return {**self._encoder_records, **kept}
-
-    def output_class(self, *, beams: bool) -> type[GenerateOutput]:
-        return output_class(beams=beams, is_encoder_decoder=self.is_encoder_decoder)
-
     def _uses(self, model_kwargs: dict[str, Any]) -> bool:
         try:
             self._hooks._validate_model_kwargs(rename_cache(model_kwargs, self._names.argument))
         except ValueError:
             return False
         return True
-
-    def _start_records(self, kwargs: dict[str, Any]) -> None:
-        for flag, names in (_ENCODER_DECODER_RECORDS if self.is_encoder_decoder else _RECORDS).items():
-            if flag not in kwargs:
-                continue
-            self.records |= {name: [] for name in names}
-            if self.is_encoder_decoder:
-                states = flag.removeprefix("output_")
-                self._encoder_records[f"encoder_{states}"] = kwargs["encoder_outputs"].get(states)
 
     def _read(self, prompt_ids: Tensor) -> Any:
         outputs = self._read_prompt(prompt_ids)
@@ -415,32 +254,6 @@ class TransformersAdapter:
             self._keep_cache(outputs)
             if self._hidden is not None:
                 self._hidden.keep(outputs)
-
-    def _forward(self, token_ids: Tensor, length: int | None, kwargs: dict[str, Any], **first: bool) -> Any:
-        inputs = self._hooks.prepare_inputs_for_generation(token_ids, next_sequence_length=length, **first, **kwargs)
-        if "logits_to_keep" in inputs and "logits_to_keep" in kwargs:
-            # Some hooks put the config's number in its place.
-            inputs["logits_to_keep"] = kwargs["logits_to_keep"]
-        self.before_forward()
-        return self._model(**self._names.for_forward(inputs), return_dict=True)
-
-    def _keep(self, outputs: Any, num_tokens: int) -> None:
-        if self._grows_by_default:
-            self._keep_cache(outputs)
-        else:
-            self._kwargs = self._hooks._update_model_kwargs_for_generation(
-                outputs, self._kwargs, is_encoder_decoder=self.is_encoder_decoder, num_new_tokens=num_tokens
-            )
-        if self._hidden is not None:
-            self._hidden.keep(outputs)
-        for name, kept in self.records.items():
-            kept.append(getattr(outputs, name, None))
-
-    def _keep_cache(self, outputs: Any) -> None:
-        for name, argument in self._names.returned.items():
-            if name in outputs:
-                self._kwargs[argument] = outputs[name]
-                break
 
     def _prepare_rollback(self, prompt_ids: Tensor, logits: Tensor) -> None:
         """Copies of states take the place of `crop` where the cache has none."""

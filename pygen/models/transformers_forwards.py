@@ -1,0 +1,214 @@
+"""The forwards of a model of transformers during one call: over the text, its cache, and what they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pygen.models import cache as cache_verbs
+from pygen.models.devices import input_device
+from pygen.models.growing_layer import cut_to_size
+from pygen.models.hidden_states import HiddenStates
+from pygen.models.inputs import GrowingInputs, tail_logits
+from pygen.models.outputs import output_class
+from pygen.models.rollback import Rollback
+from pygen.models.rows import ModuleStates, map_leaves
+from pygen.models.transformers_inputs import is_default
+from pygen.models.versions import HookNames
+from pygen.models.wrappers import inner
+from pygen.outputs import GenerateOutput
+
+# What a forward returns for the flag of a setting, by the names that the model's output and ours share.
+RECORDS = {
+    "output_attentions": ("attentions",),
+    "output_hidden_states": ("hidden_states",),
+}
+_ENCODER_DECODER_RECORDS = {
+    "output_attentions": ("decoder_attentions", "cross_attentions"),
+    "output_hidden_states": ("decoder_hidden_states",),
+}
+
+
+class TransformersForwards:
+    """The second part of `ModelAdapter`, which loops use; see there."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._hooks = inner(model)
+        self._names = HookNames(self._hooks)
+        self._grows_by_default = is_default(self._hooks, "_update_model_kwargs_for_generation")
+        self.is_encoder_decoder = bool(self._hooks.config.is_encoder_decoder)
+        self.device: torch.device | None = input_device(self._hooks)
+        self.before_forward: Callable[[], None] = lambda: None
+        self.can_rewind = self.reads_at_once = True
+        self.shows_cache = False
+        self.records: dict[str, list[Any]] = {}
+        self.record_dims: dict[str, list[int | None]] = {}
+        self._use_cache = True
+        self._prompt_length = 0
+        self._states: ModuleStates | None = None
+        self._hidden: HiddenStates | None = None
+        self._rollback: Rollback | None = None
+        self._encoder_records: dict[str, Any] = {}
+        self._kwargs: dict[str, Any] = {}
+        self._growing: GrowingInputs | None = None
+
+    def decode(self, token_ids: Tensor) -> Tensor:
+        return self.decode_tail(token_ids, 1)[:, 0]
+
+    def decode_tail(self, token_ids: Tensor, count: int) -> Tensor:
+        if self._rollback is not None:
+            return self._rollback.decode(token_ids, count)
+        return self._decode(token_ids, count, count)
+
+    def take_hidden_states(self, layers: Sequence[int]) -> list[Tensor]:
+        assert self._hidden is not None
+        return self._hidden.take(layers)
+
+    def rewind(self) -> None:
+        for kept in self.records.values():
+            kept.pop()
+        if self.shows_cache:
+            self.crop(1)
+
+    def hold(self) -> None:
+        if self._rollback is not None:
+            self._rollback.hold()
+
+    def crop(self, num_tokens: int) -> bool:
+        if self._rollback is not None:
+            return self._rollback.take_back(num_tokens)
+        if self.cache is not None:
+            cache_verbs.crop(self.cache, num_tokens)
+        return True
+
+    def catch_up(self) -> None:
+        if self._rollback is not None and self.shows_cache:
+            self._rollback.catch_up()
+
+    def reorder(self, source_rows: Tensor, shared: Tensor, generated: int) -> None:
+        if self._states is not None:
+            self._states.reorder(source_rows)
+        name = self._cache_name
+        if name is None:
+            return
+        cache, hook = self._kwargs[name], getattr(self._hooks, "_reorder_cache", None)
+        if hook is not None:
+            self._kwargs[name] = hook(cache, source_rows)
+        else:
+            self._kwargs[name] = cache_verbs.reorder(cache, source_rows, shared, generated)
+
+    def align_cache(self, rows: Tensor, num_tokens: int) -> None:
+        name, hook = self._cache_name, getattr(self._hooks, "_reorder_cache", None)
+        if name is None:
+            return
+        cache = self._kwargs[name]
+        cache = cache_verbs.select_rows(cache, rows) if hook is None else hook(cache, rows)
+        self._kwargs[name] = cache_verbs.cut(cache, num_tokens)
+
+    def close(self) -> None:
+        if self.shows_cache:
+            cut_to_size(self.cache)
+
+    @property
+    def can_crop(self) -> bool:
+        if not self._use_cache:
+            return self._grows_by_default
+        kept = self._states is not None and self._states.changed()
+        crops = self._rollback is not None or cache_verbs.can_crop(self.cache)
+        return self._grows_by_default and not kept and crops
+
+    @property
+    def cache(self) -> Any:
+        return None if self._cache_name is None else self._kwargs[self._cache_name]
+
+    def replace_cache(self, cache: Any) -> None:
+        """Makes `cache` the one that the caller gets back."""
+        assert self._cache_name is not None
+        self._kwargs[self._cache_name] = cache
+
+    @property
+    def hooks(self) -> Any:
+        """The model, without the wrapper that compiled it."""
+        return self._hooks
+
+    def decode_arguments(self) -> tuple[dict[str, Any], GrowingInputs]:
+        """What a forward over generated tokens is given, after `prefill`: what stays the same, and what grows."""
+        assert self._growing is not None
+        return self._kwargs, self._growing
+
+    @property
+    def encoder_outputs(self) -> Any:
+        """What the encoder made of the inputs, once started; None without one."""
+        return self._kwargs.get("encoder_outputs")
+
+    def recorded(self) -> dict[str, Any]:
+        kept = {name: tuple(entries) for name, entries in self.records.items()}
+        return {**self._encoder_records, **kept}
+
+    def output_class(self, *, beams: bool) -> type[GenerateOutput]:
+        return output_class(beams=beams, is_encoder_decoder=self.is_encoder_decoder)
+
+    @property
+    def _cache_name(self) -> str | None:
+        return next((name for name in self._names.arguments if self._kwargs.get(name) is not None), None)
+
+    def _decode(self, token_ids: Tensor, unread: int, count: int) -> Tensor:
+        """Reads the last `unread` columns; logits, and an entry of `records`, are of the last `count` of them."""
+        kwargs = self._kwargs
+        if self._growing is not None:
+            kwargs = kwargs | self._growing.after(token_ids.shape[1] - self._prompt_length)
+        elif unread != 1:
+            raise NotImplementedError(
+                f"`model`={type(self._hooks).__name__}: its own `_update_model_kwargs_for_generation` adds one token "
+                f"at a time"
+            )
+        if count > 1 and "logits_to_keep" in kwargs:
+            kwargs = kwargs | {"logits_to_keep": count}
+        with self._hooks._optimize_model_for_decode():
+            outputs = self._forward(token_ids, unread if self._use_cache else None, kwargs)
+        self._keep(outputs, unread)
+        if count < unread:
+            for kept in self.records.values():
+                whole = kept.pop()
+                if count > 0:
+                    kept.append(map_leaves(lambda tensor: tensor[..., -count:, :], whole))
+        return tail_logits(outputs.logits, token_ids.shape[0], count, token_ids.device)
+
+    def _forward(self, token_ids: Tensor, length: int | None, kwargs: dict[str, Any], **first: bool) -> Any:
+        inputs = self._hooks.prepare_inputs_for_generation(token_ids, next_sequence_length=length, **first, **kwargs)
+        if "logits_to_keep" in inputs and "logits_to_keep" in kwargs:
+            # Some hooks put the config's number in its place.
+            inputs["logits_to_keep"] = kwargs["logits_to_keep"]
+        self.before_forward()
+        return self._model(**self._names.for_forward(inputs), return_dict=True)
+
+    def _start_records(self, kwargs: dict[str, Any]) -> None:
+        for flag, names in (_ENCODER_DECODER_RECORDS if self.is_encoder_decoder else RECORDS).items():
+            if flag not in kwargs:
+                continue
+            self.records |= {name: [] for name in names}
+            if self.is_encoder_decoder:
+                states = flag.removeprefix("output_")
+                self._encoder_records[f"encoder_{states}"] = kwargs["encoder_outputs"].get(states)
+
+    def _keep(self, outputs: Any, num_tokens: int) -> None:
+        if self._grows_by_default:
+            self._keep_cache(outputs)
+        else:
+            self._kwargs = self._hooks._update_model_kwargs_for_generation(
+                outputs, self._kwargs, is_encoder_decoder=self.is_encoder_decoder, num_new_tokens=num_tokens
+            )
+        if self._hidden is not None:
+            self._hidden.keep(outputs)
+        for name, kept in self.records.items():
+            kept.append(getattr(outputs, name, None))
+
+    def _keep_cache(self, outputs: Any) -> None:
+        for name, argument in self._names.returned.items():
+            if name in outputs:
+                self._kwargs[argument] = outputs[name]
+                break
