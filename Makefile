@@ -70,9 +70,9 @@ wheel: build
 demo: build
 	$(BIN)/python -m examples.demo $(DEMO_ARGS)
 
-# A warning is an error. The variable silences a note of the theme's authors about another project.
+# A warning is an error, but not with -q. The variable silences a note of the theme's authors about another project.
 docs: $(DOCS_VENV)/.built
-	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --strict -q
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --strict
 
 $(DOCS_VENV)/.built: constraints.txt constraints-docs.txt
 	test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
