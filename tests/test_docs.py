@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import re
+import runpy
 import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,6 +109,11 @@ def test_the_reference_has_every_public_name() -> None:
     headings = set(re.findall(r"^      heading: pygen\.(?:\w+\.)?(\w+)$", pages, re.MULTILINE))
     public = {name for module in (pygen, pygen.ops, pygen.processors, pygen.candidates) for name in module.__all__}
     assert public - headings == {"__version__", "candidates", "ops", "processors"}
+
+
+def test_the_page_of_knobs_is_that_of_the_table() -> None:
+    written = runpy.run_path(str(ROOT / "docs/_site/knobs.py"))["page"]()
+    assert (ROOT / "docs/knobs.md").read_text("utf-8") == written, "run python docs/_site/knobs.py"
 
 
 def test_the_readme_shows_the_two_commands() -> None:
