@@ -1,4 +1,4 @@
-"""`explain`: what a call of `generate` would do and where every part of it comes from, without running the model."""
+"""`explain`: what a call of `generate` would do, and where each setting comes from, without running the model."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Stages:
-    """What happens to the scores in the steps [first, end), a line per stage; `end` is None where the call ends it."""
+    """The stages of the steps [first, end), a line each; `end` is None up to the end of the call."""
 
     first: int
     end: int | None
@@ -60,18 +60,18 @@ class Stages:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The parts of a call; printing it gives all of them.
+    """The parts of a call; `print` shows all of them.
 
-    model: its class, and by which adapter it runs. loop: the module that runs the mode. runtime: whether its steps are
-        captured in a graph, and why not.
-    batch_size: prompts. rows: what is decoded at once, beams and copies included.
-    max_new_tokens: steps at most; min_new_tokens: steps without an end-of-sequence token.
-    eos_token_ids, pad_token_id: as they act; None where there is none.
-    settings: every setting with a value, by name; what the caller set and what has no effect can be told apart.
-    stages: how scores become tokens. not_fused: why processors are called rather than done in an op, a sentence each.
-    backends: what each op runs on and what was passed over, with reasons, by the op's name.
-    noise: where randomness comes from. cache: what remembers the text.
-    stopping: what ends rows. notes: warnings that the call would give.
+    model: its class, and by which adapter it runs. loop: the module that runs the mode. runtime: whether a graph
+        captures the steps, and if not, why.
+    batch_size: prompts. rows: sequences decoded at once, beams and copies included.
+    max_new_tokens: the maximum of steps; min_new_tokens: steps without an end-of-sequence token.
+    eos_token_ids, pad_token_id: the effective ids, or None.
+    settings: every setting with a value, by name, with its source and, if it has no effect, the reason.
+    stages: how scores become tokens. not_fused: one sentence per Python processor: why no op does it.
+    backends: by op, the backend that runs it, and the reasons against the ones passed over.
+    noise: the source of randomness. cache: the kind of KV cache.
+    stopping: the conditions that end rows. notes: warnings of the call.
     """
 
     model: str
@@ -96,11 +96,11 @@ class Explanation:
 
     @property
     def ignored(self) -> dict[str, str]:
-        """The settings that somebody gave and that have no effect, with the reason."""
+        """The given settings that have no effect, with the reason."""
         return {s.name: s.ignored for s in self.settings if s.ignored and s.source != "default"}
 
     def __getitem__(self, name: str) -> Setting:
-        """The setting of that name; KeyError where it has no value."""
+        """The setting of that name. Raises KeyError if it has no value."""
         for setting in self.settings:
             if setting.name == name:
                 return setting
@@ -132,14 +132,14 @@ class Explanation:
 
 
 def explain(model: Any, *args: Any, **kwargs: Any) -> Explanation:
-    """What `generate(model, *args, **kwargs)` would do; takes what `generate` takes and raises what it raises early.
+    """What `generate(model, *args, **kwargs)` would do; raises the errors that `generate` raises before the model runs.
 
-    The model does not run, the generator is not advanced, a streamer gets nothing.
+    The model does not run, no generator advances, a streamer receives nothing.
     """
     bound = inspect.signature(generate).bind(model, *args, **kwargs)
     arguments = Arguments(**bound.arguments)
     if arguments.custom_generate is not None:
-        raise NotImplementedError("`custom_generate`: what code of one's own does cannot be explained")
+        raise NotImplementedError("`custom_generate`: pygen cannot explain what custom code does")
     with collected() as notes, torch.no_grad():
         call = prepare_call(dataclasses.replace(arguments, runtime=check_runtime(arguments.runtime)))
         groups = call.config.num_beam_groups or 1
@@ -225,7 +225,7 @@ def _candidates_at_once(call: Call) -> int:
 
 
 def _choice(call: Call) -> str | None:
-    """How a token is chosen, where that is by more than its score."""
+    """How a token is chosen, if not by its score alone."""
     if call.mode is GenerationMode.DOLA_GENERATION:
         drawn = "draw" if call.config.do_sample else "argmax"
         return f"{drawn}, of the last layer's scores beside those of `dola_layers`={call.config.dola_layers!r}"

@@ -1,4 +1,4 @@
-"""`generate`: resolves what a call asks for and runs the loop that does it."""
+"""`generate`: resolves the arguments of a call and runs the loop of its mode."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def _ends_stream(function: Function) -> Function:
-    """Decorates `generate`: no gradients, and a streamer learns once that the call is over, however early it fails."""
+    """Decorates `generate`: computes no gradients, and ends the streamer once, also when the call fails early."""
 
     @functools.wraps(function)
     def ending(*args: Any, streamer: Any = None, **kwargs: Any) -> Any:
@@ -56,7 +56,7 @@ def _ends_stream(function: Function) -> Function:
             with torch.no_grad(), one_call():
                 result = function(*args, streamer=streamer, **kwargs)
         except BaseException as error:
-            # It tells more than an error that the streamer may have now.
+            # The caller gets this error, not one that the streamer may raise now.
             with contextlib.suppress(Exception):
                 end_stream(streamer, error)
             raise
@@ -88,77 +88,80 @@ def generate(
     runtime: str = "auto",
     **kwargs: Any,
 ) -> Tensor | GenerateOutput:
-    """Generates text: greedy search, or sampling with `do_sample=True`; with `num_beams` > 1 beam search or beam
-    sampling, diverse with `num_beam_groups`, constrained with `force_words_ids` or `constraints`; drafted tokens with
-    an assistant; contrastive search with `penalty_alpha` > 0 and `top_k` > 1; DoLa with `dola_layers`.
+    """Generates text with the search that the settings choose.
+
+    `do_sample=True` samples, otherwise the search is greedy. `num_beams` > 1 gives beam search or beam sampling,
+    diverse with `num_beam_groups`, constrained with `force_words_ids` or `constraints`. An assistant or prompt lookup
+    drafts tokens; `penalty_alpha` > 0 with `top_k` > 1 is contrastive search; `dola_layers` is DoLa.
 
     Arguments:
         model: a generation model of transformers, decoder-only or encoder-decoder, or any `nn.Module` whose forward
-            takes `input_ids` and returns logits (see `pygen.models.module`). It may be compiled, sharded by FSDP
-            or wrapped for training; a wrapper with a `generate` of its own, as peft's models, is asked to generate.
+            takes `input_ids` and returns logits (see `pygen.models.module`). It may be compiled, sharded by FSDP or
+            wrapped for training. For a wrapper with its own `generate`, such as peft's, that method prepares the call.
         inputs: what the model reads: prompts (batch_size, prompt_length), integer ids, padded on the left; also as
-            `input_ids=`, or as `inputs_embeds=` (batch_size, length, width). Without any, every row starts from
-            `bos_token_id`. For an encoder-decoder model what the encoder reads, under its own name; the decoder starts
-            from `decoder_input_ids=` or `decoder_start_token_id`.
-        generation_config: a `GenerationConfig` of pygen or of transformers. Settings are taken from the arguments, then
-            from here, then from `model.generation_config`, then from `pygen.config.config.DEFAULTS`.
-        logits_processor: callables (input_ids (rows, length), scores (rows, vocab_size) float32) -> scores, run after
-            penalties and bans and before temperature and filters. Each is called once per step, with texts that go on
-            from those of the step before. Drafts are made without them, unless one has a method `clone()`: copies of
-            that, made when it has seen all that is certain, are called with drafts. With beams the best of a prompt is
-            the first of its rows; one that keeps something by row learns from a method `reorder_cache(beam_idx)` after
-            a step that row i grew from row beam_idx[i].
+            `input_ids=`, or as `inputs_embeds=` (batch_size, length, width). Without inputs every row starts from
+            `bos_token_id`. For an encoder-decoder model `inputs` go to the encoder, also under the encoder's own
+            argument name; the decoder starts from `decoder_input_ids=` or `decoder_start_token_id`.
+        generation_config: a `GenerationConfig` of pygen or of transformers. A setting comes from the arguments, else
+            from here, else from `model.generation_config`, else from `pygen.config.DEFAULTS`.
+        logits_processor: callables (input_ids (rows, length), scores (rows, vocab_size) float32) -> scores. They run
+            after penalties and bans, before temperature and filters, once per step, and each call sees the previous
+            text one token longer. Drafting skips a processor, unless it has a method `clone()`: then a copy, made from
+            the state after the last accepted token, sees the drafts. With beams the best beam of a prompt is its first
+            row; a processor with a method `reorder_cache(beam_idx)` hears after each step that row i continues row
+            beam_idx[i].
         stopping_criteria: callables (input_ids, scores so far or None) -> bool or (rows,) bool, called after every
-            token. One of `pygen.stopping` that a setting asks for too takes the place of that setting's.
-        prefix_allowed_tokens_fn: (prompt number, ids of a text (length,)) -> the ids that may follow it, asked about
-            the texts and beams that go on. Where it allows none, the text ends: nothing may follow but an
-            end-of-sequence token, or `pad_token_id` in a call without one (ValueError without either;
-            `finish_reason` "stop").
-        synced_gpus: keeps as many forwards as the other processes of the group, which share the weights; by default
-            where FSDP or DeepSpeed ZeRO-3 gather them.
-        streamer: receives the prompts, then the tokens of every step, then `end()`, or `fail(error)` where it has that
-            and the call fails, however early. With beams tokens come once all live beams of the one prompt share them.
-        assistant_model: a smaller model that drafts tokens, which `model` checks in one forward; instead of it
-            `prompt_lookup_num_tokens` drafts from the text, `assistant_early_exit` with the model's first layers.
-            Greedy tokens, and those of `seed`, are the ones without drafts, for whole batches; other draws have the
-            same distribution. Settings of drafts come from the arguments, then from the assistant's
-            `generation_config`, which keeps the number of drafts where its schedule is "heuristic".
-        assistant_tokenizer: the assistant's, where it has another vocabulary; one whose head is only padded to another
-            width, by less than 512, needs none.
+            token. A criterion passed here overrides the one that the corresponding setting would create.
+        prefix_allowed_tokens_fn: (prompt number, ids of a text (length,)) -> the ids that may follow, asked for live
+            texts and beams only. An empty answer ends the text: only an end-of-sequence token may follow, or
+            `pad_token_id` in a call without one (`finish_reason` "stop"; ValueError without either).
+        synced_gpus: runs as many forwards as the other processes of the group, which share the weights. The default is
+            True where FSDP or DeepSpeed ZeRO-3 gather weights.
+        streamer: receives the prompts, then the tokens of every step, then `end()`, or `fail(error)`, if it has that
+            method, when the call fails at any point. With beams a token arrives once all live beams of the one prompt
+            share it.
+        assistant_model: a smaller model that drafts tokens, which `model` checks in one forward. Alternatives:
+            `prompt_lookup_num_tokens` drafts from the text, `assistant_early_exit` with the model's first layers. For
+            whole batches, greedy tokens and those of `seed` are the same as without drafts; other draws have the same
+            distribution. Draft settings come from the arguments, else from the assistant's `generation_config`, where
+            the schedule "heuristic" also stores the number of drafts.
+        assistant_tokenizer: the assistant's, where its vocabulary differs. An assistant whose head is only padded to
+            another width, by less than 512, needs none.
         tokenizer: the model's, for `stop_strings`, `token_healing` and an assistant with another vocabulary.
-        negative_prompt_ids, negative_prompt_attention_mask: (batch_size, length), what `guidance_scale` leads away
-            from; by default the last token, or embedding, of every prompt. An encoder-decoder's encoder reads them.
-        custom_generate: a decoding loop in the place of pygen's (see `pygen.decode.custom`); or a folder or repository
+        negative_prompt_ids, negative_prompt_attention_mask: (batch_size, length), the prompts that `guidance_scale`
+            pushes away from; by default the last token, or embedding, of every prompt. With an encoder-decoder model
+            the encoder reads them.
+        custom_generate: a decoding loop that replaces pygen's (see `pygen.decode.custom`); or a folder or repository
             whose `custom_generate/generate.py` is called instead, which needs `trust_remote_code=True`.
-        generator: where noise is taken from without `seed`; None is torch's default generator.
-        cancel: once set, generation ends after the step in progress.
+        generator: the source of noise without `seed`; None is torch's default generator.
+        cancel: once set, generation ends after the current step.
         progress: shows a progress bar.
         runtime: "graph" captures the step of greedy search, sampling or beams in a CUDA graph on first use and replays
-            it for every token, without waiting for the device; later calls with as many rows and of similar length use
-            the capture again, until `pygen.release(model)`. "eager" launches every step. "auto" captures on CUDA where
-            a call is long enough to pay for it; `pygen.explain` tells. The tokens are the same.
+            it for every token, without waiting for the device. Later calls with as many rows and of similar length
+            reuse the capture, until `pygen.release(model)`. "eager" launches every step. "auto" captures on CUDA where
+            a call is long enough to pay for it; `pygen.explain` says whether. The tokens are the same.
         kwargs: settings of `GenerationConfig`, the ones below, and inputs of the model.
 
     Settings beyond transformers (also accepted inside a config):
         any sampling knob, a penalty or `do_sample` as a sequence, one value per prompt or one per returned row.
-        seed: an int, or one per returned row: noise that does not depend on batch, padding or backend. Row r of an int
-            seed s uses `pygen.rng.row_seed(s, r)`. With beams one per prompt; beam j of prompt b draws with
-            `row_seed(seed of b, j)`. Without it the tokens are those of transformers under the same
+        seed: an int, or one per returned row: noise that is independent of batch, padding and backend. Row r of an int
+            seed s uses `pygen.rng.row_seed(s, r)`. With beams one seed per prompt; beam j of prompt b draws with
+            `row_seed(seed of b, j)`. Without `seed` the tokens are those of transformers under the same
             `torch.manual_seed`.
         presence_penalty, frequency_penalty: subtracted from the scores of generated tokens, once and per occurrence.
         output_logprobs, top_logprobs: log-probabilities of the tokens and of the n best, in the output class.
         on_invalid: for rows whose scores hold NaN, +inf or no allowed token: "raise" (RuntimeError naming row and
-            step), "greedy" (take the best token that is left) or "eos" (end the row).
+            step), "greedy" (take the best remaining token) or "eos" (end the row).
 
     Returns:
         (rows, prompt_length + steps) int64 with rows = batch_size * num_return_sequences, the copies of a prompt side
         by side, with beams the best first, finished rows filled with `pad_token_id`; with `return_dict_in_generate` one
         of the classes of `pygen.outputs`. The prompt is the decoder's.
 
-    Raises ValueError and TypeError for arguments, NotImplementedError for what this version does not offer (of these
-    BackendError for a `runtime` that cannot run), all before the model runs. Nothing that is passed in is modified, but
-    a cache given as `past_key_values` is extended.
-    Penalties and n-gram bans do not see prompt positions that `attention_mask` hides.
+    Raises ValueError and TypeError for arguments, NotImplementedError for what this version does not offer, and its
+    subclass BackendError for a `runtime` that cannot run, all before the model runs. The call modifies none of its
+    arguments, except that it extends a cache passed as `past_key_values`.
+    Penalties and n-gram bans ignore prompt positions that `attention_mask` hides.
     """
     trust_remote_code = kwargs.pop("trust_remote_code", None)
     arguments = Arguments(

@@ -1,4 +1,4 @@
-"""`GenerationConfig`: the settings of a generation, with Hugging Face's names, defaults, files and JSON."""
+"""`GenerationConfig`: the settings of a generation, with Hugging Face's names, defaults and files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ METADATA_FIELDS = ("_from_model_config", "_commit_hash", "_original_object_hash"
 
 
 def contrasts(config: GenerationConfig) -> bool:
-    """Whether a search with one beam is contrastive."""
+    """Whether a search with one beam is contrastive search."""
     top_k = plain(config.top_k)
     return config.do_sample is not True and (config.penalty_alpha or 0) > 0 and isinstance(top_k, int) and top_k > 1
 
@@ -50,10 +50,10 @@ def _log_once(level: int, message: str) -> None:
 
 
 class GenerationConfig(ConfigFiles):
-    """The settings of a generation task: transformers' names, and one rule per setting for what it may hold.
+    """The settings of a generation, under transformers' names, with a rule of type and range for each.
 
-    Every setting is None until given; `generate()` fills what is still None from the model's config and then from
-    `DEFAULTS` (`pygen.request.settings`). Unknown keywords become attributes, as model-specific settings need.
+    Every setting is None until given. `generate()` fills the others from the model's config, then from
+    `pygen.config.DEFAULTS`. Unknown keywords become attributes, for settings of particular models.
 
     ```
     config = GenerationConfig(do_sample=True, temperature=0.7, top_p=0.9)
@@ -64,9 +64,9 @@ class GenerationConfig(ConfigFiles):
 
     Types and ranges are those of `pygen.config.rules.RULES`. The sampling knobs (temperature, top_k, top_p, min_p,
     top_h, typical_p, epsilon_cutoff, eta_cutoff, repetition_penalty, no_repeat_ngram_size) also take one value per row
-    as a list, tuple or 1-D tensor (kept as a list); such a config cannot be saved. A wrong type or range, a keyword
-    that would hide a method, and contradictory settings are a `ValueError` naming key, value and what is allowed; a
-    refused call changes nothing. An integer is accepted wherever a float is.
+    as a list, tuple or 1-D tensor (kept as a list); such a config cannot be saved. Raises `ValueError`, naming
+    key, value and allowed range, for a wrong type or range, a keyword that would hide a method, and contradictory
+    settings; nothing changes then. An integer is accepted wherever a float is.
     """
 
     extra_output_flags = ("output_attentions", "output_hidden_states", "output_scores", "output_logits")
@@ -176,7 +176,7 @@ class GenerationConfig(ConfigFiles):
         return hash(self._fingerprint(use_diff=True))
 
     def __eq__(self, other: object) -> bool:
-        """Equal settings: an explicit default is not the same as unset; metadata does not count."""
+        """Whether all settings are equal. An explicit default differs from an unset setting; metadata is ignored."""
         if not isinstance(other, GenerationConfig):
             return False
         return self._fingerprint(use_diff=False) == other._fingerprint(use_diff=False)
@@ -185,7 +185,7 @@ class GenerationConfig(ConfigFiles):
         return f"{type(self).__name__} {self._fingerprint(use_diff=True)}"
 
     def _fingerprint(self, *, use_diff: bool) -> str:
-        """`to_json_string(ignore_metadata=True)`, also for values that JSON cannot write."""
+        """`to_json_string(ignore_metadata=True)`, which also accepts values that JSON cannot write."""
         settings = {
             name: value
             for name, value in vars(self).items()
@@ -199,7 +199,7 @@ class GenerationConfig(ConfigFiles):
         return copy.deepcopy(DEFAULTS)
 
     def get_generation_mode(self, assistant_model: Any = None) -> GenerationMode:
-        """The search that these settings ask for; an `assistant_model` makes greedy search and sampling assisted."""
+        """The mode that these settings choose; an `assistant_model` makes greedy search and sampling assisted."""
         if self.constraints is not None or self.force_words_ids is not None:
             mode = GenerationMode.CONSTRAINED_BEAM_SEARCH
         elif self.num_beams in (None, 1):
@@ -229,12 +229,12 @@ class GenerationConfig(ConfigFiles):
         return mode
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
-        """Check every setting and how they go together.
+        """Check every setting, alone and together with the others.
 
-        `ValueError`: a wrong type or range (see `pygen.config.rules`), more returned sequences than the search can
-        give, an argument of `generate()` kept in the config. Settings that would have no effect, and a negative
-        `pad_token_id`, are logged once per distinct message, or a `ValueError` with `strict=True`. Of a search that
-        `user_set_attributes` chooses (`do_sample`, `num_beams`), only settings among these are named.
+        Raises `ValueError` for a wrong type or range (see `pygen.config.rules`), for more returned sequences than the
+        search has, and for an argument of `generate()` kept in the config. Settings without effect, and a negative
+        `pad_token_id`, are logged once per distinct message; with `strict=True` they raise `ValueError`. Where
+        `user_set_attributes` chooses the search (`do_sample`, `num_beams`), only settings in that set are reported.
         """
         check_settings(vars(self))
         if self.watermarking_config is not None:
@@ -264,9 +264,9 @@ class GenerationConfig(ConfigFiles):
         _log_once(logging.INFO, details)
 
     def update(self, defaults_only: bool = False, allow_custom_entries: bool = False, **kwargs: Any) -> dict[str, Any]:
-        """Set the settings named in `kwargs` and return the entries that are none; None is a value like any other.
+        """Set the settings named in `kwargs`, also to None, and return the entries that name no setting.
 
-        `defaults_only`: set only what is None now. `allow_custom_entries`: unknown names become new attributes.
+        `defaults_only`: set only settings that are None. `allow_custom_entries`: unknown names become new attributes.
         """
         changes = {}
         for name, value in kwargs.items():
@@ -297,7 +297,7 @@ class GenerationConfig(ConfigFiles):
                 self.dict_dtype_to_str(value)
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings, also unset ones, as an independent dict."""
+        """All settings, unset ones included, as an independent dict."""
         settings = copy.deepcopy(vars(self))
         settings.pop("_commit_hash", None)
         settings.pop("_original_object_hash", None)
@@ -306,7 +306,7 @@ class GenerationConfig(ConfigFiles):
         return settings
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """The settings that differ from those of a fresh config, custom ones and the version."""
+        """The settings that differ from a new config, custom attributes and the version."""
         known = RULES.keys() | METADATA_RULES.keys()
         return {name: value for name, value in self.to_dict().items() if value is not None or name not in known}
 
@@ -324,10 +324,10 @@ class GenerationConfig(ConfigFiles):
 
     @classmethod
     def from_model_config(cls, model_config: Any) -> GenerationConfig:
-        """The generation settings inside a model's config (an object with `to_dict()`, or a dict); it is not changed.
+        """The generation settings inside a model's config (an object with `to_dict()`, or a dict).
 
-        Settings still unset are taken from the config of its text decoder; any `output_*` flag sets
-        `return_dict_in_generate`.
+        Unset settings come from the config of its text decoder; any `output_*` flag sets `return_dict_in_generate`.
+        `model_config` stays unchanged.
         """
         settings = model_config if isinstance(model_config, dict) else model_config.to_dict()
         settings = {name: value for name, value in settings.items() if value is not None}
@@ -349,7 +349,7 @@ class GenerationConfig(ConfigFiles):
 
     @classmethod
     def from_transformers(cls, config: Any) -> GenerationConfig:
-        """The same settings as a transformers `GenerationConfig`; a pygen config is returned as it is.
+        """The settings of a transformers `GenerationConfig` as a pygen config; a pygen config is returned unchanged.
 
         Raises `TypeError` for anything else and `ValueError` for settings that pygen refuses.
         """
@@ -357,7 +357,7 @@ class GenerationConfig(ConfigFiles):
             return config
         if not any(base.__name__ == "GenerationConfig" for base in type(config).__mro__):
             raise TypeError(f"`generation_config` must be a GenerationConfig, got {type(config).__name__}")
-        # A later release may declare settings that are unknown here; unset they would only differ in equality.
+        # A later release may declare settings unknown here. Unset, they would only make equal configs unequal.
         declared = vars(type(config)())
         settings = {
             name: value

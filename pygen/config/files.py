@@ -1,4 +1,4 @@
-"""Config files: strict reading, JSON text, and the way to and from the Hugging Face hub."""
+"""Config files: strict reading, JSON text, download from and upload to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def dtype_name(value: Any) -> Any:
 def json_text(settings: Mapping[str, Any], default: Callable[[Any], Any] = plain) -> str:
     """Two spaces, sorted keys, newline at the end; dict keys as `str(key)`, dataclasses by `to_dict()`, dtypes by name.
 
-    `default` is asked for what JSON cannot write; a value that it returns unchanged is a `TypeError`.
+    `default` converts values that JSON cannot write. Raises `TypeError` for a value that it returns unchanged.
     """
 
     def convert(value: Any) -> Any:
@@ -53,7 +53,7 @@ def json_text(settings: Mapping[str, Any], default: Callable[[Any], Any] = plain
 
 
 def check_file_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse (`ValueError`) what no config file may hold: private keys, NaN, infinity, depth, wrong types or ranges."""
+    """Raise `ValueError` for private keys, NaN, infinity, deep nesting, and wrong types or ranges."""
     for key, value in settings.items():
         if _PRIVATE_KEY.fullmatch(key):
             raise ValueError(f"`{key}` must not be set by a file: it is a private name, got {shown(value)}")
@@ -84,7 +84,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parse_int(digits: str) -> int | float:
-    # Python refuses to read very long integers, without saying where; as infinity they are refused by key like 1e999.
+    # Python raises for very long integers without naming the key. As infinity they fail by key, like 1e999.
     return int(digits) if len(digits) <= 400 else math.inf
 
 
@@ -115,7 +115,7 @@ def read_settings(path: str) -> dict[str, Any]:
 def find_config_file(
     name: str, file_name: str, *, subfolder: str = "", revision: str = "main", **download: Any
 ) -> tuple[str, str | None]:
-    """`(path, commit hash)` of a config file in a local folder, or else in a hub repository (downloaded if need be)."""
+    """`(path, commit hash)` of a config file in a local folder, else in a hub repository (downloaded unless cached)."""
     if os.path.isdir(name):
         path = os.path.join(name, subfolder, file_name)
         if not os.path.isfile(path):
@@ -145,7 +145,7 @@ def upload_text(
     commit_message: str | None = None,
     **commit: Any,
 ) -> Any:
-    """Put one text file into a hub repository, made if need be; returns the hub's description of the commit."""
+    """Upload one text file to a hub repository, created if missing; returns the hub's description of the commit."""
     from huggingface_hub import create_repo, upload_file
 
     repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
@@ -194,9 +194,9 @@ class ConfigFiles(ABC):
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Write `generation_config.json` (or `config_file_name`) into a folder, made if need be.
+        """Write `generation_config.json` (or `config_file_name`) into a folder, created if missing.
 
-        Raises `ValueError`, and writes nothing, when `validate(strict=True)` objects or the file could not be read
+        Raises `ValueError`, and writes nothing, when `validate(strict=True)` fails or the file could not be read
         back. `compile_config` is left out. `push_to_hub=True` also uploads the file to `repo_id` (default: the folder's
         name); `private`, `token`, `commit_message`, ... then have the meaning of `push_to_hub()`.
         """
@@ -231,7 +231,7 @@ class ConfigFiles(ABC):
         revision: str | None = None,
         create_pr: bool = False,
     ) -> Any:
-        """Upload `generation_config.json` to a hub repository, made if need be; returns the commit's description."""
+        """Upload `generation_config.json` to a hub repository, created if missing; returns the commit's description."""
         return upload_text(
             self._file_text(),
             GENERATION_CONFIG_NAME,
@@ -249,7 +249,7 @@ class ConfigFiles(ABC):
         """The config with these settings; entries of `kwargs` win over those of `config_dict`.
 
         `return_unused_kwargs=True` returns `(config, unused)`: entries of `kwargs` that are neither settings nor in
-        `config_dict` are then handed back instead of becoming attributes.
+        `config_dict` are then returned instead of becoming attributes.
         """
         return cls._from_settings(config_dict, kwargs, source=None)
 
@@ -264,7 +264,7 @@ class ConfigFiles(ABC):
         unused = {name: value for name, value in kwargs.items() if return_unused and name not in known}
         used = {name: value for name, value in kwargs.items() if name not in unused}
         if source is not None:
-            # Judged apart, so that a bad keyword is not blamed on the file.
+            # Checked separately, so that an error in a keyword does not name the file.
             cls(**{name: value for name, value in used.items() if name in RULES})
         try:
             config = cls(**{**settings, **used})

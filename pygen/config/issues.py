@@ -1,4 +1,4 @@
-"""Settings that are allowed and have no effect beside the others of a config."""
+"""Settings that are valid but have no effect together with the rest of a config."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pygen.rules import plain
 
 
 def minor_issues(config: Any, chosen: set[str]) -> dict[str, str]:
-    """By setting of `config`, a GenerationConfig, why it will not act; see `GenerationConfig.validate`.
+    """By setting of a GenerationConfig without effect, the reason; see `GenerationConfig.validate`.
 
-    chosen: what the caller has set. Where this chooses the search, settings that it leaves alone are no issue."""
+    chosen: the settings that the caller set. Where they choose the search, other settings are not reported.
+    """
     issues = {}
     if config.pad_token_id is not None and config.pad_token_id < 0:
         issues["pad_token_id"] = f"should be >= 0 but is {config.pad_token_id}; padding a batch will fail"
@@ -49,6 +50,6 @@ def minor_issues(config: Any, chosen: set[str]) -> dict[str, str]:
 
 
 def _differs(value: Any, neutral: Any) -> bool:
-    """Whether a setting, or that of any row, is neither unset nor neutral."""
+    """Whether a setting, in any row, is set to a value other than `neutral`."""
     value = plain(value)
     return value is not None and any(v != neutral for v in (value if isinstance(value, (list, tuple)) else [value]))

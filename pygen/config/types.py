@@ -1,4 +1,4 @@
-"""The value types inside a config, and how other forms of a setting become the one that is kept."""
+"""The types of values in a config, and the conversion of a setting to the form that is stored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pygen.rules import plain
 
 
 class GenerationMode(str, Enum):
-    """The kinds of search that `generate()` knows."""
+    """The modes of `generate()`."""
 
     CONTRASTIVE_SEARCH = "contrastive_search"
     GREEDY_SEARCH = "greedy_search"
@@ -41,7 +41,7 @@ class CompileConfig:
     backend: str | Callable[..., Any] = "inductor"
     mode: str = "reduce-overhead"
     options: dict[str, Any] | None = None
-    # Not a field: a switch for tests that lets devices compile that otherwise would not.
+    # Not a field: a switch for tests, to compile on devices that pygen would not compile on.
     _compile_all_devices = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class CompileConfig:
 
 
 def normalised(name: str, value: Any) -> Any:
-    """The form in which a setting is kept: Python numbers for tensors, config objects for dicts and foreign objects."""
+    """The stored form of a setting: Python numbers for tensors, config objects for dicts and transformers' objects."""
     if value is None:
         return None
     if name == "watermarking_config":

@@ -1,4 +1,4 @@
-"""A plan bound to beams: the same stages, on log-probabilities, with `beam_step` at the end."""
+"""A plan bound to beams: the same stages on log-probabilities, with `beam_step` as the last op."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class BeamBinding:
-    """The rows of a beam search; see `Binding`. The caller's processors see the best beam of a prompt first, as those
-    of transformers do; the others see the sequences by row, which stays within its prompt.
+    """The rows of a beam search; see `Binding`. The caller's processors see the best beam of a prompt first, as in
+    transformers; pygen's own see sequences by row, which stays within its prompt.
 
-    search: arguments of `beam_step` about the search: length_penalty, early_stopping, stopping_criteria.
+    search: `length_penalty`, `early_stopping` and `stopping_criteria` of `beam_step`.
     """
 
     of_others = -math.inf
@@ -45,7 +45,7 @@ class BeamBinding:
         return torch.log_softmax(logits.float(), dim=-1)
 
     def keeps(self, plan: Plan, last: Fused) -> bool:
-        # A log-softmax of what an op without knobs gets is that of what it makes.
+        # An op without knobs keeps the log-softmax of its input.
         return plan.keep_scores or (plan.num_logprobs > 0 and bool(last.knobs))
 
     def shape(self, example: Tensor, first: bool, **knobs: Any) -> Op:

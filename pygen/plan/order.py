@@ -1,4 +1,4 @@
-"""Hugging Face's order of everything that acts on scores, as far as a config and the caller ask for it."""
+"""Everything that acts on the scores of a call, in Hugging Face's order."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ONLY_BAN = (
 
 @dataclass(frozen=True)
 class _Place:
-    """What a setting asks for. A processor of exactly the class of that name, given by hand, does it instead."""
+    """The entries of a setting, which a caller's processor of exactly the class `class_name` replaces."""
 
     class_name: str
     items: tuple[Item, ...]
@@ -39,11 +39,11 @@ class _Place:
 def ordered_items(call: Call, knobs: Knobs, *, all_drawn: bool) -> tuple[Item, ...]:
     """Everything that acts in a call, in order.
 
-    The caller's processors stand between bans and warpers, but one that is exactly of a class that a setting before
-    there asks for takes the place of the built one, with a warning. TypeError if they are no list of callables.
+    The caller's processors come between bans and warpers. But if one has exactly the class that an earlier setting
+    would build, it replaces that processor and a warning is logged. Raises TypeError unless given a list of callables.
 
-    knobs: the settings of `pygen.knobs`, a number or a (rows,) tensor each.
-    all_drawn: no row is greedy.
+    knobs: the settings of `pygen.knobs`, each a number or a (rows,) tensor.
+    all_drawn: every row is sampled.
     """
     given = _check_processors(call.logits_processor)
     items: list[Item] = []
@@ -136,9 +136,9 @@ def _penalties(call: Call, knobs: Knobs) -> Iterator[_Place]:
 
 
 def _encoder_ids(name: str, call: Call) -> Tensor | None:
-    """(batch_size, length): the ids that the model reads first, the encoder's or the prompts, -1 where hidden.
+    """(batch_size, length): the ids of the encoder's input or of the prompts, -1 where hidden.
 
-    Where it reads something else: None, with a warning.
+    Warns and returns None for inputs other than ids.
     """
     ids = call.prompt.main_input
     if ids.dim() != 2 or ids.is_floating_point():
@@ -226,7 +226,7 @@ def _late_bans(call: Call) -> Iterator[_Place]:
 def _warpers(call: Call, knobs: Knobs) -> Iterator[Item]:
     if call.config.do_sample is not True:
         return
-    # With beams, a token has to be left that does not end the text.
+    # Beams need a surviving token that does not end the text.
     keep = 1 if (call.config.num_beams or 1) == 1 else 1 + len(call.tokens.eos or [0])
     for knob in _active(WARPERS, knobs):
         minimum = {"min_tokens_to_keep": keep} if knob.keeps_minimum else {}
@@ -238,13 +238,13 @@ def _last(call: Call) -> Iterator[Item]:
     if config.watermarking_config is not None:
         watermark = _Watermark(config.watermarking_config, call.prompt.input_ids.shape[1])
         yield Item("watermarking_config", {}, watermark, "it depends on the last tokens of the row")
-    # Sampling and argmax do not see a constant that is added to a row; sums over steps do.
+    # A constant added to a row changes no draw and no argmax, but does change sums over steps.
     if config.renormalize_logits is True and (config.num_beams or 1) > 1:
         yield Item("renormalize_logits", {}, built.LogitNormalization(), "it stands after the filters")
 
 
 class _Watermark:
-    """The processor of a config, built once the vocabulary is known, for texts that begin with the prompt."""
+    """The processor of a watermarking config, built when the first scores show the vocabulary size."""
 
     skips_hidden = True
 
@@ -264,7 +264,7 @@ class _Watermark:
 
 
 def _active(knobs: Sequence[Knob], values: Knobs) -> list[Knob]:
-    """The knobs that do something; None never does."""
+    """The knobs that act; None never acts."""
     given = [(knob, values[knob.name]) for knob in knobs if values.get(knob.name) is not None]
     return [knob for knob, value in given if isinstance(value, Tensor) or value != knob.neutral]
 

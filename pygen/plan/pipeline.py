@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pygen.ops import BeamState, DecodeState
     from pygen.plan.plan import Plan
 
-# Of more suppressed ids than these, and than words of a bitmask, a bitmask is made.
-_LISTED = 1024
+# More suppressed ids than this, and than words of a bitmask, become a bitmask: a list is scanned for every row.
+_MAX_LISTED = 1024
 
 # (scores, *, step) -> scores, or what the last op returns.
 Op = Callable[..., Any]
@@ -42,12 +42,12 @@ class Chooser(Protocol):
 class Binding(Protocol):
     """How a loop lets stages act on its sequences. Prepared ops are called (scores, step=step).
 
-    first: whether what the op will be given are the model's logits, and not the result of another stage.
+    first: whether the op receives the model's logits rather than the result of another stage.
     """
 
     @property
     def state(self) -> DecodeState | BeamState:
-        """What the last op writes to."""
+        """The state that the last op writes to."""
         ...
 
     def tokens(self, generated: int) -> Tensor:
@@ -62,15 +62,15 @@ class Binding(Protocol):
         """(rows,) bool in the caller's order: the rows that have not ended, and the beams that are alive."""
         ...
 
-    # What is added to the scores of the other rows where only these are looked at.
+    # Added to the scores of rows that are not running.
     of_others: float
 
     def order(self) -> Tensor | None:
-        """(rows,): the row that the caller's processors see at each place; None is every row at its own."""
+        """(rows,): the row that the caller's processors see at each index; None is the identity."""
         ...
 
     def start(self, logits: Tensor) -> Tensor:
-        """Scores of the logits (rows, vocab_size) float32 in memory of their own, for processors that come first."""
+        """The logits as new scores (rows, vocab_size) float32, for processors that come first."""
         ...
 
     def keeps(self, plan: Plan, last: Fused) -> bool:
@@ -100,7 +100,7 @@ class Pipeline:
         self._enter(0, logits)
 
     def _enter(self, step: int, logits: Tensor) -> None:
-        # Ops hold the state's tensors, and must be prepared anew for larger ones.
+        # Ops hold pointers to the state's tensors, so larger tensors need newly prepared ops.
         state = self._binding.state
         state.make_room(step + 1)
         self._room, self._grown = state.room, state.grown
@@ -109,7 +109,7 @@ class Pipeline:
         self._early, self._keeps, self.choose = _bind(self._plan, segment, logits, self._binding)
 
     def shape(self, logits: Tensor, step: int) -> Tensor:
-        """(rows, vocab_size) that the last op gets: the logits themselves where it does everything."""
+        """The scores (rows, vocab_size) for the last op: the logits themselves where that op does everything."""
         if not (self._first <= step < self._end and self._has_room(step)):
             self._enter(step, logits)
         scores = logits
@@ -121,20 +121,24 @@ class Pipeline:
         return step < self._room and self._grown == self._binding.state.grown
 
     def kept(self, scores: Tensor, step: int) -> Tensor | None:
-        """Of what `shape` returned, the processed scores as the caller gets them; None where the plan keeps none."""
+        """The processed scores as the caller gets them, from what `shape` returned; None where the plan keeps none."""
         return None if self._keeps is None else self._plan.finish(self._keeps(scores, step=step))
 
     def processed(self, scores: Tensor, step: int) -> Tensor | None:
-        """With beams: what the plan makes of the scores of `shape` (rows, vocab_size), up to what a log-softmax takes
-        away where it keeps only log-probabilities; as it is until the next step. None where it keeps neither."""
+        """The processed scores (rows, vocab_size) of a beam search, valid until the next step.
+
+        They may differ by a constant per row where the plan keeps only log-probabilities. None where it keeps neither.
+        """
         if self._keeps is not None:
             processed: Tensor = self._keeps(scores, step=step)
             return processed
         return scores if self._plan.num_logprobs > 0 else None
 
     def reorder(self, source_rows: Tensor, parents: Tensor) -> None:
-        """Tells processors with a memory of their own that row i goes on from what was row source_rows[i], and the
-        caller's, whose rows are in the order of the beams, that beam i grew from beam parents[i]."""
+        """Tells stateful processors that row i continues row source_rows[i].
+
+        The caller's processors see rows in beam order, so they hear that beam i continues beam parents[i].
+        """
         for item in self._plan.items:
             if hasattr(item.processor, "reorder_cache"):
                 item.processor.reorder_cache(parents.long() if item.is_callers else source_rows)
@@ -145,7 +149,7 @@ class SamplePipeline(Pipeline):
 
     def __init__(self, plan: Plan, logits: Tensor, state: DecodeState) -> None:
         super().__init__(plan, logits, SampleBinding(plan, state))
-        # The most frequent plan, for which every microsecond of Python counts: one op, the same on all steps.
+        # The most frequent plan is one op, the same on all steps; it takes the shortest way through Python.
         self._is_one_op = len(plan.segments) == 1 and not self._early
 
     def __call__(self, logits: Tensor, step: int) -> Choice:
@@ -166,8 +170,7 @@ def check_plan(plan: Plan, state: DecodeState) -> None:
 
 
 def bind_ops(plan: Plan, logits: Tensor, binding: Binding, max_steps: int) -> dict[int, Any]:
-    """The prepared ops of `max_steps` steps, by the first step of the segment that each is for; for plans whose steps
-    are one op each."""
+    """The prepared op of every segment within `max_steps` steps, by its first step; for plans of one op per step."""
     _check_ids(plan, logits.shape[1])
     segments = [segment for segment in plan.segments if segment.first < max_steps]
     return {segment.first: _bind(plan, segment, logits, binding)[2] for segment in segments}
@@ -203,7 +206,7 @@ def _bind(plan: Plan, segment: Segment, logits: Tensor, binding: Binding) -> tup
 
 def _calls(stage: Called, binding: Binding, *, first: bool) -> Op:
     def run(scores: Tensor, *, step: int) -> Tensor:
-        # Memory of their own: processors may keep what they are given.
+        # New memory, because processors may keep what they are given.
         scores = binding.start(scores) if first else scores.clone()
         for item in stage.items:
             input_ids = (binding.history if skips_hidden(item.processor) else binding.tokens)(step)
@@ -235,7 +238,7 @@ def op_knobs(stage: Fused, plan: Plan, example: Tensor) -> dict[str, Any]:
         inside = {token_id: bias for token_id, bias in knobs["bias"].items() if token_id < len(table)}
         table[list(inside)] = torch.tensor(list(inside.values()), device="cpu")
         knobs["bias"] = table.to(example.device)
-    if len(knobs.get("suppress", ())) > max(_LISTED, example.shape[1] // 32):
+    if len(knobs.get("suppress", ())) > max(_MAX_LISTED, example.shape[1] // 32):
         knobs["token_bitmask"] = _all_but(knobs.pop("suppress"), example.shape[1]).to(example.device)
     return knobs
 
@@ -262,7 +265,7 @@ def _check_ids(plan: Plan, vocab_size: int) -> None:
 
 
 def _checked(name: str, scores: Any, shape: torch.Size) -> Tensor:
-    """What a processor returned, if it is scores of the right shape."""
+    """The scores that a processor returned, after checks of type and shape."""
     if not isinstance(scores, Tensor) or not scores.is_floating_point():
         kind = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
         raise TypeError(f"`{name}` must return a floating-point tensor, got {kind}")
@@ -272,7 +275,7 @@ def _checked(name: str, scores: Any, shape: torch.Size) -> Tensor:
 
 
 class SampleBinding:
-    """Rows that are drawn independently of each other; see `Binding`. One that has ended is only padded."""
+    """Rows drawn independently of each other; see `Binding`. Finished rows are only padded."""
 
     of_others = 0.0
 

@@ -25,15 +25,15 @@ _INTEGER_KNOBS = [knob.name for knob in SETTINGS if knob.type is int]
 class Plan:
     """How scores become tokens in one call.
 
-    Neighbours in `items` that one op can do are one stage; processors that no op can do stand between, and the last
-    stage draws. Which items act depends on the step, so every segment of steps has stages of its own. Tokens and scores
-    are those of the processors called one after the other.
+    Neighbours in `items` that one op can do form one stage, with Python processors between them; the last stage
+    draws. Which items act depends on the step, so every segment of steps has its own stages. Tokens and scores equal
+    those of the processors called one after the other.
 
     do_sample: one for all rows, or (rows,) bool.
-    greedy_rows: 0.0, or (rows,) float32 with 0 for rows of temperature 0 and else 1; None where there are none.
-    noise: arguments of `ops.sample` about the noise.
-    renormalize: the scores that are returned are log-probabilities; what is drawn does not depend on it.
-    ends_invalid_rows: ids one of which ends a row without a choice; empty where such rows are treated otherwise.
+    greedy_rows: 0.0, or (rows,) float32 with 0 for rows of temperature 0 and 1 for others; None without such rows.
+    noise: the arguments of `ops.sample` that choose the noise.
+    renormalize: return scores as log-probabilities; draws do not depend on it.
+    ends_invalid_rows: ids to end a row without a valid choice; empty unless `on_invalid` is "eos".
     """
 
     items: tuple[Item, ...] = ()
@@ -54,12 +54,12 @@ class Plan:
 
     @property
     def reads_history(self) -> bool:
-        """Whether anything looks at the tokens so far, but for those that the mask hides."""
+        """Whether anything reads the tokens so far, except hidden ones."""
         penalizes = any(knob.name in item.knobs for item in self.items for knob in PENALTIES)
         return penalizes or any(skips_hidden(item.processor) for item in self.items)
 
     def stages(self, step: int = 0, choice: str | None = None) -> tuple[str, ...]:
-        """The stages of a step in words. choice: how a token is chosen, where that is by more than its score."""
+        """The stages of a step in words. choice: describes how a token is chosen, if not by its score alone."""
         segment = self.segment(step)
         early = [
             ", ".join(item.label for item in stage.items) if isinstance(stage, Called) else " + ".join(stage.words)
@@ -69,17 +69,17 @@ class Plan:
         return (*early, " + ".join([*segment.last.words, choice]))
 
     def reasons(self) -> tuple[str, ...]:
-        """Why the processors that are called are in no op, a sentence each."""
+        """One sentence per Python processor: why no op does it."""
         return tuple(f"`{item.name}` ({item.label}): {item.why}" for item in self.items if not item.knobs)
 
     def finish(self, scores: Tensor) -> Tensor:
-        """A copy of processed scores as they are returned to the caller."""
+        """A copy of processed scores in the form that the caller receives."""
         return torch.log_softmax(scores, dim=-1) if self.renormalize else scores.clone()
 
 
 def make_plan(call: Call) -> Plan:
-    """What a call asks for. ValueError and TypeError for settings and processors; what depends on tensors is checked by
-    `pipeline.check_plan` and `pipeline.bind_plan`. With beams `noise` is empty: it belongs to the search."""
+    """The plan of a call. Raises ValueError and TypeError for settings and processors; `pipeline.check_plan` and
+    `pipeline.bind_plan` check what depends on tensors. With beams `noise` is empty: it belongs to the search."""
     config = call.config
 
     def per_row(name: str, value: Any) -> Any:
@@ -104,7 +104,7 @@ def make_plan(call: Call) -> Plan:
 
 
 def num_top_logprobs(config: GenerationConfig) -> int | None:
-    """None without log-probabilities, else how many of the best are asked for."""
+    """The number of best tokens to return log-probabilities of; None without log-probabilities."""
     top = getattr(config, "top_logprobs", None)
     if not getattr(config, "output_logprobs", None):
         if top:

@@ -1,4 +1,4 @@
-"""What happens to the scores of a step: the entries in their order, and how neighbours are grouped into stages."""
+"""The stages of a step: entries in their order, neighbours grouped where one op can do them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _RANK = {**{name: rank for rank, name in enumerate(_ORDER)}, "min_tokens_to_keep
 
 @dataclass(frozen=True)
 class Item:
-    """One entry of the order: knobs of an op, or a processor where no op says the same.
+    """One entry of the order: knobs of an op, or a processor where no op does the same.
 
-    name: the setting it comes from, or its place in `logits_processor`.
+    name: the setting it comes from, or its index in `logits_processor`.
     knobs: `bias` as {id: bias}, `suppress` as a tuple of ids, the rest as the ops take them; empty: `processor`.
-    why: why an op does not do it.
-    only_bans: all it does is to make some scores -inf, which ones not depending on scores.
-    first, end: it acts on the steps in [first, end), of which some may be negative; None is for ever.
-    largest_id: must be in the vocabulary; -1 asks for nothing.
+    why: the reason that no op does it.
+    only_bans: the processor only sets scores to -inf, and chooses them without reading scores.
+    first, end: it acts on the steps in [first, end), which may be negative; end=None has no end.
+    largest_id: an id that the vocabulary must contain; -1 requires none.
     is_callers: `processor` is an object of the caller's.
     """
 
@@ -43,18 +43,18 @@ class Item:
 
     @property
     def rank(self) -> int:
-        """Where in an op it stands."""
+        """Its position in the order of an op."""
         return max(_RANK[name] for name in self.knobs)
 
     @property
     def label(self) -> str:
-        """The processor in words."""
+        """A name for the processor."""
         return str(getattr(self.processor, "__name__", type(self.processor).__name__))
 
 
 @dataclass(frozen=True)
 class Fused:
-    """One op; it does nothing, or only the draw, where there are no knobs."""
+    """One op. Without knobs it does nothing, or only draws."""
 
     knobs: Knobs
 
@@ -65,11 +65,11 @@ class Fused:
 
     @property
     def warps(self) -> bool:
-        """Whether it does something that greedy rows pass untouched."""
+        """Whether a knob acts on sampled rows only."""
         return any(_RANK[name] > _RANK["suppress"] for name in self.knobs)
 
     def joined(self, item: Item) -> Fused | None:
-        """The op that does `item` as well, after the rest; None where there is none."""
+        """The op that also does `item`, after the rest; None where no op can."""
         if max((_RANK[name] for name in self.knobs), default=-1) > item.rank:
             return None
         knobs = dict(self.knobs)
@@ -84,7 +84,7 @@ class Fused:
 
 @dataclass(frozen=True)
 class Called:
-    """Processors that are called one after the other."""
+    """Processors called one after the other in Python."""
 
     items: tuple[Item, ...]
 
@@ -103,7 +103,7 @@ class Segment:
 
 
 def segments_of(items: Sequence[Item]) -> tuple[Segment, ...]:
-    """Segments one after the other, from step 0 on for ever."""
+    """Consecutive segments that cover all steps from 0."""
     bounds = {bound for item in items for bound in (item.first, item.end) if bound is not None and bound > 0}
     starts = [0, *sorted(bounds)]
     ends = [*starts[1:], None]
@@ -118,9 +118,9 @@ def _segment(first: int, end: int | None, items: Sequence[Item]) -> Segment:
 
 
 def _bans_first(items: Iterable[Item]) -> list[Item]:
-    """Processors that only ban stand before the penalties and bans next to them, which leave -inf as it is.
+    """Moves processors that only ban ahead of neighbouring penalties and bans, so that these stay in one op.
 
-    So they do not come between what one op can do.
+    The result is the same, because penalties and bans leave -inf unchanged.
     """
     ordered: list[Item] = []
     start = 0

@@ -28,7 +28,7 @@ class MinLengthLogitsProcessor(LogitsProcessor):
 
 
 class MinNewTokensLengthLogitsProcessor(LogitsProcessor):
-    """No end-of-sequence id while fewer than `min_new_tokens` stand after the first `prompt_length_to_skip`."""
+    """No end-of-sequence id while fewer than `min_new_tokens` follow the first `prompt_length_to_skip` tokens."""
 
     supports_continuous_batching = False
 
@@ -74,7 +74,7 @@ class SuppressTokensAtBeginLogitsProcessor(LogitsProcessor):
 
 class NoRepeatNGramLogitsProcessor(LogitsProcessor):
     """No token that would repeat an n-gram of the row (Paulus et al. 2018): with n = ngram_size, every y such that the
-    last n - 1 ids followed by y already stand in the sequence. n = 1 bans every token seen."""
+    last n - 1 ids followed by y already occur in the sequence. n = 1 bans every token seen."""
 
     skips_hidden = True
 
@@ -88,10 +88,10 @@ class NoRepeatNGramLogitsProcessor(LogitsProcessor):
 
 class EncoderNoRepeatNGramLogitsProcessor(LogitsProcessor):
     """No token that would repeat an n-gram of the encoder's input: every y such that the last n - 1 ids of the row
-    followed by y stand in the input.
+    followed by y occur in the input.
 
-    encoder_input_ids: (batch_size, length) or (length,); with more rows of scores than that, each stands for as many
-        rows side by side. Ids outside the vocabulary are ignored.
+    encoder_input_ids: (batch_size, length) or (length,); with more rows of scores than that, each serves as many
+        adjacent rows. Ids outside the vocabulary are ignored.
     """
 
     skips_hidden = True

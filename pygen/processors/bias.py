@@ -18,7 +18,7 @@ from pygen.rules import is_id_lists, shown
 class _Group(NamedTuple):
     """Sequences of several tokens, of similar lengths, aligned on the right."""
 
-    prefixes: Tensor  # (sequences, longest - 1) int64: all but the last token, then of any value where `padded`
+    prefixes: Tensor  # (sequences, longest - 1) int64: all but the last token; arbitrary where `padded`
     padded: Tensor  # (sequences, longest - 1) bool
     last: Tensor  # (sequences,) int64
     biases: Tensor  # (sequences,) float32
@@ -26,7 +26,7 @@ class _Group(NamedTuple):
     def completed(self, input_ids: Tensor) -> Tensor:
         """(rows, sequences) bool: whether a row (rows, length) ends with all but the last token."""
         width = self.prefixes.shape[1]
-        # -1, which is in no sequence, stands before the beginning of a row.
+        # -1 occurs in no sequence, so it pads the beginning of a row.
         tail = torch.nn.functional.pad(input_ids[:, -width:], (max(width - input_ids.shape[1], 0), 0), value=-1)
         return ((tail[:, None] == self.prefixes) | self.padded).all(-1)
 
@@ -86,7 +86,7 @@ class NoBadWordsLogitsProcessor(SequenceBiasLogitsProcessor):
 
 
 def _as_dict(sequence_bias: Any) -> dict[tuple[int, ...], float]:
-    """The biases by sequence; ValueError for anything else than the two forms."""
+    """The biases by sequence. Raises ValueError for any other form."""
     if isinstance(sequence_bias, dict) and all(isinstance(ids, tuple) for ids in sequence_bias):
         pairs = list(sequence_bias.items())
     elif isinstance(sequence_bias, list) and all(_is_pair(item) for item in sequence_bias):
@@ -117,7 +117,7 @@ def _build_tables(sequence_bias: dict[tuple[int, ...], float], scores: Tensor) -
             f"ids of biased sequences must be below the vocabulary size {vocab_size}, got {shown(outside)}"
         )
     single = torch.zeros(vocab_size, device="cpu")
-    # By powers of 2 of the length: what is padded is at most as much again, however long the longest one is.
+    # Grouped by powers of 2 of the length, so that padding at most doubles a group.
     by_length: dict[int, list[tuple[int, ...]]] = {}
     for ids, bias in sequence_bias.items():
         if len(ids) == 1:

@@ -1,4 +1,4 @@
-"""transformers' processors that keep a state by row, as pygen's own of the same names, which know when rows move."""
+"""Replaces transformers' processors that keep state per row by pygen's own, which follow rows that move."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pygen.processors.watermark import SynthIDTextWatermarkLogitsProcessor
 
 
 def own_form(name: str, processor: Any) -> Any:
-    """`processor`, or in the place of one of transformers' that keep a state by row a new one of pygen's.
+    """`processor`, or pygen's own for one of transformers' that keep state per row.
 
-    name: what errors call it. ValueError for a guidance that another call has used: its first ids are gone.
+    name: its name in errors. Raises ValueError for a guidance processor that served another call.
     """
     if not keeps_rows(processor):
         return processor
@@ -44,6 +44,6 @@ def _synthid(processor: Any) -> SynthIDTextWatermarkLogitsProcessor:
         processor.skip_first_ngram_calls,
         processor.debug_mode,
     )
-    # The seed that `table` was made with is not kept.
+    # transformers keeps the table but not the seed that made it.
     own.sampling_table = table
     return own

@@ -36,14 +36,14 @@ class ClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
 class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
     """u + (c - u) * guidance_scale, with c = log_softmax(scores) and u the same of the unconditional prompt.
 
-    The model is called once more per step, with a cache of its own: an instance serves one generation, whose prompts
-    are the `input_ids` of the first call. A scale of 1 is log_softmax(scores) without a call. Beams, whose rows change
-    places, have to call `reorder_cache`; groups of beams have a `clone` each.
+    Every step runs one more forward, with a separate cache. An instance serves one generation, whose prompts are the
+    `input_ids` of the first call. A scale of 1 is log_softmax(scores) without a forward. A beam search must call
+    `reorder_cache` after each step; groups of beams use one `clone` each.
 
     model: any that `pygen.generate` takes. An encoder-decoder model reads the same text behind other inputs.
-    unconditional_ids: (batch_size, length), each standing for as many rows side by side as there are; None is the last
-        token of every prompt. For an encoder-decoder model what its encoder reads.
-    unconditional_attention_mask: of the same shape, 0 for padding, which changes nothing; None is all ones.
+    unconditional_ids: (batch_size, length), each for as many adjacent rows as a prompt has; None is the last token
+        of every prompt. The encoder of an encoder-decoder model reads them.
+    unconditional_attention_mask: of the same shape, 0 for padding, which does not change the result; None is all ones.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
 
     @classmethod
     def of_call(cls, call: Call) -> UnbatchedClassifierFreeGuidanceLogitsProcessor:
-        """What the settings of a call ask for."""
+        """The processor that the settings of a call ask for."""
         scale, use_cache = call.config.guidance_scale or 1.0, call.config.use_cache is not False
         ids, mask = call.negative_prompt_ids, call.negative_prompt_attention_mask
         processor = cls(scale, call.model, ids, mask, use_cache=use_cache)
@@ -77,13 +77,13 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
         return processor
 
     def prepare(self) -> None:
-        """Checks what a call asks for, before its model runs."""
+        """Checks the arguments of a call before its model runs."""
         if self._call is not None and self._text is None:
             self._text = unconditional_of_call(self._call)
             self._prompt_length = self._call.prompt.input_ids.shape[1]
 
     def clone(self) -> UnbatchedClassifierFreeGuidanceLogitsProcessor:
-        """One that has not begun."""
+        """A new processor with the same arguments, before its first step."""
         context = self.unconditional_context
         copy = type(self)(
             self.guidance_scale, self.model, context["input_ids"], context["attention_mask"], context["use_cache"]
@@ -104,7 +104,7 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
         return logits[:, None]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Row i goes on from what was row beam_idx[i], of the same prompt."""
+        """Makes row i continue row beam_idx[i] of the same prompt."""
         if self._text is not None:
             self._text.reorder(beam_idx)
 

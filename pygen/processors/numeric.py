@@ -1,4 +1,4 @@
-"""Processors about the numbers themselves."""
+"""Processors that repair or normalise scores."""
 
 from __future__ import annotations
 

@@ -17,11 +17,11 @@ class RepetitionPenaltyLogitsProcessor(LogitsProcessor):
     """Every distinct id of a row's sequence, once: s * penalty where s < 0, else s / penalty (Keskar et al. 2019).
 
     penalty: finite and > 0; above 1 it makes repetition rarer.
-    prompt_ignore_length: columns at the start that are not looked at; None and 0 look at all. Or one number per prompt,
-        (batch_size,) integers, each for as many rows side by side as there are.
+    prompt_ignore_length: columns at the start to ignore; None and 0 ignore none. Or one number per prompt,
+        (batch_size,) integers, each for the adjacent rows of its prompt.
 
-    input_ids: (rows, length), or (rows,) for one id each. Ids outside the vocabulary are ignored, so that padding is
-    hidden by writing -1.
+    input_ids: (rows, length), or (rows,) for one id each. Ids outside the vocabulary are ignored; write -1 to hide
+    padding.
     """
 
     supports_continuous_batching = False
@@ -54,8 +54,8 @@ class EncoderRepetitionPenaltyLogitsProcessor(LogitsProcessor):
     """Every distinct id of a row's encoder input, once: s / penalty where s < 0, else s * penalty.
 
     penalty: finite and > 0; above 1 it favours tokens of the input. The attribute `penalty` holds 1 / penalty.
-    encoder_input_ids: (batch_size, length); with more rows of scores than that, each stands for as many rows side by
-        side. Ids outside the vocabulary are ignored.
+    encoder_input_ids: (batch_size, length); with more rows of scores than that, each serves as many adjacent
+        rows. Ids outside the vocabulary are ignored.
     """
 
     supports_continuous_batching = False
@@ -72,9 +72,9 @@ class EncoderRepetitionPenaltyLogitsProcessor(LogitsProcessor):
 class ExponentialDecayLengthPenalty(LogitsProcessor):
     """s + |s| * (factor ** n - 1) for every end-of-sequence id, n the number of tokens beyond the start.
 
-    exponential_decay_length_penalty: (start, factor); it acts once more than `start` tokens were generated, and a
-        factor above 1 favours the end more and more.
-    eos_token_id: an id, a list or a tensor of them, >= 0; those that the scores do not have are ignored.
+    exponential_decay_length_penalty: (start, factor); it acts after more than `start` generated tokens; a factor above
+        1 favours the end increasingly.
+    eos_token_id: an id, a list or a tensor of them, >= 0; ids outside the vocabulary are ignored.
     input_ids_seq_length: the length of the prompt.
 
     A result above all numbers of the dtype becomes a 64th of the largest, which leaves room for a temperature. Scores

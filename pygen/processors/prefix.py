@@ -1,4 +1,4 @@
-"""Only the tokens that a function of the caller's allows, and what becomes of a text after which it allows none."""
+"""Restricts tokens to those that the caller's function allows, and ends a text where it allows none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pygen.rules import plain, shown
 class PrefixConstrainedLogitsProcessor(LogitsProcessor):
     """Only the tokens that a function allows (De Cao et al. 2021): `fn(batch_id, ids of the row) -> allowed ids`.
 
-    num_beams: how many rows side by side belong to one batch_id. Ids outside the vocabulary are ignored. ValueError
+    num_beams: the number of adjacent rows of one batch_id. Ids outside the vocabulary are ignored. Raises ValueError
         where nothing is allowed.
     """
 
@@ -28,7 +28,7 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
         return self.for_rows(range(len(input_ids)), input_ids, scores)
 
     def for_rows(self, asked: Any, input_ids: Tensor, scores: Tensor, other: float = 0.0) -> Tensor:
-        """Asks about the rows `asked` alone, and adds `other` to the scores of the rest."""
+        """Restricts the rows `asked` only, and adds `other` to the scores of the rest."""
         rows: list[int] = []
         token_ids: list[int] = []
         mask = torch.full_like(scores, other)
@@ -52,9 +52,9 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
 
 
 class EndingPrefix:
-    """`prefix_allowed_tokens_fn` of a call, where an empty answer ends the text: the end is all that may follow.
+    """`prefix_allowed_tokens_fn` of a call, in which an empty answer ends the text: only an end token may follow.
 
-    eos_token_ids: one of these is the end. Without, it is `pad_token_id`, and `ends` is a stopping criterion.
+    eos_token_ids: the end tokens. If empty, `pad_token_id` ends a text, and `ends` is a stopping criterion.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class EndingPrefix:
         return [self._pad_token_id]
 
     def ends(self, input_ids: Tensor, scores: Any) -> Tensor:
-        """(rows,) bool: the rows that an empty answer has ended."""
+        """(rows,) bool: the rows ended by an empty answer."""
         return torch.tensor([self._has_ended(row) for row in input_ids], dtype=torch.bool, device=input_ids.device)
 
     def _has_ended(self, sequence: Tensor) -> bool:
-        """Whether its last token is the pad after a text that has ended; a row may go on until all have ended."""
+        """Whether the last token pads a text that has ended; a row runs until all rows have ended."""
         if not self._ended:
             return False
         *before, last = sequence.tolist()

@@ -1,4 +1,4 @@
-"""The text that guidance leads away from: another prompt, behind which the model reads what a call generates."""
+"""The unconditional text of guidance: another prompt, followed by the tokens that a call generates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pygen.request.settings import SpecialTokens, resolve_settings, resolve_spec
 if TYPE_CHECKING:
     from pygen.call.call import Call
 
-# What the caller wants of the conditional text alone.
+# Settings that concern the conditional text only.
 _UNSET = {
     "return_dict_in_generate": False,
     "output_attentions": False,
@@ -26,12 +26,12 @@ _UNSET = {
     "cache_config": None,
     "prefill_chunk_size": None,
 }
-# Tokens that there is room for where the length of the generation is not known; then all is read again.
-_ROOM = 2048
+# Capacity in tokens where the length of a generation is unknown; beyond it the text is read again.
+_CAPACITY = 2048
 
 
 class UnconditionalText:
-    """Reads what is generated behind `prompt`, through an adapter and with a cache of its own.
+    """Reads `prompt` and then the generated tokens, through a separate adapter and cache.
 
     num_copies: rows per prompt. moves: whether `reorder` will be called.
     """
@@ -43,7 +43,7 @@ class UnconditionalText:
         self._prompt = prompt
         self._mode = GenerationMode.BEAM_SEARCH if moves else GenerationMode.GREEDY_SEARCH
         self._num_copies = num_copies
-        self._room = max_new_tokens
+        self._capacity = max_new_tokens
         self._prompt_ids = prompt.input_ids.repeat_interleave(num_copies, dim=0)
         self._seen = -1
         self._logits: Tensor | None = None
@@ -53,9 +53,9 @@ class UnconditionalText:
         return self._adapter.cache
 
     def advance(self, generated: Tensor) -> Tensor:
-        """All that was generated (rows, n), which goes on from the last call -> logits (rows, vocab_size) after it."""
+        """Logits (rows, vocab_size) after the generated tokens (rows, n), which extend those of the last call."""
         length = generated.shape[1]
-        if self._seen < 0 or length > self._room:
+        if self._seen < 0 or length > self._capacity:
             self._begin(length)
         text = torch.cat([self._prompt_ids, generated], dim=1)
         while self._seen < length:
@@ -65,15 +65,15 @@ class UnconditionalText:
         return self._logits.float()
 
     def reorder(self, source_rows: Tensor) -> None:
-        """Row r goes on from what was row source_rows[r], which is of the same prompt."""
+        """Makes row r continue row source_rows[r] of the same prompt."""
         if self._seen > 0:
             self._adapter.reorder(source_rows, torch.zeros_like(source_rows), self._seen)
 
     def _begin(self, length: int) -> None:
-        while self._room < length:
-            self._room *= 2
+        while self._capacity < length:
+            self._capacity *= 2
         self._adapter.start(
-            self._prompt, mode=self._mode, num_copies=self._num_copies, max_new_tokens=max(self._room, 1)
+            self._prompt, mode=self._mode, num_copies=self._num_copies, max_new_tokens=max(self._capacity, 1)
         )
         self._logits = self._adapter.prefill(self._prompt_ids)
         self._seen = 0
@@ -144,7 +144,7 @@ def unconditional_of_arguments(
     config = resolve_settings(adapter.generation_config, None, unset).config
     decoder = {"decoder_input_ids": input_ids} if adapter.is_encoder_decoder else {}
     prompt = _prompt(adapter, ids, mask, None, decoder, config, resolve_special_tokens(config))
-    return UnconditionalText(adapter, prompt, num_copies=1, max_new_tokens=_ROOM, moves=False)
+    return UnconditionalText(adapter, prompt, num_copies=1, max_new_tokens=_CAPACITY, moves=False)
 
 
 def _prompt(
