@@ -28,15 +28,18 @@ def markdown(text: str) -> str:
 
 
 def _listed(paragraph: str) -> str:
-    """A paragraph of entries, with their indented continuations, as a list. A line with a colon may head them."""
+    """A paragraph that begins with entries, with these and their indented continuations as a list. A line with a colon
+    may head it, and prose may follow."""
     head, *below = lines = paragraph.split("\n")
     if head in _SECTIONS:
         return paragraph
     if head.endswith(":") and below and all(line.startswith("    ") for line in below):
         entries = [line[4:] for line in below]
         return "\n".join([head, "", *map(_item, entries)]) if any(map(_ENTRY.match, entries)) else paragraph
-    entries_only = _ENTRY.match(head) and all(line.startswith(" ") or _ENTRY.match(line) for line in lines)
-    return "\n".join(map(_item, lines)) if entries_only else paragraph
+    if not _ENTRY.match(head):
+        return paragraph
+    count = next((n for n, line in enumerate(lines) if not _ENTRY.match(line) and not line.startswith(" ")), len(lines))
+    return "\n".join([*map(_item, lines[:count]), "", *lines[count:]])
 
 
 def _item(line: str) -> str:
