@@ -250,7 +250,7 @@ def test_bytes_are_read_once_until_tokens_are_added() -> None:
 def either_search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Strings of any length are searched for in the one way and in the other."""
     monkeypatch.setattr(stop_search, "_BYTES_FOR_TABLES", 10**6 if request.param == "tables" else 0)
-    monkeypatch.setattr(stop_search, "_kept", OrderedDict())
+    monkeypatch.setattr(stop_search, "_cache", OrderedDict())
 
 
 @pytest.mark.usefixtures("either_search")
@@ -392,7 +392,7 @@ def test_huge_strings_and_many(tokenizers: dict[str, Any]) -> None:
     for number in range(70):
         StopStringCriteria(tokenizer, [text, str(number)])
     assert time.process_time() - start < 10
-    assert sum(search.num_bytes for search in stop_search._kept.values()) <= 2**26
+    assert sum(search.num_bytes for search in stop_search._cache.values()) <= 2**26
 
 
 def test_tables_are_kept(tokenizers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""When a text ends: the criteria, and the tables that find stop strings in tokens."""
+"""Stopping criteria, and the search for stop strings in tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stopping criteria: what ends a row, called after every token."""
+"""Stopping criteria: callables that decide after every token which rows end."""
 
 from __future__ import annotations
 
@@ -14,15 +14,20 @@ from torch import Tensor
 
 from pygen.config.config import GenerationConfig
 from pygen.notices import log, warn
+from pygen.request.protocols import Tokenizer
 from pygen.stopping.search import stop_search
 from pygen.stopping.tables import StopTables
 from pygen.stopping.token_bytes import token_bytes
 
 logger = logging.getLogger(__name__)
 
+# (input_ids, scores so far or None) -> (rows,) bool, or one bool for all rows
+Criterion = Callable[..., Tensor | bool]
+Scores = Sequence[Tensor] | None
+
 
 class StoppingCriteria:
-    """Base class: `criterion(input_ids, scores)` tells after every token which rows end with it.
+    """Base class: `criterion(input_ids, scores)` decides after every token which rows end with it.
 
     input_ids: (rows, length) int64, the prompt and everything generated so far.
     scores: one (rows, vocab_size) tensor of processed scores a step, or None unless `generate` is asked for
@@ -30,14 +35,14 @@ class StoppingCriteria:
     Returns (rows,) bool, or one bool for all rows.
     """
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+    def __call__(self, input_ids: Tensor, scores: Scores, **kwargs: Any) -> Tensor | bool:
         raise NotImplementedError
 
 
-class StoppingCriteriaList(list[Any]):
-    """Criteria of which any one ends a row."""
+class StoppingCriteriaList(list[Criterion]):
+    """Several criteria; a row ends once any of them ends it."""
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Scores, **kwargs: object) -> Tensor:
         done = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         for criterion in self:
             done = done | criterion(input_ids, scores, **kwargs)
@@ -52,7 +57,7 @@ class StoppingCriteriaList(list[Any]):
 class MaxLengthCriteria(StoppingCriteria):
     """Ends all rows once length >= max_length, prompt included.
 
-    max_position_embeddings: beyond this length a warning says once that the model was not made for it.
+    max_position_embeddings: the number of the model's positions; the first longer text logs a warning.
     """
 
     def __init__(self, max_length: int, max_position_embeddings: int | None = None) -> None:
@@ -60,7 +65,7 @@ class MaxLengthCriteria(StoppingCriteria):
         self.max_position_embeddings = max_position_embeddings
         self._warned = False
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Scores, **kwargs: object) -> Tensor:
         rows, length = input_ids.shape
         done = length >= self.max_length
         limit = self.max_position_embeddings
@@ -73,14 +78,14 @@ class MaxLengthCriteria(StoppingCriteria):
 class MaxTimeCriteria(StoppingCriteria):
     """Ends all rows once more than `max_time` seconds have passed since `initial_timestamp`.
 
-    initial_timestamp: as `time.time()` gives it; None is the time of construction.
+    initial_timestamp: as `time.time()` returns it; None means the time of construction.
     """
 
     def __init__(self, max_time: float, initial_timestamp: float | None = None) -> None:
         self.max_time = max_time
         self.initial_timestamp = time.time() if initial_timestamp is None else initial_timestamp
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Scores, **kwargs: object) -> Tensor:
         done = time.time() - self.initial_timestamp > self.max_time
         return torch.full((input_ids.shape[0],), done, dtype=torch.bool, device=input_ids.device)
 
@@ -94,7 +99,7 @@ class EosTokenCriteria(StoppingCriteria):
             eos_token_id = torch.tensor([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id, device="cpu")
         self.eos_token_id = eos_token_id
 
-    def __call__(self, input_ids: Tensor, scores: Any, new_token_length: int = 1, **kwargs: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Scores, new_token_length: int = 1, **kwargs: object) -> Tensor:
         self.eos_token_id = self.eos_token_id.to(input_ids.device)
         return torch.isin(input_ids[:, -new_token_length:], self.eos_token_id).any(dim=1)
 
@@ -102,13 +107,13 @@ class EosTokenCriteria(StoppingCriteria):
 class ConfidenceCriteria(StoppingCriteria):
     """Ends rows whose last token had a probability below the threshold: softmax(scores[-1])[row, token] < threshold.
 
-    A token that the scores do not have, such as a pad beyond them, ends nothing.
+    A token without a column in the scores, for example a pad id beyond them, ends nothing.
     """
 
     def __init__(self, assistant_confidence_threshold: float) -> None:
         self.assistant_confidence_threshold = assistant_confidence_threshold
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Scores, **kwargs: object) -> Tensor:
         if scores is None:
             raise ValueError("`ConfidenceCriteria` needs `output_scores=True` and `return_dict_in_generate=True`")
         last, vocab_size = input_ids[:, -1:], scores[-1].shape[-1]
@@ -118,22 +123,22 @@ class ConfidenceCriteria(StoppingCriteria):
 
 
 class StopStringCriteria(StoppingCriteria):
-    """Ends rows in which a stop string ends inside the last token; whatever follows it in that token is kept.
+    """Ends rows in which a stop string ends inside the last token; the rest of that token stays in the text.
 
         text = the bytes of the tokens, one after another
         row ends  <=>  some stop string ends in text after the start of its last token and not after its end
 
-    tokenizer: see `token_bytes.token_bytes`. Its vocabulary is read once, each set of strings worked out once for
-        it; the last ones are kept, up to 64 MiB.
-    stop_strings: a string or several, none empty. Their UTF-8 is searched for, so characters may be spread over tokens.
-    Rows are read as far back as the strings reach, prompt included; unknown ids match nothing.
+    tokenizer: see `token_bytes.token_bytes`. pygen reads its vocabulary once, and prepares the search for a set of
+        strings once; a cache of 64 MiB keeps the latest searches.
+    stop_strings: a string or several, none empty. The search compares UTF-8 bytes, so a character may span tokens.
+    The search reads rows as far back as the strings reach, prompt included; unknown ids match nothing.
     Errors: ValueError where no token can end any of the strings, and for lone surrogates.
 
-    Up to 256 bytes of strings, a call reads nothing back from a GPU (`tables`); more of them, of any number
-    and length, are looked up on the host (`pygen.stopping.suffixes`).
+    For up to 256 bytes of strings a call reads nothing back from a GPU (`pygen.stopping.tables`). More or longer
+    strings are looked up on the host (`pygen.stopping.suffixes`).
     """
 
-    def __init__(self, tokenizer: Any, stop_strings: str | list[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop_strings: str | list[str]) -> None:
         strings = [stop_strings] if isinstance(stop_strings, str) else stop_strings
         if not isinstance(strings, (list, tuple)) or not all(isinstance(string, str) for string in strings):
             raise TypeError(f"`stop_strings` must be a string or a list of strings, got {stop_strings!r:.80}")
@@ -143,14 +148,14 @@ class StopStringCriteria(StoppingCriteria):
         self.num_stop_strings = len(strings)
         self._search = stop_search(token_bytes(tokenizer), self.stop_strings)
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Scores, **kwargs: object) -> Tensor:
         if isinstance(self._search, StopTables):
             self._search = self._search.to(input_ids.device)
         return self._search.ended(input_ids)
 
 
 def validate_stopping_criteria(stopping_criteria: StoppingCriteriaList, max_length: int) -> StoppingCriteriaList:
-    """A deep copy with a `MaxLengthCriteria`, added where there is none; UserWarning where it has another limit."""
+    """A deep copy, with a `MaxLengthCriteria` added if the list has none. UserWarning if its limit is another one."""
     criteria = copy.deepcopy(stopping_criteria)
     if criteria.max_length is None:
         criteria.append(MaxLengthCriteria(max_length=max_length))
@@ -161,38 +166,38 @@ def validate_stopping_criteria(stopping_criteria: StoppingCriteriaList, max_leng
 
 @dataclass(frozen=True)
 class Stopping:
-    """What ends the rows of one call, by the place where it is decided.
+    """Everything that ends the rows of one call.
 
-    max_new_tokens: the number of steps of the loop.
-    eos_token_ids: the op that draws compares with these; None where no token ends a row.
+    max_new_tokens: the loop runs at most so many steps.
+    eos_token_ids: the op that draws compares each token with these; None where no token ends a row.
     max_time: seconds that the monitor allows, or None.
-    criteria: called after every step, in this order.
-    pads: whether rows that ended emit `pad_token_id`; without, they go on until all rows have ended. So they do where
-        no `eos_token_id` can ever come and no pad exists: `eos_token_id=-1` says "never stop".
+    criteria: the monitor calls these after every step, in this order.
+    pads: whether rows that ended emit `pad_token_id`; if not, they go on until all rows have ended. It is False where
+        `eos_token_id` can never come and no pad exists: `eos_token_id=-1` means "never stop".
     """
 
     max_new_tokens: int
     eos_token_ids: list[int] | None
     max_time: float | None
-    criteria: tuple[Callable[..., Any], ...]
+    criteria: tuple[Criterion, ...]
     pads: bool
 
 
 def build_criteria(
-    given: Any,
+    given: Sequence[Criterion] | None,
     config: GenerationConfig,
     *,
     prompt_length: int,
     max_new_tokens: int,
     eos_token_ids: list[int] | None,
     pad_token_id: int | None,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Stopping:
-    """Joins what the settings ask for with the caller's criteria, in Hugging Face's order.
+    """Joins the criteria of the settings with the caller's, in Hugging Face's order.
 
-    Length, time, stop strings, end-of-sequence tokens, confidence, then the caller's. One of exactly these classes,
-    pygen's or transformers', takes the place of what the setting asks for, with a warning. Length and end-of-sequence
-    tokens cost nothing a step, wherever they come from.
+    The order is: length, time, stop strings, end-of-sequence tokens, confidence, then the caller's. A criterion of
+    exactly one of these classes, pygen's or transformers', replaces that of the setting, with a warning. Length and
+    end-of-sequence tokens cost nothing per step, whoever sets them.
 
     Errors: TypeError for anything but callables, ValueError for stop strings without a tokenizer.
     """
@@ -209,6 +214,8 @@ def build_criteria(
         EosTokenCriteria: eos_token_ids is not None,
         ConfidenceCriteria: bool(config.is_assistant) and threshold > 0,
     }
+    # transformers' classes and pygen's, with the same attributes.
+    by_hand: dict[type[StoppingCriteria], list[Any]]
     by_hand = {kind: [criterion for criterion in given if _is_exactly(criterion, kind)] for kind in asked}
     for kind, from_setting in asked.items():
         if from_setting and by_hand[kind]:
@@ -226,7 +233,7 @@ def build_criteria(
         ]
         eos_token_ids = [int(token_id) for token_id in torch.cat(ids)] or None
 
-    criteria: list[Callable[..., Any]] = []
+    criteria: list[Criterion] = []
     for kind in (MaxTimeCriteria, StopStringCriteria, ConfidenceCriteria):
         if asked[kind] and by_hand[kind]:
             criteria.append(by_hand[kind][0])
@@ -246,8 +253,8 @@ def build_criteria(
     )
 
 
-def _is_exactly(criterion: Any, kind: type[StoppingCriteria]) -> bool:
-    """Whether it is of class `kind` and of no subclass, pygen's or transformers' own."""
+def _is_exactly(criterion: object, kind: type[StoppingCriteria]) -> bool:
+    """Whether the class is `kind`, or transformers' class of that name, and not a subclass."""
     cls = type(criterion)
     is_theirs = cls.__name__ == kind.__name__ and cls.__module__.startswith("transformers.generation.")
     return cls is kind or is_theirs

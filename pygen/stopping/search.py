@@ -1,4 +1,4 @@
-"""How stop strings are searched for: few short ones by tables, others on the host; what was worked out last is kept."""
+"""Chooses the search for stop strings: tables for few short ones, the host for others. A cache keeps the latest."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from pygen.stopping.suffixes import StopSuffixes
 from pygen.stopping.tables import StopTables, stop_tables
 from pygen.stopping.token_bytes import TokenBytes
 
-# Tables grow with the bytes of all strings times the tokens in which these differ.
+# The size of the tables is the bytes of all strings times the tokens in which the states differ.
 _BYTES_FOR_TABLES = 256
-_BYTES_KEPT = 2**26
+_MAX_CACHE_BYTES = 2**26
 
 StopSearch = StopTables | StopSuffixes
 
 _Key = tuple[TokenBytes, tuple[str, ...]]
-_kept: OrderedDict[_Key, StopSearch] = OrderedDict()
+_cache: OrderedDict[_Key, StopSearch] = OrderedDict()
 _lock = threading.Lock()
 
 
 def stop_search(vocabulary: TokenBytes, strings: tuple[str, ...]) -> StopSearch:
-    """What tells of rows of tokens whether one of `strings` ends in the last one: `ended(input_ids)`.
+    """The search whose `ended(input_ids)` says for each row whether one of `strings` ends in its last token.
 
-    ValueError where no token can end any of them, and for text that is no UTF-8.
+    ValueError where no token can end any of the strings, and for lone surrogates.
     """
     key = (vocabulary, strings)
     with _lock:
-        if key in _kept:
-            _kept.move_to_end(key)
-            return _kept[key]
+        if key in _cache:
+            _cache.move_to_end(key)
+            return _cache[key]
     encoded = [_encoded(string) for string in strings]
     few = sum(map(len, encoded)) <= _BYTES_FOR_TABLES
     try:
@@ -37,9 +37,9 @@ def stop_search(vocabulary: TokenBytes, strings: tuple[str, ...]) -> StopSearch:
     except ValueError as error:
         raise ValueError(f"`stop_strings`: {error} {list(strings)!r:.80}") from None
     with _lock:
-        _kept[key] = search
-        while len(_kept) > 1 and sum(each.num_bytes for each in _kept.values()) > _BYTES_KEPT:
-            _kept.popitem(last=False)
+        _cache[key] = search
+        while len(_cache) > 1 and sum(each.num_bytes for each in _cache.values()) > _MAX_CACHE_BYTES:
+            _cache.popitem(last=False)
     return search
 
 

@@ -1,4 +1,4 @@
-"""Stop strings of any number and length: looked up backwards from the last token, on the host."""
+"""Looks up stop strings of any number and length on the host, backwards from the last token."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from pygen.stopping.token_bytes import TokenBytes
 
-_FIRST_LOOK = 8  # tokens before the last one that are read first; four times as many where they do not tell
+_FIRST_LOOK = 8  # tokens before the last one that `_ends` reads first; each further look reads four times as many
 
 
 class StopSuffixes:
-    """Stop strings as a sorted list of what they are when read backwards.
+    """A sorted list of the reversed stop strings.
 
-    None of them begins with another: a string that ends in another one says nothing that the other does not. So of a
-    text read backwards, text[::-1], only the last one that is not behind it in order can be its beginning.
+    No entry begins with another, since a string that ends in another one is redundant. So only one entry can begin a
+    reversed text: the last one that sorts before the text or equals it.
     """
 
     def __init__(self, vocabulary: TokenBytes, strings: list[bytes]) -> None:
@@ -34,7 +34,7 @@ class StopSuffixes:
 
     @property
     def num_bytes(self) -> int:
-        """About what it takes in memory."""
+        """About the memory that it takes."""
         return sum(map(len, self._patterns)) + 64 * (len(self._patterns) + len(self._pieces))
 
     def ended(self, input_ids: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class StopSuffixes:
         return torch.tensor(answers, dtype=torch.bool, device=input_ids.device)
 
     def _may_end(self, token_id: int) -> tuple[bytes, ...]:
-        """The beginnings of a token in which a string may end there, backwards; kept for tokens that were asked for."""
+        """The prefixes of a token that may end a string there, reversed. A cache keeps the tokens asked for."""
         found = self._backwards.get(token_id)
         if found is None:
             piece = self._pieces.get(token_id, b"")[::-1]
@@ -66,13 +66,13 @@ class StopSuffixes:
             before = self._before(row[max(len(row) - 1 - look, 0) : -1])
 
     def _before(self, token_ids: Tensor) -> bytes:
-        """The text of tokens (length,) backwards, up to the last unknown one."""
+        """The reversed text of tokens (length,), back to the last unknown one."""
         pieces = (self._pieces.get(token_id) for token_id in reversed(token_ids.tolist()))
         known = itertools.takewhile(lambda piece: piece is not None, pieces)
         return b"".join(piece[::-1] for piece in known if piece)
 
     def _begins(self, text: bytes) -> bool | None:
-        """Whether a pattern begins `text`; None where only more of the text can tell."""
+        """Whether `text` begins with a pattern; None where that depends on more of the text."""
         at = bisect_right(self._patterns, text)
         if at > 0 and text.startswith(self._patterns[at - 1]):
             return True

@@ -1,4 +1,4 @@
-"""Stop strings over a vocabulary: what every token does to a search for them."""
+"""Tables that search for stop strings token by token: each token maps a state of the search to the next."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch.nn import functional
 
 from pygen.stopping.token_bytes import TokenBytes
 
-# Steps of a search that are composed at once: more of them take more memory, fewer take more launches.
+# The search composes so many steps at once: more need more memory, fewer need more launches.
 _COMPOSED = 32
 
 
 @dataclass(frozen=True, eq=False)
 class StopTables:
-    """The automaton of Aho and Corasick over bytes, with whole tokens for letters.
+    """The automaton of Aho and Corasick over bytes, with whole tokens as its letters.
 
-    A state is how much of some string the text ends with, state 0 nothing. Tokens that do the same share a class; class
-    0 leads from every state to 0.
+    A state is the longest prefix of some string that the text ends with; state 0 is the empty one. Tokens with the same
+    transitions share a class. Class 0 leads from every state to state 0.
 
-    classes: (size + 2,) int32, the class of id i at i + 1; ids below and above the vocabulary are of class 0.
-    states: (num_classes, num_states) int32, the state after reading a token.
-    ends: (num_classes, num_states) bool, whether a string ends inside the token that is read.
-    longest: bytes of the longest string.
+    classes: (size + 2,) int32, the class of id i at i + 1; ids below and above the vocabulary have class 0.
+    states: (num_classes, num_states) int32, the state after the token.
+    ends: (num_classes, num_states) bool, whether a string ends inside the token.
+    longest: the number of bytes of the longest string.
     """
 
     classes: Tensor
@@ -39,25 +39,25 @@ class StopTables:
 
     @property
     def num_bytes(self) -> int:
-        """What they take in memory."""
+        """The memory that they take."""
         return 4 * self.classes.numel() + 5 * self.ends.numel()
 
     def ended(self, input_ids: Tensor) -> Tensor:
         """(rows,) bool: whether a string ends in the last token of each row (rows, length), on the tables' device.
 
-        The functions of the last tokens are composed pairwise, so this launches O(log(longest)) operations and reads
-        nothing back from a GPU.
+        The search composes the transitions of the last tokens pairwise, so it launches O(log(longest)) operations and
+        reads nothing back from a GPU.
         """
         last_ids = input_ids[:, -self.longest :].clamp(-1, len(self.classes) - 2) + 1
         classes = self.classes[last_ids]
         ends = self.ends[classes[:, -1]]
-        # Most tokens end nothing, whatever stood before them. On a GPU asking would cost more than it saves.
+        # The majority of tokens end nothing in any state. On a GPU, to read that back costs more than it saves.
         if ends.device.type == "cpu" and not ends.any():
             return ends[:, 0]
         return ends.gather(1, self._states_before(classes[:, :-1]))[:, 0]
 
     def _states_before(self, classes: Tensor) -> Tensor:
-        """(rows, length) classes of tokens -> (rows, 1) int64, the state after reading them in state 0."""
+        """(rows, length) classes of tokens -> (rows, 1) int64, the state after them, from state 0."""
         length = classes.shape[1]
         composed = min(_COMPOSED, 1 << (length - 1).bit_length()) if length else 1
         state = torch.zeros((len(classes), 1), dtype=torch.int64, device=classes.device)
@@ -82,7 +82,7 @@ def stop_tables(vocabulary: TokenBytes, patterns: list[bytes]) -> StopTables:
     if not ended.any() and not len(hits):
         raise ValueError("no token of the vocabulary can end any of")
 
-    # Classes: first the tokens that lead from every state to one, without and with an end inside; then the others.
+    # First come classes that lead from every state to the same one, without and with an end inside; then the others.
     num_states = len(delta)
     empty = (vocabulary.lengths == 0).nonzero()[:, 0]
     apart = torch.cat([changes[:, 0], hits[:, 0], empty]).unique()
@@ -128,7 +128,7 @@ def _automaton(patterns: list[bytes]) -> tuple[Tensor, Tensor]:
 
 
 def _read_in_state_0(vocabulary: TokenBytes, delta: Tensor, accepting: Tensor) -> tuple[Tensor, Tensor]:
-    """(n,) int64, the state after every token that is read in state 0, and (n,) bool, whether a pattern ended in it."""
+    """(n,) int64, the state after every token from state 0, and (n,) bool, whether a pattern ends in it."""
     lengths = vocabulary.lengths
     states, ended = torch.zeros_like(lengths), torch.zeros_like(lengths, dtype=torch.bool)
     going_on = torch.searchsorted(-lengths, -torch.arange(int(lengths[0])))
@@ -140,10 +140,10 @@ def _read_in_state_0(vocabulary: TokenBytes, delta: Tensor, accepting: Tensor) -
 
 
 def _may_differ(vocabulary: TokenBytes, patterns: list[bytes]) -> Tensor:
-    """(n,) bool, False only for tokens that do in every state what they do in state 0, or have no bytes.
+    """(n,) bool, False only for tokens whose transitions from all states equal that from state 0, or without bytes.
 
-    The first byte of such a token ends no pattern, and the first two follow each other in none: whatever stood before
-    the token is forgotten after them.
+    The first byte of such a token ends no pattern, and no pattern contains its first two bytes in sequence. So the
+    state after these two bytes does not depend on the text before the token.
     """
     ends, follow = torch.zeros(256, dtype=torch.bool), torch.zeros(256, 256, dtype=torch.bool)
     for pattern in patterns:
@@ -157,12 +157,12 @@ def _may_differ(vocabulary: TokenBytes, patterns: list[bytes]) -> Tensor:
 def _read_in_other_states(
     vocabulary: TokenBytes, patterns: list[bytes], delta: Tensor, accepting: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Where a token that is read in another state does not do what it does in state 0.
+    """The transitions from other states that differ from those from state 0.
 
-    changes (m, 3): place of the token in `vocabulary`, state before and state after it, where the latter differs.
-    hits (k, 2): the same without the last, where a pattern may end in it.
+    changes (m, 3): index of the token in `vocabulary`, state before, and state after, where the last differs.
+    hits (k, 2): index of the token and state before, where a pattern ends in the token.
 
-    Only (token, state) whose paths have not met that of state 0 are followed; most meet it after a byte or two.
+    The loop drops each (token, state) whose path meets that of state 0, typically after a byte or two.
     """
     going = _may_differ(vocabulary, patterns).nonzero()[:, 0]
     first = vocabulary.data[vocabulary.starts[going]].long()

@@ -1,4 +1,4 @@
-"""What every token of a vocabulary adds to a text, in bytes."""
+"""The bytes that every token of a vocabulary adds to a text."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_GAP = b"\xff"  # stands before every token where all are handled at once: UTF-8 has no such byte
-# What WordPiece's clean-up changes in a token that got its space.
+from pygen.request.protocols import Tokenizer
+
+_GAP = b"\xff"  # separates the tokens where one pass handles all of them: UTF-8 has no such byte
+# WordPiece's clean-up replaces these in a token after it has added a space.
 _CLEAN_UP = {
     " .": ".",
     " ?": "?",
@@ -28,15 +30,16 @@ _CLEAN_UP = {
     " 're": "'re",
 }
 
+# The steps of a decoder, as `tokenizers` writes them: {"type": name, parameter: value, ...}.
 Steps = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
 class TokenBytes:
-    """Token `ids[i]` adds the bytes `data[starts[i] : starts[i] + lengths[i]]`.
+    """Token `ids[i]` adds the bytes `data[starts[i] : starts[i] + lengths[i]]`; they may be a part of a character.
 
-    ids, starts, lengths: (n,) int64, the longest token first. data: (total,) uint8. A token may be a part of a
-    character.
+    ids, starts, lengths: (n,) int64, the longest token first.
+    data: (total,) uint8.
     """
 
     ids: Tensor
@@ -57,18 +60,23 @@ class TokenBytes:
         return {token_id: data[start : start + length] for token_id, start, length in places}
 
 
-_kept: weakref.WeakKeyDictionary[Any, tuple[Any, TokenBytes]] = weakref.WeakKeyDictionary()
+# A tokenizer's table, with the version of the vocabulary that it is for.
+_cache: weakref.WeakKeyDictionary[Tokenizer, tuple[object, TokenBytes]] = weakref.WeakKeyDictionary()
 
 
-def token_bytes(tokenizer: Any) -> TokenBytes:
-    """The bytes of every token of `tokenizer` in the middle of a text, kept as long as a transformers tokenizer lives.
+def token_bytes(tokenizer: Tokenizer) -> TokenBytes:
+    """The bytes of every token of `tokenizer` in the middle of a text.
+
+    A cache holds the table of a transformers tokenizer as long as the tokenizer lives.
 
     tokenizer: one of transformers, a `tokenizers.Tokenizer`, or anything with `get_vocab()`,
         `convert_tokens_to_string(list[str])`, `convert_ids_to_tokens(list[int])` and a call that encodes.
 
-    Byte-level BPE, SentencePiece with and without byte tokens, WordPiece, and BPE with an end-of-word mark are read off
-    the decoder, byte for byte. Any other tokenizer is asked for the text of every token, which takes longer and cannot
-    tell parts of characters from one another. Special tokens stand for their names.
+    For byte-level BPE, SentencePiece with and without byte tokens, WordPiece, and BPE with an end-of-word mark, the
+    bytes follow exactly from the decoder. Any other tokenizer decodes every token to text, which takes longer and
+    cannot distinguish parts of characters. Special tokens add their names.
+
+    Errors: TypeError for an object without `get_vocab`.
     """
     if not hasattr(tokenizer, "get_vocab"):
         raise TypeError(f"`tokenizer` must have `get_vocab`, got {type(tokenizer).__name__}")
@@ -76,23 +84,23 @@ def token_bytes(tokenizer: Any) -> TokenBytes:
     try:
         # `len(tokenizer)` would build the vocabulary.
         version = (str(steps), tokenizer.vocab_size, len(tokenizer.added_tokens_decoder))
-        kept = _kept.get(tokenizer)
-    except (AttributeError, TypeError):  # not known when it changes, or neither hashed nor weakly referenced
+        cached = _cache.get(tokenizer)
+    except (AttributeError, TypeError):  # its version is unknown, or it cannot be a weak key
         return _read(tokenizer, steps)
-    if kept is None or kept[0] != version:
-        kept = _kept[tokenizer] = (version, _read(tokenizer, steps))
-    return kept[1]
+    if cached is None or cached[0] != version:
+        cached = _cache[tokenizer] = (version, _read(tokenizer, steps))
+    return cached[1]
 
 
-def _decoder_steps(tokenizer: Any) -> Steps | None:
-    """The decoder as `tokenizers` writes it into files; None where the tokenizer has to be asked."""
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+def _decoder_steps(tokenizer: object) -> Steps | None:
+    """The decoder as `tokenizers` writes it into files; None where only the tokenizer itself can decode."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if type(backend).__module__.split(".")[0] == "tokenizers":
         if backend.decoder is None:
             return [{"type": "WordPiece", "prefix": "", "cleanup": False}]
         try:
             decoder = json.loads(backend.decoder.__getstate__())
-        except Exception:  # one written in Python
+        except Exception:  # a decoder written in Python
             return None
         steps: Steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
         return steps if _acts_on_tokens(steps) else None
@@ -104,7 +112,7 @@ def _decoder_steps(tokenizer: Any) -> Steps | None:
 
 
 def _acts_on_tokens(steps: Steps) -> bool:
-    """Whether all steps are known and change every token by itself, but at the start and the end of a text."""
+    """Whether pygen knows all steps, and each changes every token by itself, except at both ends of a text."""
     kinds = [step["type"] for step in steps]
     if "Fuse" in kinds:
         at = kinds.index("Fuse")
@@ -117,10 +125,10 @@ def _acts_on_tokens(steps: Steps) -> bool:
     return plain and set(kinds) <= {"Replace", "Metaspace", "ByteFallback", "WordPiece", "BPEDecoder"}
 
 
-def _read(tokenizer: Any, steps: Steps | None) -> TokenBytes:
+def _read(tokenizer: Tokenizer, steps: Steps | None) -> TokenBytes:
     vocabulary: dict[str, int] = dict(tokenizer.get_vocab())
     if steps is None:
-        return _from_text(_ask(tokenizer, list(vocabulary)), list(vocabulary.values()), [])
+        return _from_text(_decoded(tokenizer, list(vocabulary)), list(vocabulary.values()), [])
     if steps[0]["type"] == "ByteLevel":
         return _from_byte_level(list(vocabulary), list(vocabulary.values()))
     single = {}
@@ -130,15 +138,15 @@ def _read(tokenizer: Any, steps: Steps | None) -> TokenBytes:
     return _from_text(list(vocabulary), list(vocabulary.values()), steps, single)
 
 
-def _ask(tokenizer: Any, tokens: list[str]) -> list[str]:
-    """The text of every token behind others, since the first of a text may lose or gain a space."""
-    before = tokenizer.convert_ids_to_tokens(tokenizer("abcdef", add_special_tokens=False)["input_ids"])
+def _decoded(tokenizer: Tokenizer, tokens: list[str]) -> list[str]:
+    """The text of every token after others, since the first token of a text may lose or gain a space."""
+    before = list(tokenizer.convert_ids_to_tokens(tokenizer("abcdef", add_special_tokens=False)["input_ids"]))
     start = len(tokenizer.convert_tokens_to_string(before))
     return [tokenizer.convert_tokens_to_string([*before, token])[start:] for token in tokens]
 
 
 def _from_text(tokens: list[str], ids: list[int], steps: Steps, single: dict[int, int] | None = None) -> TokenBytes:
-    """single: tokens that are one byte, id to value; they are not among `tokens`."""
+    """single: the tokens of one byte, id to value; they are not among `tokens`."""
     text, gap = _joined(tokens)
     blob = text.encode().replace(gap.encode(), _GAP)
     for step in steps:
@@ -153,14 +161,14 @@ def _from_text(tokens: list[str], ids: list[int], steps: Steps, single: dict[int
 
 
 def _joined(tokens: list[str]) -> tuple[str, str]:
-    """All tokens in one string, each behind a character that is in none of them, and that character."""
+    """All tokens in one string, each after a separator, and the separator: a character that is in no token."""
     text = "".join(tokens)
     gap = next(letter for letter in map(chr, range(0x110000)) if letter not in text)
     return gap + gap.join(tokens), gap
 
 
 def _replacements(step: dict[str, Any]) -> list[tuple[bytes, bytes]]:
-    """What a decoder step changes in tokens that each stand behind a gap."""
+    """The replacements of a decoder step in a text with a gap before every token."""
     if step["type"] == "Replace":
         return [(step["pattern"]["String"].encode(), step["content"].encode())]
     if step["type"] == "Metaspace":
@@ -175,7 +183,7 @@ def _replacements(step: dict[str, Any]) -> list[tuple[bytes, bytes]]:
 
 
 def _from_byte_level(tokens: list[str], ids: list[int]) -> TokenBytes:
-    """Every byte is written as a letter; a token with any other character stands for itself."""
+    """A letter writes each byte; a token with any other character adds its text."""
     letters = _byte_letters()
     table = torch.full((ord(max(letters)) + 2,), -1, dtype=torch.int16)
     table[[ord(letter) for letter in letters]] = torch.arange(256, dtype=torch.int16)
@@ -195,14 +203,14 @@ def _from_byte_level(tokens: list[str], ids: list[int]) -> TokenBytes:
 
 
 def _byte_letters() -> list[str]:
-    """The letter of every byte: its Latin-1 character where that is visible, else the next one from U+0100 on."""
+    """The letter of every byte: its Latin-1 character if that is visible, else the next one from U+0100 on."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(value if value in visible else next(others)) for value in range(256)]
 
 
 def _split(ids: list[int], values: Tensor, is_gap: Tensor) -> TokenBytes:
-    """values: the bytes of all tokens, each token behind a place where `is_gap`."""
+    """values: the bytes of all tokens, with a gap before each token, where `is_gap` is True."""
     gaps = is_gap.nonzero()[:, 0]
     starts = gaps - torch.arange(len(gaps))
     data = values[~is_gap].to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Streamers: they print or hand on text while it is generated."""
+"""Streamers: they print text, or pass it on, while `generate` produces it."""
 
 from __future__ import annotations
 

@@ -1,47 +1,48 @@
-"""The text of a row that grows by tokens, in pieces that are never taken back."""
+"""Decodes the tokens of a growing row into pieces of text that later tokens do not change."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+
+from pygen.request.protocols import TextDecoder
 
 _BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
-_INCOMPLETE = "�"  # what decoders show for bytes that are no character, or not yet
+_INCOMPLETE = "�"  # decoders show this for bytes that do not make up a character, or not yet
 _CLEANS = "clean_up_tokenization_spaces"
-_WINDOW = 16  # tokens that are decoded again with the next one, at most, unless they are parts of one character
-# What follows the first space of a place that `clean_up_tokenization` may change: " .", " n't", " 've" and the like.
+_WINDOW = 16  # tokens that `add` decodes again with the next one; parts of one character may be more
+# What follows the first space that `clean_up_tokenization` may change: " .", " n't", " 've" and the like.
 _CLEANED_LATER = re.compile(r"(?: [ .?!,'nmtsver]*)?\Z")
 
 
-def row_text(tokenizer: Any, decode_kwargs: Mapping[str, Any]) -> RowText | CleanedRowText:
-    """The text of a row as `tokenizer.decode(ids, **decode_kwargs)` gives it.
+def row_text(tokenizer: TextDecoder, decode_kwargs: Mapping[str, object]) -> RowText | CleanedRowText:
+    """Decodes one row piece by piece, as `tokenizer.decode(ids, **decode_kwargs)` does at once.
 
     tokenizer: anything with `decode(list[int], **decode_kwargs) -> str`.
     """
-    cleans = decode_kwargs.get("clean_up_tokenization_spaces", getattr(tokenizer, _CLEANS, False))
-    return (CleanedRowText if cleans and hasattr(tokenizer, "clean_up_tokenization") else RowText)(
-        tokenizer, decode_kwargs
-    )
+    clean = getattr(tokenizer, "clean_up_tokenization", None)
+    if clean is not None and decode_kwargs.get(_CLEANS, getattr(tokenizer, _CLEANS, False)):
+        return CleanedRowText(tokenizer, decode_kwargs, clean)
+    return RowText(tokenizer, decode_kwargs)
 
 
 class RowText:
-    """The pieces, one after the other and `finish()` last, are `tokenizer.decode(all ids, **decode_kwargs)`.
+    """All results of `add`, and then that of `finish`, together are `tokenizer.decode(all ids, **decode_kwargs)`.
 
-    Held back are bytes that are no character yet, and tokens of single bytes, of which some decoders show none if the
-    last of them are no character.
+    Two kinds of text wait for later tokens: bytes that do not make up a character yet, and tokens of single bytes.
+    Some decoders show none of the latter if the last of them do not make up a character.
     """
 
-    def __init__(self, tokenizer: Any, decode_kwargs: Mapping[str, Any]) -> None:
+    def __init__(self, tokenizer: TextDecoder, decode_kwargs: Mapping[str, object]) -> None:
         self._decode_kwargs = decode_kwargs
         self._tokenizer = tokenizer
         self._name_of = getattr(tokenizer, "convert_ids_to_tokens", None) or getattr(tokenizer, "id_to_token", None)
-        self._window: list[int] = []  # the last tokens, the first of which belong to text that was shown
-        self._shown = 0  # characters of the window's text
-        self._settled = 0  # tokens of the window after which all of the text was shown
+        self._window: list[int] = []  # the last tokens; the text of the first ones is already out
+        self._shown = 0  # characters of the window's text that are out
+        self._settled = 0  # leading tokens of the window whose whole text is out
 
     def add(self, token_ids: Sequence[int]) -> str:
-        """What can be shown now that the row goes on with `token_ids`."""
+        """The text that is final once the row goes on with `token_ids`."""
         self._window.extend(token_ids)
         if not self._window or self._is_byte(self._window[-1]):
             return ""
@@ -54,11 +55,11 @@ class RowText:
         return piece
 
     def finish(self) -> str:
-        """What was held back."""
+        """The text that still waits."""
         return self._decode(self._window)[self._shown :] if self._window else ""
 
     def _shorten(self) -> None:
-        """Forgets the tokens before the last settled one. A token has to stay: the first of a text loses its space."""
+        """Drops the tokens before the last settled one. One stays, since the first token of a text loses its space."""
         if len(self._window) > _WINDOW:
             rest = self._window[self._settled :]
             if text := self._decode(rest):
@@ -74,33 +75,36 @@ class RowText:
 
 
 class CleanedRowText:
-    """The same where the tokenizer cleans up spaces, which changes what stands behind a space."""
+    """`RowText` for a tokenizer that cleans up spaces, which may change the characters after a space."""
 
-    def __init__(self, tokenizer: Any, decode_kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self, tokenizer: TextDecoder, decode_kwargs: Mapping[str, object], clean: Callable[[str], object]
+    ) -> None:
         self._tokenizer = tokenizer
         self._decode_kwargs = decode_kwargs
+        self._clean = clean
         self._raw = RowText(tokenizer, {**decode_kwargs, _CLEANS: False})
-        self._held = ""
+        self._waiting = ""
         self._token_ids: list[int] = []
-        self._cleans: bool | None = None  # later releases of transformers ask for it and leave it out for BPE
+        self._cleans: bool | None = None  # later releases of transformers skip the clean-up for BPE
 
     def add(self, token_ids: Sequence[int]) -> str:
-        """What can be shown now that the row goes on with `token_ids`."""
+        """The text that is final once the row goes on with `token_ids`."""
         self._token_ids.extend(token_ids)
-        return self._cut(self._held + self._raw.add(token_ids))
+        return self._cut(self._waiting + self._raw.add(token_ids))
 
     def finish(self) -> str:
-        """What was held back."""
-        return self._cleaned(self._held + self._raw.finish())
+        """The text that still waits."""
+        return self._cleaned(self._waiting + self._raw.finish())
 
     def _cut(self, text: str) -> str:
         found = _CLEANED_LATER.search(text)
         assert found is not None
-        self._held = text[found.start() :]
+        self._waiting = text[found.start() :]
         return self._cleaned(text[: found.start()])
 
     def _cleaned(self, text: str) -> str:
-        cleaned = str(self._tokenizer.clean_up_tokenization(text))
+        cleaned = str(self._clean(text))
         if cleaned != text and self._cleans is None:
             decode, ids = self._tokenizer.decode, self._token_ids
             raw = decode(ids, **{**self._decode_kwargs, _CLEANS: False})

@@ -1,4 +1,4 @@
-"""Streamers: objects that receive tokens while they are generated."""
+"""Streamers: objects that receive tokens while `generate` produces them."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ from typing import Any
 
 from torch import Tensor
 
+from pygen.request.protocols import Streamer, TextDecoder
 from pygen.streamers.row_text import row_text
 
 
 class BaseStreamer:
     """Receives the prompts (rows, prompt_length), then the tokens (rows,) of every step, all int64 on the CPU.
 
-    One that has a method `fail(error)` gets it instead of `end()` when generation fails.
+    When generation fails, `generate` calls the method `fail(error)` instead of `end()`, where a streamer has one.
     """
 
     def put(self, value: Tensor) -> None:
         raise NotImplementedError
 
     def end(self) -> None:
-        """Called once, after the last token or when generation failed."""
+        """`generate` calls this once, after the last token or after a failure."""
         raise NotImplementedError
 
 
-def end_stream(streamer: Any, error: BaseException | None = None) -> None:
-    """Tells `streamer`, if there is one, that generation is over or failed with `error`."""
-    if error is not None and hasattr(streamer, "fail"):
-        streamer.fail(error)
+def end_stream(streamer: Streamer | None, error: BaseException | None = None) -> None:
+    """Reports to `streamer`, unless it is None, that generation is over or failed with `error`."""
+    fail = getattr(streamer, "fail", None)
+    if error is not None and fail is not None:
+        fail(error)
     elif streamer is not None:
         streamer.end()
 
@@ -37,15 +39,15 @@ def end_stream(streamer: Any, error: BaseException | None = None) -> None:
 class TextStreamer(BaseStreamer):
     """Prints one row's text while it grows, holding back what the next token may still change.
 
-    The pieces make up `tokenizer.decode(all ids, **decode_kwargs)`; most tokens' text is final at once (see
-    `pygen.streamers.row_text`). Override `on_finalized_text` to send the text elsewhere.
+    The pieces together are `tokenizer.decode(all ids, **decode_kwargs)`; `pygen.streamers.row_text` says which text
+    waits for a later token. Override `on_finalized_text` to send the text elsewhere.
 
     tokenizer: anything with `decode(list[int], **decode_kwargs) -> str`.
-    skip_prompt: do not show the prompt.
-    Errors: ValueError when more than one row arrives.
+    skip_prompt: leaves the prompt out.
+    Errors: ValueError when `put` receives more than one row.
     """
 
-    def __init__(self, tokenizer: Any, skip_prompt: bool = False, **decode_kwargs: Any) -> None:
+    def __init__(self, tokenizer: TextDecoder, skip_prompt: bool = False, **decode_kwargs: Any) -> None:
         self.tokenizer = tokenizer
         self.skip_prompt = skip_prompt
         self.decode_kwargs = decode_kwargs
@@ -66,30 +68,30 @@ class TextStreamer(BaseStreamer):
         self.on_finalized_text(self._finish(), stream_end=True)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Receives every piece of final text; `stream_end` marks the last one."""
+        """Receives every piece of final text. `stream_end` marks the last piece."""
         print(text, flush=True, end="\n" if stream_end else "")
 
     def _finish(self) -> str:
-        """What was held back; the streamer can be used again."""
+        """Returns the text that waited, and resets the streamer for another call."""
         text, self._text = self._text, row_text(self.tokenizer, self.decode_kwargs)
         self.next_tokens_are_prompt = True
         return text.finish()
 
 
 class TextIteratorStreamer(TextStreamer):
-    """An iterator over the pieces of one row's text, to be read while another thread generates.
+    """Iterates over the pieces of one row's text while another thread generates.
 
-    It ends with the text, or raises the error of the generation behind everything that was generated before.
+    The iterator ends with the text. If generation fails, it yields all earlier text and then raises the error.
 
-    timeout: seconds to wait for a piece before `queue.Empty` is raised; None waits for ever.
+    timeout: seconds to wait for a piece; then the iterator raises `queue.Empty`. None waits for ever.
     """
 
     def __init__(
-        self, tokenizer: Any, skip_prompt: bool = False, timeout: float | None = None, **decode_kwargs: Any
+        self, tokenizer: TextDecoder, skip_prompt: bool = False, timeout: float | None = None, **decode_kwargs: Any
     ) -> None:
         super().__init__(tokenizer, skip_prompt, **decode_kwargs)
-        self.text_queue: queue.Queue[Any] = queue.Queue()
-        self.stop_signal: Any = None
+        self.text_queue: queue.Queue[object] = queue.Queue()
+        self.stop_signal: object = None
         self.timeout = timeout
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
@@ -98,7 +100,7 @@ class TextIteratorStreamer(TextStreamer):
             self.text_queue.put(self.stop_signal, timeout=self.timeout)
 
     def fail(self, error: BaseException) -> None:
-        with contextlib.suppress(Exception):  # the error may be the tokenizer's
+        with contextlib.suppress(Exception):  # the tokenizer may have raised the error
             self.on_finalized_text(self._finish())
         self.text_queue.put(error, timeout=self.timeout)
 
@@ -115,17 +117,17 @@ class TextIteratorStreamer(TextStreamer):
 
 
 class AsyncTextIteratorStreamer(TextStreamer):
-    """The same as an asynchronous iterator, made inside a coroutine of the event loop that reads it.
+    """`TextIteratorStreamer` as an asynchronous iterator. Construct it in a coroutine of the event loop that reads it.
 
-    timeout: seconds to wait for a piece before `TimeoutError` is raised; None waits for ever.
+    timeout: seconds to wait for a piece; then the iterator raises `TimeoutError`. None waits for ever.
     """
 
     def __init__(
-        self, tokenizer: Any, skip_prompt: bool = False, timeout: float | None = None, **decode_kwargs: Any
+        self, tokenizer: TextDecoder, skip_prompt: bool = False, timeout: float | None = None, **decode_kwargs: Any
     ) -> None:
         super().__init__(tokenizer, skip_prompt, **decode_kwargs)
-        self.text_queue: asyncio.Queue[Any] = asyncio.Queue()
-        self.stop_signal: Any = None
+        self.text_queue: asyncio.Queue[object] = asyncio.Queue()
+        self.stop_signal: object = None
         self.timeout = timeout
         self.loop = asyncio.get_running_loop()
 
@@ -135,7 +137,7 @@ class AsyncTextIteratorStreamer(TextStreamer):
             self._send(self.stop_signal)
 
     def fail(self, error: BaseException) -> None:
-        with contextlib.suppress(Exception):  # the error may be the tokenizer's
+        with contextlib.suppress(Exception):  # the tokenizer may have raised the error
             self.on_finalized_text(self._finish())
         self._send(error)
 
@@ -145,7 +147,7 @@ class AsyncTextIteratorStreamer(TextStreamer):
     async def __anext__(self) -> str:
         try:
             value = await asyncio.wait_for(self.text_queue.get(), self.timeout)
-        except asyncio.TimeoutError as error:  # another class than the built-in one before Python 3.11
+        except asyncio.TimeoutError as error:  # before Python 3.11 this isn't the built-in class
             raise TimeoutError(f"no text within {self.timeout} s") from error
         if isinstance(value, BaseException):
             raise value
@@ -153,5 +155,5 @@ class AsyncTextIteratorStreamer(TextStreamer):
             raise StopAsyncIteration
         return str(value)
 
-    def _send(self, value: Any) -> None:
+    def _send(self, value: object) -> None:
         self.loop.call_soon_threadsafe(self.text_queue.put_nowait, value)

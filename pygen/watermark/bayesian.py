@@ -30,14 +30,14 @@ _RULES = {
 class BayesianDetectorConfig:
     """Settings of a `BayesianDetectorModel`.
 
-    watermarking_depth: layers of the tournament, one per watermarking key.
-    base_rate: prior probability that a text is watermarked.
-    model_name, watermarking_config: which model wrote the texts, and with which settings (a dict of the fields of a
-        `SynthIDTextWatermarkingConfig`, ready for `SynthIDTextWatermarkLogitsProcessor(**watermarking_config,
-        device=...)`); None when unknown.
+    watermarking_depth: the number of layers of the tournament, one per watermarking key.
+    base_rate: the prior probability that a text carries the watermark.
+    model_name: the model that wrote the texts; None when unknown.
+    watermarking_config: the settings of the generation, a dict of the fields of a `SynthIDTextWatermarkingConfig` for
+        `SynthIDTextWatermarkLogitsProcessor(**watermarking_config, device=...)`; None when unknown.
     Other keywords become attributes.
 
-    Raises `ValueError` naming field, value and range, and for a keyword that would hide a method.
+    Raises `ValueError` with field, value and range, and for a keyword that would hide a method.
     """
 
     def __init__(self, /, watermarking_depth: int | None = None, base_rate: float = 0.5, **kwargs: Any) -> None:
@@ -51,8 +51,8 @@ class BayesianDetectorConfig:
             setattr(self, name, copy.deepcopy(value))
         self.set_detector_information(self.model_name, self.watermarking_config)
 
-    def set_detector_information(self, model_name: str | None, watermarking_config: Any) -> None:
-        """Note which model wrote the texts, and with which SynthID-Text settings (config or dict)."""
+    def set_detector_information(self, model_name: str | None, watermarking_config: object) -> None:
+        """Sets the model that wrote the texts, and its SynthID-Text settings (config or dict)."""
         fields = watermarking_config
         if fields is not None:
             config = watermarking_config_from(fields)
@@ -71,7 +71,7 @@ class BayesianDetectorConfig:
             raise
 
     def validate(self) -> None:
-        """Raise `ValueError` for the first field of a wrong type or out of range."""
+        """Raises `ValueError` for the first field of a wrong type or out of range."""
         for name, rule in _RULES.items():
             if problem := rule.problem(name, getattr(self, name)):
                 raise ValueError(problem)
@@ -87,7 +87,7 @@ class BayesianDetectorConfig:
         return cls(**config_dict)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Write `config.json` into a folder, made if need be."""
+        """Writes `config.json` into a folder, and makes the folder if needed."""
         self.validate()
         text = self.to_json_string()
         os.makedirs(save_directory, exist_ok=True)
@@ -98,7 +98,7 @@ class BayesianDetectorConfig:
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **download: Any
     ) -> BayesianDetectorConfig:
-        """Read `config.json` of a local folder or of a hub repository; see `BayesianDetectorModel.from_pretrained`."""
+        """Reads `config.json` from a local folder or a hub repository; see `BayesianDetectorModel.from_pretrained`."""
         return cls._from_file(_locate(pretrained_model_name_or_path, CONFIG_NAME, **download)[0])
 
     @classmethod
@@ -120,14 +120,14 @@ class BayesianDetectorConfig:
 
 @dataclass
 class BayesianWatermarkDetectorModelOutput(ModelOutput):
-    """loss: () when labels were given. posterior_probabilities: (batch_size,) P(watermarked | g-values)."""
+    """loss: (), or None without labels. posterior_probabilities: (batch_size,) P(watermarked | g-values)."""
 
     loss: Tensor | None = None
     posterior_probabilities: Tensor | None = None
 
 
 class BayesianDetectorWatermarkedLikelihood(nn.Module):
-    """P(g-values | watermarked): a logistic model of how many different tokens met in each match.
+    """P(g-values | watermarked): a logistic model of the number of different tokens in each match.
 
     ```
     P(two tokens in layer i) = sigmoid(beta_i + sum over j < i of delta_ij g_j)
@@ -156,8 +156,9 @@ class BayesianDetectorModel(nn.Module):
     loss      = cross entropy(posterior, labels) + loss_batch_weight * sum(delta**2)
     ```
 
-    For tournament watermarks with g-values that are 0 and 1 equally often. Trainable: the likelihood and `prior` (1,),
-    at first the config's `base_rate`. Weights have the names of transformers' class, so that files serve both.
+    It is for tournament watermarks with g-values that are 0 and 1 equally often. The likelihood and `prior` (1,),
+    initially the config's `base_rate`, are trainable. Weights have the names of transformers' class, so both read the
+    same files.
     """
 
     def __init__(self, config: BayesianDetectorConfig) -> None:
@@ -207,7 +208,7 @@ class BayesianDetectorModel(nn.Module):
             raise ValueError(f"`labels` must have shape (batch_size,) = {shape[:1]}, got {tuple(labels.shape)}")
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Write `config.json` and `model.safetensors` into a folder, made if need be."""
+        """Writes `config.json` and `model.safetensors` into a folder, and makes the folder if needed."""
         from safetensors.torch import save_file
 
         described = {"architectures": [type(self).__name__], "dtype": self.prior.dtype}
@@ -222,14 +223,14 @@ class BayesianDetectorModel(nn.Module):
         """The model in a local folder or a hub repository, on the CPU, in the dtype of its file, in eval mode.
 
         Keywords: cache_dir, force_download, local_files_only, token, revision, subfolder, as everywhere on the hub.
-        Raises `OSError` when a file is missing or cannot be read, and `ValueError` naming file, key, value and what is
-        allowed when its content is refused. Only `config.json` and `model.safetensors` are read; nothing is executed.
+        Raises `OSError` for a file that is missing or unreadable, and `ValueError` with file, key, value and rule for
+        invalid content. It reads `config.json` and `model.safetensors` only, and executes nothing.
         """
         config_path, commit = _locate(pretrained_model_name_or_path, CONFIG_NAME, **download)
         if commit is not None:
             download["revision"] = commit
         weights_path, _ = _locate(pretrained_model_name_or_path, WEIGHTS_NAME, **download)
-        # The sizes are the config's word until the weights have confirmed them, so nothing is allocated by them.
+        # The meta device allocates nothing: the sizes in the config are unverified until the weights have these shapes.
         config = BayesianDetectorConfig._from_file(config_path)
         try:
             with torch.device("meta"):

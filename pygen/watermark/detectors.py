@@ -1,62 +1,65 @@
-"""Tell watermarked texts from others: a z-test for green lists, a trained classifier for SynthID-Text."""
+"""Detectors of watermarked texts: a z-test for green lists, a trained classifier for SynthID-Text."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pygen.config.watermark import WatermarkingConfig, watermarking_config_from
 from pygen.processors.watermark import SynthIDTextWatermarkLogitsProcessor
+from pygen.request.protocols import HasEosTokenId, HasVocabSize
 from pygen.rules import integer, number, shown
 from pygen.watermark.bayesian import BayesianDetectorModel
 
 if TYPE_CHECKING:
+    from numpy import bool_, float64
     from numpy.typing import NDArray
 
 
 @dataclass
 class WatermarkDetectorOutput:
-    """What `WatermarkDetector` found, one number per text; arrays (batch_size,) float64, `prediction` bool.
+    """The findings of `WatermarkDetector`, one number per text: arrays (batch_size,) float64, `prediction` bool.
 
-    num_tokens_scored: n-grams judged, T.
-    num_green_tokens: those that end in a green token, G.
+    num_tokens_scored: the number of n-grams that count, T.
+    num_green_tokens: the number of these that end in a green token, G.
     green_fraction: G / T.
-    z_score: (G - ratio T) / sqrt(T ratio (1 - ratio)), the standard deviations above what chance gives.
-    p_value: probability of such a z-score or a higher one in a text without watermark.
+    z_score: (G - ratio T) / sqrt(T ratio (1 - ratio)), in standard deviations above the mean without a watermark.
+    p_value: the probability of such a z-score or a higher one in a text without a watermark.
     prediction: z_score > z_threshold.
     confidence: 1 - p_value.
     """
 
-    num_tokens_scored: NDArray[Any] | None = None
-    num_green_tokens: NDArray[Any] | None = None
-    green_fraction: NDArray[Any] | None = None
-    z_score: NDArray[Any] | None = None
-    p_value: NDArray[Any] | None = None
-    prediction: NDArray[Any] | None = None
-    confidence: NDArray[Any] | None = None
+    num_tokens_scored: NDArray[float64] | None = None
+    num_green_tokens: NDArray[float64] | None = None
+    green_fraction: NDArray[float64] | None = None
+    z_score: NDArray[float64] | None = None
+    p_value: NDArray[float64] | None = None
+    prediction: NDArray[bool_] | None = None
+    confidence: NDArray[float64] | None = None
 
 
 class WatermarkDetector:
-    """Counts green tokens of a text (Kirchenbauer et al., 2023, arXiv:2306.04634, equation 3).
+    """Counts the green tokens of a text (Kirchenbauer et al., 2023, arXiv:2306.04634, equation 3).
 
-    model_config: gives `vocab_size` and the token a text may start with (`bos_token_id`, or `decoder_start_token_id` of
-        an encoder-decoder model).
-    device, watermarking_config: those of the generation (the kind of device; a config or a dict of its fields).
-    ignore_repeated_ngrams: count an n-gram once however often it occurs; repetition is no sign of a watermark.
-    max_cache_size: n-grams remembered between calls.
+    model_config: has `vocab_size` and the token that may start a text: `bos_token_id`, or `decoder_start_token_id` of
+        an encoder-decoder model.
+    device: the kind of device that generated the text.
+    watermarking_config: the config of the generation, or a dict of its fields.
+    ignore_repeated_ngrams: counts an n-gram once however often it occurs; repetition isn't a sign of a watermark.
+    max_cache_size: the number of n-grams that a cache holds between calls.
 
     Raises `ValueError` for arguments out of range and `TypeError` for another kind of config.
     """
 
     def __init__(
         self,
-        model_config: Any,
+        model_config: HasVocabSize,
         device: str | torch.device,
-        watermarking_config: WatermarkingConfig | dict[str, Any],
+        watermarking_config: WatermarkingConfig | dict[str, object],
         ignore_repeated_ngrams: bool = False,
         max_cache_size: int = 128,
     ) -> None:
@@ -79,11 +82,12 @@ class WatermarkDetector:
 
     def __call__(
         self, input_ids: Tensor, z_threshold: float = 3.0, return_dict: bool = False
-    ) -> WatermarkDetectorOutput | NDArray[Any]:
-        """Predictions (batch_size,) bool for texts `input_ids` (batch_size, length), best without their prompts.
+    ) -> WatermarkDetectorOutput | NDArray[bool_]:
+        """Predictions (batch_size,) bool for texts `input_ids` (batch_size, length); leave their prompts out.
 
-        A start token of the first text is dropped from all. `return_dict=True` returns everything that was computed.
-        Raises `ValueError` for texts without a token after the first `context_width`.
+        If the first text begins with the start token, the detector drops the first column.
+        `return_dict=True` returns all findings. Raises `ValueError` for texts without a token after the first
+        `context_width`.
         """
         if input_ids.dim() != 2:
             raise ValueError(f"`input_ids` must have shape (batch_size, length), got {tuple(input_ids.shape)}")
@@ -114,8 +118,8 @@ class WatermarkDetector:
             confidence=1 - p_value,
         )
 
-    def _score_ngrams_in_passage(self, input_ids: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
-        """How many n-grams of each text count, and how many of them are green; (batch_size,) float64."""
+    def _score_ngrams_in_passage(self, input_ids: Tensor) -> tuple[NDArray[float64], NDArray[float64]]:
+        """The numbers of n-grams that count in each text, and of green ones among them, (batch_size,) float64."""
         is_selfhash = self.processor.seeding_scheme == "selfhash"
         counts = []
         for ngrams in input_ids.unfold(1, self.processor.context_width + (not is_selfhash), 1):
@@ -130,29 +134,31 @@ class WatermarkDetector:
 class SynthIDTextWatermarkDetector:
     """The probability that a text carries a SynthID-Text watermark, from the g-values of its n-grams.
 
-    Left out are n-grams whose context was repeated, which were not watermarked, and everything from the first EOS on.
+    The detector leaves out n-grams with a repeated context, which carry no watermark, and all n-grams from the first
+    end-of-sequence token on.
 
     detector_module: a trained `BayesianDetectorModel`.
-    logits_processor: one with the settings of the generation; its state is neither used nor changed.
-    tokenizer: only its `eos_token_id` is read.
+    logits_processor: has the settings of the generation; the detector neither uses nor changes its state.
+    tokenizer: the detector reads its `eos_token_id` only.
     """
 
     def __init__(
         self,
         detector_module: BayesianDetectorModel,
         logits_processor: SynthIDTextWatermarkLogitsProcessor,
-        tokenizer: Any,
+        tokenizer: HasEosTokenId,
     ) -> None:
         self.detector_module = detector_module
         self.logits_processor = logits_processor
         self.tokenizer = tokenizer
 
-    def __call__(self, tokenized_outputs: Tensor) -> Any:
-        """What `detector_module` returns for texts (batch_size, length >= ngram_len): a tuple of (batch_size,)."""
+    def __call__(self, tokenized_outputs: Tensor) -> tuple[Tensor, ...]:
+        """`(posterior,)`, posterior (batch_size,), for texts (batch_size, length >= ngram_len)."""
         processor = self.logits_processor
         mask = processor.compute_context_repetition_mask(input_ids=tokenized_outputs)
         before_eos = processor.compute_eos_token_mask(
             input_ids=tokenized_outputs, eos_token_id=self.tokenizer.eos_token_id
         )
         g_values = processor.compute_g_values(input_ids=tokenized_outputs)
-        return self.detector_module(g_values, mask * before_eos[:, processor.ngram_len - 1 :])
+        result: tuple[Tensor, ...] = self.detector_module(g_values, mask * before_eos[:, processor.ngram_len - 1 :])
+        return result
