@@ -44,7 +44,7 @@ class Setting:
     """source: "argument", "generation_config", "model" or "default". ignored: why it has no effect in this call."""
 
     name: str
-    value: Any
+    value: object
     source: str
     ignored: str = ""
 
@@ -179,7 +179,7 @@ def _settings(call: Call, captured: bool) -> tuple[Setting, ...]:
     )
 
 
-def _ignored(name: str, value: Any, call: Call, captured: bool) -> str:
+def _ignored(name: str, value: object, call: Call, captured: bool) -> str:
     """Why a setting has no effect in this call, or ""."""
     config = call.config
     reasons: tuple[tuple[bool, str], ...] = (

@@ -75,7 +75,7 @@ def generate(
     *,
     logits_processor: Sequence[Callable[[Tensor, Tensor], Tensor]] | None = None,
     stopping_criteria: Sequence[Callable[..., Any]] | None = None,
-    prefix_allowed_tokens_fn: Callable[[int, Tensor], list[int]] | None = None,
+    prefix_allowed_tokens_fn: Callable[[int, Tensor], Sequence[int]] | None = None,
     synced_gpus: bool | None = None,
     assistant_model: Any = None,
     streamer: Any = None,
@@ -261,15 +261,15 @@ def prepare_call(arguments: Arguments, *, any_search: bool = False) -> Call:
         pad_token_id=tokens.pad,
         tokenizer=tokenizer,
     )
-    prefix_allowed_tokens_fn = arguments.prefix_allowed_tokens_fn
-    if prefix_allowed_tokens_fn is not None:
+    prefix = None
+    if arguments.prefix_allowed_tokens_fn is not None:
         ends = [token_id for token_id in tokens.eos or () if token_id >= 0]
-        prefix_allowed_tokens_fn = EndingPrefix(prefix_allowed_tokens_fn, ends, tokens.pad)
+        prefix = EndingPrefix(arguments.prefix_allowed_tokens_fn, ends, tokens.pad)
         if not ends:
-            stopping = dataclasses.replace(stopping, criteria=(*stopping.criteria, prefix_allowed_tokens_fn.ends))
+            stopping = dataclasses.replace(stopping, criteria=(*stopping.criteria, prefix.ends))
     resolved = {
         "model": model,
-        "prefix_allowed_tokens_fn": prefix_allowed_tokens_fn,
+        "prefix_allowed_tokens_fn": prefix,
         "synced_gpus": synced_gpus,
     }
     return Call(

@@ -24,7 +24,7 @@ class Rule:
     accepts: Callable[[Any], bool]
     per_row: bool = False
 
-    def problem(self, name: str, value: Any, *, in_file: bool = False) -> str | None:
+    def problem(self, name: str, value: object, *, in_file: bool = False) -> str | None:
         """The message for a refused value, or None. `None` is always allowed: it means unset."""
         value = plain(value)
         if value is None or self.accepts(value):
@@ -46,7 +46,7 @@ class NumberRule(Rule):
     holds: Callable[[Any], Any] = bool
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """`repr`, cut to a length that fits an error message."""
     try:
         return _repr.repr(value)
@@ -59,7 +59,7 @@ def plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     """Whether it is a finite int or float, and not a bool."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         return False
@@ -69,7 +69,7 @@ def is_number(value: Any) -> bool:
         return False
 
 
-def is_integral(value: Any) -> bool:
+def is_integral(value: object) -> bool:
     """Whether it is an integer of any size, and not a bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
@@ -122,7 +122,7 @@ def instance_of_named(name: str, allowed: str) -> Rule:
     return Rule(allowed, lambda value: any(base.__name__ == name for base in type(value).__mro__))
 
 
-def is_ids(value: Any, *, low: int | None = None, empty: bool = True) -> bool:
+def is_ids(value: object, *, low: int | None = None, empty: bool = True) -> bool:
     """Whether it is a list or tuple of 64-bit integers, each at least `low`."""
     if not isinstance(value, (list, tuple)) or not (empty or value):
         return False
@@ -131,7 +131,7 @@ def is_ids(value: Any, *, low: int | None = None, empty: bool = True) -> bool:
     return all(map(integer(low).accepts, value))
 
 
-def is_id_lists(value: Any) -> bool:
+def is_id_lists(value: object) -> bool:
     """Whether it is a non-empty list or tuple of non-empty lists or tuples of ids >= 0."""
     if not isinstance(value, (list, tuple)) or not value or not all(isinstance(ids, (list, tuple)) for ids in value):
         return False

@@ -26,7 +26,7 @@ class Arguments:
     generation_config: Any = None
     logits_processor: Sequence[Callable[[Tensor, Tensor], Tensor]] | None = None
     stopping_criteria: Sequence[Callable[..., Any]] | None = None
-    prefix_allowed_tokens_fn: Callable[[int, Tensor], list[int]] | None = None
+    prefix_allowed_tokens_fn: Callable[[int, Tensor], Sequence[int]] | None = None
     synced_gpus: bool | None = None
     assistant_model: Any = None
     streamer: Any = None

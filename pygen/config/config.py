@@ -106,7 +106,7 @@ class GenerationConfig(ConfigFiles):
     exponential_decay_length_penalty: tuple[int, float] | None
     suppress_tokens: list[int] | None
     begin_suppress_tokens: list[int] | None
-    sequence_bias: dict[tuple[int, ...], float] | list[Any] | None
+    sequence_bias: dict[tuple[int, ...], float] | list[list[list[int] | float]] | None
     token_healing: bool | None
     guidance_scale: float | None
     watermarking_config: BaseWatermarkingConfig | None
@@ -145,8 +145,8 @@ class GenerationConfig(ConfigFiles):
     dola_layers: str | list[int] | None
     diversity_penalty: float | None
     num_beam_groups: int | None
-    constraints: list[Any] | None
-    force_words_ids: list[Any] | None
+    constraints: list[object] | None
+    force_words_ids: list[list[int] | list[list[int]]] | None
 
     _commit_hash: str | None
     _from_model_config: bool | None
@@ -167,7 +167,7 @@ class GenerationConfig(ConfigFiles):
         self.validate()
 
     @classmethod
-    def _refuse_reserved(cls, name: str, value: Any) -> None:
+    def _refuse_reserved(cls, name: str, value: object) -> None:
         hides = hasattr(GenerationConfig, name) or callable(getattr(cls, name, None))
         if hides or (name.startswith("__") and name.endswith("__")):
             raise ValueError(f"`{name}` must not be set: it would hide a part of {cls.__name__}, got {shown(value)}")
@@ -198,7 +198,7 @@ class GenerationConfig(ConfigFiles):
         """A copy of `DEFAULTS`."""
         return copy.deepcopy(DEFAULTS)
 
-    def get_generation_mode(self, assistant_model: Any = None) -> GenerationMode:
+    def get_generation_mode(self, assistant_model: object = None) -> GenerationMode:
         """The mode that these settings choose; an `assistant_model` makes greedy search and sampling assisted."""
         if self.constraints is not None or self.force_words_ids is not None:
             mode = GenerationMode.CONSTRAINED_BEAM_SEARCH

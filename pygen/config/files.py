@@ -10,11 +10,16 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pygen.config.rules import METADATA_RULES, RULES, check_settings
 from pygen.config.types import normalised
 from pygen.rules import plain, shown
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
+Config = TypeVar("Config", bound="ConfigFiles")
 
 logger = logging.getLogger("pygen.config")
 
@@ -23,18 +28,18 @@ _MAX_DEPTH = 32
 _PRIVATE_KEY = re.compile(r"__.*__|_original_object_hash|_(bos|eos|pad|decoder_start)_token_tensor", re.DOTALL)
 
 
-def dtype_name(value: Any) -> Any:
+def dtype_name(value: object) -> str | None:
     """torch.float32 -> "float32"; strings and None unchanged."""
     return value if value is None or isinstance(value, str) else str(value).split(".")[-1]
 
 
-def json_text(settings: Mapping[str, Any], default: Callable[[Any], Any] = plain) -> str:
+def json_text(settings: Mapping[str, object], default: Callable[[object], object] = plain) -> str:
     """Two spaces, sorted keys, newline at the end; dict keys as `str(key)`, dataclasses by `to_dict()`, dtypes by name.
 
     `default` converts values that JSON cannot write. Raises `TypeError` for a value that it returns unchanged.
     """
 
-    def convert(value: Any) -> Any:
+    def convert(value: object) -> object:
         if isinstance(value, dict):
             return {str(key): dtype_name(item) if key == "dtype" else convert(item) for key, item in value.items()}
         if isinstance(value, list):
@@ -43,7 +48,7 @@ def json_text(settings: Mapping[str, Any], default: Callable[[Any], Any] = plain
             return value.to_dict() if hasattr(value, "to_dict") else asdict(value)
         return value
 
-    def fallback(value: Any) -> Any:
+    def fallback(value: object) -> object:
         replacement = default(value)
         if replacement is value:
             raise TypeError(f"{shown(value)} of type {type(value).__name__} cannot be written as JSON")
@@ -52,7 +57,7 @@ def json_text(settings: Mapping[str, Any], default: Callable[[Any], Any] = plain
     return json.dumps(convert(dict(settings)), indent=2, sort_keys=True, default=fallback) + "\n"
 
 
-def check_file_settings(settings: Mapping[str, Any]) -> None:
+def check_file_settings(settings: Mapping[str, object]) -> None:
     """Raise `ValueError` for private keys, NaN, infinity, deep nesting, and wrong types or ranges."""
     for key, value in settings.items():
         if _PRIVATE_KEY.fullmatch(key):
@@ -61,7 +66,7 @@ def check_file_settings(settings: Mapping[str, Any]) -> None:
     check_settings({key: normalised(key, value) for key, value in settings.items()}, in_file=True)
 
 
-def _check_tree(key: str, root: Any) -> None:
+def _check_tree(key: str, root: object) -> None:
     level = [root]
     for _ in range(_MAX_DEPTH):
         for value in level:
@@ -74,8 +79,8 @@ def _check_tree(key: str, root: Any) -> None:
     raise ValueError(f"`{key}` must be nested at most {_MAX_DEPTH} levels deep, got {shown(root)}")
 
 
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
+def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result: dict[str, object] = {}
     for key, value in pairs:
         if key in result:
             raise ValueError(f"`{key}` must be given once, got {shown(result[key])} and {shown(value)}")
@@ -144,12 +149,12 @@ def upload_text(
     token: str | bool | None = None,
     commit_message: str | None = None,
     **commit: Any,
-) -> Any:
+) -> CommitInfo:
     """Upload one text file to a hub repository, created if missing; returns the hub's description of the commit."""
     from huggingface_hub import create_repo, upload_file
 
     repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-    return upload_file(
+    uploaded: CommitInfo = upload_file(
         path_or_fileobj=text.encode("utf-8"),
         path_in_repo=file_name,
         repo_id=repo_id,
@@ -157,6 +162,7 @@ def upload_text(
         commit_message=commit_message or f"Upload {file_name}",
         **commit,
     )
+    return uploaded
 
 
 class ConfigFiles(ABC):
@@ -177,7 +183,7 @@ class ConfigFiles(ABC):
 
     @classmethod
     @abstractmethod
-    def from_model_config(cls, model_config: Any) -> Any: ...
+    def from_model_config(cls: type[Config], model_config: Any) -> Config: ...
 
     def to_json_file(
         self, json_file_path: str | os.PathLike[str], use_diff: bool = True, keys_to_pop: list[str] | None = None
@@ -230,7 +236,7 @@ class ConfigFiles(ABC):
         token: str | bool | None = None,
         revision: str | None = None,
         create_pr: bool = False,
-    ) -> Any:
+    ) -> CommitInfo:
         """Upload `generation_config.json` to a hub repository, created if missing; returns the commit's description."""
         return upload_text(
             self._file_text(),

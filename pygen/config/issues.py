@@ -49,7 +49,7 @@ def minor_issues(config: Any, chosen: set[str]) -> dict[str, str]:
     return issues
 
 
-def _differs(value: Any, neutral: Any) -> bool:
+def _differs(value: object, neutral: object) -> bool:
     """Whether a setting, in any row, is set to a value other than `neutral`."""
     value = plain(value)
     return value is not None and any(v != neutral for v in (value if isinstance(value, (list, tuple)) else [value]))

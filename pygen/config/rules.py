@@ -49,7 +49,7 @@ GENERATE_ARGUMENTS = (
 )
 
 
-def _is_sequence_bias(value: Any) -> bool:
+def _is_sequence_bias(value: object) -> bool:
     if isinstance(value, dict):
         is_tuple = all(isinstance(ids, tuple) for ids in value)
         return is_tuple and is_id_lists(list(value)) and all(map(is_number, value.values()))
@@ -60,11 +60,11 @@ def _is_sequence_bias(value: Any) -> bool:
     return is_id_lists([ids for ids, _ in value]) and all(is_number(bias) for _, bias in value)
 
 
-def _is_decay(value: Any) -> bool:
+def _is_decay(value: object) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == 2 and is_integer(value[0]) and is_number(value[1])
 
 
-def _is_stop_strings(value: Any) -> bool:
+def _is_stop_strings(value: object) -> bool:
     strings = [value] if isinstance(value, str) else value
     return isinstance(strings, (list, tuple)) and all(isinstance(text, str) and text for text in strings)
 
@@ -222,7 +222,7 @@ SAMPLING_ONLY: dict[str, Any] = {knob.name: knob.default for knob in knobs.WARPE
 _ALL_RULES = {**RULES, **METADATA_RULES, **EXTENSION_RULES}
 
 
-def check_settings(settings: Mapping[str, Any], *, in_file: bool = False) -> None:
+def check_settings(settings: Mapping[str, object], *, in_file: bool = False) -> None:
     """Refuse (`ValueError`) the first setting whose type or range is not allowed; unknown names pass."""
     for name, rule in _ALL_RULES.items():
         value = settings.get(name)
@@ -230,7 +230,7 @@ def check_settings(settings: Mapping[str, Any], *, in_file: bool = False) -> Non
             raise ValueError(problem)
 
 
-def check_fields(owner: str, values: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
+def check_fields(owner: str, values: Mapping[str, object], rules: Mapping[str, Rule]) -> None:
     """The same for the fields of a config inside the config; here None is no value."""
     for name, rule in rules.items():
         value = values[name]

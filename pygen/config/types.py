@@ -38,13 +38,13 @@ class CompileConfig:
 
     fullgraph: bool = False
     dynamic: bool | None = None
-    backend: str | Callable[..., Any] = "inductor"
+    backend: str | Callable[..., object] = "inductor"
     mode: str = "reduce-overhead"
-    options: dict[str, Any] | None = None
+    options: dict[str, object] | None = None
     # Not a field: a switch for tests, to compile on devices that pygen would not compile on.
     _compile_all_devices = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return copy.deepcopy({name: value for name, value in vars(self).items() if name != "_compile_all_devices"})
 
 
@@ -63,7 +63,7 @@ def normalised(name: str, value: Any) -> Any:
     return plain(value) if name in RULES or name in EXTENSION_RULES else value
 
 
-def _ids_from_text(key: Any) -> Any:
+def _ids_from_text(key: object) -> object:
     """JSON has no tuple keys: a saved `sequence_bias` holds "(1, 2)", which is (1, 2) again when read."""
     if isinstance(key, str) and re.fullmatch(r"\(\d{1,19}(, \d{1,19})*,?\)", key, re.ASCII):
         return tuple(map(int, re.findall(r"\d+", key)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -109,7 +109,7 @@ class _Planned(LogitsProcessor):
             hidden = torch.nn.functional.pad(~self._visible, (0, input_ids.shape[1] - self._prompt_length))
             input_ids = input_ids.masked_fill(hidden, -1)
         if not item.knobs:
-            processed: Tensor = call_processor(item.processor, input_ids, scores, {})
+            processed = cast(Tensor, call_processor(item.processor, input_ids, scores, {}))
             return processed
         knobs = op_knobs(Fused(item.knobs), self._plan, scores)
         return process(scores, input_ids=input_ids, prompt_lengths=self._prompt_length, **knobs)

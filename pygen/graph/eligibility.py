@@ -119,8 +119,9 @@ def compile_options(config: GenerationConfig) -> dict[str, Any] | None:
     if config.compile_config is None or config.disable_compile:
         return None
     options = config.compile_config.to_dict()
-    without = {"reduce-overhead": None, "max-autotune": "max-autotune-no-cudagraphs"}
-    options["mode"] = None if options["options"] else without.get(options["mode"], options["mode"])
+    without: dict[str, str | None] = {"reduce-overhead": None, "max-autotune": "max-autotune-no-cudagraphs"}
+    mode = config.compile_config.mode
+    options["mode"] = None if options["options"] else without.get(mode, mode)
     return options
 
 

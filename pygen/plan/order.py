@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from pygen import processors as built
+from pygen.config.watermark import BaseWatermarkingConfig
 from pygen.knobs import PENALTIES, WARPERS, Knob
 from pygen.notices import log, warn
 from pygen.plan.stages import Item, Knobs
@@ -18,6 +19,8 @@ from pygen.processors.recognize import knobs_of, known_class
 
 if TYPE_CHECKING:
     from pygen.call.call import Call
+
+Processor = Callable[..., object]
 
 logger = logging.getLogger("pygen.plan")
 
@@ -68,7 +71,7 @@ def ordered_items(call: Call, knobs: Knobs, *, all_drawn: bool) -> tuple[Item, .
     return (*items, *_warpers(call, knobs), *_last(call))
 
 
-def _check_processors(processors: Any) -> Sequence[Any]:
+def _check_processors(processors: object) -> Sequence[Processor]:
     if processors is None:
         return ()
     if not isinstance(processors, Sequence) or not all(callable(processor) for processor in processors):
@@ -76,7 +79,7 @@ def _check_processors(processors: Any) -> Sequence[Any]:
     return processors
 
 
-def _given_item(number: int, processor: Any, all_drawn: bool) -> Item:
+def _given_item(number: int, processor: Processor, all_drawn: bool) -> Item:
     name = f"logits_processor[{number}]"
     return Item(
         name,
@@ -248,7 +251,7 @@ class _Watermark:
 
     skips_hidden = True
 
-    def __init__(self, config: Any, prompt_length: int) -> None:
+    def __init__(self, config: BaseWatermarkingConfig, prompt_length: int) -> None:
         self._config = config
         self._prompt_length = prompt_length
         self._processor: Any = None
@@ -273,5 +276,5 @@ def _fused(class_name: str, name: str, knobs: Knobs, **item: Any) -> _Place:
     return _Place(class_name, (Item(name, knobs, **item),))
 
 
-def _called(name: str, processor: Any, why: str, **item: Any) -> _Place:
+def _called(name: str, processor: Processor, why: str, **item: Any) -> _Place:
     return _Place(type(processor).__name__, (Item(name, {}, processor, why, **item),))

@@ -223,7 +223,7 @@ def _called(item: Item, input_ids: Tensor, scores: Tensor, binding: Binding) -> 
         input_ids, scores = input_ids[order], scores[order]
     if isinstance(item.processor, PrefixConstrainedLogitsProcessor):
         asked = binding.running().nonzero()[:, 0].tolist()
-        called: Any = item.processor.for_rows(asked, input_ids, scores, binding.of_others)
+        called: object = item.processor.for_rows(asked, input_ids, scores, binding.of_others)
     else:
         called = call_processor(item.processor, input_ids, scores, {})
     checked = _checked(item.name, called, scores.shape)
@@ -264,7 +264,7 @@ def _check_ids(plan: Plan, vocab_size: int) -> None:
         )
 
 
-def _checked(name: str, scores: Any, shape: torch.Size) -> Tensor:
+def _checked(name: str, scores: object, shape: torch.Size) -> Tensor:
     """The scores that a processor returned, after checks of type and shape."""
     if not isinstance(scores, Tensor) or not scores.is_floating_point():
         kind = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -39,16 +39,18 @@ class LogitsProcessorList(list[Any]):
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         for processor in self:
-            scores = call_processor(processor, input_ids, scores, kwargs)
+            scores = cast(Tensor, call_processor(processor, input_ids, scores, kwargs))
         return scores
 
 
-def skips_hidden(processor: Any) -> bool:
+def skips_hidden(processor: object) -> bool:
     """Whether it takes -1 for a position that is hidden; see `LogitsProcessor`."""
     return getattr(processor, "skips_hidden", False) is True
 
 
-def call_processor(processor: Any, input_ids: Tensor, scores: Tensor, kwargs: dict[str, Any]) -> Any:
+def call_processor(
+    processor: Callable[..., object], input_ids: Tensor, scores: Tensor, kwargs: dict[str, Any]
+) -> object:
     """One call as `LogitsProcessorList` makes it."""
     names, takes_any = _further_parameters(type(processor).__call__)
     missing = [name for name in names if name not in kwargs]
@@ -60,7 +62,7 @@ def call_processor(processor: Any, input_ids: Tensor, scores: Tensor, kwargs: di
 
 
 @functools.lru_cache(maxsize=256)
-def _further_parameters(call: Callable[..., Any]) -> tuple[tuple[str, ...], bool]:
+def _further_parameters(call: Callable[..., object]) -> tuple[tuple[str, ...], bool]:
     """Parameters of a method beside self, input_ids and scores, and whether it takes any keyword.
 
     Plain functions show none: their `__call__` is (self, *args, **kwargs) whatever they take.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,7 +85,7 @@ class NoBadWordsLogitsProcessor(SequenceBiasLogitsProcessor):
         self._tables = None
 
 
-def _as_dict(sequence_bias: Any) -> dict[tuple[int, ...], float]:
+def _as_dict(sequence_bias: object) -> dict[tuple[int, ...], float]:
     """The biases by sequence. Raises ValueError for any other form."""
     if isinstance(sequence_bias, dict) and all(isinstance(ids, tuple) for ids in sequence_bias):
         pairs = list(sequence_bias.items())
@@ -101,11 +101,11 @@ def _as_dict(sequence_bias: Any) -> dict[tuple[int, ...], float]:
     return {ids: float(bias) for ids, bias in pairs}
 
 
-def _is_pair(item: Any) -> bool:
+def _is_pair(item: object) -> bool:
     return isinstance(item, (list, tuple)) and len(item) == 2 and isinstance(item[0], list)
 
 
-def _is_real(value: Any) -> bool:
+def _is_real(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 

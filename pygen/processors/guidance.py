@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pygen.processors.base import LogitsProcessor
 from pygen.processors.unconditional import UnconditionalText, unconditional_of_arguments, unconditional_of_call
@@ -49,7 +49,7 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
     def __init__(
         self,
         guidance_scale: float,
-        model: Any,
+        model: nn.Module,
         unconditional_ids: torch.LongTensor | Tensor | None = None,
         unconditional_attention_mask: torch.LongTensor | Tensor | None = None,
         use_cache: bool = True,

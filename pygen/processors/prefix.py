@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,14 +19,14 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
         where nothing is allowed.
     """
 
-    def __init__(self, prefix_allowed_tokens_fn: Callable[[int, Tensor], list[int]], num_beams: int) -> None:
+    def __init__(self, prefix_allowed_tokens_fn: Callable[[int, Tensor], Sequence[int]], num_beams: int) -> None:
         self._prefix_allowed_tokens_fn = prefix_allowed_tokens_fn
         self._num_beams = num_beams
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         return self.for_rows(range(len(input_ids)), input_ids, scores)
 
-    def for_rows(self, asked: Any, input_ids: Tensor, scores: Tensor, other: float = 0.0) -> Tensor:
+    def for_rows(self, asked: Sequence[int], input_ids: Tensor, scores: Tensor, other: float = 0.0) -> Tensor:
         """Restricts the rows `asked` only, and adds `other` to the scores of the rest."""
         rows: list[int] = []
         token_ids: list[int] = []
@@ -58,30 +57,34 @@ class EndingPrefix:
     """
 
     def __init__(
-        self, allowed: Callable[[int, Tensor], Any], eos_token_ids: list[int], pad_token_id: int | None
+        self, allowed: Callable[[int, Tensor], Iterable[int]], eos_token_ids: list[int], pad_token_id: int | None
     ) -> None:
         self._allowed = allowed
         self._eos_token_ids = eos_token_ids
         self._pad_token_id = pad_token_id
         self._ended: set[tuple[int, ...]] = set()
 
-    def __call__(self, batch_id: int, sequence: Tensor) -> Any:
+    def __call__(self, batch_id: int, sequence: Tensor) -> Sequence[int]:
         if self._has_ended(sequence):
-            return [self._pad_token_id]
+            return self._pad(batch_id)
         allowed = list(plain(self._allowed(batch_id, sequence)))
         if allowed:
             return allowed
         if self._eos_token_ids:
             return self._eos_token_ids
+        pad = self._pad(batch_id)
+        self._ended.add(tuple(sequence.tolist()))
+        return pad
+
+    def _pad(self, batch_id: int) -> list[int]:
         if self._pad_token_id is None:
             raise ValueError(
-                f"`eos_token_id` or `pad_token_id` must be set where `prefix_allowed_tokens_fn` allows nothing, which "
+                "`eos_token_id` or `pad_token_id` must be set where `prefix_allowed_tokens_fn` allows nothing, which "
                 f"ends a text, got [] for batch_id {batch_id}"
             )
-        self._ended.add(tuple(sequence.tolist()))
         return [self._pad_token_id]
 
-    def ends(self, input_ids: Tensor, scores: Any) -> Tensor:
+    def ends(self, input_ids: Tensor, scores: object) -> Tensor:
         """(rows,) bool: the rows ended by an empty answer."""
         return torch.tensor([self._has_ended(row) for row in input_ids], dtype=torch.bool, device=input_ids.device)
 

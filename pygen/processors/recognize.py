@@ -11,7 +11,7 @@ from pygen.rules import plain
 _MODULES = ("pygen.processors.", "transformers.generation.logits_process")
 
 
-def known_class(processor: Any) -> str:
+def known_class(processor: object) -> str:
     """The name that its class has in transformers, or "" for an instance of any other class."""
     kind = type(processor)
     return kind.__name__ if kind.__module__.startswith(_MODULES) else ""
@@ -25,7 +25,7 @@ def keeps_nothing(processor: Any) -> bool:
     return name != "" and name not in _STATEFUL
 
 
-def keeps_rows(processor: Any) -> bool:
+def keeps_rows(processor: object) -> bool:
     """Whether it is one of transformers' that keep something by row, and cannot learn that rows have moved."""
     return known_class(processor) in _STATEFUL and not type(processor).__module__.startswith("pygen.")
 
@@ -52,7 +52,7 @@ def knobs_of(processor: Any, *, samples: bool) -> dict[str, Any]:
     return knobs
 
 
-def _is_zero(length: Any) -> bool:
+def _is_zero(length: object) -> bool:
     return length is None or (isinstance(length, int) and length == 0)
 
 

@@ -6,7 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pygen.config.config import GenerationConfig, GenerationMode
 from pygen.models.adapter import ModelAdapter, adapt, takes
@@ -111,7 +111,7 @@ def unconditional_of_call(call: Call) -> UnconditionalText:
         mask = torch.ones_like(ids)
     else:
         embeds = _last_visible(prompt.main_input, prompt.mask)
-    decoder: dict[str, Any] = {}
+    decoder: dict[str, Tensor] = {}
     if adapter.is_encoder_decoder:
         names = {"decoder_input_ids": prompt.input_ids, "decoder_attention_mask": prompt.mask}
         copies = call.num_copies // num_copies
@@ -132,7 +132,7 @@ def unconditional_of_call(call: Call) -> UnconditionalText:
 
 
 def unconditional_of_arguments(
-    model: Any, ids: Tensor | None, mask: Tensor | None, use_cache: bool, input_ids: Tensor
+    model: nn.Module, ids: Tensor | None, mask: Tensor | None, use_cache: bool, input_ids: Tensor
 ) -> UnconditionalText:
     """The same for a loop of the caller's, which begins with the texts `input_ids` (rows, length)."""
     adapter, rows = adapt(model), len(input_ids)
@@ -152,7 +152,7 @@ def _prompt(
     ids: Tensor | None,
     mask: Tensor | None,
     embeds: Tensor | None,
-    decoder: dict[str, Any],
+    decoder: dict[str, Tensor],
     config: GenerationConfig,
     tokens: SpecialTokens,
 ) -> Prompt:

@@ -135,7 +135,7 @@ class EpsilonLogitsWarper(LogitsProcessor):
         self.min_tokens_to_keep = _min_tokens(min_tokens_to_keep)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        knobs: dict[str, Any] = {"epsilon_cutoff": self.epsilon, "min_tokens_to_keep": self.min_tokens_to_keep}
+        knobs: dict[str, float] = {"epsilon_cutoff": self.epsilon, "min_tokens_to_keep": self.min_tokens_to_keep}
         return _filter(scores, self.filter_value, **knobs)
 
 
@@ -155,11 +155,11 @@ class EtaLogitsWarper(LogitsProcessor):
         self.min_tokens_to_keep = _min_tokens(min_tokens_to_keep)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        knobs: dict[str, Any] = {"eta_cutoff": self._eta_cutoff, "min_tokens_to_keep": self.min_tokens_to_keep}
+        knobs: dict[str, float] = {"eta_cutoff": self._eta_cutoff, "min_tokens_to_keep": self.min_tokens_to_keep}
         return _filter(scores, self.filter_value, **knobs)
 
 
-def _min_tokens(value: Any) -> int:
+def _min_tokens(value: object) -> int:
     count: int = checked("min_tokens_to_keep", value, integer(1))
     return count
 

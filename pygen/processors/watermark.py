@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import groupby, islice
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from pygen.notices import log
 from pygen.processors.base import LogitsProcessor
 from pygen.rules import Rule, checked, integer, number
 
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
 logger = logging.getLogger("pygen.processors")
 
 # "selfhash" asks for the best tokens only: more would cost a permutation of the vocabulary each.
@@ -30,7 +33,7 @@ _GREENLIST_BYTES = 2**26
 _GREENLIST_RULES = {**WatermarkingConfig._rules, "vocab_size": integer(1), "greenlist_ratio": number("(0, 1)")}
 
 
-def _check_arguments(arguments: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
+def _check_arguments(arguments: Mapping[str, object], rules: Mapping[str, Rule]) -> None:
     for name, rule in rules.items():
         checked(name, arguments[name], rule)
 
@@ -43,7 +46,7 @@ def _check_shapes(input_ids: Tensor, scores: Tensor) -> None:
         )
 
 
-def _trim(cache: dict[Any, Any], size: int) -> None:
+def _trim(cache: dict[Key, Value], size: int) -> None:
     """Forget the oldest entries beyond `size`."""
     for key in list(islice(cache, max(0, len(cache) - size))):
         del cache[key]
