@@ -9,26 +9,30 @@ from typing import Any
 
 import torch
 
+# Of the kernels that have one program per row.
+ROW_WARPS = 8
+ROW_REGISTERS = 255
+
 
 @dataclass(frozen=True)
 class Specialization:
     """One compiled form. The module of an op lists its own in `specializations() -> list[Specialization]`.
 
-    signature: the type of every argument that is no constexpr, in order: "*fp16", "i64", "fp32".
+    signature: the type of every argument that is no constexpr, in order: "*fp16", "i64", "fp32", or a tuple of such.
     constexprs: the value of every constexpr.
-    max_registers: of a thread. Left to itself, ptxas spills rather than give up a second block on a multiprocessor.
+    max_registers: of a thread. Without it, ptxas may spill rather than give up a second block on a multiprocessor.
     """
 
     name: str
     kernel: Any
-    signature: dict[str, str]
+    signature: dict[str, Any]
     constexprs: dict[str, object]
     num_warps: int
     max_registers: int | None = None
 
     @property
     def options(self) -> dict[str, object]:
-        """What Triton is told when it compiles this."""
+        """The options of Triton's compiler."""
         return _options(self.num_warps, self.max_registers)
 
 
@@ -36,13 +40,25 @@ class Specialization:
 observers: list[Callable[[Specialization], None]] = []
 
 
-def signature_of(kernel: Any, pointers: Mapping[str, str]) -> dict[str, str]:
-    """The signature of a kernel whose scalars are annotated with their types; `pointers`: element types by name."""
+def signature_of(kernel: Any, pointers: Mapping[str, Any]) -> dict[str, Any]:
+    """The signature of a kernel whose scalars are annotated with their types.
+
+    pointers: element types by name; a tuple of pointers has a tuple of types, of the same class.
+    """
     return {
-        name: f"*{pointers[name]}" if name in pointers else spelled(parameter.annotation)
+        name: _pointers_to(pointers[name]) if name in pointers else spelled(parameter.annotation)
         for name, parameter in inspect.signature(kernel.fn).parameters.items()
         if "constexpr" not in repr(parameter.annotation)
     }
+
+
+def _pointers_to(types: Any) -> Any:
+    return f"*{types}" if isinstance(types, str) else _mapped(_pointers_to, types)
+
+
+def _mapped(function: Callable[[Any], Any], values: tuple[Any, ...]) -> Any:
+    """A tuple of the class of `values`, which may be a NamedTuple."""
+    return getattr(values, "_make", tuple)(map(function, values))
 
 
 def spelled(dtype: Any) -> str:
@@ -62,9 +78,8 @@ def launch(
     """Runs `kernel` over `grid` on the device of its first argument, a tensor; the others follow in its order."""
     if observers:
         names = [name for name in kernel.arg_names if name not in constexprs]
-        tensors = zip(names, arguments, strict=True)
-        pointers = {name: spelled(value.dtype) for name, value in tensors if hasattr(value, "data_ptr")}
-        signature = signature_of(kernel, pointers)
+        types = {name: _types_of(value) for name, value in zip(names, arguments, strict=True)}
+        signature = signature_of(kernel, {name: kind for name, kind in types.items() if kind is not None})
         launched = Specialization(kernel.__name__, kernel, signature, constexprs, num_warps, max_registers)
         for observe in observers:
             observe(launched)
@@ -77,7 +92,14 @@ def launch(
         kernel[grid](*arguments, **constexprs, **options)
 
 
+def _types_of(argument: Any) -> Any:
+    """The element types of a tensor or a tuple of tensors; None for a scalar."""
+    if isinstance(argument, tuple):
+        return _mapped(_types_of, argument)
+    return spelled(argument.dtype) if hasattr(argument, "data_ptr") else None
+
+
 def _options(num_warps: int, max_registers: int | None) -> dict[str, object]:
-    # Results are to be those of the other backends, so products are rounded before they are added to.
+    # Results have to be those of the other backends, so a product is rounded before it is added.
     options: dict[str, object] = {"num_warps": num_warps, "enable_fp_fusion": False}
     return options if max_registers is None else {**options, "maxnreg": max_registers}

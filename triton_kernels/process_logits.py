@@ -6,24 +6,15 @@ Every logit is read once. The program of a row works on its scores in the output
 import triton
 import triton.language as tl
 from pygen.triton_kernels import _arguments as arguments
-from pygen.triton_kernels._filters import apply_filters
-from pygen.triton_kernels._rows import (
-    FILTERED,
-    FLAGS,
-    MIN_TOKENS_TO_KEEP,
-    ROW_REGISTERS,
-    ROW_WARPS,
-    SCAN_WARPS,
-    STORES,
-    TEMPERATURE,
-    integers_of,
-    reals_of,
-    scan_rows_kernel,
-)
-from pygen.triton_kernels._scan import BLOCK
+from pygen.triton_kernels._filters import apply_filters, row_filters
+from pygen.triton_kernels._knobs import FLAGS, NUM_FLOAT_KNOBS, NUM_INT_KNOBS, TEMPERATURE
+from pygen.triton_kernels._row import STORES
+from pygen.triton_kernels._scan_rows import SCAN_WARPS, scan_rows_kernel
+from pygen.triton_kernels._scores import plain_scores
 from pygen.triton_kernels._select import TILE
-from pygen.triton_kernels._specialization import Specialization, launch, signature_of
+from pygen.triton_kernels._specialization import ROW_REGISTERS, ROW_WARPS, Specialization, launch, signature_of
 from pygen.triton_kernels._survivors import fitting_temperature, gather_or_fill, row_facts, status_of
+from pygen.triton_kernels._workspace import BLOCK, WORKSPACE_TYPES, Workspace, row_workspace
 from torch import Tensor
 
 from pygen.ops._prepared import Run
@@ -35,51 +26,41 @@ def prepare(shaping: Shaping, out: Tensor) -> Run:
     rows, vocab_size, device = shaping.like.rows, shaping.like.vocab_size, shaping.like.device
     of_rows = arguments.RowArguments(shaping, None, out, STORES.value, races=False)
     parts, tokens = arguments.parts_of_rows(rows, vocab_size, device)
+    filters = of_rows.for_filters()
 
     def run(logits: Tensor, step: int, length: int) -> None:
         logits = logits.detach()
         aligned = arguments.is_aligned(logits)
         row_arguments = of_rows.of_call(logits, 0, length)
         launch(scan_rows_kernel, (rows, parts), *row_arguments, tokens, num_warps=SCAN_WARPS, ALIGNED=aligned)
-        launch(
-            filter_rows_kernel, (rows,), *of_rows.knobs_and_workspace(), vocab_size, rows, parts,
-            num_warps=ROW_WARPS, max_registers=ROW_REGISTERS,
-        )  # fmt: skip
+        launch(filter_rows_kernel, (rows,), *filters, parts, num_warps=ROW_WARPS, max_registers=ROW_REGISTERS)
 
     return run
 
 
-@triton.jit(
-    do_not_specialize=["reals_stride", "integers_stride", "stored_stride", "vocab_size", "rows", "parts"],
-)
+@triton.jit(do_not_specialize=["vocab_size", "f32_stride", "i32_stride", "scores_stride", "parts"])
 def filter_rows_kernel(
-    knobs, counters, reals, reals_stride: tl.int64, integers, integers_stride: tl.int64,
-    stored, stored_stride: tl.int64, vocab_size: tl.int32, rows: tl.int64, parts: tl.int32,
+    knobs, int_knobs, workspace: Workspace,
+    vocab_size: tl.int32, f32_stride: tl.int64, i32_stride: tl.int64, scores_stride: tl.int64, parts: tl.int32,
 ):  # fmt: skip
-    """Grid (rows,): the temperature and the filters, on the scores that the scan left in `stored`."""
+    """Grid (rows,): the temperature and the filters, on the scores that the scan left in `workspace.scores`."""
     row = tl.program_id(0).to(tl.int64)
-    rows = rows.to(tl.int64)
-    flags = tl.load(counters + FLAGS * rows + row) & FILTERED
-    temperature = tl.load(knobs + TEMPERATURE * rows + row)
-    block_max, block_sum, _, room, list_scores = reals_of(reals, row, reals_stride, vocab_size)
-    _, _, _, part_nan, list_ids, block_list, _ = integers_of(integers, row, integers_stride, vocab_size)
-    stored += row * stored_stride
-    largest, nan = row_facts(block_max, (vocab_size + BLOCK - 1) // BLOCK, part_nan, parts)
+    temperature = tl.load(knobs + row * NUM_FLOAT_KNOBS + TEMPERATURE)
+    work = row_workspace(workspace.f32, f32_stride, workspace.i32, i32_stride, row, vocab_size)
+    stored = workspace.scores + row * scores_stride
+    largest, nan = row_facts(work.block_max, (vocab_size + BLOCK - 1) // BLOCK, work.part_nan, parts)
     if (status_of(largest, nan) == 0) & (temperature > 0.0):
         temperature = fitting_temperature(temperature, largest)
         largest = tl.math.div_rn(largest, temperature)
-        keep = tl.load(counters + MIN_TOKENS_TO_KEEP * rows + row)
-        # What the scan read is stored, so nothing is composed anew.
+        filters = row_filters(knobs, int_knobs, row, tl.load(int_knobs + row * NUM_INT_KNOBS + FLAGS))
         listed, size, total_mass = gather_or_fill(
-            flags, knobs + row, rows, keep, temperature, largest,
-            vocab_size, block_max, block_sum, block_list, list_scores, list_ids, stored, True,
-            stored, stored, stored, stored, stored, stored, 0, False, False, 1.0, 0.0, 0.0,
-        )  # fmt: skip
+            plain_scores(stored, stored, True), work, filters, vocab_size, temperature, largest
+        )
         array = stored
         if listed > 0:
-            array = list_scores
-        if flags != 0:
-            apply_filters(array, size, knobs + row, rows, flags, keep, largest, total_mass, room)
+            array = work.list_scores
+        if filters.flags != 0:
+            apply_filters(array, size, filters, largest, total_mass, work.top_h_scratch)
         if listed > 0:
             for start in range(0, vocab_size, TILE):
                 token = start + tl.arange(0, TILE)
@@ -87,13 +68,12 @@ def filter_rows_kernel(
             tl.debug_barrier()
             for start in range(0, size, TILE):
                 at = start + tl.arange(0, TILE)
-                score = tl.load(list_scores + at, mask=at < size, other=float("-inf"))
-                token = tl.load(list_ids + at, mask=at < size, other=0)
+                score = tl.load(work.list_scores + at, mask=at < size, other=float("-inf"))
+                token = tl.load(work.list_ids + at, mask=at < size, other=0)
                 tl.store(stored + token, score, mask=at < size)
 
 
 def specializations() -> list[Specialization]:
-    """The launch that filters; the scan is listed by `sample`."""
-    pointers = {"knobs": "fp32", "counters": "i32", "reals": "fp32", "integers": "i32", "stored": "fp32"}
-    signature = signature_of(filter_rows_kernel, pointers)
+    """The launch that filters; `sample` lists the scan."""
+    signature = signature_of(filter_rows_kernel, {"knobs": "fp32", "int_knobs": "i32", "workspace": WORKSPACE_TYPES})
     return [Specialization("filter", filter_rows_kernel, signature, {}, ROW_WARPS, ROW_REGISTERS)]

@@ -1,10 +1,10 @@
 """reorder_cache: rows of key and value tensors take over the last positions of other rows, in place.
 
-The rows that move form trees: below a row that stays hang the rows that read it, below them the rows that read those. A
-tree is written leaves first, so that every row is read before it is written, while its top row's new value waits in
-registers; a cycle is such a tree whose top is its lowest row. A program has one stripe of one head and one row, and
-does the work of the row's whole tree if the row is a top: so programs share nothing, and need no order and no memory.
-The trees of a beam search are single rows, one read and one write each.
+The rows that move form trees: below a row that stays hang the rows that read it, below them the rows that read those.
+Leaves are written first, so that every row is read before it is written; the top row's new value waits in registers. A
+cycle is such a tree whose top is its lowest row. A program has one stripe of one head and one row. If the row is a top,
+the program does the work of its whole tree: so programs share nothing, and need no order and no memory. The trees of a
+beam search are single rows, one read and one write each.
 """
 
 import triton
@@ -18,13 +18,14 @@ _ROWS = 256  # looked at together
 _GROUP = 8  # tensors of a launch
 _NUM_WARPS = 4
 _REGISTERS = 96
+_CONSTEXPRS: dict[str, object] = {"TILE": _TILE, "TILES": _TILES, "ROWS": _ROWS, "GROUP": _GROUP}
 # What is moved: the widest of these, by bytes, that a layout allows.
 _UNITS = {8: tl.int64, 4: tl.int32, 2: tl.int16, 1: tl.int8}
 
 
 @triton.jit
 def _source(beam_idx, starts, start, has_starts, length, row, mask):
-    """The row that `row` reads, its own where it stays, and its first position that moves."""
+    """The row that `row` reads, itself where it stays, and its first position that moves."""
     first = row * 0 + start
     if has_starts != 0:
         first += tl.load(starts + row, mask=mask, other=0)
@@ -49,7 +50,7 @@ def _is_top(beam_idx, starts, start, has_starts, length, rows, row, source):
 
 @triton.jit
 def _next_reader(beam_idx, starts, start, has_starts, length, rows, top, row, after, ROWS: tl.constexpr):
-    """The lowest row above `after` that reads `row`, the top aside; -1 if there is none."""
+    """The lowest row above `after`, the top aside, that reads `row`; -1 if none does."""
     found = rows
     begin = after + 1
     while (begin < rows) & (found == rows):
@@ -68,33 +69,21 @@ def _next_reader(beam_idx, starts, start, has_starts, length, rows, top, row, af
     ]
 )  # fmt: skip
 def reorder_cache_kernel(
-    data0, data1, data2, data3, data4, data5, data6, data7,
-    beam_idx, starts, start: tl.int64, has_starts: tl.int32, length: tl.int64, span, has_span: tl.int32, rows: tl.int64,
-    head_dim: tl.int32, row_stride: tl.int64, head_stride: tl.int64, position_stride: tl.int64,
+    beam_idx, starts, tensors, start: tl.int64, has_starts: tl.int32, length: tl.int64, span, has_span: tl.int32,
+    rows: tl.int64, head_dim: tl.int32, row_stride: tl.int64, head_stride: tl.int64, position_stride: tl.int64,
     positions: tl.int32, parts: tl.int64,
-    TILE: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr,
+    TILE: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Grid (stripes x rows, heads, tensors). A tile holds `positions` positions of a head, or one of `parts` of one.
 
-    A row moves from position start, or start + starts[row], on. span: (2,), what is added to that, and a limit of
-    `length`.
+    tensors: GROUP pointers. A row moves from position start, or start + starts[row], on. span: (2,), an addition to
+    that, and a limit of `length`.
     """
-    data = data0
+    data = tensors[0]
     tensor = tl.program_id(2)
-    if tensor == 1:
-        data = data1
-    if tensor == 2:
-        data = data2
-    if tensor == 3:
-        data = data3
-    if tensor == 4:
-        data = data4
-    if tensor == 5:
-        data = data5
-    if tensor == 6:
-        data = data6
-    if tensor == 7:
-        data = data7
+    for i in tl.static_range(1, GROUP):
+        if tensor == i:
+            data = tensors[i]
     rows = rows.to(tl.int64)
     stripe = tl.program_id(0).to(tl.int64) // rows
     top = tl.program_id(0).to(tl.int64) % rows
@@ -102,7 +91,7 @@ def reorder_cache_kernel(
         start += tl.load(span)
         length = tl.minimum(length, tl.load(span + 1))
     tiles = tl.cdiv(tl.maximum(length - start, 0), positions) * parts
-    # The grid is that of a span that leaves everything.
+    # The grid covers a span without a limit.
     if stripe * TILES >= tiles:
         return
 
@@ -116,7 +105,7 @@ def reorder_cache_kernel(
             position = start + tile // parts * positions + element // head_dim
             inside = (element // head_dim < positions) & (position < length)
             at = head + position * position_stride + element % head_dim
-            held = tl.load(at + source * row_stride, mask=inside & (position >= first))
+            top_value = tl.load(at + source * row_stride, mask=inside & (position >= first))
             row = top
             reader = of_top
             after = none
@@ -125,11 +114,11 @@ def reorder_cache_kernel(
                     row = reader
                     after = none
                 else:
-                    # Nobody has to read it any more.
+                    # Every reader of the row has its value.
                     parent, first_moving = _source(beam_idx, starts, start, has_starts, length, row, True)
                     moves = inside & (position >= first_moving)
                     if row == top:
-                        tl.store(at + top * row_stride, held, mask=moves)
+                        tl.store(at + top * row_stride, top_value, mask=moves)
                         row = none
                     else:
                         copied = tl.load(at + parent * row_stride, mask=moves)
@@ -179,29 +168,18 @@ def _launch(
         return
     launch(
         reorder_cache_kernel, (triton.cdiv(tiles, _TILES) * rows, heads, len(tensors)),
-        *tensors, *tensors[:1] * (_GROUP - len(tensors)),
-        beam_idx, starts, value, int(isinstance(start, Tensor)), length,
-        beam_idx if span is None else span, int(span is not None), rows,
+        beam_idx, starts, (*tensors, *tensors[:1] * (_GROUP - len(tensors))),
+        value, int(isinstance(start, Tensor)), length, beam_idx if span is None else span, int(span is not None), rows,
         head_dim, *strides, positions, parts,
-        num_warps=_NUM_WARPS, max_registers=_REGISTERS, TILE=_TILE, TILES=_TILES, ROWS=_ROWS,
+        num_warps=_NUM_WARPS, max_registers=_REGISTERS, **_CONSTEXPRS,
     )  # fmt: skip
 
 
 def specializations() -> list[Specialization]:
-    return [
-        Specialization(
-            f"of {bytes_of_unit} bytes",
-            reorder_cache_kernel,
-            signature_of(
-                reorder_cache_kernel,
-                {
-                    **{f"data{i}": f"i{8 * bytes_of_unit}" for i in range(_GROUP)},
-                    **dict.fromkeys(("beam_idx", "starts", "span"), "i64"),
-                },
-            ),
-            {"TILE": _TILE, "TILES": _TILES, "ROWS": _ROWS},
-            _NUM_WARPS,
-            _REGISTERS,
-        )
-        for bytes_of_unit in _UNITS
-    ]
+    listed = []
+    for bytes_of_unit in _UNITS:
+        types = {"beam_idx": "i64", "starts": "i64", "span": "i64", "tensors": (f"i{8 * bytes_of_unit}",) * _GROUP}
+        signature = signature_of(reorder_cache_kernel, types)
+        name = f"of {bytes_of_unit} bytes"
+        listed.append(Specialization(name, reorder_cache_kernel, signature, _CONSTEXPRS, _NUM_WARPS, _REGISTERS))
+    return listed

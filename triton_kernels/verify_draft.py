@@ -1,21 +1,16 @@
-"""verify_draft: one launch, a program per row. A position costs one read of the target's logits and one of the
-drafts'; the race for the token behind the drafts that stay reads those of its position once more."""
+"""verify_draft: one launch, a program per row. A position costs one read of the target's logits and one of the drafts'.
+The race for the token behind the accepted drafts reads those of its position once more."""
+
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
-from pygen.triton_kernels._philox import (
-    ACCEPTANCE,
-    TARGET_DRAWS,
-    exponential_of,
-    noise_words,
-    noise_words_of_run,
-    uniform_of,
-)
+from pygen.triton_kernels import _arguments as arguments
+from pygen.triton_kernels._philox import ACCEPTANCE, Noise, exponentials_of_run, noise_words, uniform_of
 from pygen.triton_kernels._scan import LARGE_ID, race_value
 from pygen.triton_kernels._specialization import Specialization, launch, signature_of
 from pygen.triton_kernels._survivors import fitting_temperature, status_of
-from torch import Tensor
 
 from pygen.ops._outputs import DraftOutput
 
@@ -26,10 +21,30 @@ if TYPE_CHECKING:
 _TILE = tl.constexpr(2048)
 _NUM_WARPS = 8
 
-# What a token's weight in the race is.
+# The weight of a token in the race.
 _TARGET = tl.constexpr(0)  # p
 _OTHERS = tl.constexpr(1)  # p, but none for the draft
 _RESIDUAL = tl.constexpr(2)  # max(p - q, 0)
+
+
+class Rows(NamedTuple):
+    """What differs by row; pointers."""
+
+    draft_ids: Any  # (rows, num_drafts) int64
+    lengths: Any  # (rows,) int64
+    temperatures: Any  # (rows,) float32
+    seeds: Any  # (rows,) int64
+    steps: Any  # (rows,) int64
+    uniforms: Any  # (rows, num_drafts) float32
+    noise: Any  # (rows, vocab_size) float32
+
+
+class Outputs(NamedTuple):
+    """The tensors of a DraftOutput; pointers."""
+
+    accepted_lengths: Any
+    token_ids: Any
+    status: Any
 
 
 @triton.jit
@@ -54,10 +69,12 @@ def largest_logit(logits, vocab_size):
 
 @triton.jit
 def log_sum_exp(logits, vocab_size, temperature):
-    """(largest score, ln of the sum of e^(score - largest) in float64, status, temperature) of a position over its
-    temperature; over one that fits, and in a second pass, where that does not."""
-    most = tl.full((_TILE,), float("-inf"), tl.float32)
-    best = most
+    """(largest score, ln of the sum of e^(score - largest) in float64, status, temperature) of a position.
+
+    Scores are over the temperature. Where that does not fit, a second pass takes the one that does.
+    """
+    max_logit = tl.full((_TILE,), float("-inf"), tl.float32)
+    best = max_logit
     mass = tl.full((_TILE,), 0.0, tl.float32)
     nan = tl.full((_TILE,), 0, tl.int32)
     passes = vocab_size * 0 + 1
@@ -70,18 +87,18 @@ def log_sum_exp(logits, vocab_size, temperature):
             is_nan = x != x
             nan = nan | is_nan.to(tl.int32)
             x = tl.where(is_nan, float("-inf"), x)
-            most = tl.maximum(most, x)
+            max_logit = tl.maximum(max_logit, x)
             score = tl.math.div_rn(x, temperature)
             top = tl.maximum(best, score)
             shift = tl.where(top > float("-inf"), top, 0.0)
             mass = mass * tl.exp(best - shift) + tl.exp(score - shift)
             best = top
-        fitting = fitting_temperature(temperature, tl.max(most))
+        fitting = fitting_temperature(temperature, tl.max(max_logit))
         passes = ((fitting != temperature) & (fitting < float("inf"))).to(tl.int32)
         temperature = tl.where(passes != 0, fitting, temperature)
     largest = tl.max(best)
     total = tl.sum(tl.where(best > float("-inf"), mass * tl.exp(best - largest), 0.0))
-    status = status_of(tl.max(most), tl.max(nan) != 0)
+    status = status_of(tl.max(max_logit), tl.max(nan) != 0)
     return largest, tl.log(total.to(tl.float64)), status, temperature
 
 
@@ -103,10 +120,19 @@ def log_one_less_exp(x):
 
 @triton.jit
 def race_of_position(
-    weights, target, largest, draft, draft_largest, log_sums, draft_id, temperature, draft_temperature, vocab_size,
-    noise, noise_is_given, seed, step,
-):  # fmt: skip
-    """The token with the largest ln weight - ln E, the lowest id of several; -1 where none has a weight.
+    weights,
+    target,
+    largest,
+    draft,
+    draft_largest,
+    log_sums,
+    draft_id,
+    temperature,
+    draft_temperature,
+    vocab_size,
+    noise,
+):
+    """The token with the largest ln weight - ln E, the lowest id of several; -1 where all weights are 0.
 
     log_sums: that of the target's scores less that of the drafts'.
     """
@@ -116,7 +142,7 @@ def race_of_position(
         token = start + tl.arange(0, _TILE)
         inside = token < vocab_size
         x = tl.load(target + token, mask=inside, other=float("-inf")).to(tl.float32)
-        # From the largest, beside which float32 may not hold the noise.
+        # Scores count from the largest, as float32 may not hold the noise beside it.
         score = tl.math.div_rn(x, temperature) - largest
         if weights == _OTHERS:
             score = tl.where(token == draft_id, float("-inf"), score)
@@ -126,11 +152,7 @@ def race_of_position(
             ratio = (tl.math.div_rn(y, draft_temperature) - draft_largest) - score + log_sums
             less = ratio < 0.0
             score = tl.where(less, score + log_one_less_exp(tl.where(less, ratio, -1.0)), float("-inf"))
-        if noise_is_given:
-            exponential = tl.load(noise + token, mask=inside, other=1.0)
-        else:
-            exponential = exponential_of(noise_words_of_run(seed, step, start, TARGET_DRAWS, _TILE))
-        value = race_value(score, exponential)
+        value = race_value(score, exponentials_of_run(noise, start, inside, _TILE))
         better = value > best_value
         best_value = tl.where(better, value, best_value)
         best_id = tl.where(better, token, best_id)
@@ -145,18 +167,17 @@ def race_of_position(
     ]
 )  # fmt: skip
 def verify_draft_kernel(
-    target, target_row_stride: tl.int64, target_position_stride: tl.int64,
-    draft, draft_row_stride: tl.int64, draft_position_stride: tl.int64, certain: tl.int32,
-    draft_ids, draft_ids_stride: tl.int64, lengths, temperatures, seeds, steps,
-    uniforms, noise, noise_stride: tl.int64, noise_is_given: tl.int32, num_drafts: tl.int32, vocab_size: tl.int32,
-    accepted, token_ids, status,
+    target, draft, rows: Rows, out: Outputs,
+    target_row_stride: tl.int64, target_position_stride: tl.int64, draft_row_stride: tl.int64,
+    draft_position_stride: tl.int64, draft_ids_stride: tl.int64, noise_stride: tl.int64, certain: tl.int32,
+    noise_is_given: tl.int32, num_drafts: tl.int32, vocab_size: tl.int32,
 ):  # fmt: skip
     """Grid (rows,). `certain`: `draft` is not read."""
     row = tl.program_id(0).to(tl.int64)
-    length = tl.minimum(tl.load(lengths + row), num_drafts)
-    temperature = tl.load(temperatures + row)
-    seed = tl.load(seeds + row)
-    step = tl.load(steps + row)
+    length = tl.minimum(tl.load(rows.lengths + row), num_drafts)
+    temperature = tl.load(rows.temperatures + row)
+    seed = tl.load(rows.seeds + row)
+    step = tl.load(rows.steps + row)
     position = row * 0
     token = vocab_size * 0
     fault = vocab_size * 0
@@ -164,7 +185,7 @@ def verify_draft_kernel(
     while stays != 0:
         x = target + row * target_row_stride + position * target_position_stride
         y = draft + row * draft_row_stride + position * draft_position_stride
-        given_id = tl.load(draft_ids + row * draft_ids_stride + position, mask=position < length, other=-1)
+        given_id = tl.load(rows.draft_ids + row * draft_ids_stride + position, mask=position < length, other=-1)
         drafted = (given_id >= 0) & (given_id < vocab_size)
         draft_id = tl.where(drafted, given_id, -1).to(tl.int32)
         if temperature == 0.0:
@@ -190,64 +211,59 @@ def verify_draft_kernel(
                         if weights == _RESIDUAL:
                             q = log_probability(y, draft_id, draft_fitting, draft_largest, draft_log_sum)
                         if noise_is_given:
-                            uniform = tl.load(uniforms + row * num_drafts + position)
+                            uniform = tl.load(rows.uniforms + row * num_drafts + position)
                         else:
                             uniform = uniform_of(noise_words(seed, step + position, draft_id, ACCEPTANCE))
                         stays = (uniform < tl.exp(p - q)).to(tl.int32)
                 if stays == 0:
                     log_sums = (log_sum - draft_log_sum).to(tl.float32)
                     token = weights * 0 - 1
-                    # Through rounding there may be no residual: then the race is among p.
+                    noise = Noise(rows.noise + row * noise_stride, noise_is_given != 0, seed, step + position)
+                    # Rounding may leave no residual. Then the race is among p.
                     while token < 0:
                         token = race_of_position(
                             weights, x, largest, y, draft_largest, log_sums, draft_id, fitting, draft_fitting,
-                            vocab_size,
-                            noise + row * noise_stride, noise_is_given, seed, step + position,
+                            vocab_size, noise,
                         )  # fmt: skip
                         token = tl.where((token < 0) & (weights == _TARGET), 0, token)
                         weights = weights * 0
         position += stays
-    tl.store(accepted + row, position)
-    tl.store(token_ids + row, token.to(tl.int64))
-    tl.store(status + row, fault)
+    tl.store(out.accepted_lengths + row, position)
+    tl.store(out.token_ids + row, token.to(tl.int64))
+    tl.store(out.status + row, fault)
 
 
 def verify_draft(call: "_Call", out: "DraftOutput") -> None:
     """See `pygen.ops.verify_draft`; arguments are checked there."""
     target, source = call.target.detach(), call.noise
-    rows, positions, vocab_size = target.shape
+    count, positions, vocab_size = target.shape
     draft = target if call.draft is None else call.draft.detach()
     no_noise = torch.zeros(1, device=target.device)
+    rows = Rows(
+        draft_ids=call.draft_token_ids,
+        lengths=arguments.of_rows(call.lengths, count, target.device),
+        temperatures=arguments.of_rows(call.temperature, count, target.device),
+        seeds=source.seeds,
+        steps=arguments.of_rows(call.step if source.steps is None else source.steps, count, target.device),
+        uniforms=no_noise if call.uniforms is None else call.uniforms,
+        noise=no_noise if source.given is None else source.given,
+    )
     launch(
-        verify_draft_kernel, (rows,),
-        target, target.stride(0), target.stride(1), draft, draft.stride(0), draft.stride(1), int(call.draft is None),
-        call.draft_token_ids, call.draft_token_ids.stride(0), _of_rows(call.lengths, torch.int64, call),
-        _of_rows(call.temperature, torch.float32, call), source.seeds,
-        _of_rows(call.step if source.steps is None else source.steps, torch.int64, call),
-        no_noise if call.uniforms is None else call.uniforms, no_noise if source.given is None else source.given,
-        0 if source.given is None else source.given.stride(0), int(source.given is not None), positions - 1, vocab_size,
-        out.accepted_lengths, out.token_ids, out.status,
-        num_warps=_NUM_WARPS,
+        verify_draft_kernel, (count,), target, draft, rows, Outputs(out.accepted_lengths, out.token_ids, out.status),
+        target.stride(0), target.stride(1), draft.stride(0), draft.stride(1), call.draft_token_ids.stride(0),
+        0 if source.given is None else source.given.stride(0), int(call.draft is None), int(source.given is not None),
+        positions - 1, vocab_size, num_warps=_NUM_WARPS,
     )  # fmt: skip
 
 
-def _of_rows(knob: float | Tensor, dtype: torch.dtype, call: "_Call") -> Tensor:
-    if isinstance(knob, Tensor):
-        return knob
-    return torch.full((call.target.shape[0],), knob, dtype=dtype, device=call.target.device)
-
-
 def specializations() -> list[Specialization]:
-    pointers = {
-        "draft_ids": "i64", "lengths": "i64", "temperatures": "fp32", "seeds": "i64", "steps": "i64",
-        "uniforms": "fp32", "noise": "fp32", "accepted": "i64", "token_ids": "i64", "status": "i32",
-    }  # fmt: skip
+    types = {"rows": Rows("i64", "i64", "fp32", "i64", "i64", "fp32", "fp32"), "out": Outputs("i64", "i64", "i32")}
     dtypes = ("fp32", "fp16", "bf16")
     return [
         Specialization(
             f"{target}, drafts {draft}",
             verify_draft_kernel,
-            signature_of(verify_draft_kernel, {**pointers, "target": target, "draft": draft}),
+            signature_of(verify_draft_kernel, {**types, "target": target, "draft": draft}),
             {},
             _NUM_WARPS,
         )

@@ -84,9 +84,15 @@ def usage(op: str, specialization: Any, arch: int, **options: Any) -> Usage:
         kind = signature[parameter.name] = (
             "constexpr" if parameter.is_constexpr else specialization.signature[parameter.name]
         )
-        if kind.startswith("*"):
-            attributes[i,] = [["tt.divisibility", 16]]
-        elif kind != "constexpr" and not (parameter.do_not_specialize and parameter.annotation_type == kind):
+        if kind == "constexpr":
+            continue
+        types = _flat(kind, (i,))
+        pointers = [path for path, one in types.items() if one.startswith("*")]
+        attributes |= {path: [["tt.divisibility", 16]] for path in pointers}
+        if isinstance(kind, tuple):
+            if len(pointers) < len(types):
+                raise TypeError(f"`{parameter.name}` must have pointers only: a launch specialises integers in a tuple")
+        elif not pointers and not (parameter.do_not_specialize and parameter.annotation_type == kind):
             raise TypeError(f"`{parameter.name}` must be annotated {kind} and in do_not_specialize")
     source = ASTSource(
         kernel, signature, {(kernel.arg_names.index(name),): constexprs[name] for name in constexprs}, attributes
@@ -95,6 +101,13 @@ def usage(op: str, specialization: Any, arch: int, **options: Any) -> Usage:
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     registers, stack = resources(compiled.asm["cubin"])
     return Usage(op, specialization.name, arch, registers, stack, compiled.metadata.shared)
+
+
+def _flat(kind: Any, path: tuple[int, ...]) -> dict[tuple[int, ...], str]:
+    """The types in a type, which may be a tuple of types, by path."""
+    if not isinstance(kind, tuple):
+        return {path: kind}
+    return {inner: one for i, nested in enumerate(kind) for inner, one in _flat(nested, (*path, i)).items()}
 
 
 def resources(cubin: bytes) -> tuple[int, int]:

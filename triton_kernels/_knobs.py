@@ -1,0 +1,54 @@
+"""The knobs of a row as kernels read them: in a table of float32, and in one of int32 whose last column has flags."""
+
+import triton.language as tl
+
+# In the order in which the filters act. A filter is off at its neutral value and above 0.
+NEUTRAL_FILTERS = {
+    "top_n_sigma": 0.0,
+    "top_h": 0.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+}
+FILTERS = tuple(NEUTRAL_FILTERS)
+FLOAT_KNOBS = (*FILTERS, "temperature", "repetition_penalty", "presence_penalty", "frequency_penalty")
+INT_KNOBS = ("min_tokens_to_keep", "no_repeat_ngram_size", "prompt_lengths")
+
+# Columns of the table of float32 knobs. The column of a filter is also its place in the order and its bit in the flags.
+NUM_FLOAT_KNOBS = tl.constexpr(len(FLOAT_KNOBS))
+NUM_FILTERS = tl.constexpr(len(FILTERS))
+TOP_N_SIGMA = tl.constexpr(FILTERS.index("top_n_sigma"))
+TOP_H = tl.constexpr(FILTERS.index("top_h"))
+TOP_K = tl.constexpr(FILTERS.index("top_k"))
+TOP_P = tl.constexpr(FILTERS.index("top_p"))
+MIN_P = tl.constexpr(FILTERS.index("min_p"))
+TYPICAL_P = tl.constexpr(FILTERS.index("typical_p"))
+EPSILON_CUTOFF = tl.constexpr(FILTERS.index("epsilon_cutoff"))
+ETA_CUTOFF = tl.constexpr(FILTERS.index("eta_cutoff"))
+TEMPERATURE = tl.constexpr(FLOAT_KNOBS.index("temperature"))
+REPETITION_PENALTY = tl.constexpr(FLOAT_KNOBS.index("repetition_penalty"))
+PRESENCE_PENALTY = tl.constexpr(FLOAT_KNOBS.index("presence_penalty"))
+FREQUENCY_PENALTY = tl.constexpr(FLOAT_KNOBS.index("frequency_penalty"))
+
+# Columns of the table of int32 knobs.
+NUM_INT_KNOBS = tl.constexpr(len(INT_KNOBS) + 1)
+MIN_TOKENS_TO_KEEP = tl.constexpr(INT_KNOBS.index("min_tokens_to_keep"))
+NO_REPEAT_NGRAM_SIZE = tl.constexpr(INT_KNOBS.index("no_repeat_ngram_size"))
+PROMPT_LENGTH = tl.constexpr(INT_KNOBS.index("prompt_lengths"))
+FLAGS = tl.constexpr(len(INT_KNOBS))
+
+# Flags of a row: a bit for every filter that acts, then these.
+FILTERED = tl.constexpr((1 << len(FILTERS)) - 1)
+TOP_N_SIGMA_ACTS = tl.constexpr(1 << TOP_N_SIGMA.value)
+TOP_H_ACTS = tl.constexpr(1 << TOP_H.value)
+TOP_K_ACTS = tl.constexpr(1 << TOP_K.value)
+TOP_P_ACTS = tl.constexpr(1 << TOP_P.value)
+MIN_P_ACTS = tl.constexpr(1 << MIN_P.value)
+NUCLEUS = tl.constexpr(1 << len(FILTERS))  # top_p comes first, so the scan sums masses
+RACES = tl.constexpr(2 << len(FILTERS))  # no filter acts, so the scan draws
+PENALIZED = tl.constexpr(4 << len(FILTERS))
+COUNTED = tl.constexpr(8 << len(FILTERS))  # a presence or frequency penalty acts
+MARKED = tl.constexpr(16 << len(FILTERS))  # some token is penalised, banned or suppressed
