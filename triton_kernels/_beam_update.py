@@ -21,9 +21,7 @@ from pygen.triton_kernels._select import LANES, TILE
 from pygen.triton_kernels._specialization import Specialization, launch, signature_of
 from torch import Tensor
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from pygen.ops.beam_step import _Call, _Workspace
+from pygen.ops._beam_call import BeamCall, BeamWorkspace
 
 # Bits of `modes`; the first two are the `halves` of pygen.ops.beam_step.
 SELECT = tl.constexpr(1)
@@ -228,7 +226,7 @@ def update_beams_kernel(
                     tl.store(state.steps + at, tl.load(state.steps + at, mask=inside, other=0) + 1, mask=inside)
 
 
-def prepare_update(call: "_Call", work: "_Workspace", best: Tensor) -> Callable[[int, int], None]:
+def prepare_update(call: BeamCall, work: BeamWorkspace, best: Tensor) -> Callable[[int, int], None]:
     """`update(step, halves)`: the launch over prompts. best: (beams, K, 3) float64, see `merge_candidates`."""
     state, out = call.state, call.out
     n, count, prompts, device = state.num_beams, state.num_candidates, state.batch_size, state.token_ids.device

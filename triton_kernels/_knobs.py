@@ -2,20 +2,14 @@
 
 import triton.language as tl
 
-# In the order in which the filters act. A filter is off at its neutral value and above 0.
-NEUTRAL_FILTERS = {
-    "top_n_sigma": 0.0,
-    "top_h": 0.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-}
+from pygen import knobs
+
+# Neutral values by name, in the order in which the filters act.
+NEUTRAL_FILTERS = {"top_n_sigma": 0.0} | {knob.name: knob.neutral for knob in knobs.FILTERS}
 FILTERS = tuple(NEUTRAL_FILTERS)
-FLOAT_KNOBS = (*FILTERS, "temperature", "repetition_penalty", "presence_penalty", "frequency_penalty")
-INT_KNOBS = ("min_tokens_to_keep", "no_repeat_ngram_size", "prompt_lengths")
+_OTHERS = [knob for knob in knobs.KNOBS if knob.stage is not knobs.Stage.FILTER]
+FLOAT_KNOBS = (*FILTERS, *(knob.name for knob in _OTHERS if knob.type is float))
+INT_KNOBS = (*(knob.name for knob in _OTHERS if knob.type is int), "prompt_lengths")
 
 # Columns of the table of float32 knobs. The column of a filter is also its place in the order and its bit in the flags.
 NUM_FLOAT_KNOBS = tl.constexpr(len(FLOAT_KNOBS))

@@ -45,11 +45,8 @@ from pygen.triton_kernels._workspace import BLOCK, WORKSPACE_TYPES, Workspace, r
 from torch import Tensor
 
 from pygen.backends import BackendError
+from pygen.ops._beam_call import BeamCall, BeamWorkspace
 from pygen.ops._noise import given_by_torch
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from pygen.ops.beam_step import _Call, _Workspace
 
 _NUM_WARPS = 8
 _REGISTERS_OF_DRAWS = 255
@@ -225,7 +222,7 @@ def expand_beams_kernel(
         tl.store(beams.counts + beam, found.to(tl.int64))
 
 
-def prepare(call: "_Call", work: "_Workspace") -> Callable[[Tensor, int, int, int], None]:
+def prepare(call: BeamCall, work: BeamWorkspace) -> Callable[[Tensor, int, int, int], None]:
     """The launches of a checked call: `run(logits, step, length, halves)`.
 
     torch's noise is written to memory first, in a launch of torch's own.

@@ -38,10 +38,7 @@ from pygen.ops._noise import Noise, given_by_torch
 from pygen.ops._outputs import SampleOutput
 from pygen.ops._prepared import Run
 from pygen.ops._shaping import Shaping
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from pygen.ops._state import DecodeState
+from pygen.ops._state import DecodeState
 
 # From here on float32 loses too much of the noise beside a score that the scan raced.
 _LARGEST_WITH_NOISE = tl.constexpr(4096.0)
@@ -60,7 +57,7 @@ class Results(NamedTuple):
 RESULTS_TYPES = Results("i64", "i32", "fp32", "i64", "fp32")
 
 
-def prepare(shaping: Shaping, noise: Noise, num_logprobs: int, out: SampleOutput, state: "DecodeState | None") -> Run:
+def prepare(shaping: Shaping, noise: Noise, num_logprobs: int, out: SampleOutput, state: DecodeState | None) -> Run:
     """The steps of a checked call. torch's noise is written to memory first, in a launch of torch's own."""
     rows, vocab_size, device = shaping.like.rows, shaping.like.vocab_size, shaping.like.device
     if noise.advances_generator and state is not None and state.generator_state is not None:
@@ -98,7 +95,7 @@ def _results(out: SampleOutput, device: torch.device) -> Results:
     return Results(out.token_ids, out.status, out.logprobs, *out.top_logprobs)
 
 
-def _sequences(state: "DecodeState | None", device: torch.device) -> tuple[Sequences, tuple[int, ...]]:
+def _sequences(state: DecodeState | None, device: torch.device) -> tuple[Sequences, tuple[int, ...]]:
     """The state's tensors; its strides, the number of EOS tokens, and the pad token."""
     ticket = torch.zeros(1, dtype=torch.int64, device=device)
     if state is None:

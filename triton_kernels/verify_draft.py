@@ -12,11 +12,8 @@ from pygen.triton_kernels._scan import LARGE_ID, race_value
 from pygen.triton_kernels._specialization import Specialization, launch, signature_of
 from pygen.triton_kernels._survivors import fitting_temperature, status_of
 
+from pygen.ops._draft_call import DraftCall
 from pygen.ops._outputs import DraftOutput
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from pygen.ops.verify_draft import _Call
 
 _TILE = tl.constexpr(2048)
 _NUM_WARPS = 8
@@ -233,7 +230,7 @@ def verify_draft_kernel(
     tl.store(out.status + row, fault)
 
 
-def verify_draft(call: "_Call", out: "DraftOutput") -> None:
+def verify_draft(call: DraftCall, out: DraftOutput) -> None:
     """See `pygen.ops.verify_draft`; arguments are checked there."""
     target, source = call.target.detach(), call.noise
     count, positions, vocab_size = target.shape

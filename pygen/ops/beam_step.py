@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -15,19 +15,17 @@ from torch import Tensor
 from pygen.backends import Dispatcher
 from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
+from pygen.ops._beam_call import BeamCall, BeamWorkspace, StoppingCriteria
 from pygen.ops._beam_state_checks import beam_state_arguments, check_beam_state, check_is_beam_state
-from pygen.ops._noise import Noise, check_noise
+from pygen.ops._noise import check_noise
 from pygen.ops._outputs import BeamStepOutput, check_beam_out, empty_beam_output
 from pygen.ops._prepared import Prepared, Run, detached
-from pygen.ops._shaping import FloatKnob, IntKnob, Shaping, TokenIds, check_shaping
+from pygen.ops._shaping import FloatKnob, IntKnob, TokenIds, check_shaping
 from pygen.ops._state_checks import generator_of
 from pygen.rng import lock_of, seed_given_back
 
 if TYPE_CHECKING:
     from pygen.ops._beam_state import BeamState
-
-# (B * K, prompt_length + step + 1) int64 candidates -> which of them cannot go on, (B * K,) bool or one bool for all.
-StoppingCriteria = Callable[[Tensor], "Tensor | bool"]
 
 
 class PreparedBeamStep(Prepared[BeamStepOutput]):
@@ -45,7 +43,7 @@ class PreparedBeamStep(Prepared[BeamStepOutput]):
 
     __slots__ = ("normalisers", "sorts_draws")
 
-    def __init__(self, logits: Tensor, run: Run, call: _Call, backend: str) -> None:
+    def __init__(self, logits: Tensor, run: Run, call: BeamCall, backend: str) -> None:
         super().__init__(logits, run, call.out, backend, call.shaping, call.state, call.noise)
         self.normalisers, self.sorts_draws = call.normalisers, call.sorts_draws
 
@@ -242,7 +240,7 @@ def prepare_beam_step(
     )
     from pygen.reference.beam_step import normalisers_of
 
-    call = _Call(
+    call = BeamCall(
         shaping=replace(shaping, history_steps=state.steps),
         state=state,
         noise=source,
@@ -279,50 +277,13 @@ def _in_float32(length: int, length_penalty: float) -> bool:
     return math.log(limits.tiny) <= length_penalty * math.log(length) <= math.log(limits.max)
 
 
-@dataclass(frozen=True)
-class _Call:
-    """Everything checked, as backends take it; `out` and the tensors behind the pointers live in the Prepared."""
-
-    shaping: Shaping
-    state: BeamState
-    noise: Noise
-    normalized: bool
-    stops_when_full: bool  # nothing joins n finished hypotheses
-    normalisers: Tensor
-    stopping_criteria: StoppingCriteria | None
-    sorts_draws: bool  # by score
-    out: BeamStepOutput
-
-    @property
-    def held_generator(self) -> int:
-        """The address of what stands for the generator, 0: the generator itself."""
-        return 0 if self.state.generator_state is None else self.state.generator_state.data_ptr()
-
-    def ends(self, token_ids: Tensor, parents: Tensor, step: int) -> Tensor:
-        """(B, K) bool: what `stopping_criteria` says about candidates (B, K); a missing one is -1."""
-        rows = self.state.slots.gather(1, parents.clamp(min=0)).flatten()
-        last = token_ids.masked_fill(token_ids < 0, self.state.pad_token_id)
-        sequences = torch.cat([self.state.tokens(step)[rows], last.view(-1, 1)], dim=1)
-        return self.answer(sequences).view(token_ids.shape)
-
-    def answer(self, sequences: Tensor) -> Tensor:
-        """(B * K,) bool: what `stopping_criteria` says about the candidates."""
-        assert self.stopping_criteria is not None
-        answer = torch.as_tensor(self.stopping_criteria(sequences), device=sequences.device)
-        name, count = "stopping_criteria(candidates)", len(sequences)
-        checks.check_dtype(name, answer, torch.bool)
-        if answer.dim():
-            checks.check_shape(name, answer, "(B * K,)", (count,))
-        return answer.expand(count)
-
-
 _SELECT, _ADVANCE = 1, 2
 
 
-def _cpu(call: _Call) -> Run:
+def _cpu(call: BeamCall) -> Run:
     from pygen import _C
 
-    work = _Workspace.create(call.state)
+    work = BeamWorkspace.create(call.state)
     run_plan = _C.BeamPlan(**_arguments(call, work, torch.get_num_threads())).run
     generator, held = call.noise.generator, call.held_generator
 
@@ -339,8 +300,8 @@ def _cpu(call: _Call) -> Run:
     return run_advancing if call.noise.advances_generator and not held else run
 
 
-def _cuda(call: _Call) -> Run:
-    work = _Workspace.create(call.state)
+def _cuda(call: BeamCall) -> Run:
+    work = BeamWorkspace.create(call.state)
     plan = cuda.kernels().BeamPlan(**_arguments(call, work, threads=1))
     launch = cuda.Launches(plan, call.shaping.like.device)
     held = call.held_generator
@@ -354,10 +315,10 @@ def _cuda(call: _Call) -> Run:
     return run
 
 
-def _triton(call: _Call) -> Run:
+def _triton(call: BeamCall) -> Run:
     from pygen.triton_kernels import beam_step as kernels
 
-    work = _Workspace.create(call.state)
+    work = BeamWorkspace.create(call.state)
     launch = kernels.prepare(call, work)
 
     def run(logits: Tensor, step: int, length: int) -> None:
@@ -366,7 +327,9 @@ def _triton(call: _Call) -> Run:
     return run
 
 
-def _run_halves(call: _Call, work: _Workspace, step: int, launch: Callable[..., None], place: tuple[Any, ...]) -> None:
+def _run_halves(
+    call: BeamCall, work: BeamWorkspace, step: int, launch: Callable[..., None], place: tuple[Any, ...]
+) -> None:
     """Both halves of a step at once, or one after the other where the caller's criteria are asked between them."""
     if call.stopping_criteria is None:
         launch(*place, _SELECT | _ADVANCE)
@@ -376,7 +339,7 @@ def _run_halves(call: _Call, work: _Workspace, step: int, launch: Callable[..., 
         launch(*place, _ADVANCE)
 
 
-def _arguments(call: _Call, work: _Workspace, threads: int) -> dict[str, Any]:
+def _arguments(call: BeamCall, work: BeamWorkspace, threads: int) -> dict[str, Any]:
     return {
         **call.shaping.kernel_arguments(threads),
         **call.noise.kernel_arguments(),
@@ -394,34 +357,7 @@ def _arguments(call: _Call, work: _Workspace, threads: int) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class _Workspace:
-    """What the kernels hand from the selection of candidates to the update of the beams."""
-
-    candidate_ids: Tensor  # (B, K) int64
-    candidate_parents: Tensor  # (B, K) int64
-    candidate_scores: Tensor  # (B, K) float32
-    ends: Tensor  # (B, K) bool, of the caller's criteria
-    best_of_row: Tensor  # (rows, K) of 24 bytes each
-    count_of_row: Tensor  # (rows,) int64
-
-    @classmethod
-    def create(cls, state: BeamState) -> _Workspace:
-        shape, count, device = (state.batch_size, state.num_candidates), state.num_candidates, state.token_ids.device
-        return cls(
-            candidate_ids=torch.empty(shape, dtype=torch.int64, device=device),
-            candidate_parents=torch.empty(shape, dtype=torch.int64, device=device),
-            candidate_scores=torch.empty(shape, dtype=torch.float32, device=device),
-            ends=torch.zeros(shape, dtype=torch.bool, device=device),
-            best_of_row=torch.empty((state.rows, count, 3), dtype=torch.int64, device=device),
-            count_of_row=torch.empty(state.rows, dtype=torch.int64, device=device),
-        )
-
-    def kernel_arguments(self) -> dict[str, int]:
-        return {f"{name}_ptr": tensor.data_ptr() for name, tensor in vars(self).items()}
-
-
-def _torch(call: _Call) -> Run:
+def _torch(call: BeamCall) -> Run:
     from pygen.reference import beam_step as reference
 
     @detached
@@ -445,6 +381,6 @@ def _torch(call: _Call) -> Run:
     return run
 
 
-_dispatch: Dispatcher[Callable[[_Call], Run]] = Dispatcher(
+_dispatch: Dispatcher[Callable[[BeamCall], Run]] = Dispatcher(
     "beam_step", cpu=_cpu, cuda=_cuda, triton=_triton, torch=_torch
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -15,7 +14,8 @@ from pygen.backends import Dispatcher
 from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
 from pygen.ops._checks import Like
-from pygen.ops._noise import Noise, check_noise
+from pygen.ops._draft_call import DraftCall
+from pygen.ops._noise import check_noise
 from pygen.ops._outputs import DraftOutput
 from pygen.ops._plans import Plans
 from pygen.ops._shaping import DTYPE_CODES, BoolKnob, FloatKnob, IntKnob, greedy_is_zero
@@ -106,7 +106,7 @@ def verify_draft(
     draws = do_sample is not False
     with seed_given_back(generator) if draws and seed is None and noise is None else nullcontext():
         source = check_noise(like, draws=draws, seed=seed, step=step, noise=noise, rng="philox", generator=generator)
-        call = _Call(
+        call = DraftCall(
             target=target_logits,
             draft_token_ids=draft_token_ids.long(),
             draft=draft_logits,
@@ -127,21 +127,7 @@ class _Checked(NamedTuple):
     like: Like
     lengths: int | Tensor
     temperature: float | Tensor
-    entry: Callable[[_Call, DraftOutput], None]
-
-
-@dataclass(frozen=True)
-class _Call:
-    """Everything checked, as backends take it. `temperature` is 0 in greedy rows."""
-
-    target: Tensor
-    draft_token_ids: Tensor
-    draft: Tensor | None
-    lengths: int | Tensor
-    temperature: float | Tensor
-    noise: Noise
-    step: int
-    uniforms: Tensor | None
+    entry: Callable[[DraftCall, DraftOutput], None]
 
 
 def _check_target(target_logits: Tensor) -> Like:
@@ -205,24 +191,24 @@ def _check_uniforms(uniforms: Tensor | None, noise: Tensor | None, num_drafts: i
         raise ValueError(f"`uniforms` must be in [0, 1), got {uniforms[row, i].item()} in row {row} at draft {i}")
 
 
-def _cpu(call: _Call, out: DraftOutput) -> None:
+def _cpu(call: DraftCall, out: DraftOutput) -> None:
     from pygen import _C
 
     _C.verify_draft(torch.get_num_threads(), **_arguments(call, out))
 
 
-def _cuda(call: _Call, out: DraftOutput) -> None:
+def _cuda(call: DraftCall, out: DraftOutput) -> None:
     with cuda.on(call.target.device) as (ordinal, stream):
         cuda.kernels().launch_verify_draft(ordinal, stream, **_arguments(call, out))
 
 
-def _triton(call: _Call, out: DraftOutput) -> None:
+def _triton(call: DraftCall, out: DraftOutput) -> None:
     from pygen.triton_kernels.verify_draft import verify_draft as kernel
 
     kernel(call, out)
 
 
-def _arguments(call: _Call, out: DraftOutput) -> dict[str, Any]:
+def _arguments(call: DraftCall, out: DraftOutput) -> dict[str, Any]:
     target, draft = call.target, call.draft
     return {
         "rows": target.shape[0],
@@ -255,7 +241,7 @@ def _knob(name: str, value: float | Tensor) -> dict[str, float]:
     return {name: value, f"{name}_ptr": 0}
 
 
-def _torch(call: _Call, out: DraftOutput) -> None:
+def _torch(call: DraftCall, out: DraftOutput) -> None:
     from pygen.reference.verify_draft import verify_draft as reference
 
     with torch.no_grad():
@@ -272,7 +258,7 @@ def _torch(call: _Call, out: DraftOutput) -> None:
             target.copy_(source)
 
 
-_dispatch: Dispatcher[Callable[[_Call, DraftOutput], None]] = Dispatcher(
+_dispatch: Dispatcher[Callable[[DraftCall, DraftOutput], None]] = Dispatcher(
     "verify_draft", cpu=_cpu, cuda=_cuda, triton=_triton, torch=_torch
 )
 _plans: Plans[_Checked] = Plans(_dispatch)
