@@ -17,6 +17,7 @@ from pygen.candidates.vocabulary import of_width, readable
 from pygen.config.config import DEFAULTS, GenerationMode
 from pygen.models.adapter import ModelAdapter
 from pygen.models.widths import embedded_ids
+from pygen.models.wrappers import inner
 from pygen.ops import DecodeState
 from pygen.ops._room import first_room
 from pygen.plan.pipeline import Chooser, Pipeline, SampleBinding, bind_plan
@@ -136,7 +137,10 @@ class Follower:
                 f"layers alone, {error}; an assistant or `prompt_lookup_num_tokens` drafts for it"
             ) from error
         if not self._adapter.can_crop:
-            raise ValueError("`assistant_model` keeps states that cannot be taken back, so it cannot draft")
+            raise ValueError(
+                f"`assistant_model`={type(inner(self._model)).__name__} keeps states, or changes arguments in place, "
+                f"that cannot be taken back, so it cannot draft; another assistant or `prompt_lookup_num_tokens` can"
+            )
         self._adapter.hold()
         self._seen = tokens[:, :length]
         return logits

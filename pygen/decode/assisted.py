@@ -19,6 +19,7 @@ from pygen.decode.records import keep_records
 from pygen.decode.sample import generate_tokens
 from pygen.models.adapter import ModelAdapter
 from pygen.models.widths import head_width
+from pygen.models.wrappers import inner
 from pygen.notices import log
 from pygen.ops import DecodeState
 from pygen.outputs import GenerateOutput
@@ -39,12 +40,20 @@ def generate_assisted(call: Call) -> Tensor | GenerateOutput:
     plan = make_plan(call)
     source = DraftSource(call, plan)
 
+    def bind(logits: Tensor, state: DecodeState) -> DraftChooser:
+        if not call.adapter.can_crop:
+            raise ValueError(
+                f"`model`={type(inner(call.model)).__name__} keeps states, or changes arguments in place, that "
+                f"cannot be taken back, so drafts cannot be tried on it; it generates without them"
+            )
+        return bind_chooser(plan, logits, state, drafts_have_scores=source.has_scores)
+
     def loop(state: DecodeState, monitor: Monitor) -> int:
         assert isinstance(monitor, ChunkMonitor)
         return assisted(
             call.adapter,
             state,
-            lambda logits: bind_chooser(plan, logits, state, drafts_have_scores=source.has_scores),
+            lambda logits: bind(logits, state),
             lambda vocab_size: source.generator(state, vocab_size),
             monitor,
             max_new_tokens=call.lengths.max_new_tokens,
@@ -66,6 +75,7 @@ def assisted(
 ) -> int:
     """Generates until every row has finished, and returns the number of steps.
 
+    model: with `can_crop` after `prefill`, unless `bind` raises.
     make_generator: gives the drafts for a model whose logits have so many columns.
 
     A round forwards the last token and k drafts, and then takes one position after the other as `sample` does,
@@ -77,10 +87,6 @@ def assisted(
     if monitor.cancelled():
         return 0
     pending = model.prefill(state.tokens(0))[:, None]
-    if not model.can_crop:
-        raise ValueError(
-            "`model` keeps states that cannot be taken back, so drafts cannot be tried on it; it generates without them"
-        )
     if not model.reads_at_once:
         log(logger, _ONE_BY_ONE, about=_ONE_BY_ONE)
     choose = bind(pending[:, 0])

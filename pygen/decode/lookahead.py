@@ -56,6 +56,7 @@ class TogetherLookahead:
         return logits[:: self._count], states
 
     def look(self, token_ids: Tensor, candidates: Tensor) -> Tensor:
+        self._model.hold()
         texts = token_ids.repeat_interleave(self._count, dim=0)
         self._logits = self._model.decode(torch.cat([texts, candidates.reshape(-1, 1)], dim=1))
         (states,) = self._model.take_hidden_states([-1])
@@ -97,6 +98,7 @@ class SequentialLookahead:
         return logits, states
 
     def look(self, token_ids: Tensor, candidates: Tensor) -> Tensor:
+        self._model.hold()
         read = []
         for candidate in candidates.T:
             self._model.decode(torch.cat([token_ids, candidate[:, None]], dim=1))

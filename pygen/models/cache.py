@@ -83,9 +83,11 @@ def crop(cache: Any, num_tokens: int) -> None:
         return
     own = getattr(cache, "self_attention_cache", cache)
     layers = getattr(own, "layers", ())
-    held = [layer for layer in layers if getattr(layer, "is_initialized", True)]
+    longest = max((_length(layer) or 0 for layer in layers), default=0)
+    held = [layer for layer in layers if getattr(layer, "is_initialized", True) and _length(layer) in (None, longest)]
     if len(held) < len(layers):
-        # Some models leave layers empty, and some the whole cache.
+        # Some models leave layers empty, and some the whole cache. A layer that has become shorter than others, where
+        # `can_crop` found all alike, did not grow with the text.
         for layer in held:
             layer.crop(-num_tokens)
         return
@@ -211,6 +213,13 @@ def _pair(name: str, layer: Any) -> tuple[Tensor, Tensor, int]:
 def _reorders_suffixes(cache: Any) -> bool:
     """Whether a cache is `pygen.graph.static_cache.StaticCache`, which knows all the verbs itself."""
     return hasattr(cache, "reorder_suffix")
+
+
+def _length(layer: Any) -> int | None:
+    """How many positions a layer holds whose keys are as many; None for others, and where it is empty."""
+    keys: Any = getattr(layer, "keys", None)
+    plain = isinstance(keys, Tensor) and keys.ndim == 4 and not _is_static(layer)
+    return keys.shape[-2] if plain and not getattr(layer, "is_sliding", False) else None
 
 
 def _is_not_full(layer: Any) -> bool:

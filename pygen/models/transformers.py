@@ -19,6 +19,7 @@ from pygen.models.growing_layer import cut_to_size, grow_in_place
 from pygen.models.hidden_states import HiddenStates
 from pygen.models.inputs import GrowingInputs, tail_logits
 from pygen.models.own_generate import own_generate_runs
+from pygen.models.own_updates import OwnUpdates
 from pygen.models.positions import check_encoder_positions, room_for
 from pygen.models.rollback import Rollback, reads_at_once
 from pygen.models.rows import ModuleStates, is_by_rows, map_leaves, row_dims
@@ -171,6 +172,8 @@ class TransformersAdapter(TransformersForwards):
         self._expands_late = (
             num_copies > 1
             and not callers_cache
+            # The newest outputs stand in for those of drafts, so they need a row per copy.
+            and (self._grows_by_default or mode is not GenerationMode.ASSISTED_GENERATION)
             # The hook expands a decoder's tensors only: what it reads of an encoder has a row per copy already.
             and (self.is_encoder_decoder or kwargs.get("encoder_outputs") is None)
             and not may_know_rows(self._hooks)
@@ -215,8 +218,10 @@ class TransformersAdapter(TransformersForwards):
             logits = self._expand(logits)
         # Layers that the forward made are not among those of the beginning.
         grow_in_place(self.cache, self._max_new_tokens)
-        if self._grows_by_default:
+        if self._updates is None:
             self._growing = GrowingInputs(self._kwargs, self._max_new_tokens, self.is_encoder_decoder)
+        else:
+            self._updates.begin(self._kwargs)
         if self._mode is GenerationMode.ASSISTED_GENERATION:
             self._prepare_rollback(prompt_ids, logits)
         return logits
@@ -230,7 +235,14 @@ class TransformersAdapter(TransformersForwards):
 
     def _read(self, prompt_ids: Tensor) -> Any:
         outputs = self._read_prompt(prompt_ids)
-        self._keep(outputs, 1)
+        if not self._grows_by_default:
+            keep, hook = self._mode in _TAKING_BACK, self._hooks._update_model_kwargs_for_generation
+            update = functools.partial(hook, is_encoder_decoder=self.is_encoder_decoder, num_new_tokens=1)
+            self._updates = OwnUpdates(update, keep=keep)
+            self._kwargs = self._updates.start(outputs, self._kwargs)
+        else:
+            self._keep_cache(outputs)
+        self._keep_records(outputs)
         return outputs
 
     def _read_prompt(self, prompt_ids: Tensor) -> Any:
@@ -256,15 +268,22 @@ class TransformersAdapter(TransformersForwards):
                 self._hidden.keep(outputs)
 
     def _prepare_rollback(self, prompt_ids: Tensor, logits: Tensor) -> None:
-        """Copies of states take the place of `crop` where the cache has none."""
+        """Copies of states take the place of `crop` where the cache has none.
+
+        Models with a hook for each token, too, may read several at once in another way than one by one.
+        """
         self._rollback, cache = None, self.cache
-        if not self._grows_by_default or cache_verbs.can_crop(cache) or not can_copy(cache):
+        crops, updates = cache_verbs.can_crop(cache), self._updates
+        if (crops and updates is None) or (updates is not None and updates.writes_in_place):
+            return
+        if not can_copy(cache):
+            self.reads_at_once = updates is None
             return
         records, self.records = self.records, {}
         room = self._max_new_tokens - 1
         self.reads_at_once = reads_at_once(self._hooks, cache, self._decode, prompt_ids, logits, room)
         self.records = records
-        if self.cache is cache:
+        if self.cache is cache and not crops:
             self._rollback = Rollback(cache, self._decode, reads_at_once=self.reads_at_once)
 
     def _expand_inputs(self) -> None:

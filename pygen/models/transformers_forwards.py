@@ -14,6 +14,7 @@ from pygen.models.growing_layer import cut_to_size
 from pygen.models.hidden_states import HiddenStates
 from pygen.models.inputs import GrowingInputs, tail_logits
 from pygen.models.outputs import output_class
+from pygen.models.own_updates import OwnUpdates
 from pygen.models.rollback import Rollback
 from pygen.models.rows import ModuleStates, map_leaves
 from pygen.models.transformers_inputs import is_default
@@ -55,6 +56,7 @@ class TransformersForwards:
         self._encoder_records: dict[str, Any] = {}
         self._kwargs: dict[str, Any] = {}
         self._growing: GrowingInputs | None = None
+        self._updates: OwnUpdates | None = None
 
     def decode(self, token_ids: Tensor) -> Tensor:
         return self.decode_tail(token_ids, 1)[:, 0]
@@ -62,7 +64,10 @@ class TransformersForwards:
     def decode_tail(self, token_ids: Tensor, count: int) -> Tensor:
         if self._rollback is not None:
             return self._rollback.decode(token_ids, count)
-        return self._decode(token_ids, count, count)
+        if self.reads_at_once or count == 1:
+            return self._decode(token_ids, count, count)
+        ends = range(token_ids.shape[1] - count + 1, token_ids.shape[1] + 1)
+        return torch.cat([self._decode(token_ids[:, :end], 1, 1) for end in ends], dim=1)
 
     def take_hidden_states(self, layers: Sequence[int]) -> list[Tensor]:
         assert self._hidden is not None
@@ -77,6 +82,8 @@ class TransformersForwards:
     def hold(self) -> None:
         if self._rollback is not None:
             self._rollback.hold()
+        if self._updates is not None:
+            self._updates.hold()
 
     def crop(self, num_tokens: int) -> bool:
         if self._rollback is not None:
@@ -115,11 +122,12 @@ class TransformersForwards:
 
     @property
     def can_crop(self) -> bool:
+        if self._updates is not None and self._updates.writes_in_place:
+            return False
         if not self._use_cache:
-            return self._grows_by_default
+            return True
         kept = self._states is not None and self._states.changed()
-        crops = self._rollback is not None or cache_verbs.can_crop(self.cache)
-        return self._grows_by_default and not kept and crops
+        return not kept and (self._rollback is not None or cache_verbs.can_crop(self.cache))
 
     @property
     def cache(self) -> Any:
@@ -156,21 +164,23 @@ class TransformersForwards:
     def _cache_name(self) -> str | None:
         return next((name for name in self._names.arguments if self._kwargs.get(name) is not None), None)
 
+    @property
+    def _cache_argument(self) -> dict[str, Any]:
+        return {} if self._cache_name is None else {self._cache_name: self.cache}
+
     def _decode(self, token_ids: Tensor, unread: int, count: int) -> Tensor:
         """Reads the last `unread` columns; logits, and an entry of `records`, are of the last `count` of them."""
         kwargs = self._kwargs
+        generated = token_ids.shape[1] - self._prompt_length
         if self._growing is not None:
-            kwargs = kwargs | self._growing.after(token_ids.shape[1] - self._prompt_length)
-        elif unread != 1:
-            raise NotImplementedError(
-                f"`model`={type(self._hooks).__name__}: its own `_update_model_kwargs_for_generation` adds one token "
-                f"at a time"
-            )
+            kwargs = kwargs | self._growing.after(generated)
+        elif self._updates is not None:
+            kwargs = self._updates.arguments(generated - unread, unread) | self._cache_argument
         if count > 1 and "logits_to_keep" in kwargs:
             kwargs = kwargs | {"logits_to_keep": count}
         with self._hooks._optimize_model_for_decode():
             outputs = self._forward(token_ids, unread if self._use_cache else None, kwargs)
-        self._keep(outputs, unread)
+        self._keep(outputs)
         if count < unread:
             for kept in self.records.values():
                 whole = kept.pop()
@@ -195,13 +205,14 @@ class TransformersForwards:
                 states = flag.removeprefix("output_")
                 self._encoder_records[f"encoder_{states}"] = kwargs["encoder_outputs"].get(states)
 
-    def _keep(self, outputs: Any, num_tokens: int) -> None:
-        if self._grows_by_default:
+    def _keep(self, outputs: Any) -> None:
+        if self._updates is None:
             self._keep_cache(outputs)
         else:
-            self._kwargs = self._hooks._update_model_kwargs_for_generation(
-                outputs, self._kwargs, is_encoder_decoder=self.is_encoder_decoder, num_new_tokens=num_tokens
-            )
+            self._kwargs = self._updates.add(outputs)
+        self._keep_records(outputs)
+
+    def _keep_records(self, outputs: Any) -> None:
         if self._hidden is not None:
             self._hidden.keep(outputs)
         for name, kept in self.records.items():

@@ -148,7 +148,7 @@ def test_a_cache_of_unknown_parts_is_not_copied() -> None:
     ("name", "source", "message"),
     [
         ("RecurrentGemmaForCausalLM", {"prompt_lookup_num_tokens": 3}, "keeps states in its modules .* without them"),
-        ("RwkvForCausalLM", {"prompt_lookup_num_tokens": 3}, "cannot be taken back"),
+        ("RwkvForCausalLM", {"prompt_lookup_num_tokens": 3}, "`model`=RwkvForCausalLM .* cannot be taken back"),
         ("FalconH1ForCausalLM", {"assistant_early_exit": 1}, "`assistant_early_exit`=1: FalconH1.* layers alone"),
     ],
 )

@@ -143,7 +143,6 @@ _ENCODER_DECODERS = """
 """
 NO_CACHE_FOR_BEAMS = dict.fromkeys(("beams", "beam sampling"), "its cache cannot follow beams")
 ROWS_STAY = dict.fromkeys(("beams", "beam sampling"), "transformers leaves the states of some families where they are")
-ONE_TOKEN_AT_A_TIME = dict.fromkeys(("lookup", "assistant"), "cannot be taken back")
 BOTH_WAYS = {"assistant": "transformers reads the first drafts with the prompt, to which the model attends both ways"}
 
 row("LlamaForCausalLM", all_modes=True)
@@ -338,7 +337,6 @@ row(
     "PaliGemmaForConditionalGeneration",
     images(4, 3, 8, 8),
     own=BOTH_WAYS,
-    refused=ONE_TOKEN_AT_A_TIME,  # with later releases than 5.6.1
     vision_config={**VIT, "projection_dim": 32},
     text_config={},
     image_token_index=IMAGE,
@@ -414,7 +412,6 @@ row(
     "IdeficsForVisionText2Text",
     images(0, 1, 3, 8, 8, image_attention_mask=lambda ids: torch.ones(*ids.shape, 1)),
     all_modes=True,
-    refused=ONE_TOKEN_AT_A_TIME,
     vision_config={"embed_dim": 32, "image_size": 8, "patch_size": 4},
     additional_vocab_size=2,
     cross_layer_interval=1,
@@ -441,7 +438,6 @@ row(
         aspect_ratio_mask=lambda ids: torch.ones(len(ids), 1, 1, dtype=torch.int64),
         cross_attention_mask=lambda ids: torch.ones(*ids.shape, 1, 1, dtype=torch.int64),
     ),
-    refused=ONE_TOKEN_AT_A_TIME,
     vision_config={
         **VIT,
         "max_num_tiles": 1,
