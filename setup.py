@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parent
 
 
 def find_tool(name: str) -> str:
-    # PATH first: under build isolation pip puts the tools it installed there, and the ones beside the
-    # interpreter belong to an environment that the isolated build cannot see.
+    # PATH comes first: under build isolation pip puts its tools there. Tools beside the interpreter then belong to an
+    # environment that the isolated build cannot see.
     path = os.pathsep.join([*os.get_exec_path(), str(Path(sys.executable).parent)])
     tool = shutil.which(name, path=path)
     if tool is None:
@@ -26,18 +26,18 @@ def find_tool(name: str) -> str:
 
 
 class CMakeBuild(build_ext):
-    """Configures and builds the CMake target `_C` straight into the place setuptools expects."""
+    """Configures and builds the CMake target `_C` directly into the folder that setuptools expects."""
 
     def build_extension(self, ext: Extension) -> None:
         import pybind11
 
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
-        # An editable build gets a temporary folder from setuptools; a lasting one makes rebuilds incremental.
+        # setuptools gives an editable build a temporary folder. A permanent one makes rebuilds incremental.
         lasting = self.inplace or self.editable_mode
         folder = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}" if lasting else Path(self.build_temp)
         folder.mkdir(parents=True, exist_ok=True)
         cmake = find_tool("cmake")
-        # Every path into an isolated environment is given anew: the cached one is gone after the build.
+        # Pass every path of an isolated environment again, because that environment disappears after the build.
         configure = [
             cmake, "-S", str(ROOT), "-B", str(folder.resolve()), "-G", "Ninja",
             f"-DCMAKE_MAKE_PROGRAM={find_tool('ninja')}",

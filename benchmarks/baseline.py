@@ -1,4 +1,4 @@
-"""The settings of a benchmark row, and what transformers does with them at every step of `generate()`."""
+"""The settings of a benchmark row, and the work that transformers does for them at every step of `generate()`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Settings:
 
     @property
     def unfiltered(self) -> Settings:
-        """The same without the filters, which remove tokens and change no score."""
+        """The same settings without the filters. Filters remove tokens and change no score."""
         off: dict[str, Any] = {name: NEUTRAL[name] for name in FILTERS}
         return dataclasses.replace(self, **off)
 
@@ -63,7 +63,7 @@ class Settings:
         return knobs
 
     def processors(self) -> hf.LogitsProcessorList:
-        """The list that `generate()` builds, in its order; the warpers only where it samples."""
+        """The processors that `generate()` builds, in its order. Only sampling has warpers."""
         made: list[hf.LogitsProcessor] = []
         if self.repetition_penalty != 1.0:
             made.append(hf.RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
@@ -85,8 +85,10 @@ class Settings:
 
 
 class TransformersStep:
-    """Logits to scores, and logits to tokens, as one step of transformers' `generate()` computes them:
-    a float32 copy, the processors, then softmax and multinomial, or argmax."""
+    """Computes scores and tokens from logits as one step of transformers' `generate()` does.
+
+    It takes a float32 copy, runs the processors, then softmax and multinomial, or argmax.
+    """
 
     def __init__(self, settings: Settings, input_ids: torch.Tensor) -> None:
         self.settings = settings

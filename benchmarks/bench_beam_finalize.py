@@ -1,4 +1,4 @@
-"""Times `pygen.ops.beam_finalize` against what transformers does instead: carrying every sequence along in every step.
+"""Times `pygen.ops.beam_finalize` against transformers, which copies every sequence in every step instead.
 
 python -m benchmarks.bench_beam_finalize --table     three batch sizes
 python -m benchmarks.bench_beam_finalize --quick     a look, in seconds
@@ -20,7 +20,7 @@ from pygen.ops import BeamState, beam_finalize
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """A search of which the `num_beams` best hypotheses of every prompt ended in the last step."""
+    """A finished search: the `num_beams` best hypotheses of every prompt ended in the last step."""
 
     batch_size: int
     num_beams: int = 4
@@ -40,7 +40,7 @@ SPECS = {"quick": [Spec(1, prompt=16, generated=32)], "table": [Spec(batch_size)
 
 
 def bytes_moved(spec: Spec) -> int:
-    """Least bytes to read and write: prompts and walked tokens in, sequences and beam indices out."""
+    """The fewest bytes to read and write: prompts and traced tokens in, sequences and beam indices out."""
     return spec.rows * (2 * 8 * spec.prompt + 2 * (8 + 4) * spec.generated)
 
 
@@ -62,8 +62,11 @@ def make_state(spec: Spec, device: torch.device) -> BeamState:
 
 
 def carried(state: BeamState) -> tuple[torch.Tensor, torch.Tensor]:
-    """(sequences, beam_indices) as transformers keeps them: every step gathers full rows of 2n candidates, n running
-    beams and n finished hypotheses. Here the candidates are the running beams, twice."""
+    """Returns (sequences, beam_indices) as transformers keeps them.
+
+    Every step of transformers gathers full rows of 2n candidates, n running beams and n finished hypotheses. Here the
+    running beams appear twice as the candidates.
+    """
     gather: Any = GenerationMixin._gather_beams
     batch_size, n, steps = state.batch_size, state.num_beams, state.max_new_tokens
     first = torch.arange(batch_size, device=state.slots.device)[:, None] * n

@@ -3,8 +3,8 @@
 python -m benchmarks.bench_beam_step --table     many prompts, many beams, draws, penalties
 python -m benchmarks.bench_beam_step --quick     a look, in seconds
 
-pygen does the whole step: it also updates the beams, moves rows and appends tokens. transformers is timed up to the
-candidates: float32 copy, log-softmax, processors, running scores, and topk or softmax and multinomial.
+pygen does the whole step: it also updates the beams, moves rows and appends tokens. The timing of transformers ends
+with the candidates: float32 copy, log-softmax, processors, running scores, and topk or softmax and multinomial.
 """
 
 from __future__ import annotations
@@ -68,8 +68,10 @@ SPECS = {
 
 
 class RunningSearch:
-    """A search without end tokens, so that all prompts stay open. It begins again before its last step, in the state
-    after the first, in which every beam is in the row of its number."""
+    """A search without end tokens, so that all prompts stay open.
+
+    Before its last step it goes back to the state after the first step, in which every beam sits in its own row.
+    """
 
     def __init__(self, spec: Spec, logits: torch.Tensor, backend: str) -> None:
         prompts = random_ids(spec.batch_size, spec.settings.history - 1, spec.vocab_size).to(logits.device)
@@ -87,7 +89,7 @@ class RunningSearch:
         self._step = 1
 
     def one_step(self, logits: torch.Tensor) -> BeamStepOutput:
-        """The same step of the search every time, as a graph replays it."""
+        """Takes the same step of the search every time, as a graph replays it."""
         return self._step_of(logits, step=1)
 
     def __call__(self, logits: torch.Tensor) -> BeamStepOutput:
@@ -99,7 +101,7 @@ class RunningSearch:
 
 
 class TransformersBeams:
-    """The candidates of one step of `generate()` on the rows of a search that has just begun."""
+    """Computes the candidates of one step of `generate()`, for a search that has just begun."""
 
     def __init__(self, spec: Spec, state: BeamState) -> None:
         self.spec = spec
@@ -109,7 +111,7 @@ class TransformersBeams:
         self.processors: Any = spec.settings.processors()
 
     def candidates(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sums of scores and places in num_beams * vocab_size, (batch_size, K) each."""
+        """Returns summed scores and indices into num_beams * vocab_size, (batch_size, K) each."""
         log_probs = logits.to(copy=True, dtype=torch.float32).log_softmax(-1)
         sums = self.processors(self.input_ids, log_probs) + self.running_scores
         sums = sums.view(self.spec.batch_size, -1)
@@ -121,7 +123,7 @@ class TransformersBeams:
 
 
 def check_step(spec: Spec, search: RunningSearch, theirs: TransformersBeams, logits: torch.Tensor) -> str:
-    """What is wrong with the beams after a step, or "": they are the best of transformers' candidates."""
+    """Returns "" if the beams after a step are the best of transformers' candidates, otherwise the error."""
     search.rewind()
     torch.manual_seed(SEED)
     search(logits)

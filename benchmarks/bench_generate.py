@@ -1,7 +1,7 @@
-"""Times `pygen.generate` against transformers' `generate()`, on a real model and on one that does nothing.
+"""Times `pygen.generate` against transformers' `generate()`, on a real model and on stubs with an empty forward.
 
 python -m benchmarks.bench_generate --table     SmolLM2-135M-Instruct, 1 and 8 prompts
-python -m benchmarks.bench_generate --quick     the empty model only
+python -m benchmarks.bench_generate --quick     the stub models only
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ Generate = Callable[..., torch.Tensor]
 
 
 class StepClock:
-    """Marks the beginning and the end of every forward of `model` while the block runs.
+    """Marks the start and the end of every forward of `model` while the block runs.
 
-    On a GPU the marks are events on the stream, so that nothing has to wait for them.
+    On a GPU it records events on the stream, so that nothing waits.
     """
 
     def __init__(self, model: torch.nn.Module, device: torch.device) -> None:
@@ -70,7 +70,7 @@ class StepClock:
             torch.cuda.synchronize()
 
     def gaps_us(self) -> tuple[list[float], list[float]]:
-        """Microseconds in each forward after the first, which reads the prompt, and between each two forwards."""
+        """Returns the microseconds in each forward after the prefill, and between each two forwards."""
         if self.cuda:
             gaps = [a.elapsed_time(b) * 1e3 for a, b in zip(self.marks, self.marks[1:], strict=False)]
         else:
@@ -86,7 +86,7 @@ def bench(
     op: str, model: Any, input_ids: torch.Tensor, settings: Settings, new_tokens: int, target: Target,
     options: Options, **extra: Any,
 ) -> list[Row]:  # fmt: skip
-    """Rows of transformers and pygen for one prompt tensor, each run in turn; red unless the tokens agree."""
+    """Runs transformers and pygen in turn on one prompt tensor. The row is red unless their tokens agree."""
     knobs = {**settings.active, "do_sample": settings.do_sample, "max_new_tokens": new_tokens, **extra}
     knobs = {"top_k": 0, **knobs} if settings.do_sample else knobs
     run = engines(model)
@@ -137,7 +137,7 @@ def generate_once(call: Generate, input_ids: torch.Tensor, knobs: Mapping[str, A
 
 
 def fill(row: Row, forward: Sequence[float], outside: Sequence[float], seconds: Sequence[float], tokens: int) -> None:
-    """Sets the times of `row` in place. `outside_percent` is the time outside relative to the time in the forward."""
+    """Sets the times of `row` in place. `outside_percent` relates the time outside the forward to the time in it."""
     row.forward_us = statistics.median(forward)
     row.outside_us = statistics.median(outside)
     row.median_us = row.forward_us + row.outside_us
@@ -146,7 +146,10 @@ def fill(row: Row, forward: Sequence[float], outside: Sequence[float], seconds: 
 
 
 def compare(rows: Sequence[Row], target: Target) -> None:
-    """Sets pygen's ratio to transformers in tokens per second, prompt included, and judges its target; none on red."""
+    """Sets pygen's ratio to transformers in tokens per second, prompt included, and judges its target.
+
+    A red row gets no ratio.
+    """
     baseline, row = rows
     if not row.red and row.tokens_per_s and baseline.tokens_per_s:
         row.speedup = row.tokens_per_s / baseline.tokens_per_s
@@ -162,7 +165,7 @@ def empty_model_rows(options: Options) -> list[Row]:
     for settings in (GREEDY, FIRST):
         rows += bench("generate loop", model, prompt, settings, 256, Target(time_us=60), options, use_cache=False)
     for row in rows:
-        # The forward does nothing here, so a share of it says nothing either.
+        # The forward is empty here, so a share of it means nothing.
         row.outside_percent = None
     return rows
 
@@ -185,7 +188,7 @@ BEAMS: dict[str, Any] = {"max_new_tokens": 128, "num_beams": 4, "do_sample": Fal
 
 
 def model_with_a_cache() -> tuple[Any, torch.Tensor]:
-    """A stub with the cache of GPT-2 124M, and eight prompts."""
+    """Returns a stub with a cache of GPT-2 124M's shape, and eight prompts."""
     torch.manual_seed(SEED)
     model = CachedLogits(StubConfig(vocab_size=50257, layers=12, heads=12, head_dim=64))
     model.train(False)
@@ -193,8 +196,10 @@ def model_with_a_cache() -> tuple[Any, torch.Tensor]:
 
 
 def beam_rows(options: Options, threads: int) -> list[Row]:
-    """Four beams: what a step costs outside the forward, the bytes that move between the rows of the cache, and the
-    peak of memory, the cache included, in a process of its own."""
+    """Measures four beams: time outside the forward, bytes moved between cache rows, and peak memory.
+
+    A separate process measures the peak, which includes the cache.
+    """
     model, prompts = model_with_a_cache()
     rows = bench("generate loop, 4 beams", model, prompts, GREEDY, 128, Target(), options, num_beams=4, pad_token_id=0)
     baseline, row = rows
@@ -213,7 +218,10 @@ def beam_rows(options: Options, threads: int) -> list[Row]:
 
 
 def output_rows(options: Options) -> list[Row]:
-    """Calls that give their cache back: 64 + 64 tokens of eight prompts; of one with drafts, as transformers has it."""
+    """Times calls that return their cache: 64 + 64 tokens, of eight prompts.
+
+    With drafts it is one prompt, because transformers drafts for one only.
+    """
     model, _ = model_with_a_cache()
     prompts = torch.randint(1000, (8, PROMPT_TOKENS), generator=torch.Generator().manual_seed(SEED))
     knobs: dict[str, Any] = {"pad_token_id": 0, "return_dict_in_generate": True}

@@ -4,8 +4,8 @@ transformers and, where it can be imported, FlashInfer.
 python -m benchmarks.bench_gpu --table     the figures of the README, with their targets
 python -m benchmarks.bench_gpu --quick     a look, in seconds; with --device cpu a rehearsal without a GPU
 
-A sweep does the job once on every buffer, so a call finds its logits in memory and not in the cache; what is reported
-is the time of a sweep over the number of buffers. In a graph the whole sweep is captured.
+A sweep does the job once on every buffer, so a call reads its logits from memory and not from the cache. The reported
+time is that of a sweep divided by the number of buffers. A graph captures the whole sweep.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ Sweep = Callable[[], object]
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """One way to do a job on all buffers."""
+    """One implementation of a job, run on all buffers."""
 
     name: str
     backend: str
@@ -61,13 +61,13 @@ class Way:
 
 
 def captured(sweep: Sweep) -> Sweep:
-    """`sweep` as one CUDA graph."""
+    """Captures `sweep` as one CUDA graph."""
     return CudaGraph([sweep], lambda: None, CudaGraph.new_pool()).replay
 
 
 def both_ways(name: str, backend: str, call: Callable[[torch.Tensor], object], buffers: Sequence[torch.Tensor],
               target: Target) -> Iterator[Way]:  # fmt: skip
-    """Graph replay, which the target is about, and eager calls; on the CPU the eager calls alone."""
+    """Yields graph replay, which has the target, and eager calls. The CPU has eager calls only."""
 
     def sweep() -> None:
         for logits in buffers:
@@ -79,7 +79,7 @@ def both_ways(name: str, backend: str, call: Callable[[torch.Tensor], object], b
 
 
 def flashinfer_call(settings: Settings) -> Callable[[torch.Tensor], object] | None:
-    """FlashInfer's kernels for the same filters, its cast and softmax included; it has no penalty, so none is taken."""
+    """FlashInfer's kernels for the same filters, its cast and softmax included. Its calls apply no penalty."""
     try:
         from flashinfer import sampling
     except ImportError:
@@ -98,7 +98,7 @@ def flashinfer_call(settings: Settings) -> Callable[[torch.Tensor], object] | No
 
 
 def gpu_backends(device: torch.device) -> list[str]:
-    """Those that run here; on the CPU its own backend stands in, for a rehearsal."""
+    """Returns the GPU backends that run here. A rehearsal on the CPU uses the CPU's backend instead."""
     if device.type != "cuda":
         return ["cpu"]
     found = []
@@ -112,7 +112,7 @@ def gpu_backends(device: torch.device) -> list[str]:
 
 
 def sample_rows(spec: Spec, index: int, device: torch.device, options: Options) -> list[Row]:
-    """`sample` at one shape; `index` is that of its batch in the tables of targets."""
+    """Times `sample` at one shape. `index` selects the batch size in the tables of targets."""
     logits = make_logits(spec.distribution, spec.rows, spec.vocab_size, spec.dtype).to(device)
     input_ids = random_ids(spec.rows, spec.settings.history, spec.vocab_size).to(device)
     buffers = rotation(logits, "cold")[:MOST_BUFFERS]
@@ -140,7 +140,7 @@ def sample_rows(spec: Spec, index: int, device: torch.device, options: Options) 
 
 
 def beam_rows(num_beams: int, batch_size: int, vocab_size: int, device: torch.device, options: Options) -> list[Row]:
-    """`beam_step`, one and the same step over and over."""
+    """Times `beam_step`, repeating one step."""
     spec = bench_beam_step.Spec(bench_beam_step.SEARCH, batch_size, num_beams, vocab_size)
     logits = make_logits("normal1", spec.rows, vocab_size, torch.bfloat16).to(device)
     buffers = rotation(logits, "cold")[:MOST_BUFFERS]
@@ -163,7 +163,7 @@ def timed(
     op: str, settings: str, distribution: str, buffers: Sequence[torch.Tensor], ways: Sequence[Way], moved: int,
     faults: Mapping[str, str], options: Options,
 ) -> list[Row]:  # fmt: skip
-    """Rows of all ways, visited in turn in random order; ratios to transformers, to FlashInfer and to a copy."""
+    """Times all ways in random order. Rows have ratios to transformers, to FlashInfer and to a copy."""
     first = buffers[0]
     spare = [buffer.clone() for buffer in buffers]
 
@@ -201,7 +201,7 @@ def timed(
 def sweep_times(
     ways: Sequence[Way], calls: int, device: torch.device, options: Options, label: str
 ) -> dict[str, Timing]:
-    """Microseconds per call of every way; all are visited once in every round, in random order."""
+    """Returns microseconds per call of every way. Each round runs all of them once, in random order."""
     timer = timer_for(device)
     first = {way.name: [timer(lambda _, way=way: way.sweep(), 0, 1) for _ in range(3)][-1] for way in ways}  # type: ignore[misc]
     rounds = max(options.min_rounds, min(options.max_rounds, int(options.budget_s * 1e6 / sum(first.values()))))

@@ -3,8 +3,8 @@
 python -m benchmarks.bench_gpu_generate --table     everything, which takes hours; see --seconds and the filters
 python -m benchmarks.bench_gpu_generate --quick     two small layers; with --device cpu a rehearsal without a GPU
 
-A job is one model, mode, batch and prompt length. Its engines are used for the first time one by one, which gives
-tokens, peak memory, seconds of the capture and memory after `pygen.release`; then they are timed in turn; then counted.
+A job is one model, mode, batch and prompt length. Each engine first runs alone, which gives tokens, peak memory,
+seconds of the capture and memory after `pygen.release`. Then the bench times the engines in turn, then counts launches.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ SEED = 20
 
 
 class Stop(Exception):
-    """The first token is there."""
+    """Ends a call at its first token."""
 
 
 class FirstToken(pygen.BaseStreamer):
-    """Ends a call when it shows its first token; what it gets before is the prompt, or the start of the decoder."""
+    """Ends a call at its first new token. The prompt, or the decoder's start token, arrives before it."""
 
     def __init__(self) -> None:
         self._seen = 0
@@ -57,7 +57,7 @@ class FirstToken(pygen.BaseStreamer):
 
 @dataclasses.dataclass
 class Run:
-    """An engine in a job: how to call it, its row, and what it returned first."""
+    """An engine in a job: its call, its row, and the tokens of its first call."""
 
     engine: str
     row: Row
@@ -73,7 +73,7 @@ class Run:
 
 
 class Bench:
-    """One job, from its prompt to its rows."""
+    """Runs one job, from its prompt to its rows."""
 
     def __init__(
         self, job: Job, engines: Sequence[str], model: Any, new_tokens: int, roof: float, options: Options
@@ -113,21 +113,21 @@ class Bench:
         return [run.row for run in self.runs]
 
     def _settle(self) -> None:
-        """Lets libraries make the workspaces and load the kernels that belong to no engine."""
+        """Makes libraries allocate workspaces and load kernels first, so that no engine pays for them."""
         for generate in (self.model.generate, functools.partial(pygen.generate, self.model, runtime="eager")):
-            # What fails here fails again where it is measured.
+            # An error here comes again when the engine is measured.
             with suppress(Exception):
                 generate(input_ids=self.prompt[:1], **{**self.settings, "max_new_tokens": 2})
 
     def _reason_against(self, run: Run) -> str:
-        """Why a captured engine would only repeat the eager one."""
+        """Returns why a captured engine would only repeat the eager one, or ""."""
         if run.engine not in CAPTURED:
             return ""
         found = pygen.explain(self.model, self.prompt, **{**self.settings, **ENGINES[run.engine][1]}).runtime
         return "" if found.startswith("graph") else f"not run: {found.removeprefix('eager: ')}"
 
     def _guarded(self, run: Run, work: Callable[[], object]) -> None:
-        """An engine that fails must not hide the others."""
+        """Runs `work` and notes its error, so that one failing engine does not hide the others."""
         try:
             work()
         except torch.cuda.OutOfMemoryError as error:
@@ -162,10 +162,10 @@ class Bench:
             row.unreleased_bytes = gpu_counters.allocated_bytes(device) - before
 
     def _time(self) -> None:
-        """Every engine once in every round, in random order: a whole call, and one up to its first token."""
+        """Times every engine once per round, in random order: a whole call, and one up to its first token."""
         for run in self.runs:
             if run.captured is not None:
-                # Anew, since the first capture was released.
+                # Capture again, because the first capture was released.
                 self._guarded(run, run.call)
         runs = [run for run in self.runs if run.usable]
         start, rounds = time.monotonic(), 0
@@ -207,14 +207,16 @@ class Bench:
         return time.perf_counter() - start
 
     def _count(self, run: Run) -> None:
-        """Per token: launches and waits of the host, and those that are not the model's forward."""
+        """Counts launches and waits of the host per token, and those outside the model's forward."""
         row, model = run.row, self.model
-        # A captured engine keeps its cache, which is of a size for calls of this length.
-        most = self.new_tokens if run.engine in CAPTURED else min(self.new_tokens, 3 * FEWER_TOKENS // 2)
-        least = max(2, most - FEWER_TOKENS)
+        # A captured engine keeps its cache, which is sized for calls of this length.
+        max_tokens = self.new_tokens if run.engine in CAPTURED else min(self.new_tokens, 3 * FEWER_TOKENS // 2)
+        min_tokens = max(2, max_tokens - FEWER_TOKENS)
         marked = run.engine in ("transformers", "eager")
         with gpu_counters.marked_forwards(model) if marked else nullcontext():
-            found = gpu_counters.per_token(lambda count: run.call(max_new_tokens=count), most, least, self.device)
+            found = gpu_counters.per_token(
+                lambda count: run.call(max_new_tokens=count), max_tokens, min_tokens, self.device
+            )
         if self.device.type != "cuda":
             return
         row.launches_per_token, row.syncs_per_token = found.launches + found.graphs, found.waits
@@ -222,12 +224,12 @@ class Bench:
             row.launches_beyond_forward = found.launches - found.launches_in_forward
             row.syncs_beyond_forward = found.waits - found.waits_in_forward
         elif run.captured is not None:
-            # What the captured step does besides the forward, and what the host does beside its replay.
+            # The captured step's kernels outside the forward, plus the host's launches beside the replay.
             row.launches_beyond_forward = run.captured.rest.kernels + found.launches
             row.syncs_beyond_forward = found.waits
 
     def _compare(self) -> None:
-        """Tokens, ratios, the roof and the targets."""
+        """Compares tokens, and fills in ratios, the copy roof and the targets."""
         found = {run.engine: run for run in self.runs}
         baseline, static = found.get("transformers"), found.get("static")
         job, beams = self.job, self.settings.get("num_beams", 1)
@@ -269,7 +271,7 @@ def _ratio(row: Row, other: Run | None) -> float | None:
 
 
 def forget(model: Any) -> None:
-    """Drops what calls have left at `model`: captures, transformers' static cache."""
+    """Drops what calls keep for `model`: captures, transformers' static cache."""
     pygen.release(model)
     vars(model).pop("_cache", None)
     if model.device.type == "cuda":
@@ -303,7 +305,7 @@ def main(given: Sequence[str] | None = None) -> int:
     deadline = time.monotonic() + args.seconds
     quick = args.size == "quick"
     options = cli.options(args, "gpu-generate", 0.0 if quick else 6.0, min_rounds=2 if quick else 3)
-    # A call that is captured has to be long enough to pay for it, which on the CPU none is.
+    # A captured call must be long enough to pay for its capture. No call on the CPU is.
     new_tokens = 8 if quick and args.device.type == "cpu" else NEW_TOKENS
     with cli.threads(args.threads):
         rows = [copy_row(options, args.device)]
@@ -317,14 +319,14 @@ def main(given: Sequence[str] | None = None) -> int:
                 rows += [gpu_jobs.blank_row(job, engine, config, options, args.device, reason) for engine in engines]
                 continue
             if shape != (job.model, job.batch, job.prompt):
-                # Otherwise the second shape would be compiled for all others, too, and so be slower.
+                # Otherwise torch would compile the second shape for all sizes, which makes it slower.
                 torch.compiler.reset()
                 shape = (job.model, job.batch, job.prompt)
             model = gpu_models.load(job.model, quick, args.device)
             found = Bench(job, engines, model, new_tokens, rows[0].gb_per_s or math.inf, options).rows(deadline)
             rows += found
             if not quick and not args.no_save and any(row.median_us for row in found):
-                # At once, since a command may be ended at any time.
+                # Save at once, because a command may be killed at any time.
                 saved = args.results / f"{device_slug(args.device)}.csv"
                 save_csv(saved, [rows[0], *found], machine_block(args.device))
         if saved is not None:

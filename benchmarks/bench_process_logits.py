@@ -19,7 +19,7 @@ from pygen.ops import prepare_process_logits
 
 FIRST = Settings(temperature=0.7, repetition_penalty=1.1, top_k=50, top_p=0.9)
 REFERENCE_ROWS = 8
-# transformers sums a row's probabilities one after the other in float32; its boundary is off by this much mass.
+# transformers accumulates a row's probabilities sequentially in float32, so its boundary is off by this much mass.
 BAND = 1e-4
 
 
@@ -65,8 +65,11 @@ def make_case(spec: Spec, options: Options, device: torch.device, backend: str) 
 
 
 def check_scores(scores: torch.Tensor, reference: torch.Tensor, step: TransformersStep, logits: torch.Tensor) -> str:
-    """What is wrong with the scores, or "": the reference's first rows exactly kept, all of transformers' rows kept but
-    for tokens whose mass together is under BAND, and equal scores on what both keep."""
+    """Returns what is wrong with the scores, or "".
+
+    The first rows keep exactly the reference's tokens. All rows keep transformers' tokens, but for tokens with a total
+    mass below BAND. Tokens that both keep have equal scores.
+    """
     few = slice(0, len(reference))
     if not torch.equal(scores[few] == -torch.inf, reference == -torch.inf):
         return "the kept tokens are not those of the reference"

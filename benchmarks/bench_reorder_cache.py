@@ -22,7 +22,7 @@ from pygen.ops import reorder_cache
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """A cache in the middle of a search: every second row takes over the younger half of what was generated."""
+    """A cache in the middle of a search: every second row copies the newer half of the generated positions."""
 
     batch_size: int
     num_beams: int
@@ -66,7 +66,7 @@ SPECS = {
 
 
 def bytes_moved(tensors: Sequence[torch.Tensor], beam_idx: torch.Tensor, start: int, length: int) -> int:
-    """Least bytes to read and write: the positions that move, of the rows that move."""
+    """The fewest bytes to read and write: the positions that move, of the rows that move."""
     moving = int((beam_idx != torch.arange(len(beam_idx), device=beam_idx.device)).sum())
     position = sum(tensor.shape[1] * tensor.shape[3] * tensor.element_size() for tensor in tensors)
     return 2 * moving * (length - start) * position
@@ -76,7 +76,7 @@ def make_case(spec: Spec, options: Options, device: torch.device, backend: str) 
     states = torch.randn(spec.shape, generator=torch.Generator().manual_seed(0)).to(spec.dtype).to(device)
     beam_idx, start, length = spec.beam_idx.to(device), spec.start, spec.length
     backend = device.type if backend == "auto" else backend
-    # What a row does not take over, it has in common with its source already.
+    # A row already shares the positions before `start` with its source.
     states[:, :, :, :start] = states[:, beam_idx, :, :start]
     buffers = rotation(states.flatten(0, 1).flatten(1), options.cache)
     tensors = [list(buffer.view(spec.shape).unbind()) for buffer in buffers]
@@ -100,7 +100,7 @@ def make_case(spec: Spec, options: Options, device: torch.device, backend: str) 
 
 
 def hf_cache(tensors: Sequence[torch.Tensor]) -> Any:
-    """A DynamicCache over keys and values in turn."""
+    """Returns a DynamicCache over alternating keys and values."""
     cache = DynamicCache()
     for layer in range(len(tensors) // 2):
         cache.update(tensors[2 * layer], tensors[2 * layer + 1], layer)

@@ -34,7 +34,7 @@ TRACE_VOCAB = 49152
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """A case before its buffers exist: settings, shape, input, and the target of each kind of noise to time."""
+    """A case before its buffers exist: settings, shape, input, and a target for each kind of noise."""
 
     settings: Settings
     rows: int
@@ -139,11 +139,11 @@ def make_case(spec: Spec, options: Options, device: torch.device, backend: str) 
 
 
 def check_tokens(spec: Spec, logits: torch.Tensor, input_ids: torch.Tensor, noise: str, backend: str) -> str:
-    """What is wrong with pygen's tokens, or "".
+    """Returns what is wrong with pygen's tokens, or "".
 
-    Every token is one that transformers keeps (or equals one in score: its order among equals is undefined). The first
-    rows are those of the torch reference. With torch's noise the tokens and the generator's state afterwards are
-    those of transformers, wherever ties leave it no choice.
+    transformers keeps every token, or one of equal score, because its order among equals is undefined. The first rows
+    equal the torch reference. With torch's noise, the tokens and the generator's final state equal transformers',
+    except where ties allow several.
     """
     step = TransformersStep(spec.settings, input_ids)
     knobs = knobs_of(spec.settings, noise, input_ids, backend)
@@ -187,7 +187,7 @@ def check_support(settings: Settings, logits: torch.Tensor, input_ids: torch.Ten
 
 
 def call_overhead(options: Options, backend: str) -> list[Row]:
-    """Microseconds of a prepared call where the kernel has next to nothing to do."""
+    """Times a prepared call on a tiny row, where the kernel does almost nothing."""
     settings = dataclasses.replace(FIRST, history=8)
     spec = Spec(settings, 1, 8, targets={"philox": Target(time_us=5)})
     case = make_case(spec, dataclasses.replace(options, cache="warm"), torch.device("cpu"), backend)
@@ -196,7 +196,7 @@ def call_overhead(options: Options, backend: str) -> list[Row]:
 
 
 def memory_rows(options: Options, backend: str, command: Callable[[str], int | None]) -> Iterator[Row]:
-    """Peak of temporaries in a process of its own, with an eighth of (rows, vocab_size) float32 as the limit."""
+    """Measures peak temporary memory in a separate process. The limit is an eighth of (rows, vocab_size) float32."""
     spec = table_specs()[0]
     limit = spec.rows * spec.vocab_size * 4 // 8
     ran = prepare_sample(torch.zeros(1, 8), seed=SEED, backend=backend).backend

@@ -1,6 +1,6 @@
-"""Times `pygen.ops.token_logprobs` against torch: log_softmax, gather, and topk where the best are asked for.
+"""Times `pygen.ops.token_logprobs` against torch: log_softmax, gather, and topk if the best tokens are requested.
 
-python -m benchmarks.bench_token_logprobs --table     dtypes, batch sizes, with and without the best
+python -m benchmarks.bench_token_logprobs --table     dtypes, batch sizes, with and without the best tokens
 python -m benchmarks.bench_token_logprobs --quick     a look, in seconds
 """
 
@@ -38,7 +38,7 @@ SPECS = {
 
 
 def in_torch(logits: torch.Tensor, token_ids: torch.Tensor, top: int) -> tuple[torch.Tensor, ...]:
-    """What a caller without the op does."""
+    """Computes the same in torch, as a caller without the op would."""
     logprobs = logits.float().log_softmax(-1)
     own = logprobs.gather(1, token_ids[:, None])[:, 0]
     return (own, *logprobs.topk(top)) if top > 0 else (own,)
@@ -61,7 +61,7 @@ def make_case(spec: Spec, options: Options, device: torch.device, backend: str) 
         wanted, *wanted_best = in_torch(logits, token_ids, spec.top)
         if not torch.allclose(own, wanted, rtol=1e-5, atol=1e-5):
             return {"pygen": "the log-probabilities are not torch's"}
-        # Which of equal tokens come first is not defined in torch.
+        # torch does not define the order of equal tokens, so only scores are compared.
         if best and not torch.allclose(best[0], wanted_best[0], rtol=1e-5, atol=1e-5):
             return {"pygen": "the best are not torch's"}
         return {}

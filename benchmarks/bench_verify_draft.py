@@ -1,6 +1,6 @@
-"""Times `pygen.ops.verify_draft` against `_speculative_sampling` of transformers, row by row as it takes them.
+"""Times `pygen.ops.verify_draft` against `_speculative_sampling` of transformers, which takes one row at a time.
 
-python -m benchmarks.bench_verify_draft --table     drafts with scores of their own
+python -m benchmarks.bench_verify_draft --table     drafts with the draft model's scores
 python -m benchmarks.bench_verify_draft --quick     a look, in seconds
 """
 
@@ -22,7 +22,7 @@ REFERENCE_ROWS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """`spread`: how far the drafts' scores are from the target's, which sets how many drafts stay.
+    """One shape. `spread` is the distance of the draft's scores from the target's, which sets how many drafts pass.
 
     The results' column `rows` counts positions of the target, n + 1 per row.
     """
@@ -44,7 +44,7 @@ SPECS = {
 
 
 def in_transformers(drafts: torch.Tensor, draft: torch.Tensor, target: torch.Tensor) -> list[torch.Tensor]:
-    """The tokens of every row; `_speculative_sampling` takes one row, whose candidates end with the drafts."""
+    """Returns the tokens of every row. `_speculative_sampling` takes one row, whose candidates end with the drafts."""
     n = drafts.shape[1]
     rows = zip(drafts, draft, target, strict=True)
     return [_speculative_sampling(ids[None], q[None], n, p[None], False)[0][0] for ids, q, p in rows]
@@ -58,7 +58,7 @@ def make_case(spec: Spec, options: Options, device: torch.device, backend: str) 
     apart = make_logits("normal1", spec.rows * n, vocab_size, seed=1).to(device).view(spec.rows, n, vocab_size)
     draft = target[:, :n] + spec.spread * apart
     drafts = sample(draft.view(-1, vocab_size), seed=1).token_ids.view(spec.rows, n)
-    # The buffers are the rows in other orders; target and drafts stay together.
+    # Each buffer holds the rows in another order. Target and drafts keep their pairing.
     targets = rotation(target.view(spec.rows, -1), options.cache)
     count = len(targets)
     draft_buffers = [draft.roll(i, 0) for i in range(count)]
@@ -83,7 +83,7 @@ def make_case(spec: Spec, options: Options, device: torch.device, backend: str) 
         same = all(torch.equal(mine[few], theirs) for mine, theirs in zip(output, wanted, strict=True))
         return {} if same else {"pygen": "the verdicts are not those of the reference"}
 
-    # The positions that are reached, of target and drafts; the last one of a row has no draft's if all stayed.
+    # Count the positions that verification reads. If all drafts of a row pass, its last position has no draft scores.
     reached = verify_draft(target, drafts, draft, seed=3, backend=backend).accepted_lengths + 1
     positions = int(reached.sum() + reached.clamp(max=n).sum())
     moved = positions * vocab_size * 4 + spec.rows * (8 * n + 8 + 8 + 4)

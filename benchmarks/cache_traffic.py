@@ -1,4 +1,4 @@
-"""How many bytes a beam search moves between the rows of its cache, counted call by call."""
+"""Counts the bytes that a beam search moves between the rows of its cache, call by call."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Count:
 
 @contextlib.contextmanager
 def counted() -> Iterator[Count]:
-    """Counts reads and writes of both libraries while the block runs."""
+    """Counts reads and writes of both libraries' caches while the block runs."""
     count = Count()
     gather: Callable[..., None] = DynamicCache.reorder_cache
     copy = reorder_cache
 
-    # Under its own name: pygen tells by it what the method does.
+    # `wraps` keeps the name, from which pygen recognizes the method.
     @functools.wraps(gather)
     def count_gather(cache: DynamicCache, beam_idx: torch.Tensor) -> None:
         layers: Sequence[Any] = cache.layers

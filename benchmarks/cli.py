@@ -1,4 +1,4 @@
-"""What every bench shares: its arguments, its progress, and what happens to its rows at the end."""
+"""Shared by every bench: command-line arguments, progress bars, and output of the rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.report import RESULTS, print_rows, print_summary, save_csv
 
 
 def parser(description: str, sizes: Sequence[str]) -> argparse.ArgumentParser:
-    """Arguments of a bench; `sizes` are its sets of cases, as exclusive flags; `table` is the default."""
+    """Returns the parser of a bench. `sizes` names its sets of cases, as exclusive flags; `table` is the default."""
     made = argparse.ArgumentParser(description=description)
     group = made.add_mutually_exclusive_group()
     for size in sizes:
@@ -36,7 +36,7 @@ def parser(description: str, sizes: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def options(args: argparse.Namespace, bench: str, budget_s: float, min_rounds: int = 5) -> Options:
-    """Measuring options; the suite, under which rows are stored, names the bench, its size and the cache."""
+    """Returns the measuring options. Rows are saved under a suite, which names the bench, its size and the cache."""
     load_before()
     suite = f"{bench}-{args.size}" + ("-warm" if args.cache == "warm" else "")
     return Options(suite, args.cache, args.budget or budget_s, min_rounds, progress=not args.quiet)
@@ -53,7 +53,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def run_cases(cases: Iterable[Case], count: int, chosen: Options) -> list[Row]:
-    """Runs cases as the iterable makes them, so that only one case's buffers exist at a time."""
+    """Runs cases one by one as the iterable yields them, so that only one case's buffers exist at a time."""
     rows: list[Row] = []
     with tqdm(total=count, desc=chosen.suite, disable=not chosen.progress) as bar:
         for case in cases:

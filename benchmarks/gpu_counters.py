@@ -1,4 +1,4 @@
-"""What `bench_gpu_generate` counts: launches and waits of the host, memory, captures, and the speed of a copy."""
+"""The counters of `bench_gpu_generate`: host launches and waits, memory, captures, and copy bandwidth."""
 
 from __future__ import annotations
 
@@ -36,8 +36,11 @@ _COPIED_BYTES = {"cuda": 1 << 29, "cpu": 1 << 24}
 
 @dataclasses.dataclass(frozen=True)
 class Activity:
-    """launches: of kernels, by the host. graphs: launches of whole graphs. waits: of the host for the device.
-    kernels: that the device ran. The last two tell how much of the first and of the waits was the model's forward."""
+    """Events of one call.
+
+    launches: kernels that the host launches. graphs: whole graphs that it launches. waits: times that the host waits
+    for the device. kernels: kernels that the device runs. The two forward fields count the model's forward alone.
+    """
 
     launches: float = 0
     graphs: float = 0
@@ -47,13 +50,13 @@ class Activity:
     waits_in_forward: float = 0
 
     def per(self, other: Activity, tokens: int) -> Activity:
-        """What `self` did more than `other`, for each of `tokens` tokens."""
+        """Returns the difference from `other`, divided by `tokens`."""
         names = [field.name for field in dataclasses.fields(self)]
         return Activity(*((getattr(self, name) - getattr(other, name)) / tokens for name in names))
 
 
 def tally(events: Iterable[Any]) -> Activity:
-    """Counts Kineto's events, those of the host inside the measured region only."""
+    """Counts Kineto's events. Host events count only inside the measured region."""
     calls: dict[str, list[int]] = {}
     regions: dict[str, list[tuple[int, int]]] = {_MEASURED: [], _FORWARD: []}
     kernels = 0
@@ -86,7 +89,7 @@ def _within(start: int, ranges: list[tuple[int, int]]) -> bool:
 
 
 def profiled(call: Callable[[], object], device: torch.device) -> Activity:
-    """What `call()` does, its work on the device included."""
+    """Counts the activity of `call()`, its work on the device included."""
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
@@ -95,21 +98,23 @@ def profiled(call: Callable[[], object], device: torch.device) -> Activity:
         with record_function(_MEASURED):
             call()
         synchronize(device)
-    # Not `profiler.events()`, which makes objects of Python for a hundred thousand of them.
+    # `profiler.events()` would build a hundred thousand Python objects.
     results: Any = profiler.profiler
     return tally(results.kineto_results.events())
 
 
-def per_token(call: Callable[[int], object], most: int, least: int, device: torch.device) -> Activity:
-    """What `call(tokens)` does for a token: the difference between calls for `most` and `least`. So what it does once
-    does not count."""
-    long, short = (profiled(functools.partial(call, tokens), device) for tokens in (most, least))
-    return long.per(short, most - least)
+def per_token(call: Callable[[int], object], max_tokens: int, min_tokens: int, device: torch.device) -> Activity:
+    """Returns the activity of `call` per token: the difference between calls for `max_tokens` and `min_tokens` tokens.
+
+    Work that a call does once therefore does not count.
+    """
+    long, short = (profiled(functools.partial(call, tokens), device) for tokens in (max_tokens, min_tokens))
+    return long.per(short, max_tokens - min_tokens)
 
 
 @contextmanager
 def marked_forwards(model: torch.nn.Module) -> Iterator[None]:
-    """Lets `profiled` tell the forwards of `model` apart, where Python runs them."""
+    """Marks the forwards of `model` for `profiled`, where Python runs them."""
     running: list[Any] = []
 
     def begin(*_: object) -> None:
@@ -129,8 +134,10 @@ def marked_forwards(model: torch.nn.Module) -> Iterator[None]:
 
 @dataclasses.dataclass
 class Watched:
-    """The captures of a call: seconds that they took in all, and what the last one's step does when it is launched
-    piece by piece: the model's forward, and everything else in it."""
+    """The captures of a call: their total seconds, and the activity of the last captured step.
+
+    The step then runs piece by piece: the model's forward, and the rest.
+    """
 
     seconds: float = 0.0
     count: int = 0
@@ -139,7 +146,7 @@ class Watched:
 
 
 class _Watching:
-    """In the place of a kind of capture: makes one, and writes down what it took."""
+    """Replaces a kind of capture: makes one, and records its seconds and activity."""
 
     def __init__(self, kind: Any, device: torch.device, watched: Watched) -> None:
         self._kind, self._device, self._watched = kind, device, watched
@@ -180,7 +187,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def allocated_bytes(device: torch.device) -> int:
-    """Of tensors, as torch counts them; 0 on the CPU, where it does not."""
+    """Returns torch's count of allocated bytes; 0 on the CPU, where torch does not count."""
     if device.type != "cuda":
         return 0
     gc.collect()
@@ -189,7 +196,7 @@ def allocated_bytes(device: torch.device) -> int:
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
-    """The most that was allocated during `call()` on top of what was before it; None on the CPU."""
+    """Returns the peak bytes that `call()` allocates on top of earlier allocations; None on the CPU."""
     before = allocated_bytes(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -199,7 +206,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
 
 
 def copy_gb_per_s(device: torch.device) -> tuple[int, float]:
-    """Bytes of a large copy, read and written, and its speed: the median of several."""
+    """Returns the bytes that a large copy reads and writes, and its median speed."""
     source = torch.randint(256, (_COPIED_BYTES[device.type],), dtype=torch.uint8, device=device)
     target = source.clone()
     seconds = []

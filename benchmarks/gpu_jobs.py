@@ -1,4 +1,4 @@
-"""The rows of `bench_gpu_generate`: models, modes, sizes and engines, which come first, and what they have to reach."""
+"""The rows of `bench_gpu_generate`: models, modes, sizes and engines, their order and their targets."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ MODES: dict[str, dict[str, Any]] = {
     "beams": {"do_sample": False, "num_beams": 4},
 }
 STATIC = "transformers static"
-# variant, and what it adds to a call
+# variant name, and the arguments that it adds to a call
 ENGINES: dict[str, tuple[str, dict[str, Any]]] = {
     "transformers": (BASELINE, {}),
-    # transformers compiles the forward of decoding by itself where the cache is static.
+    # transformers compiles the decoding forward by itself if the cache is static.
     "static": (STATIC, {"cache_implementation": "static"}),
     "pygen": ("pygen", {"runtime": "auto"}),
     "eager": ("pygen eager", {"runtime": "eager"}),
@@ -48,7 +48,7 @@ class Job:
         return f"{gpu_models.MODELS[self.model][0]}, {label}, {self.prompt:,} tokens"
 
 
-# What has to be reached on an H100: engines, where, and what. Several may hold for a row.
+# Targets on an H100: engines, the jobs they apply to, and the target. Several may apply to one row.
 TARGETS: tuple[tuple[tuple[str, ...], Callable[[Job], bool], Target], ...] = (
     (CAPTURED, lambda job: job.mode != "beams", Target(launches_beyond_forward=1)),
     (CAPTURED, lambda job: job.mode == "beams", Target(launches_beyond_forward=3)),
@@ -79,7 +79,7 @@ def target_of(job: Job, engine: str) -> Target:
 
 
 def in_order(jobs: Iterable[Job]) -> list[Job]:
-    """Most important first: one row without beams, then four beams of GPT-2 with eight prompts, then the rest."""
+    """Sorts jobs by importance: one row without beams, then GPT-2 with four beams and eight prompts, then the rest."""
     models, modes = list(gpu_models.MODELS), list(MODES)
 
     def rank(job: Job) -> tuple[int, ...]:
@@ -99,7 +99,7 @@ def jobs_of(args: argparse.Namespace, quick: bool) -> list[Job]:
 
 
 def engines_of(job: Job, asked: Sequence[str]) -> list[str]:
-    """transformers has no static cache for beams."""
+    """Returns the requested engines that can run `job`. transformers has no static cache for beams."""
     return [engine for engine in asked if engine != "static" or job.mode != "beams"]
 
 

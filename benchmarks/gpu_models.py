@@ -1,4 +1,4 @@
-"""The models of `bench_gpu_generate`, with random weights, and the bytes that a decoding step of them has to read."""
+"""The models of `bench_gpu_generate`, with random weights, and the bytes that their decoding steps must read."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 DTYPE = torch.bfloat16
-Made = tuple[Any, Any]  # class of a model, and its config
-# What a rehearsal changes; a prompt of 96 tokens leaves this GPT-2 no room.
+Made = tuple[Any, Any]  # model class and config
+# Sizes of a rehearsal. This GPT-2 has too few positions for a prompt of 96 tokens.
 _SMALL: dict[str, dict[str, Any]] = {
     "gpt2": {"vocab_size": 509, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96},
     "llama": {"vocab_size": 509, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -74,7 +74,7 @@ def config_of(key: str, small: bool) -> Any:
 
 @functools.cache
 def load(key: str, small: bool, device: torch.device) -> Any:
-    """A model in bfloat16 that no token ends."""
+    """Returns a bfloat16 model without an end token."""
     kind, config = MODELS[key][1](**_SMALL[key] if small else {})
     torch.manual_seed(0)
     with torch.device(device):
@@ -85,17 +85,17 @@ def load(key: str, small: bool, device: torch.device) -> Any:
 
 
 def positions(config: Any) -> int | None:
-    """How long a text with its prompt may be; None where only memory bounds it."""
+    """Returns the maximum length of prompt and text; None if only memory bounds it."""
     if config.is_encoder_decoder:
         return None
     return int(config.max_position_embeddings)
 
 
 def weight_bytes(model: Any) -> int:
-    """What a decoding step reads of the weights: all of them, each once, but for
+    """Returns the bytes of weights that a decoding step reads: each weight once, except
 
-    the encoder, and the projections of its output, whose keys and values are kept; and tables of which a step takes a
-    row per token. A table that gives the scores, too, is read whole.
+    - the encoder, and the projections of its output, whose keys and values are cached;
+    - embedding tables, of which a step reads one row per token. A step reads a table tied to the LM head whole.
     """
     scoring = model.get_output_embeddings().weight
     root = model.get_decoder() if model.config.is_encoder_decoder else model
@@ -109,12 +109,12 @@ def weight_bytes(model: Any) -> int:
 
 
 def cache_bytes(model: Any, rows: int, prompt: int, new_tokens: int) -> int:
-    """What the steps of a call read of keys and values in use, on average."""
+    """Returns the bytes of keys and values that a step reads, averaged over a call."""
     config = model.config.get_text_config(decoder=True)
     layers = getattr(config, "num_decoder_layers", None) or config.num_hidden_layers
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    # The text ahead of the first generated token is the start token where an encoder reads the prompt.
+    # If an encoder reads the prompt, only the start token precedes the first generated token.
     own = 1 if model.config.is_encoder_decoder else prompt
     crossed = prompt if model.config.is_encoder_decoder else 0
     in_use = own + (new_tokens - 1) / 2 + crossed

@@ -1,4 +1,4 @@
-"""Runs every op once per setting at small shapes: what compute-sanitizer watches on a GPU.
+"""Runs every op once per setting at small shapes, for compute-sanitizer on a GPU.
 
 python -m benchmarks.gpu_small_ops [--device cpu] [--backend NAME]
 """
@@ -34,7 +34,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"min_p": 0.1, "typical_p": 0.9, "no_repeat_ngram_size": 2},
     {"top_h": 0.7, "epsilon_cutoff": 1e-3, "eta_cutoff": 1e-3, "presence_penalty": 0.5, "frequency_penalty": 0.2},
 )
-# An aligned vocabulary, one with a remainder, and one that several blocks share.
+# An aligned vocabulary, one with a remainder, and one split among several blocks.
 VOCABULARIES = (64, 1003, 20011)
 ROWS = 3
 

@@ -1,4 +1,4 @@
-"""Whether tokens that are not those of transformers may differ: where rounding decides, and nowhere else."""
+"""Decides whether tokens may differ from those of transformers: only where rounding decides."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Of the largest score of a row: eight steps of bfloat16, for a model whose every layer rounds to it.
+# Relative to the largest score of a row: eight bfloat16 steps, because every layer of the model rounds to bfloat16.
 BAND = 2.0**-5
 _ROWS_AT_ONCE = 8
 
 
 def agreeing_percent(ours: Tensor, theirs: Tensor, new_tokens: int) -> float:
-    """How many of the generated tokens are equal; after a first difference a row goes its own way."""
+    """Returns the share of equal generated tokens. After its first difference a row diverges."""
     if ours.shape != theirs.shape:
         return 0.0
     return 100 * float((ours[:, -new_tokens:] == theirs[:, -new_tokens:]).float().mean())
 
 
 def fault(model: Any, prompt: Tensor, ours: Tensor, theirs: Tensor, settings: dict[str, Any]) -> str:
-    """What is wrong with `ours`, (rows, length) like `theirs`; "" where nothing is.
+    """Returns what is wrong with `ours`, (rows, length) like `theirs`, or "".
 
-    The model reads each text once more, in one piece. By its scores, within the band,
+    The model reads each text again, in one forward. By its scores, within BAND,
         greedy:     every token is the best one
         sampling:   every token is among the `top_k` best
-        beams:      the text is no less probable than that of transformers
+        beams:      the text is at least as probable as that of transformers
     """
     if ours.shape != theirs.shape:
         return f"the tokens have shape {tuple(ours.shape)}, those of transformers {tuple(theirs.shape)}"
@@ -57,7 +57,7 @@ def _mean_logprob(scores: Tensor, tokens: Tensor) -> Tensor:
 
 @torch.no_grad()
 def scores_of(model: Any, prompt: Tensor, tokens: Tensor, new_tokens: int) -> Tensor:
-    """(rows, new_tokens, vocab_size) float32: the scores that the last `new_tokens` of `tokens` were chosen by."""
+    """Returns (rows, new_tokens, vocab_size) float32: the scores for the last `new_tokens` positions of `tokens`."""
     if model.config.is_encoder_decoder:
         inputs = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt), "decoder_input_ids": tokens[:, :-1]}
         logits = model(**inputs, use_cache=False).logits

@@ -1,9 +1,9 @@
-"""Times variants of one job side by side and turns the times into rows that explain themselves.
+"""Times variants of one job side by side and turns the times into self-explanatory rows.
 
     check -> warm-up -> rounds of (every variant once, in random order) -> medians -> ratios
 
-The copy roof and one read of the input are timed in the same rounds as the variants, on the same buffers. A variant
-whose check fails keeps its time but gets no ratio, and the process ends with a non-zero status.
+The same rounds time a copy (the roof) and one read of the input, on the same buffers as the variants. A variant whose
+check fails keeps its time but gets no ratio, and the process exits with a non-zero status.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ VISIT_US = 3000.0
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What a row must reach: `speedup` over transformers at least, `reads` of the input at most, `time_us` at most.
+    """The target of a row: at least `speedup` over transformers, at most `reads` of the input and `time_us`.
 
-    flashinfer_speedup: over FlashInfer, on a GPU. outside_speedup: of the time outside the forward; cache_share: bytes
-    moved between the rows of the cache, relative to transformers'.
+    flashinfer_speedup: over FlashInfer, on a GPU. outside_speedup: of the time outside the forward. cache_share: bytes
+    moved between the rows of the cache, relative to transformers.
 
-    Of whole calls on a GPU: copy_percent, of the bandwidth of a copy; static_speedup, over transformers compiled over a
-    static cache; launches and syncs beyond the model's forward, per token; capture_s; unreleased_bytes.
+    For whole calls on a GPU: copy_percent, of the bandwidth of a copy; static_speedup, over compiled transformers with
+    a static cache; launches and syncs beyond the model's forward, per token; capture_s; unreleased_bytes.
     """
 
     speedup: float | None = None
@@ -57,7 +57,7 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One way to do the job. `call(i)` does it once on input buffer `i` (any int; the callee takes it modulo)."""
+    """One implementation of the job. `call(i)` runs it on input buffer `i` (any int; the callee takes it modulo)."""
 
     name: str
     backend: str
@@ -69,9 +69,8 @@ class Variant:
 class Case:
     """One job: a shape, a distribution and settings, with the variants that do it.
 
-    `buffers` are the inputs that the variants rotate through; the floors read and copy them. `bytes_moved` is the
-    least the job has to move, the same for every variant. `check()` returns {variant name: what is wrong} for the
-    variants that give a wrong answer.
+    The variants rotate through the inputs `buffers`; the floors read and copy them. `bytes_moved` is the minimum that
+    any variant must move. `check()` returns {variant name: error} for the variants that give a wrong answer.
     """
 
     op: str
@@ -86,10 +85,10 @@ class Case:
 
 @dataclasses.dataclass
 class Row:
-    """One line of the results. Ratios are None where there is nothing to compare with, and on red.
+    """One line of the results. A ratio is None if the row is red or has nothing to compare with.
 
-    met: of a row with a target "yes", or "no: " and how far off it is. note: why there are no figures, or what else a
-    reader of them has to know.
+    met: "yes", or "no: " and the distance from the target; empty without a target. note: why figures are missing, or
+    what else a reader needs to know.
     """
 
     suite: str
@@ -147,7 +146,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How long to measure. `budget_s` is the time of one case; every variant is visited at least `min_rounds` times."""
+    """How long to measure. `budget_s` is the time of one case; every variant runs in at least `min_rounds` rounds."""
 
     suite: str
     cache: str = "cold"
@@ -160,7 +159,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Microseconds of one call: the median, and the distance between the quartiles."""
+    """Microseconds of one call: the median and the interquartile range."""
 
     median_us: float
     spread_us: float
@@ -181,7 +180,7 @@ def cpu_timer(call: Call, first: int, calls: int) -> float:
 
 
 def cuda_timer(call: Call, first: int, calls: int) -> float:
-    """Between two events on the current stream, so the time of the device and not of the launches' return."""
+    """Times between two events on the current stream. It measures the device, not the return of the launches."""
     start = torch.cuda.Event(enable_timing=True)
     end = torch.cuda.Event(enable_timing=True)
     start.record()
@@ -197,11 +196,11 @@ def timer_for(device: torch.device) -> Timer:
 
 
 def measure(calls: Mapping[str, Call], timer: Timer, options: Options, label: str = "") -> dict[str, Timing]:
-    """Medians of interleaved variants.
+    """Returns medians of interleaved variants.
 
-    for round in rounds: for variant in shuffled(variants): a few samples, each of enough calls to be longer than the
-    clock's step. The call index only ever grows, over all variants, so no variant finds a buffer that the one
-    before it has just read. The number of rounds fills `budget_s`, within `min_rounds` and `max_rounds`.
+    Every round visits the variants in random order and takes a few samples of each. A sample has enough calls to be
+    longer than the clock's step. The call index grows over all variants, so that no variant finds a buffer that the
+    one before it has just read. The number of rounds fills `budget_s`, within `min_rounds` and `max_rounds`.
     """
     index = 0
 
@@ -242,15 +241,15 @@ def _timing(values: list[float], batch: int) -> Timing:
 
 
 def floor_calls(buffers: Sequence[torch.Tensor]) -> dict[str, Call]:
-    """Ways to read, and to copy, one buffer once; the fastest of each is the floor.
+    """Returns several ways to read, and to copy, one buffer once; the fastest of each is the floor.
 
-    Half floats are read as float32 bits: torch's reductions of half types are bound by conversion and not by memory.
+    Half floats are read as float32 bits, because conversion, not memory, limits torch's reductions of half types.
     """
     flat = [buffer.reshape(-1) for buffer in buffers]
     if flat[0].element_size() == 2 and flat[0].numel() % 2 == 0:
         flat = [buffer.view(torch.float32) for buffer in flat]
     table = [buffer.view(buffers[0].shape[0], -1) for buffer in flat]
-    # Cloned, not empty: the first write to a fresh page would be the system's time.
+    # Clones, because the first write to a fresh page costs time in the kernel.
     spare = [buffer.clone() for buffer in flat]
     n = len(flat)
     return {
@@ -301,7 +300,7 @@ def run_case(case: Case, options: Options) -> list[Row]:
 
 
 def compare(row: Row, target: Target, roof: float | None, read_us: float | None, baseline_us: float | None) -> None:
-    """Fills the ratios of `row` in place, and whether it meets `target`; nothing of it on red."""
+    """Fills the ratios of `row` in place, and whether it meets `target`. A red row stays empty."""
     if row.median_us is not None and not row.red:
         if roof is not None and row.bytes_moved is not None:
             row.percent_of_copy = 100 * row.bytes_moved / row.median_us / roof
@@ -312,7 +311,7 @@ def compare(row: Row, target: Target, roof: float | None, read_us: float | None,
     judge(row, target)
 
 
-# Of every target: the figure of a row that is meant, whether it is to be at least (1) or at most (-1) that, and words.
+# For every target: the row's figure, whether the target is its minimum (1) or maximum (-1), and the label.
 _LIMITS: dict[str, tuple[str, int, str]] = {
     "speedup": ("speedup", 1, ">={:g}x"),
     "reads": ("times_read", -1, "<={:g} reads"),
@@ -332,7 +331,7 @@ _LIMITS: dict[str, tuple[str, int, str]] = {
 
 
 def judge(row: Row, target: Target) -> None:
-    """Sets `target` and `met` of `row` in place; a figure that was not measured does not meet its target."""
+    """Sets `target` and `met` of `row` in place. A figure that was not measured misses its target."""
     wanted = {name: limit for name in _LIMITS if (limit := getattr(target, name)) is not None}
     row.target = " ".join(_LIMITS[name][2].format(limit) for name, limit in wanted.items())
     misses = []

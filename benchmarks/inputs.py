@@ -1,4 +1,4 @@
-"""Logits to measure on: synthetic distributions, and SmolLM2's own over a text."""
+"""Logits to measure on: synthetic distributions, and recorded logits of SmolLM2 over a text."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ ARENA_BYTES = 1 << 30
 def make_logits(
     distribution: str, rows: int, vocab_size: int, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> torch.Tensor:
-    """(rows, vocab_size) logits on the CPU.
+    """Returns (rows, vocab_size) logits on the CPU.
 
-    normal1, normal5: normal with spread 1 and 5. gumbel: -ln(-ln u), the long right tail of a trained model's scores.
-    ties: normal with spread 0.5 rounded to eighths, so that thresholds fall inside large groups of equal logits.
-    smollm2: the recorded rows, repeated in turn; `vocab_size` must be the recorded one.
+    normal1, normal5: normal with standard deviation 1 and 5. gumbel: -ln(-ln u), with the long right tail of a trained
+    model's scores. ties: normal with standard deviation 0.5, rounded to eighths, so that thresholds fall into large
+    groups of equal logits. smollm2: the recorded rows, repeated cyclically; `vocab_size` must be the recorded one.
     """
     generator = torch.Generator().manual_seed(seed)
     if distribution == "smollm2":
@@ -46,10 +46,10 @@ def make_logits(
 
 
 def rotation(logits: torch.Tensor, cache: str) -> list[torch.Tensor]:
-    """Buffers that hold the rows of `logits` in different orders, to be used in turn.
+    """Returns buffers with the rows of `logits` in different orders, to be used in turn.
 
-    cold: so many that, in total, they are twice the last cache (at most ARENA_BYTES), and a call finds its input in
-    memory. warm: one, which a call finds where the call before it left it.
+    cold: enough buffers to fill the last-level cache twice (at most ARENA_BYTES), so that a call reads its input from
+    memory. warm: one buffer, which stays where the previous call left it.
     """
     if cache == "warm":
         return [logits]
@@ -63,7 +63,7 @@ def rotation(logits: torch.Tensor, cache: str) -> list[torch.Tensor]:
 
 
 def random_ids(rows: int, length: int, vocab_size: int, seed: int = 1) -> torch.Tensor:
-    """(rows, length) int64: a history to penalise."""
+    """Returns (rows, length) int64: a history to penalise."""
     return torch.randint(vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
@@ -72,7 +72,7 @@ def trace_file() -> Path | None:
 
 
 def load_traces() -> torch.Tensor:
-    """(rows, vocab_size) bfloat16: SmolLM2's logits as `record_traces.py` wrote them."""
+    """Returns (rows, vocab_size) bfloat16: SmolLM2's logits as `record_traces.py` wrote them."""
     path = trace_file()
     if path is None:
         raise FileNotFoundError(f"no recorded logits in {TRACES}: run python -m benchmarks.record_traces")
@@ -82,7 +82,7 @@ def load_traces() -> torch.Tensor:
 
 
 def trace_metadata() -> dict[str, str]:
-    """Model, text and positions of the recorded rows."""
+    """Returns model, text and positions of the recorded rows."""
     path = trace_file()
     if path is None:
         raise FileNotFoundError(f"no recorded logits in {TRACES}: run python -m benchmarks.record_traces")
@@ -91,7 +91,7 @@ def trace_metadata() -> dict[str, str]:
 
 
 def load_smollm2() -> tuple[Any, Any]:
-    """(model, tokenizer) of the demo, converted on the first call."""
+    """Returns (model, tokenizer) of the demo. The first call converts the model."""
     from examples.smollm2 import load
 
     model, tokenizer = load()

@@ -1,4 +1,4 @@
-"""What the numbers were measured on: the machine block, the device's slug, the commit, the size of the cache."""
+"""Describes the measuring machine: the machine block, the device's slug, the commit, the cache size."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _output(*command: str) -> str:
 
 @functools.cache
 def commit() -> str:
-    """Short commit, with `+` where tracked files differ from it, apart from the results that runs write."""
+    """Returns the short commit, with `+` if tracked files differ from it. Result files do not count."""
     head = _output("git", "rev-parse", "--short=10", "HEAD")
     changed = _output("git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
     return (head or "none") + ("+" if changed else "")
@@ -40,7 +40,7 @@ def today() -> str:
 
 @functools.cache
 def load_before() -> str:
-    """The system's load when first asked, so ask before measuring."""
+    """Returns the system's load at the first call, so call it before measuring."""
     return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "?"
 
 
@@ -53,7 +53,7 @@ def _version(package: str) -> str:
 
 @functools.cache
 def cpu_model() -> str:
-    """The name that the processor gives itself, with family and model where virtual machines hide the name's end."""
+    """Returns the processor's name, plus family and model, because virtual machines may shorten the name."""
     fields: dict[str, str] = {}
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -76,7 +76,7 @@ def device_slug(device: torch.device) -> str:
 
 
 def cache_bytes(device: torch.device) -> int:
-    """Size of the last cache before memory."""
+    """Returns the size of the last-level cache."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
     sizes = [_bytes_of(path.read_text()) for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
@@ -105,7 +105,7 @@ def _build() -> dict[str, str]:
 
 
 def machine_block(device: torch.device) -> dict[str, str]:
-    """What a reader must know to compare two files of results, as printable pairs."""
+    """Returns what a reader needs to compare two result files, as printable pairs."""
     block = {
         "device": device_name(device),
         "cpu": cpu_model(),

@@ -1,4 +1,4 @@
-"""The peak of memory that a call takes on top of what was there before it."""
+"""Measures the peak memory of a call, relative to the memory in use before it."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def _status_bytes(field: str) -> int:
 
 
 def peak_temporary_bytes(call: Callable[[], object]) -> int | None:
-    """Bytes between the resident size before `call()` and the highest during it; None where no counter tells.
+    """Returns the peak resident bytes during `call()` minus those before it; None if the system has no counter.
 
-    The counter sees C++ and torch alike. The largest single allocation of torch, asked from its profiler in a second
-    call, is a lower bound that does not depend on pages being touched.
+    The counter covers C++ and torch. In a second call, torch's profiler reports the largest single allocation, a lower
+    bound that does not depend on which pages were touched.
     """
     gc.collect()
     try:
@@ -43,9 +43,9 @@ def peak_temporary_bytes(call: Callable[[], object]) -> int | None:
 
 
 def in_child(module: str, name: str, *arguments: str) -> int | None:
-    """What `python -m module --memory-of name` prints: a process of its own has no memory left from other calls."""
+    """Returns what `python -m module --memory-of name` prints. A new process has no memory left from other calls."""
     child = [sys.executable, "-m", module, "--memory-of", name, *arguments]
-    # Freed tensors go back to the system at once, so that the peak is of what lives and not of the heap's holes.
+    # Return freed tensors to the system at once, so that the peak counts live memory and no fragmentation.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**18)}
     done = subprocess.run(child, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     if done.returncode:

@@ -1,4 +1,4 @@
-"""Models of transformers whose forward costs next to nothing, so that what is left of a step is the loop around it."""
+"""transformers models with an almost free forward, so that a step measures the loop around it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Stub(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
 
 class FixedLogits(Stub):
-    """Returns one and the same tensor."""
+    """Returns the same tensor in every forward."""
 
     def __init__(self, config: StubConfig) -> None:
         super().__init__(config)
@@ -42,10 +42,10 @@ class FixedLogits(Stub):
 
 
 class CachedLogits(Stub):
-    """Fills a cache of the size of a real model's, and looks its logits up by what the cache holds.
+    """Fills a cache of a real model's size and selects its logits by the cache's contents.
 
-    The keys of a token are its id, and the row of logits is chosen by the sum of the first keys up to its position, so
-    that a cache whose rows went astray changes the tokens.
+    A token's keys hold its id. The sum of the first keys up to a position selects its row of logits, so that a
+    wrongly reordered cache changes the tokens.
     """
 
     TABLE_ROWS = 64

@@ -1,4 +1,4 @@
-"""Draws the results of a device: how much faster than transformers, and how far from the time of one read.
+"""Plots the results of a device: the speedup over transformers, and the ratio to the time of one read.
 
 python -m benchmarks.plots benchmarks/results/<device>.csv     writes the .png beside it
 """
@@ -17,9 +17,9 @@ BLUE, ORANGE, GREY, DARK = "#2a6fbb", "#e08a1e", "#b8bec6", "#3c4248"
 
 
 def plot_results(rows: Sequence[Row], machine: Mapping[str, str], path: Path) -> Path | None:
-    """Writes `path` from the rows of `sample` and `beam_step` (tables where there are any) and `generate`.
+    """Plots the rows of `sample`, `beam_step` and `generate` into `path`; it prefers the rows of a table.
 
-    Returns None without matplotlib, or when no row can be drawn.
+    Returns None without matplotlib, or if no row can be plotted.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -82,21 +82,21 @@ def _figure_text(value: float) -> str:
 
 
 def _draw_ratios(axes: Any, bars: Sequence[Row]) -> None:
-    places = range(len(bars))
+    positions = range(len(bars))
     values = [row.speedup or 0.0 for row in bars]
-    axes.barh(places, values, color=BLUE, height=0.62)
-    for place, row, value in zip(places, bars, values, strict=True):
+    axes.barh(positions, values, color=BLUE, height=0.62)
+    for y, row, value in zip(positions, bars, values, strict=True):
         goal = next((word for word in row.target.split() if word.endswith("x")), "")
         at = float(goal.strip(">=x")) if goal else 0.0
         end = max(value, at) if at < 1.5 * value else value
-        axes.text(end * 1.06, place, f"{_figure_text(value)}x", va="center", fontsize=9, color=DARK)
+        axes.text(end * 1.06, y, f"{_figure_text(value)}x", va="center", fontsize=9, color=DARK)
         if goal:
-            axes.plot([at, at], [place - 0.4, place + 0.4], color=ORANGE, linewidth=2.5)
+            axes.plot([at, at], [y - 0.4, y + 0.4], color=ORANGE, linewidth=2.5)
     axes.plot([], [], color=ORANGE, linewidth=2.5, label="target")
     axes.axvline(1, color=DARK, linewidth=0.8)
     axes.set_xscale("log")
     axes.set_xlim(0.8, max([*values, 10]) * 2.2)
-    axes.set_yticks(list(places), [_label(row) for row in bars], fontsize=8.5)
+    axes.set_yticks(list(positions), [_label(row) for row in bars], fontsize=8.5)
     axes.invert_yaxis()
     axes.set_xlabel("times faster than transformers (log scale)")
     axes.set_title("Logits to tokens, one step", fontsize=11, loc="left")
@@ -106,28 +106,28 @@ def _draw_ratios(axes: Any, bars: Sequence[Row]) -> None:
 
 
 def _draw_times(axes: Any, bars: Sequence[Row], rows: Sequence[Row]) -> None:
-    places = list(range(len(bars)))
+    positions = list(range(len(bars)))
     read = [_matching(row, rows, "read") for row in bars]
     theirs = [_matching(row, rows, BASELINE) for row in bars]
     ours = [row.median_us for row in bars]
-    for place, low, high in zip(places, read, theirs, strict=True):
+    for y, low, high in zip(positions, read, theirs, strict=True):
         if low and high:
-            axes.plot([low, high], [place, place], color=GREY, linewidth=1, zorder=1)
+            axes.plot([low, high], [y, y], color=GREY, linewidth=1, zorder=1)
     marks = (
         (read, "|", GREY, "one read of the logits"),
         (ours, "o", BLUE, "pygen"),
         (theirs, "s", DARK, "transformers"),
     )
     for values, marker, colour, label in marks:
-        known = [(value, place) for value, place in zip(values, places, strict=True) if value]
+        known = [(value, y) for value, y in zip(values, positions, strict=True) if value]
         size, width = (220, 3) if marker == "|" else (48, 1)
         axes.scatter(
             *zip(*known, strict=True), marker=marker, s=size, linewidths=width, color=colour, label=label, zorder=2
         )
-    for place, row in zip(places, bars, strict=True):
+    for y, row in zip(positions, bars, strict=True):
         if row.times_read is not None and row.median_us is not None:
             axes.annotate(
-                f"{_figure_text(row.times_read)} reads", (row.median_us, place), xytext=(0, 7),
+                f"{_figure_text(row.times_read)} reads", (row.median_us, y), xytext=(0, 7),
                 textcoords="offset points", ha="center", fontsize=8, color=BLUE,
             )  # fmt: skip
     axes.set_xscale("log")
@@ -140,7 +140,7 @@ def _draw_times(axes: Any, bars: Sequence[Row], rows: Sequence[Row]) -> None:
 
 
 def _matching(row: Row, rows: Sequence[Row], variant: str) -> float | None:
-    """The time of another variant of the same case."""
+    """Returns the time of another variant of the same case."""
 
     def case(of: Row) -> tuple[object, ...]:
         return of.suite, of.op, of.settings, of.distribution, of.rows, of.vocab_size, of.dtype
@@ -149,17 +149,19 @@ def _matching(row: Row, rows: Sequence[Row], variant: str) -> float | None:
 
 
 def _draw_loops(axes: Any, loops: Sequence[Row]) -> None:
-    places = list(range(len(loops)))
+    positions = list(range(len(loops)))
     forward = [(row.forward_us or 0.0) / 1e3 for row in loops]
     outside = [(row.outside_us or 0.0) / 1e3 for row in loops]
     colours = [DARK if row.variant == BASELINE else BLUE for row in loops]
-    axes.barh(places, forward, color=GREY, height=0.6, label="in the model's forward")
-    axes.barh(places, outside, left=forward, color=colours, height=0.6)
-    for place, row, inside, rest in zip(places, loops, forward, outside, strict=True):
+    axes.barh(positions, forward, color=GREY, height=0.6, label="in the model's forward")
+    axes.barh(positions, outside, left=forward, color=colours, height=0.6)
+    for y, row, inside, rest in zip(positions, loops, forward, outside, strict=True):
         share = f"outside the forward {rest:.2f} ms = {row.outside_percent or 0:.1f}% of it"
         text = f"{row.tokens_per_s or 0:,.0f} tokens/s, {share}"
-        axes.text((inside + rest) * 1.01, place, text, va="center", fontsize=8.5, color=DARK)
-    axes.set_yticks(places, [f"{row.variant}, {row.rows} prompt{'s' * (row.rows > 1)}" for row in loops], fontsize=8.5)
+        axes.text((inside + rest) * 1.01, y, text, va="center", fontsize=8.5, color=DARK)
+    axes.set_yticks(
+        positions, [f"{row.variant}, {row.rows} prompt{'s' * (row.rows > 1)}" for row in loops], fontsize=8.5
+    )
     axes.invert_yaxis()
     axes.set_xlim(0, max(a + b for a, b in zip(forward, outside, strict=True)) * 1.6)
     axes.set_xlabel("milliseconds a token step, median")

