@@ -40,7 +40,7 @@ class KeptSample:
         input_ids = _int64_of(input_ids)
         suppress = _int64_of(suppress) if self._suppress is None else self._suppress
         out = empty_output(self._rows, self._num_logprobs, logits.device)
-        run, place = self._run, (logits.data_ptr(), logits.stride(0), *_step_arguments(step), torch.get_num_threads())
+        run, place = self._run, (logits.data_ptr(), logits.stride()[0], *_step_arguments(step), torch.get_num_threads())
         wheres = (_table_arguments(input_ids, bias, suppress, token_bitmask), _pointers(out))
         if self._rng is None or seed is not None:
             run(*place, 0, seed or 0, *wheres)
@@ -102,7 +102,7 @@ class KeptScores:
         out = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
         tables_at = _table_arguments(input_ids, bias, suppress, token_bitmask)
         threads, width = torch.get_num_threads(), logits.shape[1]
-        self._run(logits.data_ptr(), logits.stride(0), threads, tables_at, out.data_ptr(), width)
+        self._run(logits.data_ptr(), logits.stride()[0], threads, tables_at, out.data_ptr(), width)
         return out
 
 

@@ -27,6 +27,11 @@ _KINDS = {
     "ZeroTensor": "one without memory of torch's own: give its clone()",
 }
 _ADVICE = {"DTensor": "give its to_local() or full_tensor()", "FakeTensor": "it has no values"}
+# Every call of an op asks these: the look-ups of their names would cost as much as they do.
+_keys_of = torch._C._dispatch_keys
+_is_tracing = torch._C._is_tracing
+_transform = torch._C._functorch.peek_interpreter_stack
+_num_modes = torch._C._len_torch_dispatch_stack
 _DENSE = _bits("Dense")
 _PYTHON = _bits("Python")
 _LOOKED_AT = _DENSE | _PYTHON
@@ -40,10 +45,10 @@ def is_plain(value: Tensor) -> bool:
     A tensor on the device "meta" is plain: it is refused for its device.
     """
     return (
-        torch._C._dispatch_keys(value).raw_repr() & _LOOKED_AT == _DENSE
-        and torch._C._get_tracing_state() is None
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and (torch._C._len_torch_dispatch_stack() == 0 or _recorder() is None)
+        _keys_of(value).raw_repr() & _LOOKED_AT == _DENSE
+        and not _is_tracing()
+        and _transform() is None
+        and (_num_modes() == 0 or _recorder() is None)
     )
 
 

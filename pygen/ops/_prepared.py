@@ -99,7 +99,7 @@ class Prepared(Generic[Output]):
             and logits.shape == self._shape
             and logits.dtype is self._dtype
             and logits.device == self._device
-            and logits.stride(1) == 1
+            and logits.stride()[1] == 1  # half the time of `stride(1)`
             and type(step) is int
             and 0 <= step <= self._last_step
         ):
@@ -108,7 +108,7 @@ class Prepared(Generic[Output]):
             length = self._length + self._growth * step
         elif not (type(length) is int and 0 <= length <= self._capacity):
             checks.count_up_to("length", length, self._capacity)
-        if not self._turn.acquire(blocking=False):
+        if not self._turn.acquire(False):
             name = type(self).__name__
             raise RuntimeError(
                 f"`{name}` runs one call at a time, and another is inside: prepare an op for each thread"

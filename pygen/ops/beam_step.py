@@ -288,12 +288,12 @@ def _cpu(call: BeamCall) -> Run:
     generator, held = call.noise.generator, call.held_generator
 
     def run(logits: Tensor, step: int, length: int) -> None:
-        _run_halves(call, work, step, run_plan, (logits.data_ptr(), logits.stride(0), step, length, held))
+        _run_halves(call, work, step, run_plan, (logits.data_ptr(), logits.stride()[0], step, length, held))
 
     def run_advancing(logits: Tensor, step: int, length: int) -> None:
         with lock_of(generator):
             generator_state = generator.get_state()
-            place = (logits.data_ptr(), logits.stride(0), step, length, generator_state.data_ptr())
+            place = (logits.data_ptr(), logits.stride()[0], step, length, generator_state.data_ptr())
             _run_halves(call, work, step, run_plan, place)
             generator.set_state(generator_state)
 
@@ -309,7 +309,7 @@ def _cuda(call: BeamCall) -> Run:
 
     def run(logits: Tensor, step: int, length: int) -> None:
         with cuda.taken_noise(call.noise.generator, increment) as (seed, offset):
-            place = (logits.data_ptr(), logits.stride(0), step, length, seed, offset, held)
+            place = (logits.data_ptr(), logits.stride()[0], step, length, seed, offset, held)
             _run_halves(call, work, step, launch, place)
 
     return run

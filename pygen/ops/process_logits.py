@@ -234,9 +234,10 @@ def _cpu(shaping: Shaping, out: Tensor) -> Run:
     from pygen import _C
 
     run_plan = _C.ProcessPlan(**shaping.kernel_arguments(torch.get_num_threads())).run
+    out_at, out_stride = out.data_ptr(), out.stride(0)
 
     def run(logits: Tensor, step: int, length: int) -> None:
-        run_plan(logits.data_ptr(), logits.stride(0), step, length, out.data_ptr(), out.stride(0))
+        run_plan(logits.data_ptr(), logits.stride()[0], step, length, out_at, out_stride)
 
     return run
 
@@ -245,7 +246,7 @@ def _cuda(shaping: Shaping, out: Tensor) -> Run:
     launch = cuda.Launches(cuda.kernels().ProcessPlan(**shaping.kernel_arguments(threads=1)), shaping.like.device)
 
     def run(logits: Tensor, step: int, length: int) -> None:
-        launch(logits.data_ptr(), logits.stride(0), length, out.data_ptr(), out.stride(0))
+        launch(logits.data_ptr(), logits.stride()[0], length, out.data_ptr(), out.stride(0))
 
     return run
 

@@ -293,12 +293,12 @@ def _cpu(call: _Call) -> Run:
     held = 0 if call.state is None or call.state.generator_state is None else call.state.generator_state.data_ptr()
 
     def run(logits: Tensor, step: int, length: int) -> None:
-        run_plan(logits.data_ptr(), logits.stride(0), step, length, held)
+        run_plan(logits.data_ptr(), logits.stride()[0], step, length, held)
 
     def run_advancing(logits: Tensor, step: int, length: int) -> None:
         with lock_of(generator):
             generator_state = generator.get_state()
-            run_plan(logits.data_ptr(), logits.stride(0), step, length, generator_state.data_ptr())
+            run_plan(logits.data_ptr(), logits.stride()[0], step, length, generator_state.data_ptr())
             generator.set_state(generator_state)
 
     return run_advancing if call.noise.advances_generator and not held else run
@@ -312,7 +312,7 @@ def _cuda(call: _Call) -> Run:
 
     def run(logits: Tensor, step: int, length: int) -> None:
         with cuda.taken_noise(call.noise.generator, increment) as (seed, offset):
-            launch(logits.data_ptr(), logits.stride(0), step, length, seed, offset, held)
+            launch(logits.data_ptr(), logits.stride()[0], step, length, seed, offset, held)
 
     return run
 
