@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from pygen import ops
 from pygen.backends import BACKENDS
+from pygen.knobs import KNOBS, NEUTRAL
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {
@@ -41,6 +43,19 @@ def module(package: str, stem: str) -> ModuleType:
     return importlib.import_module(f"pygen.{package}.{stem}")
 
 
+def parameters(function: Any) -> dict[str, tuple[Any, Any]]:
+    """Kind and default of every parameter by name, with the knobs of the table in the place of `**knobs`."""
+    result = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            assert parameter.annotation == "Unpack[ShapingKnobs]"
+            defaults = {knob.name: None if knob.is_optional else knob.neutral for knob in KNOBS}
+            result |= {knob: (parameter.KEYWORD_ONLY, default) for knob, default in defaults.items()}
+        else:
+            result[name] = (parameter.kind, parameter.default)
+    return result
+
+
 @pytest.mark.parametrize("stem", stems_of_ops())
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_every_op_has_its_file_in_every_folder(folder: str, stem: str) -> None:
@@ -55,23 +70,31 @@ def test_the_reference_holds_ops_only() -> None:
 def test_the_reference_has_the_parameters_of_the_op(stem: str) -> None:
     public, reference = (
         {
-            name: (parameter.kind, parameter.default)
-            for name, parameter in inspect.signature(getattr(module(package, stem), stem)).parameters.items()
+            name: parameter
+            for name, parameter in parameters(getattr(module(package, stem), stem)).items()
             if name not in CALL_ONLY | DEVICE_ONLY
         }
         for package in ("ops", "reference")
     )
     assert public == reference
-    assert list(public) == list(reference)
+    # The reference takes the knobs last.
+    assert [name for name in public if name not in NEUTRAL] == [name for name in reference if name not in NEUTRAL]
 
 
 @pytest.mark.parametrize("stem", sorted({*stems_of_ops()} - WITHOUT_PREPARED_FORM))
 def test_the_prepared_form_has_the_parameters_of_the_op(stem: str) -> None:
-    public = inspect.signature(getattr(module("ops", stem), stem)).parameters
-    prepared = inspect.signature(getattr(module("ops", stem), f"prepare_{stem}")).parameters
+    public = parameters(getattr(module("ops", stem), stem))
+    prepared = parameters(getattr(module("ops", stem), f"prepare_{stem}"))
     # The step may be left to the calls.
     assert {*prepared, "step"} == {*public, "state", "step"}
-    assert all(prepared[name].default == public[name].default for name in public if name != "step")
+    assert all(prepared[name] == public[name] for name in public if name not in ("step", "state"))
+
+
+@pytest.mark.parametrize("stem", ["process_logits", "sample", "beam_step"])
+def test_a_written_out_signature_is_that_of_what_runs(stem: str) -> None:
+    op = getattr(ops, stem)
+    written = {name: default for name, (kind, default) in parameters(op).items() if kind.name == "KEYWORD_ONLY"}
+    assert op.__kwdefaults__ == {name: default for name, default in written.items() if name not in NEUTRAL}
 
 
 @pytest.mark.parametrize("stem", stems_of_ops())

@@ -33,7 +33,8 @@ class RowArguments:
         like = shaping.like
         rows, device = like.rows, like.device
         knobs = _float_knobs(shaping)
-        int_knobs = {name: of_rows(getattr(shaping, name), rows, device) for name in _knobs.INT_KNOBS}
+        values = {**shaping.knobs, "prompt_lengths": shaping.prompt_lengths}
+        int_knobs = {name: of_rows(values[name], rows, device) for name in _knobs.INT_KNOBS}
         flags = _flags(shaping, knobs, int_knobs["no_repeat_ngram_size"], races)
 
         zeros = {dtype: torch.zeros(1, dtype=dtype, device=device) for dtype in (torch.float32, torch.int32)}
@@ -65,7 +66,7 @@ class RowArguments:
             # Those of a state, by which the noise goes as well.
             steps, modes = shaping.history_steps, modes | _row.HISTORY_GROWS.value
 
-        counted = may_act(shaping.presence_penalty, 0) or may_act(shaping.frequency_penalty, 0)
+        counted = may_act(shaping.knobs["presence_penalty"], 0) or may_act(shaping.knobs["frequency_penalty"], 0)
         workspace, strides = row_workspaces(rows, like.vocab_size, device, scores, counted)
         self._tables = RowTables(
             torch.stack(list(knobs.values()), dim=1),
@@ -106,9 +107,11 @@ def row_workspaces(
 def _float_knobs(shaping: Shaping) -> dict[str, Tensor]:
     """(rows,) float32 each; top_k is at least min_tokens_to_keep, and 0 where it is the whole vocabulary."""
     like = shaping.like
-    knobs = {name: of_rows(getattr(shaping, name, 0.0), like.rows, like.device) for name in _knobs.FLOAT_KNOBS}
+    knobs = {name: of_rows(shaping.knobs.get(name, 0.0), like.rows, like.device) for name in _knobs.FLOAT_KNOBS}
     top_k = knobs["top_k"].clamp(max=like.vocab_size)
-    top_k = torch.where(top_k > 0, top_k.maximum(of_rows(shaping.min_tokens_to_keep, like.rows, like.device)), 0)
+    top_k = torch.where(
+        top_k > 0, top_k.maximum(of_rows(shaping.knobs["min_tokens_to_keep"], like.rows, like.device)), 0
+    )
     knobs["top_k"] = torch.where(top_k < like.vocab_size, top_k, 0)
     return {name: knob.to(torch.float32) for name, knob in knobs.items()}
 
@@ -152,7 +155,7 @@ def may_act(knob: float | Tensor, neutral: float) -> bool:
 
 
 def may_filter(shaping: Shaping) -> bool:
-    return any(may_act(getattr(shaping, name, 0.0), neutral) for name, neutral in _knobs.NEUTRAL_FILTERS.items())
+    return any(may_act(shaping.knobs.get(name, 0.0), neutral) for name, neutral in _knobs.NEUTRAL_FILTERS.items())
 
 
 def parts_of_rows(rows: int, vocab_size: int, device: torch.device) -> tuple[int, int]:

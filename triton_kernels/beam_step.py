@@ -5,7 +5,6 @@ The programs of a row share its log-sum-exp: each scans a part of the logits, an
 It stores the scores and the maxima of their blocks, and takes from them what can be among the K best.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +17,6 @@ from pygen.triton_kernels._draw import ids_at
 from pygen.triton_kernels._filters import Filters, apply_filters, row_filters
 from pygen.triton_kernels._knobs import (
     MARKED,
-    NEUTRAL_FILTERS,
     NUCLEUS,
     NUM_FLOAT_KNOBS,
     TEMPERATURE,
@@ -233,8 +231,7 @@ def prepare(call: BeamCall, work: BeamWorkspace) -> Callable[[Tensor, int, int, 
         raise BackendError("`beam_step`: backend 'triton' cannot take torch's noise from `state.generator_state`")
     shaping = call.shaping
     if not call.noise.draws:
-        neutral = {name: value for name, value in NEUTRAL_FILTERS.items() if hasattr(shaping, name)}
-        shaping = dataclasses.replace(shaping, temperature=1.0, **neutral)
+        shaping = shaping.unfiltered()
     noise, refill = given_by_torch(call.noise, like)
     scores = torch.empty((rows, vocab_size), dtype=torch.float32, device=device)
     of_rows = arguments.RowArguments(shaping, noise, scores, modes=0, races=False)

@@ -67,7 +67,8 @@ class KnobForm:
     def fill(self, own: Shaping, shaping: Shaping) -> None:
         """Makes the steps that are queued from here on, of an op prepared with `arguments`, act as `shaping` says."""
         for name in self.names:
-            value, target = getattr(shaping, name), getattr(own, name)
+            value, target = shaping.knobs[name], own.knobs[name]
+            assert isinstance(target, Tensor)
             target.copy_(value) if isinstance(value, Tensor) else target.fill_(value)
         if own.bias is not None:
             own.bias.zero_() if shaping.bias is None else own.bias.copy_(shaping.bias)
@@ -106,7 +107,7 @@ def fill_prompts(own: Any, state: Any, capacity: int) -> None:
 
 
 def _acts(name: str, shapings: Sequence[Shaping]) -> bool:
-    values = [getattr(shaping, name) for shaping in shapings]
+    values = [shaping.knobs[name] for shaping in shapings]
     return any(isinstance(value, Tensor) or value != NEUTRAL[name] for value in values)
 
 

@@ -1,7 +1,9 @@
-"""The beams that `beam_step` advances: checked once, and their pointers."""
+"""The beams that `beam_step` advances and the arguments of the search: checked once; and the beams' pointers."""
 
 from __future__ import annotations
 
+import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -90,3 +92,26 @@ def beam_state_arguments(state: BeamState) -> dict[str, Any]:
         "max_new_tokens": state.room,
         "prompt_length": state.prompt_length,
     }
+
+
+def check_search(length_penalty: object, early_stopping: object, stopping_criteria: object, state: BeamState) -> None:
+    max_new_tokens = state.max_new_tokens
+    if isinstance(length_penalty, bool) or not isinstance(length_penalty, Real):
+        raise TypeError(f"`length_penalty` must be a number, got {type(length_penalty).__name__}")
+    if not math.isfinite(length_penalty):
+        raise ValueError(f"`length_penalty` must be finite, got {length_penalty}")
+    if not _in_float32(max(max_new_tokens, 1), float(length_penalty)):
+        rule = f"must keep {max_new_tokens} ** length_penalty within float32"
+        raise ValueError(f"`length_penalty` {rule}, got {length_penalty}")
+    if not (isinstance(early_stopping, bool) or early_stopping == "never"):
+        raise ValueError(f"`early_stopping` must be False, True or 'never', got {early_stopping!r}")
+    if stopping_criteria is not None and not callable(stopping_criteria):
+        raise TypeError(f"`stopping_criteria` must be callable, got {type(stopping_criteria).__name__}")
+    if stopping_criteria is not None and state.steps is not None:
+        rule = "must be None where the state counts the steps"
+        raise ValueError(f"`stopping_criteria` {rule}, got {type(stopping_criteria).__name__}")
+
+
+def _in_float32(length: int, length_penalty: float) -> bool:
+    limits = torch.finfo(torch.float32)
+    return math.log(limits.tiny) <= length_penalty * math.log(length) <= math.log(limits.max)

@@ -13,6 +13,7 @@ from torch import Tensor
 from pygen import rng as noise_sources
 from pygen.backends import BackendError
 from pygen.ops import _checks as checks
+from pygen.ops import _numbers as numbers
 from pygen.ops._checks import Like
 
 RNGS = ("philox", "torch")
@@ -123,10 +124,10 @@ def _seeds(
         checks.check_ids("seed", seed)
         seed = int(seed.item())
     if isinstance(seed, Integral):
-        checks.check_seed("seed", int(seed))
+        numbers.check_seed("seed", int(seed))
         return noise_sources.row_seeds(int(seed), like.rows).to(like.device)
     if seed is not None:
-        return checks.seed_words("seed", seed, like)
+        return numbers.seed_words("seed", seed, like)
     if not wanted:
         return torch.zeros(like.rows, dtype=torch.int64, device=like.device)
     return noise_sources.row_seeds(noise_sources.draw_seed(generator), like.rows).to(like.device)
@@ -152,7 +153,7 @@ def _check_given(noise: Tensor, like: Like) -> None:
     checks.check_shape("noise", noise, "(rows, vocab_size)", (like.rows, like.vocab_size))
     checks.check_device("noise", noise, like.device, like.name)
     checks.check_last_stride("noise", noise)
-    refused = (~checks.FINITE_POSITIVE.holds(noise)).nonzero()
+    refused = (~numbers.FINITE_POSITIVE.holds(noise)).nonzero()
     if len(refused) > 0:
         row, token_id = refused[0].tolist()
         value = noise[row, token_id].item()

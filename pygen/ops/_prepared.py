@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pygen.ops import _checks as checks
 from pygen.ops._noise import Noise
+from pygen.ops._numbers import STEP_LIMIT
 from pygen.ops._plain import is_plain
 from pygen.ops._shaping import Shaping
 
@@ -80,7 +81,7 @@ class Prepared(Generic[Output]):
         self._dtype = logits.dtype
         self._device = logits.device
         self._capacity = shaping.history_length
-        self._last_step = checks.STEP_LIMIT - 1
+        self._last_step = STEP_LIMIT - 1
         self._length = self._capacity
         self._growth = 0
         if state is not None:
@@ -88,7 +89,7 @@ class Prepared(Generic[Output]):
             self._length = state.prompt_length
             self._growth = 1
             if getattr(state, "steps", None) is not None:
-                self._last_step = checks.STEP_LIMIT - 1
+                self._last_step = STEP_LIMIT - 1
                 self._growth = 0
 
     def __call__(self, logits: Tensor, *, step: int = 0, length: int | None = None) -> Output:

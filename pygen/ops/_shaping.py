@@ -2,64 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from pygen.knobs import BY_NAME, KNOBS, WARPERS, BoolKnob, IntKnob, Knob, ShapingKnobs, Stage
 from pygen.ops import _checks as checks
+from pygen.ops import _numbers as numbers
 from pygen.ops._beam_state import BeamState
 from pygen.ops._beam_state_checks import check_beam_state
 from pygen.ops._checks import Like
 from pygen.ops._state_checks import check_state
+from pygen.rules import integer
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from pygen.ops._state import DecodeState
 
-FloatKnob = float | Tensor | Sequence[float]
-IntKnob = int | Tensor | Sequence[int]
-BoolKnob = bool | Tensor | Sequence[bool]
 TokenIds = Sequence[int] | Tensor
 
 DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
-_FLOAT_KNOBS = (
-    "temperature",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "top_h",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-)
-_INT_KNOBS = ("top_k", "no_repeat_ngram_size", "min_tokens_to_keep", "prompt_lengths")
-
 
 @dataclass(frozen=True)
 class Shaping:
-    """Checked knobs. Floats are float32 values or (rows,) float32, ints are ints or (rows,) int64; `do_sample` is
-    folded into `temperature` (0 is a greedy row) and `top_h=None` is 0. Tensors are on the device of the logits."""
+    """Checked knobs and tables, on the device of the logits.
+
+    knobs: every knob of the table: a float32 value or (rows,) float32, an int or (rows,) int64. Temperature 0 is a
+        greedy row, whatever `do_sample` was; a filter that is off has its neutral value.
+    """
 
     like: Like
     dtype: torch.dtype
-    temperature: float | Tensor
-    top_k: int | Tensor
-    top_p: float | Tensor
-    min_p: float | Tensor
-    typical_p: float | Tensor
-    epsilon_cutoff: float | Tensor
-    eta_cutoff: float | Tensor
-    top_h: float | Tensor
-    repetition_penalty: float | Tensor
-    presence_penalty: float | Tensor
-    frequency_penalty: float | Tensor
-    no_repeat_ngram_size: int | Tensor
-    min_tokens_to_keep: int | Tensor
+    knobs: Mapping[str, float | Tensor]
     prompt_lengths: int | Tensor
     input_ids: Tensor | None
     bias: Tensor | None
@@ -81,11 +60,9 @@ class Shaping:
             "dtype": DTYPE_CODES[self.dtype],
             "threads": threads,
         }
-        for name in (*_FLOAT_KNOBS, *_INT_KNOBS):
-            value = getattr(self, name)
-            per_row = isinstance(value, Tensor)
-            arguments[name] = 0 if per_row else value
-            arguments[f"{name}_ptr"] = value.data_ptr() if per_row else 0
+        for name, value in (*self.knobs.items(), ("prompt_lengths", self.prompt_lengths)):
+            arguments[name] = 0 if isinstance(value, Tensor) else value
+            arguments[f"{name}_ptr"] = value.data_ptr() if isinstance(value, Tensor) else 0
         tables = {
             "input_ids": self.input_ids,
             "bias": self.bias,
@@ -104,11 +81,15 @@ class Shaping:
 
     def reference_arguments(self, length: int) -> dict[str, Any]:
         """Keyword arguments of the reference, for the first `length` columns of `input_ids`."""
-        names = (*_FLOAT_KNOBS, *_INT_KNOBS, "bias", "suppress", "token_bitmask")
-        arguments = {name: getattr(self, name) for name in names}
+        tables = ("prompt_lengths", "bias", "suppress", "token_bitmask")
+        arguments = {**self.knobs, **{name: getattr(self, name) for name in tables}}
         if self.history_steps is not None and self.input_ids is not None:
             return {**arguments, **self._aligned_history(self.input_ids, length + self.history_steps)}
         return {**arguments, "input_ids": None if self.input_ids is None else self.input_ids[:, :length]}
+
+    def unfiltered(self) -> Shaping:
+        """The same without temperature and filters, which greedy rows pass untouched."""
+        return replace(self, knobs={**self.knobs, **{knob.name: knob.neutral for knob in WARPERS}})
 
     def _aligned_history(self, input_ids: Tensor, lengths: Tensor) -> dict[str, Any]:
         """Histories of different lengths moved to the right, behind ids that are outside every vocabulary."""
@@ -123,25 +104,13 @@ def check_shaping(
     logits: Tensor,
     *,
     do_sample: BoolKnob,
-    temperature: FloatKnob,
-    top_k: IntKnob,
-    top_p: FloatKnob,
-    min_p: FloatKnob,
-    typical_p: FloatKnob,
-    epsilon_cutoff: FloatKnob,
-    eta_cutoff: FloatKnob,
-    top_h: FloatKnob | None,
-    repetition_penalty: FloatKnob,
-    presence_penalty: FloatKnob,
-    frequency_penalty: FloatKnob,
-    no_repeat_ngram_size: IntKnob,
     input_ids: Tensor | None,
     prompt_lengths: IntKnob | None,
     bias: Tensor | None,
     suppress: TokenIds | None,
     token_bitmask: Tensor | None,
-    min_tokens_to_keep: IntKnob,
     state: DecodeState | BeamState | None = None,
+    **knobs: Unpack[ShapingKnobs],
 ) -> Shaping:
     """Checks every shaping knob against `logits`; with `state`, its sequences stand for `input_ids`."""
     like = checks.check_logits(logits)
@@ -161,26 +130,8 @@ def check_shaping(
     shaping = Shaping(
         like=like,
         dtype=logits.dtype,
-        temperature=greedy_is_zero(
-            checks.bool_knob("do_sample", do_sample, like),
-            checks.temperature_knob(temperature, checks.FINITE_NON_NEGATIVE, like),
-            like,
-        ),
-        top_k=checks.int_knob("top_k", top_k, checks.NON_NEGATIVE, like),
-        top_p=checks.float_knob("top_p", top_p, checks.FRACTION, like),
-        min_p=checks.float_knob("min_p", min_p, checks.FRACTION, like),
-        typical_p=checks.float_knob("typical_p", typical_p, checks.POSITIVE_FRACTION, like),
-        epsilon_cutoff=checks.float_knob("epsilon_cutoff", epsilon_cutoff, checks.CUTOFF, like),
-        eta_cutoff=checks.float_knob("eta_cutoff", eta_cutoff, checks.CUTOFF, like),
-        top_h=_check_top_h(top_h, like),
-        repetition_penalty=checks.float_knob("repetition_penalty", repetition_penalty, checks.FINITE_POSITIVE, like),
-        presence_penalty=checks.float_knob("presence_penalty", presence_penalty, checks.FINITE, like),
-        frequency_penalty=checks.float_knob("frequency_penalty", frequency_penalty, checks.FINITE, like),
-        no_repeat_ngram_size=checks.int_knob("no_repeat_ngram_size", no_repeat_ngram_size, checks.NON_NEGATIVE, like),
-        min_tokens_to_keep=checks.int_knob("min_tokens_to_keep", min_tokens_to_keep, checks.POSITIVE, like),
-        prompt_lengths=0
-        if prompt_lengths is None
-        else checks.int_knob("prompt_lengths", prompt_lengths, checks.NON_NEGATIVE, like),
+        knobs=_check_knobs(numbers.bool_knob("do_sample", do_sample, like), dict(knobs), like),
+        prompt_lengths=0 if prompt_lengths is None else _check_prompt_lengths(prompt_lengths, like),
         input_ids=None if input_ids is None else _as_int64(input_ids, widened),
         bias=None
         if bias is None
@@ -192,6 +143,29 @@ def check_shaping(
     )
     _require_history(shaping)
     return shaping
+
+
+def _check_knobs(do_sample: bool | Tensor, given: dict[str, Any], like: Like) -> dict[str, float | Tensor]:
+    """Every knob of the table: checked where it was given, else neutral."""
+    for name in given:
+        if name not in BY_NAME:
+            raise TypeError(f"unexpected keyword argument {name!r}; the knobs are {', '.join(BY_NAME)}")
+    knobs = {knob.name: _check_knob(knob, given.get(knob.name, knob.neutral), like) for knob in KNOBS}
+    return {**knobs, "temperature": greedy_is_zero(do_sample, knobs["temperature"], like)}
+
+
+def _check_knob(knob: Knob, value: object, like: Like) -> float | Tensor:
+    if value is knob.neutral or (value is None and knob.is_optional):
+        return knob.neutral
+    rule = knob.row_rule if knob.row_rule is not None and isinstance(value, Tensor) else knob.rule
+    if knob.stage is Stage.TEMPERATURE:
+        return numbers.temperature_knob(value, rule, like)
+    check = numbers.int_knob if knob.type is int else numbers.float_knob
+    return check(knob.name, value, rule, like)
+
+
+def _check_prompt_lengths(prompt_lengths: IntKnob, like: Like) -> int | Tensor:
+    return numbers.int_knob("prompt_lengths", prompt_lengths, integer(0), like)
 
 
 def _as_int64(ids: Tensor, widened: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -208,13 +182,6 @@ def greedy_is_zero(do_sample: bool | Tensor, temperature: float | Tensor, like: 
             temperature = torch.full((like.rows,), temperature, dtype=torch.float32, device=like.device)
         return temperature.masked_fill(~do_sample, 0.0)
     return temperature if do_sample else 0.0
-
-
-def _check_top_h(top_h: FloatKnob | None, like: Like) -> float | Tensor:
-    if top_h is None:
-        return 0.0
-    rule = checks.FRACTION if isinstance(top_h, Tensor) else checks.POSITIVE_FRACTION
-    return checks.float_knob("top_h", top_h, rule, like)
 
 
 def _check_input_ids(input_ids: Tensor, like: Like) -> None:
@@ -234,8 +201,9 @@ def _check_bitmask(token_bitmask: Tensor, like: Like) -> Tensor:
 def _require_history(shaping: Shaping) -> None:
     if shaping.input_ids is not None:
         return
-    neutral = {"repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0, "no_repeat_ngram_size": 0}
-    for name, off in neutral.items():
-        value = getattr(shaping, name)
-        if bool((value != off).any()) if isinstance(value, Tensor) else value != off:
-            raise ValueError(f"`input_ids` must be given where `{name}` acts, got None")
+    for knob in KNOBS:
+        value = shaping.knobs[knob.name]
+        if knob.reads_history and bool(
+            (value != knob.neutral).any() if isinstance(value, Tensor) else value != knob.neutral
+        ):
+            raise ValueError(f"`input_ids` must be given where `{knob.name}` acts, got None")

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pygen.backends import Dispatcher
+from pygen.knobs import FloatKnob, IntKnob, ShapingKnobs
 from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
+from pygen.ops import _numbers as numbers
 from pygen.ops._beam_call import BeamCall, BeamWorkspace, StoppingCriteria
-from pygen.ops._beam_state_checks import beam_state_arguments, check_beam_state, check_is_beam_state
+from pygen.ops._beam_state_checks import beam_state_arguments, check_beam_state, check_is_beam_state, check_search
 from pygen.ops._noise import check_noise
 from pygen.ops._outputs import BeamStepOutput, check_beam_out, empty_beam_output
 from pygen.ops._prepared import Prepared, Run, detached
-from pygen.ops._shaping import FloatKnob, IntKnob, TokenIds, check_shaping
+from pygen.ops._shaping import TokenIds, check_shaping
+from pygen.ops._signature import implemented_by
 from pygen.ops._state_checks import generator_of
 from pygen.rng import lock_of, seed_given_back
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from pygen.ops._beam_state import BeamState
 
 
@@ -48,28 +51,78 @@ class PreparedBeamStep(Prepared[BeamStepOutput]):
         self.normalisers, self.sorts_draws = call.normalisers, call.sorts_draws
 
 
+def _beam_step(
+    logits: Tensor,
+    state: BeamState,
+    *,
+    step: int = 0,
+    do_sample: bool = False,
+    bias: Tensor | None = None,
+    suppress: TokenIds | None = None,
+    token_bitmask: Tensor | None = None,
+    normalized: bool = False,
+    length_penalty: float = 1.0,
+    early_stopping: bool | str = False,
+    stopping_criteria: StoppingCriteria | None = None,
+    sort_draws: bool = True,
+    seed: int | Sequence[int] | Tensor | None = None,
+    noise: Tensor | None = None,
+    rng: str = "philox",
+    generator: torch.Generator | None = None,
+    backend: str = "auto",
+    out: BeamStepOutput | None = None,
+    **knobs: Unpack[ShapingKnobs],
+) -> BeamStepOutput:
+    check_is_beam_state(state)
+    checks.count_up_to("step", step, state.room - 1)
+    draws_seed = do_sample is True and seed is None and noise is None and rng == "philox"
+    with seed_given_back(generator) if draws_seed else nullcontext():
+        prepared = prepare_beam_step(
+            logits,
+            state,
+            do_sample=do_sample,
+            bias=bias,
+            suppress=suppress,
+            token_bitmask=token_bitmask,
+            normalized=normalized,
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+            stopping_criteria=stopping_criteria,
+            sort_draws=sort_draws,
+            seed=seed,
+            noise=noise,
+            rng=rng,
+            generator=generator,
+            backend=backend,
+            out=out,
+            **knobs,
+        )
+        return prepared(logits, step=step)
+
+
+@implemented_by(_beam_step)
 def beam_step(
     logits: Tensor,
     state: BeamState,
     *,
     step: int = 0,
     do_sample: bool = False,
+    repetition_penalty: FloatKnob = 1.0,
+    presence_penalty: FloatKnob = 0.0,
+    frequency_penalty: FloatKnob = 0.0,
+    no_repeat_ngram_size: IntKnob = 0,
     temperature: FloatKnob = 1.0,
+    top_h: FloatKnob | None = None,
     top_k: IntKnob = 0,
     top_p: FloatKnob = 1.0,
     min_p: FloatKnob = 0.0,
     typical_p: FloatKnob = 1.0,
     epsilon_cutoff: FloatKnob = 0.0,
     eta_cutoff: FloatKnob = 0.0,
-    top_h: FloatKnob | None = None,
-    repetition_penalty: FloatKnob = 1.0,
-    presence_penalty: FloatKnob = 0.0,
-    frequency_penalty: FloatKnob = 0.0,
-    no_repeat_ngram_size: IntKnob = 0,
+    min_tokens_to_keep: IntKnob = 1,
     bias: Tensor | None = None,
     suppress: TokenIds | None = None,
     token_bitmask: Tensor | None = None,
-    min_tokens_to_keep: IntKnob = 1,
     normalized: bool = False,
     length_penalty: float = 1.0,
     early_stopping: bool | str = False,
@@ -109,8 +162,8 @@ def beam_step(
         state: a `BeamState`; its histories stand for `input_ids` of the penalties.
         step: tokens generated before this call, in [0, state.max_new_tokens); without effect where the state counts
             them.
-        temperature ... min_tokens_to_keep: the shaping knobs of `process_logits`; from `temperature` to `top_h` they
-            act with `do_sample` only, and then the temperature must be > 0.
+        repetition_penalty ... token_bitmask: the shaping knobs of `process_logits`; from `temperature` to
+            `min_tokens_to_keep` they act with `do_sample` only, and then the temperature must be > 0.
         normalized: `logits` hold log-probabilities; no log-softmax is taken.
         length_penalty: finite; above 0 favours long hypotheses. The longest length to its power has to fit float32.
         early_stopping: False, True or "never".
@@ -128,43 +181,7 @@ def beam_step(
     Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError where the backend cannot run;
     a refused call changes nothing.
     """
-    check_is_beam_state(state)
-    checks.count_up_to("step", step, state.room - 1)
-    draws_seed = do_sample is True and seed is None and noise is None and rng == "philox"
-    with seed_given_back(generator) if draws_seed else nullcontext():
-        prepared = prepare_beam_step(
-            logits,
-            state,
-            do_sample=do_sample,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            typical_p=typical_p,
-            epsilon_cutoff=epsilon_cutoff,
-            eta_cutoff=eta_cutoff,
-            top_h=top_h,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            no_repeat_ngram_size=no_repeat_ngram_size,
-            bias=bias,
-            suppress=suppress,
-            token_bitmask=token_bitmask,
-            min_tokens_to_keep=min_tokens_to_keep,
-            normalized=normalized,
-            length_penalty=length_penalty,
-            early_stopping=early_stopping,
-            stopping_criteria=stopping_criteria,
-            sort_draws=sort_draws,
-            seed=seed,
-            noise=noise,
-            rng=rng,
-            generator=generator,
-            backend=backend,
-            out=out,
-        )
-        return prepared(logits, step=step)
+    raise NotImplementedError
 
 
 def prepare_beam_step(
@@ -172,22 +189,9 @@ def prepare_beam_step(
     state: BeamState,
     *,
     do_sample: bool = False,
-    temperature: FloatKnob = 1.0,
-    top_k: IntKnob = 0,
-    top_p: FloatKnob = 1.0,
-    min_p: FloatKnob = 0.0,
-    typical_p: FloatKnob = 1.0,
-    epsilon_cutoff: FloatKnob = 0.0,
-    eta_cutoff: FloatKnob = 0.0,
-    top_h: FloatKnob | None = None,
-    repetition_penalty: FloatKnob = 1.0,
-    presence_penalty: FloatKnob = 0.0,
-    frequency_penalty: FloatKnob = 0.0,
-    no_repeat_ngram_size: IntKnob = 0,
     bias: Tensor | None = None,
     suppress: TokenIds | None = None,
     token_bitmask: Tensor | None = None,
-    min_tokens_to_keep: IntKnob = 1,
     normalized: bool = False,
     length_penalty: float = 1.0,
     early_stopping: bool | str = False,
@@ -199,9 +203,12 @@ def prepare_beam_step(
     generator: torch.Generator | None = None,
     backend: str = "auto",
     out: BeamStepOutput | None = None,
+    **knobs: Unpack[ShapingKnobs],
 ) -> PreparedBeamStep:
     """Checks the arguments of `beam_step` once; `logits` is an example of what the calls will bring. A missing seed is
-    drawn here, once."""
+    drawn here, once.
+
+    knobs: those of `process_logits`."""
     for name, flag in (("do_sample", do_sample), ("normalized", normalized), ("sort_draws", sort_draws)):
         if not isinstance(flag, bool):
             raise TypeError(f"`{name}` must be a bool, got {type(flag).__name__}")
@@ -210,28 +217,16 @@ def prepare_beam_step(
     shaping = check_shaping(
         logits,
         do_sample=do_sample,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        typical_p=typical_p,
-        epsilon_cutoff=epsilon_cutoff,
-        eta_cutoff=eta_cutoff,
-        top_h=top_h,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        no_repeat_ngram_size=no_repeat_ngram_size,
         input_ids=state.history,
         prompt_lengths=state.prompt_length,
         bias=bias,
         suppress=suppress,
         token_bitmask=token_bitmask,
-        min_tokens_to_keep=min_tokens_to_keep,
+        **knobs,
     )
     if do_sample:
-        checks.temperature_knob(temperature, checks.FINITE_POSITIVE, shaping.like)
-    _check_search(length_penalty, early_stopping, stopping_criteria, state)
+        numbers.temperature_knob(knobs.get("temperature", 1.0), numbers.FINITE_POSITIVE, shaping.like)
+    check_search(length_penalty, early_stopping, stopping_criteria, state)
     if out is not None:
         check_beam_out(out, shaping.like)
     name, entry = _dispatch.resolve(logits.device, backend)
@@ -252,29 +247,6 @@ def prepare_beam_step(
         out=empty_beam_output(shaping.like) if out is None else out,
     )
     return PreparedBeamStep(logits, entry(call), call, name)
-
-
-def _check_search(length_penalty: object, early_stopping: object, stopping_criteria: object, state: BeamState) -> None:
-    max_new_tokens = state.max_new_tokens
-    if isinstance(length_penalty, bool) or not isinstance(length_penalty, Real):
-        raise TypeError(f"`length_penalty` must be a number, got {type(length_penalty).__name__}")
-    if not math.isfinite(length_penalty):
-        raise ValueError(f"`length_penalty` must be finite, got {length_penalty}")
-    if not _in_float32(max(max_new_tokens, 1), float(length_penalty)):
-        rule = f"must keep {max_new_tokens} ** length_penalty within float32"
-        raise ValueError(f"`length_penalty` {rule}, got {length_penalty}")
-    if not (isinstance(early_stopping, bool) or early_stopping == "never"):
-        raise ValueError(f"`early_stopping` must be False, True or 'never', got {early_stopping!r}")
-    if stopping_criteria is not None and not callable(stopping_criteria):
-        raise TypeError(f"`stopping_criteria` must be callable, got {type(stopping_criteria).__name__}")
-    if stopping_criteria is not None and state.steps is not None:
-        rule = "must be None where the state counts the steps"
-        raise ValueError(f"`stopping_criteria` {rule}, got {type(stopping_criteria).__name__}")
-
-
-def _in_float32(length: int, length_penalty: float) -> bool:
-    limits = torch.finfo(torch.float32)
-    return math.log(limits.tiny) <= length_penalty * math.log(length) <= math.log(limits.max)
 
 
 _SELECT, _ADVANCE = 1, 2

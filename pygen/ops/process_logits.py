@@ -8,15 +8,19 @@ import torch
 from torch import Tensor
 
 from pygen.backends import Dispatcher
+from pygen.knobs import BoolKnob, FloatKnob, IntKnob, ShapingKnobs
 from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
 from pygen.ops._kept import KeptScores
 from pygen.ops._plans import Plans, scalars_of_ids
 from pygen.ops._prepared import Prepared, Run, detached
-from pygen.ops._shaping import BoolKnob, FloatKnob, IntKnob, Shaping, TokenIds, check_shaping
+from pygen.ops._shaping import Shaping, TokenIds, check_shaping
+from pygen.ops._signature import implemented_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from typing_extensions import Unpack
 
     from pygen.ops._beam_state import BeamState
     from pygen.ops._state import DecodeState
@@ -28,28 +32,77 @@ class PreparedProcessLogits(Prepared[Tensor]):
     __slots__ = ()
 
 
+def _process_logits(
+    logits: Tensor,
+    *,
+    do_sample: BoolKnob = True,
+    input_ids: Tensor | None = None,
+    prompt_lengths: IntKnob | None = None,
+    bias: Tensor | None = None,
+    suppress: TokenIds | None = None,
+    token_bitmask: Tensor | None = None,
+    backend: str = "auto",
+    out: Tensor | None = None,
+    **knobs: Unpack[ShapingKnobs],
+) -> Tensor:
+    key = None
+    if out is None:
+        key = _plans.key(
+            backend,
+            (
+                do_sample,
+                prompt_lengths,
+                *knobs,
+                *knobs.values(),
+                *scalars_of_ids(suppress),
+            ),
+            (logits, input_ids, bias, suppress if isinstance(suppress, Tensor) else None, token_bitmask),
+        )
+        kept = _plans.find(key)
+        if kept is not None:
+            return kept(logits, (input_ids, bias, suppress, token_bitmask))
+    prepared = prepare_process_logits(
+        logits,
+        do_sample=do_sample,
+        input_ids=input_ids,
+        prompt_lengths=prompt_lengths,
+        bias=bias,
+        suppress=suppress,
+        token_bitmask=token_bitmask,
+        backend=backend,
+        out=out,
+        **knobs,
+    )
+    result = prepared(logits)
+    if key is not None and prepared.backend == "cpu" and len(logits) > 0:
+        shaping = prepared.shaping
+        _plans.keep(key, KeptScores(shaping, None if isinstance(suppress, Tensor) else shaping.suppress))
+    return result
+
+
+@implemented_by(_process_logits)
 def process_logits(
     logits: Tensor,
     *,
     do_sample: BoolKnob = True,
+    repetition_penalty: FloatKnob = 1.0,
+    presence_penalty: FloatKnob = 0.0,
+    frequency_penalty: FloatKnob = 0.0,
+    no_repeat_ngram_size: IntKnob = 0,
     temperature: FloatKnob = 1.0,
+    top_h: FloatKnob | None = None,
     top_k: IntKnob = 0,
     top_p: FloatKnob = 1.0,
     min_p: FloatKnob = 0.0,
     typical_p: FloatKnob = 1.0,
     epsilon_cutoff: FloatKnob = 0.0,
     eta_cutoff: FloatKnob = 0.0,
-    top_h: FloatKnob | None = None,
-    repetition_penalty: FloatKnob = 1.0,
-    presence_penalty: FloatKnob = 0.0,
-    frequency_penalty: FloatKnob = 0.0,
-    no_repeat_ngram_size: IntKnob = 0,
+    min_tokens_to_keep: IntKnob = 1,
     input_ids: Tensor | None = None,
     prompt_lengths: IntKnob | None = None,
     bias: Tensor | None = None,
     suppress: TokenIds | None = None,
     token_bitmask: Tensor | None = None,
-    min_tokens_to_keep: IntKnob = 1,
     backend: str = "auto",
     out: Tensor | None = None,
 ) -> Tensor:
@@ -104,116 +157,38 @@ def process_logits(
     Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError where the backend cannot run;
     a refused call changes nothing.
     """
-    key = None
-    if out is None:
-        key = _plans.key(
-            backend,
-            (
-                do_sample,
-                temperature,
-                top_k,
-                top_p,
-                min_p,
-                typical_p,
-                epsilon_cutoff,
-                eta_cutoff,
-                top_h,
-                repetition_penalty,
-                presence_penalty,
-                frequency_penalty,
-                no_repeat_ngram_size,
-                prompt_lengths,
-                min_tokens_to_keep,
-                *scalars_of_ids(suppress),
-            ),
-            (logits, input_ids, bias, suppress if isinstance(suppress, Tensor) else None, token_bitmask),
-        )
-        kept = _plans.find(key)
-        if kept is not None:
-            return kept(logits, (input_ids, bias, suppress, token_bitmask))
-    prepared = prepare_process_logits(
-        logits,
-        do_sample=do_sample,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        typical_p=typical_p,
-        epsilon_cutoff=epsilon_cutoff,
-        eta_cutoff=eta_cutoff,
-        top_h=top_h,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        no_repeat_ngram_size=no_repeat_ngram_size,
-        input_ids=input_ids,
-        prompt_lengths=prompt_lengths,
-        bias=bias,
-        suppress=suppress,
-        token_bitmask=token_bitmask,
-        min_tokens_to_keep=min_tokens_to_keep,
-        backend=backend,
-        out=out,
-    )
-    result = prepared(logits)
-    if key is not None and prepared.backend == "cpu" and len(logits) > 0:
-        shaping = prepared.shaping
-        _plans.keep(key, KeptScores(shaping, None if isinstance(suppress, Tensor) else shaping.suppress))
-    return result
+    raise NotImplementedError
 
 
 def prepare_process_logits(
     logits: Tensor,
     *,
     do_sample: BoolKnob = True,
-    temperature: FloatKnob = 1.0,
-    top_k: IntKnob = 0,
-    top_p: FloatKnob = 1.0,
-    min_p: FloatKnob = 0.0,
-    typical_p: FloatKnob = 1.0,
-    epsilon_cutoff: FloatKnob = 0.0,
-    eta_cutoff: FloatKnob = 0.0,
-    top_h: FloatKnob | None = None,
-    repetition_penalty: FloatKnob = 1.0,
-    presence_penalty: FloatKnob = 0.0,
-    frequency_penalty: FloatKnob = 0.0,
-    no_repeat_ngram_size: IntKnob = 0,
     input_ids: Tensor | None = None,
     prompt_lengths: IntKnob | None = None,
     bias: Tensor | None = None,
     suppress: TokenIds | None = None,
     token_bitmask: Tensor | None = None,
-    min_tokens_to_keep: IntKnob = 1,
     backend: str = "auto",
     out: Tensor | None = None,
     state: DecodeState | BeamState | None = None,
+    **knobs: Unpack[ShapingKnobs],
 ) -> PreparedProcessLogits:
     """Checks the arguments of `process_logits` once; `logits` is an example of what the calls will bring.
 
+    knobs: those of `process_logits`.
     state: its sequences stand for `input_ids` and its prompt length for `prompt_lengths`; nothing is written to it.
     """
     shaping = check_shaping(
         logits,
         do_sample=do_sample,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        typical_p=typical_p,
-        epsilon_cutoff=epsilon_cutoff,
-        eta_cutoff=eta_cutoff,
-        top_h=top_h,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        no_repeat_ngram_size=no_repeat_ngram_size,
         input_ids=input_ids,
         prompt_lengths=prompt_lengths,
         bias=bias,
         suppress=suppress,
         token_bitmask=token_bitmask,
-        min_tokens_to_keep=min_tokens_to_keep,
         state=state,
+        **knobs,
     )
     shape = (shaping.like.rows, shaping.like.vocab_size)
     if out is not None:

@@ -11,18 +11,23 @@ import torch
 from torch import Tensor
 
 from pygen.backends import Dispatcher
+from pygen.knobs import BoolKnob, FloatKnob, IntKnob, ShapingKnobs
 from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
+from pygen.ops import _numbers as numbers
 from pygen.ops._kept import KeptSample
 from pygen.ops._noise import Noise, check_noise
 from pygen.ops._outputs import SampleOutput, check_out, empty_output, output_arguments, tensors_of
 from pygen.ops._plans import Plans, scalars_of_ids
 from pygen.ops._prepared import Prepared, Run, detached
-from pygen.ops._shaping import BoolKnob, FloatKnob, IntKnob, Shaping, TokenIds, check_shaping
+from pygen.ops._shaping import Shaping, TokenIds, check_shaping
+from pygen.ops._signature import implemented_by
 from pygen.ops._state_checks import generator_of, state_arguments
 from pygen.rng import lock_of, seed_given_back
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from pygen.ops._state import DecodeState
 
 
@@ -32,28 +37,110 @@ class PreparedSample(Prepared[SampleOutput]):
     __slots__ = ()
 
 
+def _sample(
+    logits: Tensor,
+    *,
+    do_sample: BoolKnob = True,
+    input_ids: Tensor | None = None,
+    prompt_lengths: IntKnob | None = None,
+    bias: Tensor | None = None,
+    suppress: TokenIds | None = None,
+    token_bitmask: Tensor | None = None,
+    seed: int | Sequence[int] | Tensor | None = None,
+    step: int | Tensor = 0,
+    noise: Tensor | None = None,
+    rng: str = "philox",
+    generator: torch.Generator | None = None,
+    logprobs: int = 0,
+    backend: str = "auto",
+    out: SampleOutput | None = None,
+    **knobs: Unpack[ShapingKnobs],
+) -> SampleOutput:
+    steps = numbers.steps_of("step", step, logits) if isinstance(logits, Tensor) else 0
+    key = None
+    if (
+        noise is None
+        and out is None
+        and (seed is None or type(seed) is int)
+        and (generator is None or type(generator) is torch.Generator)
+    ):
+        key = _plans.key(
+            backend,
+            (
+                do_sample,
+                prompt_lengths,
+                *knobs,
+                *knobs.values(),
+                rng,
+                logprobs,
+                seed is None,
+                None if generator is None else generator.device,
+                *scalars_of_ids(suppress),
+            ),
+            (
+                logits,
+                input_ids,
+                bias,
+                suppress if isinstance(suppress, Tensor) else None,
+                token_bitmask,
+                steps if isinstance(steps, Tensor) else None,
+            ),
+        )
+        kept = _plans.find(key)
+        if kept is not None and (seed is None or 0 <= seed < numbers.SEED_LIMIT):
+            return kept(logits, steps, (input_ids, bias, suppress, token_bitmask), seed, generator)
+    draws_seed = seed is None and noise is None and rng == "philox" and do_sample is not False
+    with seed_given_back(generator) if draws_seed else nullcontext():
+        prepared = prepare_sample(
+            logits,
+            do_sample=do_sample,
+            input_ids=input_ids,
+            prompt_lengths=prompt_lengths,
+            bias=bias,
+            suppress=suppress,
+            token_bitmask=token_bitmask,
+            seed=seed,
+            step=steps if isinstance(steps, Tensor) else None,
+            noise=noise,
+            rng=rng,
+            generator=generator,
+            logprobs=logprobs,
+            backend=backend,
+            out=out,
+            **knobs,
+        )
+        result = prepared(logits, step=0 if isinstance(steps, Tensor) else steps)
+    if key is not None and prepared.backend == "cpu" and len(logits) > 0:
+        assert prepared.noise is not None
+        call = _Call(prepared.shaping, prepared.noise, logprobs, prepared.out, None)
+        own_suppress = None if isinstance(suppress, Tensor) else prepared.shaping.suppress
+        _plans.keep(key, KeptSample(_arguments(call, threads=1), prepared.noise, logprobs, own_suppress))
+    return result
+
+
+@implemented_by(_sample)
 def sample(
     logits: Tensor,
     *,
     do_sample: BoolKnob = True,
+    repetition_penalty: FloatKnob = 1.0,
+    presence_penalty: FloatKnob = 0.0,
+    frequency_penalty: FloatKnob = 0.0,
+    no_repeat_ngram_size: IntKnob = 0,
     temperature: FloatKnob = 1.0,
+    top_h: FloatKnob | None = None,
     top_k: IntKnob = 0,
     top_p: FloatKnob = 1.0,
     min_p: FloatKnob = 0.0,
     typical_p: FloatKnob = 1.0,
     epsilon_cutoff: FloatKnob = 0.0,
     eta_cutoff: FloatKnob = 0.0,
-    top_h: FloatKnob | None = None,
-    repetition_penalty: FloatKnob = 1.0,
-    presence_penalty: FloatKnob = 0.0,
-    frequency_penalty: FloatKnob = 0.0,
-    no_repeat_ngram_size: IntKnob = 0,
+    min_tokens_to_keep: IntKnob = 1,
     input_ids: Tensor | None = None,
     prompt_lengths: IntKnob | None = None,
     bias: Tensor | None = None,
     suppress: TokenIds | None = None,
     token_bitmask: Tensor | None = None,
-    min_tokens_to_keep: IntKnob = 1,
     seed: int | Sequence[int] | Tensor | None = None,
     step: int | Tensor = 0,
     noise: Tensor | None = None,
@@ -84,7 +171,7 @@ def sample(
     return an id in [0, vocab_size).
 
     Arguments:
-        logits, do_sample to min_tokens_to_keep, backend: see `process_logits`.
+        logits, do_sample to token_bitmask, backend: see `process_logits`.
         seed: an int in [0, 2**64), from which row r gets `pygen.rng.row_seed(seed, r)`; or the row seeds themselves,
             one such int per row, or (rows,) int64 bit patterns. None: drawn from `generator`, or torch's default one.
         step: tokens generated so far, an int in [0, 2**32), or one per row, (rows,) int64.
@@ -102,113 +189,18 @@ def sample(
     Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError where the backend cannot run;
     a refused call changes nothing, the generator included.
     """
-    steps = checks.steps_of("step", step, logits) if isinstance(logits, Tensor) else 0
-    key = None
-    if (
-        noise is None
-        and out is None
-        and (seed is None or type(seed) is int)
-        and (generator is None or type(generator) is torch.Generator)
-    ):
-        key = _plans.key(
-            backend,
-            (
-                do_sample,
-                temperature,
-                top_k,
-                top_p,
-                min_p,
-                typical_p,
-                epsilon_cutoff,
-                eta_cutoff,
-                top_h,
-                repetition_penalty,
-                presence_penalty,
-                frequency_penalty,
-                no_repeat_ngram_size,
-                prompt_lengths,
-                min_tokens_to_keep,
-                rng,
-                logprobs,
-                seed is None,
-                None if generator is None else generator.device,
-                *scalars_of_ids(suppress),
-            ),
-            (
-                logits,
-                input_ids,
-                bias,
-                suppress if isinstance(suppress, Tensor) else None,
-                token_bitmask,
-                steps if isinstance(steps, Tensor) else None,
-            ),
-        )
-        kept = _plans.find(key)
-        if kept is not None and (seed is None or 0 <= seed < checks.SEED_LIMIT):
-            return kept(logits, steps, (input_ids, bias, suppress, token_bitmask), seed, generator)
-    draws_seed = seed is None and noise is None and rng == "philox" and do_sample is not False
-    with seed_given_back(generator) if draws_seed else nullcontext():
-        prepared = prepare_sample(
-            logits,
-            do_sample=do_sample,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            typical_p=typical_p,
-            epsilon_cutoff=epsilon_cutoff,
-            eta_cutoff=eta_cutoff,
-            top_h=top_h,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            no_repeat_ngram_size=no_repeat_ngram_size,
-            input_ids=input_ids,
-            prompt_lengths=prompt_lengths,
-            bias=bias,
-            suppress=suppress,
-            token_bitmask=token_bitmask,
-            min_tokens_to_keep=min_tokens_to_keep,
-            seed=seed,
-            step=steps if isinstance(steps, Tensor) else None,
-            noise=noise,
-            rng=rng,
-            generator=generator,
-            logprobs=logprobs,
-            backend=backend,
-            out=out,
-        )
-        result = prepared(logits, step=0 if isinstance(steps, Tensor) else steps)
-    if key is not None and prepared.backend == "cpu" and len(logits) > 0:
-        assert prepared.noise is not None
-        call = _Call(prepared.shaping, prepared.noise, logprobs, prepared.out, None)
-        own_suppress = None if isinstance(suppress, Tensor) else prepared.shaping.suppress
-        _plans.keep(key, KeptSample(_arguments(call, threads=1), prepared.noise, logprobs, own_suppress))
-    return result
+    raise NotImplementedError
 
 
 def prepare_sample(
     logits: Tensor,
     *,
     do_sample: BoolKnob = True,
-    temperature: FloatKnob = 1.0,
-    top_k: IntKnob = 0,
-    top_p: FloatKnob = 1.0,
-    min_p: FloatKnob = 0.0,
-    typical_p: FloatKnob = 1.0,
-    epsilon_cutoff: FloatKnob = 0.0,
-    eta_cutoff: FloatKnob = 0.0,
-    top_h: FloatKnob | None = None,
-    repetition_penalty: FloatKnob = 1.0,
-    presence_penalty: FloatKnob = 0.0,
-    frequency_penalty: FloatKnob = 0.0,
-    no_repeat_ngram_size: IntKnob = 0,
     input_ids: Tensor | None = None,
     prompt_lengths: IntKnob | None = None,
     bias: Tensor | None = None,
     suppress: TokenIds | None = None,
     token_bitmask: Tensor | None = None,
-    min_tokens_to_keep: IntKnob = 1,
     seed: int | Sequence[int] | Tensor | None = None,
     step: Tensor | None = None,
     noise: Tensor | None = None,
@@ -218,9 +210,11 @@ def prepare_sample(
     backend: str = "auto",
     out: SampleOutput | None = None,
     state: DecodeState | None = None,
+    **knobs: Unpack[ShapingKnobs],
 ) -> PreparedSample:
     """Checks the arguments of `sample` once; `logits` is an example of what the calls will bring.
 
+    knobs: those of `process_logits`.
     step: (rows,) int64 that the noise of every call reads, or None: the step given to the call. A missing seed is drawn
         here, once.
     state: its sequences stand for `input_ids` and its prompt length for `prompt_lengths`, and every call extends them
@@ -233,25 +227,13 @@ def prepare_sample(
     shaping = check_shaping(
         logits,
         do_sample=do_sample,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        typical_p=typical_p,
-        epsilon_cutoff=epsilon_cutoff,
-        eta_cutoff=eta_cutoff,
-        top_h=top_h,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        no_repeat_ngram_size=no_repeat_ngram_size,
         input_ids=input_ids,
         prompt_lengths=prompt_lengths,
         bias=bias,
         suppress=suppress,
         token_bitmask=token_bitmask,
-        min_tokens_to_keep=min_tokens_to_keep,
         state=state,
+        **knobs,
     )
     if state is not None and step is not None:
         raise ValueError("`step` must be None where `state` has a column for every step, got a tensor")

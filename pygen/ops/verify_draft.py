@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from pygen.backends import Dispatcher
+from pygen.knobs import BoolKnob, FloatKnob, IntKnob
 from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
+from pygen.ops import _numbers as numbers
 from pygen.ops._checks import Like
 from pygen.ops._draft_call import DraftCall
 from pygen.ops._noise import check_noise
 from pygen.ops._outputs import DraftOutput
 from pygen.ops._plans import Plans
-from pygen.ops._shaping import DTYPE_CODES, BoolKnob, FloatKnob, IntKnob, greedy_is_zero
+from pygen.ops._shaping import DTYPE_CODES, greedy_is_zero
 from pygen.rng import seed_given_back
 
 
@@ -87,8 +89,8 @@ def verify_draft(
         _check_drafts(draft_token_ids, draft_logits, num_drafts, like)
         lengths = _check_lengths(draft_lengths, num_drafts, like)
         temperatures = greedy_is_zero(
-            checks.bool_knob("do_sample", do_sample, like),
-            checks.temperature_knob(temperature, checks.FINITE_NON_NEGATIVE, like),
+            numbers.bool_knob("do_sample", do_sample, like),
+            numbers.temperature_knob(temperature, numbers.FINITE_NON_NEGATIVE, like),
             like,
         )
         _check_uniforms(uniforms, noise, num_drafts, like)
@@ -97,7 +99,7 @@ def verify_draft(
         if key is not None and name == "cpu":
             _plans.keep(key, checked)
     like, lengths, temperatures, entry = checked
-    step = checks.steps_of("step", step, target_logits)
+    step = numbers.steps_of("step", step, target_logits)
     out = DraftOutput(
         torch.empty(like.rows, dtype=torch.int64, device=like.device),
         torch.empty(like.rows, dtype=torch.int64, device=like.device),
@@ -162,7 +164,7 @@ def _check_drafts(draft_token_ids: Tensor, draft_logits: Tensor | None, num_draf
 
 
 def _check_lengths(draft_lengths: IntKnob | None, num_drafts: int, like: Like) -> int | Tensor:
-    given = checks.number_or_rows("draft_lengths", draft_lengths, Integral, torch.int64, like)
+    given = numbers.number_or_rows("draft_lengths", draft_lengths, Integral, torch.int64, like)
     if not isinstance(given, Tensor):
         return checks.count_up_to("draft_lengths", num_drafts if given is None else given, num_drafts)
     draft_lengths = given

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pygen.knobs import ShapingKnobs
 from pygen.ops._beam_state import NEVER_WINS, BeamState
 from pygen.ops._outputs import BeamStepOutput
-from pygen.reference.process_logits import ALL_MASKED, OK, IntKnob, Knob, row_status, shape_rows
+from pygen.reference.process_logits import ALL_MASKED, OK, row_status, shape_rows
 from pygen.reference.sample import exponential_noise
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 NONE = -1
 
@@ -35,22 +39,9 @@ def beam_step(
     *,
     step: int = 0,
     do_sample: bool = False,
-    temperature: Knob = 1.0,
-    top_k: IntKnob = 0,
-    top_p: Knob = 1.0,
-    min_p: Knob = 0.0,
-    typical_p: Knob = 1.0,
-    epsilon_cutoff: Knob = 0.0,
-    eta_cutoff: Knob = 0.0,
-    top_h: Knob | None = None,
-    repetition_penalty: Knob = 1.0,
-    presence_penalty: Knob = 0.0,
-    frequency_penalty: Knob = 0.0,
-    no_repeat_ngram_size: IntKnob = 0,
     bias: Tensor | None = None,
     suppress: Sequence[int] | Tensor | None = None,
     token_bitmask: Tensor | None = None,
-    min_tokens_to_keep: IntKnob = 1,
     normalized: bool = False,
     length_penalty: float = 1.0,
     early_stopping: bool | str = False,
@@ -61,6 +52,7 @@ def beam_step(
     noise: Tensor | None = None,
     rng: str = "philox",
     generator: torch.Generator | None = None,
+    **knobs: Unpack[ShapingKnobs],
 ) -> BeamStepOutput:
     """Scores every continuation, lets the best end, go on or die, and writes all of that into `state`.
 
@@ -76,24 +68,12 @@ def beam_step(
     scores, shaped_status, _ = shape_rows(
         log_probs,
         do_sample=do_sample,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        typical_p=typical_p,
-        epsilon_cutoff=epsilon_cutoff,
-        eta_cutoff=eta_cutoff,
-        top_h=top_h,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        no_repeat_ngram_size=no_repeat_ngram_size,
         input_ids=state.history[:, : state.prompt_length + step],
         prompt_lengths=state.prompt_length,
         bias=bias,
         suppress=suppress,
         token_bitmask=token_bitmask,
-        min_tokens_to_keep=min_tokens_to_keep,
+        **knobs,
     )
     status = torch.where(status == OK, shaped_status, status)
     scores[status != OK] = -math.inf

@@ -8,10 +8,16 @@ rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from pygen.knobs import KNOBS, ShapingKnobs
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 OK, NAN, ALL_MASKED, POS_INF = range(4)
 
@@ -25,47 +31,23 @@ def process_logits(
     logits: Tensor,
     *,
     do_sample: bool | Tensor = True,
-    temperature: Knob = 1.0,
-    top_k: IntKnob = 0,
-    top_p: Knob = 1.0,
-    min_p: Knob = 0.0,
-    typical_p: Knob = 1.0,
-    epsilon_cutoff: Knob = 0.0,
-    eta_cutoff: Knob = 0.0,
-    top_h: Knob | None = None,
-    repetition_penalty: Knob = 1.0,
-    presence_penalty: Knob = 0.0,
-    frequency_penalty: Knob = 0.0,
-    no_repeat_ngram_size: IntKnob = 0,
     input_ids: Tensor | None = None,
     prompt_lengths: IntKnob | None = None,
     bias: Tensor | None = None,
     suppress: Sequence[int] | Tensor | None = None,
     token_bitmask: Tensor | None = None,
-    min_tokens_to_keep: IntKnob = 1,
+    **knobs: Unpack[ShapingKnobs],
 ) -> Tensor:
     """The scores of `shape_rows`."""
     scores, _, _ = shape_rows(
         logits,
         do_sample=do_sample,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        typical_p=typical_p,
-        epsilon_cutoff=epsilon_cutoff,
-        eta_cutoff=eta_cutoff,
-        top_h=top_h,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        no_repeat_ngram_size=no_repeat_ngram_size,
         input_ids=input_ids,
         prompt_lengths=prompt_lengths,
         bias=bias,
         suppress=suppress,
         token_bitmask=token_bitmask,
-        min_tokens_to_keep=min_tokens_to_keep,
+        **knobs,
     )
     return scores
 
@@ -74,24 +56,12 @@ def shape_rows(
     logits: Tensor,
     *,
     do_sample: bool | Tensor,
-    temperature: Knob,
-    top_k: IntKnob,
-    top_p: Knob,
-    min_p: Knob,
-    typical_p: Knob,
-    epsilon_cutoff: Knob,
-    eta_cutoff: Knob,
-    top_h: Knob | None,
-    repetition_penalty: Knob,
-    presence_penalty: Knob,
-    frequency_penalty: Knob,
-    no_repeat_ngram_size: IntKnob,
     input_ids: Tensor | None,
     prompt_lengths: IntKnob | None,
     bias: Tensor | None,
     suppress: Sequence[int] | Tensor | None,
     token_bitmask: Tensor | None,
-    min_tokens_to_keep: IntKnob,
+    **knobs: Unpack[ShapingKnobs],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scores (rows, vocab_size) float32, status (rows,) int32, and which rows are to be drawn (rows,) bool.
 
@@ -103,6 +73,7 @@ def shape_rows(
     drawn = torch.empty(rows, dtype=torch.bool, device=logits.device)
     for r in range(rows):
         x = logits[r].float()
+        knob = _knobs_of_row(knobs, r)
         if bias is not None:
             x = x + _row_of(bias, r)
         if input_ids is not None:
@@ -110,32 +81,30 @@ def shape_rows(
             in_vocabulary = (history >= 0) & (history < vocab_size)
             prompt_length = 0 if prompt_lengths is None else int(_at(prompt_lengths, r))
             generated = in_vocabulary & (torch.arange(len(history), device=history.device) >= prompt_length)
-            x = penalize_repetition(x, history[in_vocabulary], _float32(repetition_penalty, r))
-            presence, frequency = _float32(presence_penalty, r), _float32(frequency_penalty, r)
-            x = penalize_counts(x, history[generated], presence, frequency)
-            x = ban_repeated_ngrams(x, history, int(_at(no_repeat_ngram_size, r)))
+            x = penalize_repetition(x, history[in_vocabulary], knob["repetition_penalty"])
+            x = penalize_counts(x, history[generated], knob["presence_penalty"], knob["frequency_penalty"])
+            x = ban_repeated_ngrams(x, history, int(knob["no_repeat_ngram_size"]))
         if suppress is not None:
             x = suppress_tokens(x, _row_of(torch.as_tensor(suppress, dtype=torch.int64, device=x.device), r))
         if token_bitmask is not None:
             x = apply_token_bitmask(x, _row_of(token_bitmask, r))
 
-        row_temperature = _float32(temperature, r)
-        drawn[r] = bool(_at(do_sample, r)) and row_temperature > 0
+        drawn[r] = bool(_at(do_sample, r)) and knob["temperature"] > 0
         scores[r] = x
         status[r] = row_status(x)
         if not drawn[r] or status[r] != OK:
             drawn[r] = False
             continue
 
-        s = x / fitting_temperature(row_temperature, x)
-        keep = min(int(_at(min_tokens_to_keep, r)), vocab_size)
-        s = keep_top_h(s, 0.0 if top_h is None else float(_float32(top_h, r)))
-        s = keep_top_k(s, int(_at(top_k, r)), keep)
-        s = keep_top_p(s, float(_float32(top_p, r)), keep)
-        s = keep_min_p(s, float(_float32(min_p, r)), keep)
-        s = keep_typical(s, float(_float32(typical_p, r)), keep)
-        s = keep_epsilon(s, float(_float32(epsilon_cutoff, r)), keep)
-        s = keep_eta(s, float(_float32(eta_cutoff, r)), keep)
+        s = x / fitting_temperature(knob["temperature"], x)
+        keep = min(int(knob["min_tokens_to_keep"]), vocab_size)
+        s = keep_top_h(s, float(knob["top_h"]))
+        s = keep_top_k(s, int(knob["top_k"]), keep)
+        s = keep_top_p(s, float(knob["top_p"]), keep)
+        s = keep_min_p(s, float(knob["min_p"]), keep)
+        s = keep_typical(s, float(knob["typical_p"]), keep)
+        s = keep_epsilon(s, float(knob["epsilon_cutoff"]), keep)
+        s = keep_eta(s, float(knob["eta_cutoff"]), keep)
         scores[r] = s
     return scores, status, drawn
 
@@ -262,11 +231,11 @@ def keep_typical(s: Tensor, typical_p: float, min_tokens_to_keep: int) -> Tensor
     return s.masked_fill(~kept, -math.inf)
 
 
-def keep_epsilon(s: Tensor, epsilon_cutoff: float, min_tokens_to_keep: int) -> Tensor:
-    """Keep p >= epsilon_cutoff, and s >= the min_tokens_to_keep-th largest (Hewitt et al. 2022). 0 is off."""
-    if epsilon_cutoff == 0:
+def keep_epsilon(s: Tensor, cutoff: float, min_tokens_to_keep: int) -> Tensor:
+    """Keep p >= cutoff, and s >= the min_tokens_to_keep-th largest (Hewitt et al. 2022). 0 is off."""
+    if cutoff == 0:
         return s
-    return _keep_probable(s, epsilon_cutoff, min_tokens_to_keep)
+    return _keep_probable(s, cutoff, min_tokens_to_keep)
 
 
 def keep_eta(s: Tensor, eta_cutoff: float, min_tokens_to_keep: int) -> Tensor:
@@ -298,13 +267,17 @@ def _descending(s: Tensor) -> Tensor:
     return torch.sort(s, descending=True, stable=True).indices
 
 
-def _at(knob: bool | float | Tensor, row: int) -> bool | float:
-    return knob[row].item() if isinstance(knob, Tensor) else knob
+def _at(value: bool | float | Tensor, row: int) -> bool | float:
+    return value[row].item() if isinstance(value, Tensor) else value
 
 
-def _float32(knob: Knob, row: int) -> Tensor:
-    """The knob of a row as the float32 that the kernels receive."""
-    return torch.tensor(_at(knob, row), dtype=torch.float32, device="cpu")
+def _knobs_of_row(knobs: Mapping[str, Any], row: int) -> dict[str, Tensor]:
+    """Every knob of the table for one row, as the float32 or int64 that the kernels receive."""
+    of_row = {}
+    for name, kind, neutral in ((knob.name, knob.type, knob.neutral) for knob in KNOBS):
+        value = neutral if knobs.get(name) is None else _at(knobs[name], row)
+        of_row[name] = torch.tensor(value, dtype=torch.int64 if kind is int else torch.float32, device="cpu")
+    return of_row
 
 
 def _row_of(table: Tensor, row: int) -> Tensor:

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from pygen import rng as noise_sources
+from pygen.knobs import ShapingKnobs
 from pygen.ops._outputs import RowStatus, SampleOutput, TopLogprobs
-from pygen.reference.process_logits import IntKnob, Knob, shape_rows
+from pygen.reference.process_logits import IntKnob, shape_rows
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from pygen.ops._state import DecodeState
 
 
@@ -21,53 +24,29 @@ def sample(
     logits: Tensor,
     *,
     do_sample: bool | Tensor = True,
-    temperature: Knob = 1.0,
-    top_k: IntKnob = 0,
-    top_p: Knob = 1.0,
-    min_p: Knob = 0.0,
-    typical_p: Knob = 1.0,
-    epsilon_cutoff: Knob = 0.0,
-    eta_cutoff: Knob = 0.0,
-    top_h: Knob | None = None,
-    repetition_penalty: Knob = 1.0,
-    presence_penalty: Knob = 0.0,
-    frequency_penalty: Knob = 0.0,
-    no_repeat_ngram_size: IntKnob = 0,
     input_ids: Tensor | None = None,
     prompt_lengths: IntKnob | None = None,
     bias: Tensor | None = None,
     suppress: Sequence[int] | Tensor | None = None,
     token_bitmask: Tensor | None = None,
-    min_tokens_to_keep: IntKnob = 1,
     seed: int | Sequence[int] | Tensor | None = None,
     step: int | Tensor = 0,
     noise: Tensor | None = None,
     rng: str = "philox",
     generator: torch.Generator | None = None,
     logprobs: int = 0,
+    **knobs: Unpack[ShapingKnobs],
 ) -> SampleOutput:
     """Draws by the race of `race_winners` from the survivors of `process_logits`; other rows take their best token."""
     scores, status, drawn = shape_rows(
         logits,
         do_sample=do_sample,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        typical_p=typical_p,
-        epsilon_cutoff=epsilon_cutoff,
-        eta_cutoff=eta_cutoff,
-        top_h=top_h,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        no_repeat_ngram_size=no_repeat_ngram_size,
         input_ids=input_ids,
         prompt_lengths=prompt_lengths,
         bias=bias,
         suppress=suppress,
         token_bitmask=token_bitmask,
-        min_tokens_to_keep=min_tokens_to_keep,
+        **knobs,
     )
     token_ids = argmax_lowest(scores.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf))
     if do_sample is not False:
