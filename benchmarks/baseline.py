@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers.generation import logits_process as hf
 
-NEUTRAL: dict[str, float] = {
-    "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0, "top_h": 0.0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
-}  # fmt: skip
-FILTERS = ("top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
+from pygen.knobs import FILTERS, NEUTRAL, WARPERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +30,13 @@ class Settings:
 
     @property
     def active(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name, off in NEUTRAL.items() if getattr(self, name) != off}
+        knobs = {name: value for name, value in vars(self).items() if name in NEUTRAL}
+        return {name: value for name, value in knobs.items() if value != NEUTRAL[name]}
 
     @property
     def unfiltered(self) -> Settings:
         """The same settings without the filters. Filters remove tokens and change no score."""
-        off: dict[str, Any] = {name: NEUTRAL[name] for name in FILTERS}
+        off: dict[str, Any] = {knob.name: knob.neutral for knob in FILTERS if knob.name in vars(self)}
         return dataclasses.replace(self, **off)
 
     @property
@@ -70,17 +66,8 @@ class Settings:
         if self.no_repeat_ngram_size:
             made.append(hf.NoRepeatNGramLogitsProcessor(self.no_repeat_ngram_size))
         if self.do_sample:
-            warpers: tuple[tuple[str, Callable[[Any], hf.LogitsProcessor]], ...] = (
-                ("temperature", hf.TemperatureLogitsWarper),
-                ("top_h", hf.TopHLogitsWarper),
-                ("top_k", hf.TopKLogitsWarper),
-                ("top_p", hf.TopPLogitsWarper),
-                ("min_p", hf.MinPLogitsWarper),
-                ("typical_p", hf.TypicalLogitsWarper),
-                ("epsilon_cutoff", hf.EpsilonLogitsWarper),
-                ("eta_cutoff", hf.EtaLogitsWarper),
-            )
-            made += [warper(getattr(self, name)) for name, warper in warpers if name in self.active]
+            acting = [knob for knob in WARPERS if knob.name in self.active]
+            made += [getattr(hf, knob.processor)(getattr(self, knob.name)) for knob in acting]
         return hf.LogitsProcessorList(made)
 
 

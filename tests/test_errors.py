@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pygen.backends import BackendError
+from pygen.knobs import KNOBS
 from pygen.ops import (
     BeamState,
     DecodeState,
@@ -90,18 +91,7 @@ def int_types(name: str, least: int) -> list[Wrong]:
 
 
 NAN, INF = math.nan, math.inf
-FLOATS = (
-    "temperature",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "top_h",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-)
+FLOATS = [knob.name for knob in KNOBS if knob.type is float]
 NEEDS_IDS = "`input_ids` must be given where `{}` acts, got None"
 
 SHAPING: list[Wrong] = [

@@ -24,6 +24,7 @@ from torch import Tensor
 
 import pygen
 from pygen import ops
+from pygen.knobs import KNOBS
 from pygen.ops import BeamState
 from tests.helpers.draws import assert_same_tokens
 from tests.helpers.kept_sets import assert_same_scores, unfiltered
@@ -66,7 +67,7 @@ HOSTILE: dict[str, tuple[Any, ...]] = {
     "prompt_lengths": (2**31, 2**63 - 1),
     "min_tokens_to_keep": (2**31, 2**63 - 1),
 }
-INTEGERS = ("top_k", "min_tokens_to_keep", "no_repeat_ngram_size", "prompt_lengths")
+INTEGERS = {"prompt_lengths", *(knob.name for knob in KNOBS if knob.type is int)}
 SPECIAL = (math.inf, -math.inf, math.nan, 0.0, -0.0, 1e-45, 3.4e38, -3.4e38)
 
 

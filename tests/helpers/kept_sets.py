@@ -15,18 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pygen.knobs import FILTERS as FILTER_KNOBS
+from pygen.knobs import NEUTRAL
+
 BAND = 4e-6
 
-FILTERS = ("top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-_OFF = {
-    "top_h": None,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-}
+FILTERS = tuple(knob.name for knob in FILTER_KNOBS)
 
 Knobs = dict[str, Any]
 
@@ -38,17 +32,7 @@ def knobs_of_row(knobs: Knobs, row: int) -> Knobs:
     }
 
 
-_PER_ROW = {
-    *FILTERS,
-    "do_sample",
-    "temperature",
-    "min_tokens_to_keep",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "no_repeat_ngram_size",
-    "prompt_lengths",
-}
+_PER_ROW = {*NEUTRAL, "do_sample", "prompt_lengths"}
 
 
 def unfiltered(knobs: Knobs) -> Knobs:
@@ -83,9 +67,7 @@ def _assert_same_row(actual: Tensor, expected: Tensor, before_filters: Tensor, k
 def kept_bounds(s: np.ndarray, knobs: Knobs) -> tuple[np.ndarray, np.ndarray]:
     """Tokens kept wherever the thresholds lie within BAND, and tokens kept for some such thresholds."""
     keep = min(int(knobs.get("min_tokens_to_keep", 1)), s.size)
-    active = [
-        name for name in FILTERS if knobs.get(name, _OFF[name]) not in (_OFF[name], 0 if name == "top_h" else None)
-    ]
+    active = [name for name in FILTERS if knobs.get(name) not in (None, NEUTRAL[name])]
     least, most = s > -np.inf, np.zeros(s.shape, dtype=bool)
     for moves in itertools.product((-BAND, 0.0, BAND), repeat=len(active)):
         kept = s > -np.inf

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pygen import rng
+from pygen.knobs import KNOBS
 from pygen.ops import process_logits, sample
 from tests.helpers.draws import assert_same_tokens
 from tests.helpers.extra_backends import EMULATED
@@ -43,7 +44,7 @@ PENALTIES = {
     "no_repeat_ngram_size": st.sampled_from([0, 0, 1, 2, 3]),
     "prompt_lengths": st.sampled_from([0, 3, 20]),
 }
-INTEGERS = ("top_k", "min_tokens_to_keep", "no_repeat_ngram_size", "prompt_lengths")
+INTEGERS = {"prompt_lengths", *(knob.name for knob in KNOBS if knob.type is int)}
 
 
 @st.composite

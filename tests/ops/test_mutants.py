@@ -46,7 +46,9 @@ FAULTS = [
     fault("bias forgotten", SHAPE, ("x = x + _row_of(bias, r)", "x = x + 0")),
     # temperature and rows
     fault(
-        "temperature multiplies", SHAPE, ("s = x / fitting_temperature(row_temperature, x)", "s = x * row_temperature")
+        "temperature multiplies",
+        SHAPE,
+        ('s = x / fitting_temperature(knob["temperature"], x)', 's = x * knob["temperature"]'),
     ),
     fault(
         "a tiny temperature overflows", SHAPE, ("isfinite() else magnitude * 2.0**-100", "isfinite() else temperature")
@@ -59,11 +61,11 @@ FAULTS = [
     fault(
         "temperature after the filters",
         SHAPE,
-        ("s = x / fitting_temperature(row_temperature, x)", "s = x"),
-        ("        scores[r] = s\n", "        scores[r] = s / row_temperature\n"),
+        ('s = x / fitting_temperature(knob["temperature"], x)', "s = x"),
+        ("        scores[r] = s\n", '        scores[r] = s / knob["temperature"]\n'),
     ),
-    fault("greedy rows are filtered", SHAPE, ("bool(_at(do_sample, r)) and row_temperature > 0", "True")),
-    fault("the knobs of row 0 for every row", SHAPE, ("return knob[row].item()", "return knob[0].item()")),
+    fault("greedy rows are filtered", SHAPE, ('bool(_at(do_sample, r)) and knob["temperature"] > 0', "True")),
+    fault("the knobs of row 0 for every row", SHAPE, ("return value[row].item()", "return value[0].item()")),
     fault("NaN goes unnoticed", SHAPE, ("if x.isnan().any():", "if False:")),
     fault("+inf goes unnoticed", SHAPE, ("if (x == math.inf).any():", "if False:")),
     # filters
