@@ -41,15 +41,15 @@ class Scores(NamedTuple):
 
 
 @triton.jit
-def plain_scores(logits, stored, is_stored):
-    """`Scores` that are the logits, or stored. As an argument of a call its flags stay known to the compiler."""
+def plain_scores(logits, work, stored, is_stored):
+    """`Scores` that are the logits, or stored. Nothing reads the other pointers, but their types must fit."""
     return Scores(
         logits=logits,
         bias=stored,
-        bitmask=stored,
-        seen=stored,
-        banned=stored,
-        counts=stored,
+        bitmask=work.seen,
+        seen=work.seen,
+        banned=work.banned,
+        counts=work.counts,
         modes=_NO_TABLES,
         is_marked=False,
         is_counted=False,

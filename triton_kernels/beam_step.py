@@ -138,7 +138,7 @@ def expand_beams_kernel(
         mark_row(tables, work, numbers, row, flags, begin, end, length)
     if normalized == 0:
         scan(
-            plain_scores(scores.logits, scores.stored, False), work, noise, begin, end, vocab_size, part, 1.0,
+            plain_scores(scores.logits, work, scores.stored, False), work, noise, begin, end, vocab_size, part, 1.0,
             True, False, False,
         )  # fmt: skip
     tl.debug_barrier()

@@ -54,7 +54,7 @@ def filter_rows_kernel(
         largest = tl.math.div_rn(largest, temperature)
         filters = row_filters(knobs, int_knobs, row, tl.load(int_knobs + row * NUM_INT_KNOBS + FLAGS))
         listed, size, total_mass = gather_or_fill(
-            plain_scores(stored, stored, True), work, filters, vocab_size, temperature, largest
+            plain_scores(stored, work, stored, True), work, filters, vocab_size, temperature, largest
         )
         array = stored
         if listed > 0:

@@ -118,7 +118,7 @@ def token_logprobs_kernel(
     work = row_workspace(workspace.f32, f32_stride, workspace.i32, i32_stride, row, vocab_size)
     begin = tl.multiple_of(part * tokens, SCAN_TILE)
     scan(
-        plain_scores(logits, workspace.scores, False), work, Noise(workspace.f32, False, 0, 0),
+        plain_scores(logits, work, workspace.scores, False), work, Noise(workspace.f32, False, 0, 0),
         begin, tl.minimum(begin + tokens, vocab_size), vocab_size, part, 1.0, True, False, False,
     )  # fmt: skip
     tl.debug_barrier()
