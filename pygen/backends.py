@@ -1,8 +1,8 @@
-"""Which backend runs an op: the choice, the reasons against it, and the error that lists them.
+"""Chooses the backend that runs an op, and raises an error with all reasons if none can.
 
-Every op has a table of entries, one per backend it has a kernel for. The name comes from `backend=`, else from
-`use_backend`, else from the environment variable PYGEN_BACKEND, else it is "auto": the fastest that runs on the device
-of the tensor.
+Every op has a table with one entry per backend that has a kernel for it. The name comes from `backend=`, else from
+`use_backend`, else from the environment variable PYGEN_BACKEND. The default, "auto", chooses the fastest backend that
+runs on the tensor's device.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Entry = TypeVar("Entry")
 
 
 class BackendError(NotImplementedError):
-    """No backend, or not the one asked for, can carry out this call on this machine. The message lists every reason."""
+    """No backend, or not the requested one, can run this call on this machine. The message lists every reason."""
 
 
 def _cpu_reason() -> str | None:
@@ -63,7 +63,7 @@ def _device_reason() -> str | None:
 
 
 def interprets_triton() -> bool:
-    """Whether Triton kernels run in Triton's interpreter, on CPU tensors; read from TRITON_INTERPRET as Triton does."""
+    """Returns whether Triton's interpreter runs the kernels, on CPU tensors. Reads TRITON_INTERPRET as Triton does."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
@@ -76,18 +76,18 @@ _MACHINE_REASONS: dict[str, Callable[[], str | None]] = {
 
 
 def available_backends() -> dict[str, str | None]:
-    """Every backend with None where it can run in this process, else the reason why it cannot."""
+    """Returns every backend with None if it can run in this process, or the reason why it cannot."""
     return {name: _MACHINE_REASONS[name]() for name in BACKENDS}
 
 
 def build_info() -> dict[str, object]:
-    """Facts about the compiled extension `pygen._C`, as plain values.
+    """Describes the compiled extension `pygen._C`, as plain values.
 
-    Returns a dict: `version`, `compiler`, `openmp` (bool); `cpu_isas`, the instruction sets that were built; `cpu_isa`,
-    the one in use (the best that this processor runs, or `PYGEN_CPU_ISA`); `cuda` (bool), `cuda_reason`, `nvcc_version`
-    (empty when the build found no nvcc).
+    Returns a dict: `version`, `compiler`, `openmp` (bool); `cpu_isas`, the instruction sets in the build; `cpu_isa`,
+    the one in use (the best that this processor supports, or `PYGEN_CPU_ISA`); `cuda` (bool), `cuda_reason`,
+    `nvcc_version` (empty if the build found no nvcc).
 
-    Raises ImportError when the extension is not built, ValueError when `PYGEN_CPU_ISA` names a set that cannot run.
+    Raises ImportError if the extension is not built, ValueError if `PYGEN_CPU_ISA` names a set that cannot run.
     """
     from pygen import _C
 
@@ -96,9 +96,9 @@ def build_info() -> dict[str, object]:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Chooses the backend of every op called inside the `with` block without a `backend=` of its own.
+    """Chooses the backend of every op called inside the `with` block without `backend=`.
 
-    The choice holds in the current thread or task only. "auto" undoes an outer choice and PYGEN_BACKEND.
+    The choice applies to the current thread or task only. "auto" overrides an outer choice and PYGEN_BACKEND.
     """
     _check_name("name", name)
     token = _chosen.set(name)
@@ -116,14 +116,14 @@ class Dispatcher(Generic[Entry]):
         self.entries = entries
 
     def reasons(self, device: torch.device) -> dict[str, str | None]:
-        """Every backend with None where this op can run on `device`, else why it cannot."""
+        """Returns every backend with None if this op can run on `device`, or why it cannot."""
         return {name: self._reason(name, device) for name in BACKENDS}
 
     def resolve(self, device: torch.device, backend: str = "auto") -> tuple[str, Entry]:
-        """The name and the entry of the backend to run on `device`.
+        """Returns the name and the entry of the backend to run on `device`.
 
-        Raises ValueError for an unknown name, and BackendError where the chosen backend, or under "auto" every one,
-        cannot run. Warns once where "auto" arrives at the reference in torch because a faster backend cannot run.
+        Raises ValueError for an unknown name, and BackendError if the chosen backend, or with "auto" every one, cannot
+        run. Warns once if "auto" falls back to the torch reference because a faster backend cannot run.
         """
         name, passed_over = self.choose(device, backend)
         if passed_over and name == "torch":
@@ -131,12 +131,12 @@ class Dispatcher(Generic[Entry]):
         return name, self.entries[name]
 
     def circumstances(self, backend: str) -> tuple[object, ...]:
-        """What the choice for a tensor of the CPU depends on: equal ones lead to the same entry."""
+        """Returns everything that the choice for a CPU tensor depends on: equal values lead to the same entry."""
         chosen, environment = _chosen.get(), os.environ.get("PYGEN_BACKEND", "")
         return backend, chosen, environment, self.entries.get("cpu"), _MACHINE_REASONS["cpu"]
 
     def choose(self, device: torch.device, backend: str = "auto") -> tuple[str, list[str]]:
-        """The name of the backend that `resolve` finds, and a sentence for each that "auto" passes over."""
+        """Returns the backend that `resolve` finds, and a sentence for each one that "auto" skips."""
         _check_name("backend", backend)
         if backend == "auto":
             backend = _chosen.get() or _from_environment()

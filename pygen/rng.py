@@ -4,7 +4,7 @@ Two sources give the exponential noise E of an element (row, token id):
 
 - "philox": a function of (row seed, step, token id) alone, so that a token depends neither on the other rows of a batch
   nor on the backend.
-- "torch": what `torch.multinomial` would take from a generator for a (rows, vocab_size) tensor.
+- "torch": the noise that `torch.multinomial` would draw from a generator for a (rows, vocab_size) tensor.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _PHILOX_ROUNDS = 10
 TARGET_STREAM, DRAFT_STREAM, ACCEPTANCE_STREAM = range(3)
 
 
-# Weak: a lock lives as long as its generator.
+# Weak references, so that a lock lives as long as its generator.
 _locks: WeakKeyDictionary[torch.Generator, threading.RLock] = WeakKeyDictionary()
 _locks_lock = threading.Lock()
 
 
 def lock_of(generator: torch.Generator) -> threading.RLock:
-    """The lock under which pygen draws from `generator`.
+    """Returns the lock under which pygen draws from `generator`.
 
-    A kernel that takes torch's noise reads the generator's state, runs, and writes the advanced state back. A thread
-    that drew in between would draw the same noise, so draws from one generator take turns; others run side by side.
+    A kernel with torch's noise reads the generator's state, runs, and writes the advanced state back. Another thread
+    that drew in between would get the same noise, so the lock serialises draws from one generator.
     """
     lock = _locks.get(generator)
     if lock is None:
@@ -46,7 +46,7 @@ def lock_of(generator: torch.Generator) -> threading.RLock:
 
 
 def default_generator(device: torch.device) -> torch.Generator:
-    """The generator that torch uses on `device` where none is given."""
+    """Returns torch's default generator on `device`."""
     if device.type != "cuda":
         return torch.default_generator
     torch.cuda.init()
@@ -55,8 +55,10 @@ def default_generator(device: torch.device) -> torch.Generator:
 
 @contextmanager
 def seed_given_back(generator: torch.Generator | None) -> Iterator[None]:
-    """Where the body raises after one `draw_seed(generator)`, the generator gets its state from before; not if another
-    thread has drawn from it meanwhile."""
+    """Restores the generator if the body raises after one `draw_seed(generator)`.
+
+    It does not restore the state if another thread has drawn from the generator meanwhile.
+    """
     source = generator if isinstance(generator, torch.Generator) else torch.default_generator
     before = source.get_state()
     try:
@@ -77,7 +79,7 @@ def give_seed_back(source: torch.Generator, before: Tensor) -> None:
 
 
 def splitmix64(value: int) -> int:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection on 64-bit words that mixes every bit."""
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014), a bijection on 64-bit words that mixes all bits."""
     value &= _MASK64
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64
@@ -85,12 +87,12 @@ def splitmix64(value: int) -> int:
 
 
 def row_seed(seed: int, row: int) -> int:
-    """The 64-bit seed of row `row` under the seed of a call: output number row + 1 of SplitMix64 started at `seed`."""
+    """Returns the 64-bit seed of `row` for a call's `seed`: output number row + 1 of SplitMix64 started at `seed`."""
     return splitmix64(seed + (row + 1) * _GOLDEN_GAMMA)
 
 
 def row_seeds(seed: int, rows: int) -> Tensor:
-    """`row_seed(seed, row)` for every row: (rows,) int64, the bit patterns of the unsigned words."""
+    """Returns `row_seed(seed, row)` for every row: (rows,) int64, the bit patterns of the unsigned words."""
     if rows <= 16:
         return torch.tensor([as_int64(row_seed(seed, row)) for row in range(rows)], dtype=torch.int64, device="cpu")
     value = torch.arange(1, rows + 1, dtype=torch.int64, device="cpu") * as_int64(_GOLDEN_GAMMA) + as_int64(seed)
@@ -100,14 +102,14 @@ def row_seeds(seed: int, rows: int) -> Tensor:
 
 
 def draw_seed(generator: torch.Generator | None) -> int:
-    """A fresh seed in [0, 2**63 - 1), taken from `generator`, or from torch's default generator where it is None."""
+    """Draws a seed in [0, 2**63 - 1) from `generator`, or from torch's default generator if it is None."""
     source = torch.default_generator if generator is None else generator
     with lock_of(source):
         return int(torch.randint(2**63 - 1, (), generator=source, device=source.device).item())
 
 
 def as_int64(word: int) -> int:
-    """The signed integer with the bit pattern of an unsigned 64-bit word."""
+    """Returns the signed integer with the bit pattern of an unsigned 64-bit word."""
     word &= _MASK64
     return word - (1 << 64) if word >> 63 else word
 
@@ -117,10 +119,9 @@ def _shift_right(value: Tensor, bits: int) -> Tensor:
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Philox4x32-10 (Salmon et al. 2011): four 32-bit words for every counter, all held in int64 tensors that
-    broadcast.
+    """Philox4x32-10 (Salmon et al. 2011): four 32-bit words for every counter, in int64 tensors that broadcast.
 
-    A product of two 32-bit words wraps around in int64, and its high word is still right after masking.
+    A product of two 32-bit words wraps around in int64, but its high word is correct after masking.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -133,7 +134,7 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor
 
 
 def philox_words(seeds: Tensor, steps: Tensor, vocab_size: int, stream: int = TARGET_STREAM) -> Tensor:
-    """The random word of every token id: (rows, vocab_size) int64 in [0, 2**32).
+    """Returns the random word of every token id: (rows, vocab_size) int64 in [0, 2**32).
 
     word = philox4x32_10(key = (seed low, seed high), counter = (id >> 2, step, stream, 0))[id & 3]
 
@@ -148,7 +149,7 @@ def philox_words(seeds: Tensor, steps: Tensor, vocab_size: int, stream: int = TA
 
 
 def philox_exponential(seeds: Tensor, steps: Tensor, vocab_size: int, stream: int = TARGET_STREAM) -> Tensor:
-    """Exponential noise from the words: (rows, vocab_size) float32.
+    """Returns exponential noise from the words: (rows, vocab_size) float32.
 
     u = float32((word + 1/2) / 2**32), at most 1 - 2**-24;  E = -log1p(-u)
     """
@@ -157,7 +158,7 @@ def philox_exponential(seeds: Tensor, steps: Tensor, vocab_size: int, stream: in
 
 
 def philox_uniform(seeds: Tensor, steps: Tensor, token_ids: Tensor, stream: int) -> Tensor:
-    """u of one token id per row: (rows,) float32 in (0, 1), made as in `philox_exponential`."""
+    """Returns u of one token id per row: (rows,) float32 in (0, 1), computed as in `philox_exponential`."""
     zero = torch.zeros((), dtype=torch.int64, device=seeds.device)
     words = philox4x32(
         (token_ids >> 2, steps & _MASK32, zero + stream, zero), (seeds & _MASK32, _shift_right(seeds, 32))
@@ -170,7 +171,7 @@ def _uniform(words: Tensor) -> Tensor:
 
 
 def torch_exponential(rows: int, vocab_size: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """The noise that `torch.multinomial` takes for (rows, vocab_size) float32 probabilities; advances the generator."""
+    """Draws the noise that `torch.multinomial` draws for (rows, vocab_size) float32 probabilities."""
     given = torch.empty(rows, vocab_size, dtype=torch.float32, device=device)
     with lock_of(default_generator(device) if generator is None else generator):
         return given.exponential_(generator=generator)

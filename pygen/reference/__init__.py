@@ -1,1 +1,1 @@
-"""The definition of every op in plain torch: one module per op, the `torch` backend and the oracle of the kernels."""
+"""The definition of every op in plain torch, one module per op: the `torch` backend, and the oracle of the kernels."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def beam_finalize(state: BeamState, num_return_sequences: int = 1) -> BeamOutput:
-    """See `pygen.ops.beam_finalize`; arguments are checked there."""
+    """See `pygen.ops.beam_finalize`, which checks the arguments."""
     steps, token, beam, scores = (
         table[:, :num_return_sequences].flatten()
         for table in (state.finished_steps, state.finished_tokens, state.finished_parents, state.finished_scores)
@@ -27,7 +27,7 @@ def beam_finalize(state: BeamState, num_return_sequences: int = 1) -> BeamOutput
         tokens[:, step] = torch.where(walking, token, tokens[:, step])
         beam_indices[:, step] = torch.where(walking, beam, beam_indices[:, step])
         if step > 0:
-            # A broken walk shows in the beam indices, which the op looks through.
+            # The op finds a broken walk in the beam indices.
             safe = beam.clamp(0, state.rows - 1)
             token = torch.where(walking, state.step_tokens[step - 1, safe], token)
             beam = torch.where(walking, state.step_parents[step - 1, safe], beam)

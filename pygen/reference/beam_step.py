@@ -1,4 +1,4 @@
-"""`beam_step` in plain torch: scores, candidates, the finished pool, the running beams and the rows that hold them."""
+"""`beam_step` in plain torch: scores, candidates, finished hypotheses, running beams and their rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NONE = -1
 
 
 class Candidates(NamedTuple):
-    """The K best continuations of every prompt, best first; NONE with score -inf where there are fewer."""
+    """The K best continuations of every prompt, best first. A missing one has id NONE and score -inf."""
 
     token_ids: Tensor  # (B, K) int64
     parents: Tensor  # (B, K) int64, a rank in 0 ... n - 1
@@ -54,9 +54,9 @@ def beam_step(
     generator: torch.Generator | None = None,
     **knobs: Unpack[ShapingKnobs],
 ) -> BeamStepOutput:
-    """Scores every continuation, lets the best end, go on or die, and writes all of that into `state`.
+    """Scores every continuation, decides which end, continue or die, and updates `state`.
 
-    normalisers: as of `PreparedBeamStep`; None: those of `length_penalty` and `early_stopping`.
+    normalisers: as in `PreparedBeamStep`; None computes them from `length_penalty` and `early_stopping`.
     """
     if state.steps is not None:
         step = int(state.steps[0])
@@ -89,8 +89,11 @@ def beam_step(
 
 
 def normalisers_of(state: BeamState, length_penalty: float, early_stopping: bool | str) -> Tensor:
-    """(2, room) float32, by what scores are divided after every step: those of hypotheses that end with it,
-    and that of the best running beam, at its length or at the most favourable one."""
+    """Returns the divisors of scores after every step, (2, room) float32.
+
+    Row 0 is for hypotheses that end with the step. Row 1 is for the best running beam, at its length or at the most
+    favourable one.
+    """
     of_lengths = [float(length) ** length_penalty for length in range(1, state.room + 1)]
     favourable = early_stopping == "never" and length_penalty > 0.0
     longest = float(max(state.max_new_tokens, 1)) ** length_penalty
@@ -99,8 +102,10 @@ def normalisers_of(state: BeamState, length_penalty: float, early_stopping: bool
 
 
 def log_probabilities(logits: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:
-    """(rows, vocab_size) float32 log-softmax, or the logits if they are that already, and what keeps a row from having
-    one. Such a row has no continuation: -inf throughout."""
+    """Returns (rows, vocab_size) float32 log-probabilities and the status of every row.
+
+    `normalized` logits are log-probabilities already. An invalid row has no continuation: all its values are -inf.
+    """
     x = logits.float()
     if normalized:
         return x, torch.zeros(len(x), dtype=torch.int32, device=x.device)
@@ -113,10 +118,13 @@ def log_probabilities(logits: Tensor, normalized: bool) -> tuple[Tensor, Tensor]
 def select_candidates(
     scores: Tensor, state: BeamState, exponential: Tensor | None, sort_draws: bool = True
 ) -> Candidates:
-    """The K continuations with the largest score, or, with noise E (row = beam), the K winners of score - ln E: a draw
-    without replacement. Ties go to the better parent, then to the lower token id.
+    """Returns the K continuations with the largest score.
 
-    sort_draws: drawn ones by score, equal ones in the order of the draw."""
+    With noise E (row = beam) it returns the K winners of score - ln E, a draw without replacement. Ties go to the
+    better parent, then to the lower token id.
+
+    sort_draws: sort drawn candidates by score; equal ones keep the order of the draw.
+    """
     count, vocab_size = state.num_candidates, scores.shape[1]
     shape, device = (state.batch_size, count), scores.device
     token_ids = torch.full(shape, NONE, dtype=torch.int64, device=device)
@@ -127,7 +135,7 @@ def select_candidates(
         values = sums.double()
         if exponential is not None:
             beams = slice(b * state.num_beams, (b + 1) * state.num_beams)
-            # From the largest sum: no float64 holds the noise beside 1e20.
+            # Subtract the largest sum first: beside 1e20, a float64 would round the noise away.
             values = (values - values.max()) - exponential[beams].flatten().double().log()
             values = values.clamp(min=torch.finfo(torch.float64).min).masked_fill(sums == -math.inf, -math.inf)
         order = torch.sort(values, descending=True, stable=True).indices[:count]
@@ -146,7 +154,7 @@ def hits(
     step: int,
     stopping_criteria: Callable[[Tensor], Tensor | bool] | None,
 ) -> Tensor:
-    """(B, K) bool: candidates that cannot go on, by their token, the length or the caller's criteria."""
+    """Returns (B, K) bool: the candidates that end, by their token, the length or the stopping criteria."""
     ends = ~candidates.exist
     if step + 1 == (state.max_new_tokens if state.limit is None else int(state.limit)):
         ends = torch.ones_like(ends)
@@ -159,7 +167,7 @@ def hits(
 
 
 def candidate_sequences(candidates: Candidates, state: BeamState, step: int) -> Tensor:
-    """(B * K, prompt_length + step + 1) int64."""
+    """Returns the texts of the candidates, (B * K, prompt_length + step + 1) int64."""
     rows = state.slots.gather(1, candidates.parents.clamp(min=0)).flatten()
     last = candidates.token_ids.masked_fill(~candidates.exist, state.pad_token_id)
     return torch.cat([state.tokens(step)[rows], last.view(-1, 1)], dim=1)
@@ -174,7 +182,7 @@ def advance(
     normalisers: Tensor,
     stops_when_full: bool,
 ) -> BeamStepOutput:
-    """Writes the step into `state`; status (rows,) int32 is what was wrong with the rows of logits."""
+    """Writes the step into `state`. status: (rows,) int32, of the rows of logits."""
     of_finished, of_running = normalisers[:, step]
     output = unmoved(state, step)
     for b in range(state.batch_size):
@@ -193,7 +201,7 @@ def advance(
 
 
 def unmoved(state: BeamState, step: int) -> BeamStepOutput:
-    """What a step returns where every row stays, and feeds its last token again."""
+    """Returns the output of a step in which every row stays and feeds its last token again."""
     rows, device = state.rows, state.token_ids.device
     return BeamStepOutput(
         token_ids=state.token_ids[:, state.prompt_length + step - 1].clone(),
@@ -212,7 +220,7 @@ def update_finished(
     normaliser: Tensor,
     stops_when_full: bool,
 ) -> None:
-    """A candidate that ends joins the finished hypotheses if it ranks among the first n, by sum / normaliser."""
+    """Adds the candidates that end and rank among the first n to the finished hypotheses, scored sum / normaliser."""
     n, count = state.num_beams, candidates.scores.shape[1]
     joins = ends & candidates.exist[b] & (torch.arange(count, device=ends.device) < n)
     scores = candidates.scores[b] / normaliser
@@ -232,8 +240,11 @@ def update_finished(
 
 
 def update_running(state: BeamState, b: int, candidates: Candidates, ends: Tensor, step: int) -> Tensor:
-    """The best n candidates that do not end go on; returns their parents (n,). Where there are fewer, ended ones fill
-    the places with a score that never wins, and dead ones, which feed the pad token, with -inf."""
+    """Continues the best n candidates that do not end; returns their parents (n,).
+
+    If there are fewer, ended candidates follow with a score that never wins, then dead ones with -inf, which feed the
+    pad token.
+    """
     n = state.num_beams
     scores = candidates.scores[b] + ends * NEVER_WINS
     order = torch.sort(scores, descending=True, stable=True).indices[:n]
@@ -246,7 +257,7 @@ def update_running(state: BeamState, b: int, candidates: Candidates, ends: Tenso
 
 
 def update_open(state: BeamState, b: int, normaliser: Tensor) -> None:
-    """Whether the best running beam beats a finished hypothesis."""
+    """Sets whether the best running beam still beats a finished hypothesis."""
     attainable = state.running_scores[b, 0] / normaliser
     worst = torch.where(state.finished[b], state.finished_scores[b].min(), NEVER_WINS)
     state.open[b] &= bool((attainable > worst).any())
@@ -255,8 +266,8 @@ def update_open(state: BeamState, b: int, normaliser: Tensor) -> None:
 def move_rows(state: BeamState, b: int, parents: Tensor, step: int, output: BeamStepOutput) -> None:
     """Finds a row for every new beam and appends its token.
 
-    The first child of a beam stays in its row. Every other one takes, of the rows whose beam left no child, the one
-    that has most in common with its parent's row, and only what differs is copied.
+    The first child of a beam stays in its row. Every other child moves into a row whose beam has no child: the one
+    with the longest history in common with its parent's row. The move copies only positions that differ.
     """
     n = state.num_beams
     first_row = b * n

@@ -1,8 +1,7 @@
 """`process_logits` in plain torch, and the pipeline it shares with `sample`.
 
-Scores are float32 at every stage, as the kernels hold them. Probabilities, entropies and cumulative masses are
-float64, so that a kept set is the one that exact arithmetic gives for those scores; a kernel may differ within its
-rounding.
+Scores are float32 at every stage, as in the kernels. Probabilities, entropies and cumulative masses are float64, so
+that the kept set is that of exact arithmetic for these scores. A kernel may differ within its rounding.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def process_logits(
     token_bitmask: Tensor | None = None,
     **knobs: Unpack[ShapingKnobs],
 ) -> Tensor:
-    """The scores of `shape_rows`."""
+    """Returns the scores of `shape_rows`."""
     scores, _, _ = shape_rows(
         logits,
         do_sample=do_sample,
@@ -63,9 +62,9 @@ def shape_rows(
     token_bitmask: Tensor | None,
     **knobs: Unpack[ShapingKnobs],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores (rows, vocab_size) float32, status (rows,) int32, and which rows are to be drawn (rows,) bool.
+    """Returns scores (rows, vocab_size) float32, status (rows,) int32, and which rows to draw (rows,) bool.
 
-    A greedy row and a row whose status is not OK keep the scores they have before temperature, and are not drawn.
+    A greedy row, and a row whose status is not OK, keep their scores from before the temperature; they are not drawn.
     """
     rows, vocab_size = logits.shape
     scores = torch.empty(rows, vocab_size, dtype=torch.float32, device=logits.device)
@@ -110,23 +109,25 @@ def shape_rows(
 
 
 def penalize_repetition(x: Tensor, seen_ids: Tensor, repetition_penalty: Tensor) -> Tensor:
-    """Every distinct seen id: x * penalty where x < 0, else x / penalty (Keskar et al. 2019, with the sign rule of
-    Hugging Face)."""
+    """Penalises every distinct seen id: x * penalty if x < 0, else x / penalty.
+
+    Keskar et al. 2019, with Hugging Face's sign rule.
+    """
     seen = torch.zeros_like(x, dtype=torch.bool)
     seen[seen_ids] = True
     return torch.where(seen, torch.where(x < 0, x * repetition_penalty, x / repetition_penalty), x)
 
 
 def penalize_counts(x: Tensor, generated_ids: Tensor, presence: Tensor, frequency: Tensor) -> Tensor:
-    """Ids generated `count` > 0 times: x - count * frequency - presence (OpenAI API reference)."""
+    """Penalises ids generated `count` > 0 times: x - count * frequency - presence (OpenAI API reference)."""
     count = torch.bincount(generated_ids, minlength=len(x)).float()
     return torch.where(count > 0, x - count * frequency - presence, x)
 
 
 def ban_repeated_ngrams(x: Tensor, history: Tensor, ngram_size: int) -> Tensor:
-    """Every y such that the last ngram_size - 1 ids followed by y already occur in the history becomes -inf.
+    """Bans every y for which the history already contains the last ngram_size - 1 ids followed by y.
 
-    An id outside the vocabulary equals nothing, not even itself.
+    An id outside the vocabulary equals no id, not even itself.
     """
     ids = history.tolist()
     if ngram_size == 0 or len(ids) < ngram_size:
@@ -142,20 +143,20 @@ def ban_repeated_ngrams(x: Tensor, history: Tensor, ngram_size: int) -> Tensor:
 
 
 def suppress_tokens(x: Tensor, token_ids: Tensor) -> Tensor:
-    """The given ids become -inf; ids outside the vocabulary are ignored."""
+    """Sets the given ids to -inf, and ignores ids outside the vocabulary."""
     inside = (token_ids >= 0) & (token_ids < len(x))
     return x.index_fill(0, token_ids[inside], -math.inf)
 
 
 def apply_token_bitmask(x: Tensor, words: Tensor) -> Tensor:
-    """Bit i % 32 of word i // 32 says whether id i is allowed (xgrammar's format); the others become -inf."""
+    """Sets ids that are not allowed to -inf. Bit i % 32 of word i // 32 allows id i (xgrammar's format)."""
     token_ids = torch.arange(len(x), device=x.device)
     allowed = (words[token_ids // 32] >> (token_ids % 32)) & 1
     return x.masked_fill(allowed == 0, -math.inf)
 
 
 def row_status(x: Tensor) -> int:
-    """What is wrong with a row, the worst first."""
+    """Returns the status of a row, the worst fault first."""
     if x.isnan().any():
         return NAN
     if (x == math.inf).any():
@@ -166,14 +167,17 @@ def row_status(x: Tensor) -> int:
 
 
 def fitting_temperature(temperature: Tensor, x: Tensor) -> Tensor:
-    """The temperature, or, where the largest score would leave float32's range over it, the one that makes it 2^100."""
+    """Returns the temperature, or, if the largest score would exceed float32's range, one that makes it 2^100."""
     magnitude = x.max().abs()
     return temperature if (magnitude / temperature).isfinite() else magnitude * 2.0**-100
 
 
 def keep_top_h(s: Tensor, top_h: float) -> Tensor:
-    """Entropy-bounded prefix of the 100 largest (Potraghloo et al. 2025): with p the softmax over them and H its
-    entropy, keep while the cumulative -sum p ln p is at most top_h * H; the first is always kept. 0 is off."""
+    """Keeps the entropy-bounded prefix of the 100 largest scores (Potraghloo et al. 2025). 0 is off.
+
+    With p their softmax and H its entropy, it keeps tokens while the cumulative -sum p ln p is at most top_h * H, and
+    always the first.
+    """
     if top_h == 0:
         return s
     order = _descending(s)[:TOP_H_CANDIDATES]
@@ -185,7 +189,7 @@ def keep_top_h(s: Tensor, top_h: float) -> Tensor:
 
 
 def keep_top_k(s: Tensor, top_k: int, min_tokens_to_keep: int) -> Tensor:
-    """Keep s >= the k-th largest, k = max(top_k, min_tokens_to_keep): ties at the boundary all stay. 0 is off."""
+    """Keeps s >= the k-th largest, k = max(top_k, min_tokens_to_keep): all ties at the boundary stay. 0 is off."""
     if top_k == 0:
         return s
     k = min(max(top_k, min_tokens_to_keep), len(s))
@@ -193,8 +197,10 @@ def keep_top_k(s: Tensor, top_k: int, min_tokens_to_keep: int) -> Tensor:
 
 
 def keep_top_p(s: Tensor, top_p: float, min_tokens_to_keep: int) -> Tensor:
-    """Walking from the largest, of equal scores from the highest id, keep a token while the mass strictly before it is
-    below top_p (Holtzman et al. 2020). 1 is off."""
+    """Keeps tokens from the largest down while the mass strictly before them is below top_p (Holtzman et al. 2020).
+
+    Of equal scores the highest id comes first. 1 is off.
+    """
     if top_p >= 1:
         return s
     order = torch.sort(s, stable=True).indices.flip(0)
@@ -206,8 +212,10 @@ def keep_top_p(s: Tensor, top_p: float, min_tokens_to_keep: int) -> Tensor:
 
 
 def keep_min_p(s: Tensor, min_p: float, min_tokens_to_keep: int) -> Tensor:
-    """Keep p >= min_p * max p, and the min_tokens_to_keep largest, of equal scores the lowest ids (Nguyen et al. 2024).
-    0 is off."""
+    """Keeps p >= min_p * max p, and the min_tokens_to_keep largest (Nguyen et al. 2024).
+
+    Of equal scores the lowest ids come first. 0 is off.
+    """
     if min_p == 0:
         return s
     p = probabilities(s)
@@ -217,9 +225,11 @@ def keep_min_p(s: Tensor, min_p: float, min_tokens_to_keep: int) -> Tensor:
 
 
 def keep_typical(s: Tensor, typical_p: float, min_tokens_to_keep: int) -> Tensor:
-    """With d = abs(-ln p - H) ascending, keep d <= d_j where j is the first place at which the inclusive cumulative
-    mass reaches typical_p (Meister et al. 2022), and the first min_tokens_to_keep, of equal d the lowest ids. 1 is
-    off."""
+    """Keeps tokens whose information -ln p is close to the entropy H (Meister et al. 2022). 1 is off.
+
+    With d = abs(-ln p - H) ascending, it keeps d <= d_j, where j is the first index at which the inclusive cumulative
+    mass reaches typical_p. It also keeps the first min_tokens_to_keep; of equal d the lowest ids come first.
+    """
     if typical_p >= 1:
         return s
     p = probabilities(s)
@@ -232,14 +242,14 @@ def keep_typical(s: Tensor, typical_p: float, min_tokens_to_keep: int) -> Tensor
 
 
 def keep_epsilon(s: Tensor, cutoff: float, min_tokens_to_keep: int) -> Tensor:
-    """Keep p >= cutoff, and s >= the min_tokens_to_keep-th largest (Hewitt et al. 2022). 0 is off."""
+    """Keeps p >= cutoff, and s >= the min_tokens_to_keep-th largest (Hewitt et al. 2022). 0 is off."""
     if cutoff == 0:
         return s
     return _keep_probable(s, cutoff, min_tokens_to_keep)
 
 
 def keep_eta(s: Tensor, eta_cutoff: float, min_tokens_to_keep: int) -> Tensor:
-    """The epsilon filter at min(eta_cutoff, sqrt(eta_cutoff) * exp(-H)) (Hewitt et al. 2022). 0 is off."""
+    """Applies the epsilon filter at min(eta_cutoff, sqrt(eta_cutoff) * exp(-H)) (Hewitt et al. 2022). 0 is off."""
     if eta_cutoff == 0:
         return s
     entropy = float(torch.special.entr(probabilities(s)).sum())
@@ -247,7 +257,7 @@ def keep_eta(s: Tensor, eta_cutoff: float, min_tokens_to_keep: int) -> Tensor:
 
 
 def probabilities(s: Tensor) -> Tensor:
-    """Softmax of the scores in float64; removed entries have probability 0."""
+    """Returns the softmax of the scores in float64; removed entries have probability 0."""
     return torch.softmax(s.double(), dim=-1)
 
 
@@ -263,7 +273,7 @@ def _keep_only(s: Tensor, token_ids: Tensor) -> Tensor:
 
 
 def _descending(s: Tensor) -> Tensor:
-    """Token ids from the largest score to the smallest, the lower id first where scores tie."""
+    """Returns token ids from the largest score to the smallest; of equal scores the lower id comes first."""
     return torch.sort(s, descending=True, stable=True).indices
 
 
@@ -272,7 +282,7 @@ def _at(value: bool | float | Tensor, row: int) -> bool | float:
 
 
 def _knobs_of_row(knobs: Mapping[str, Any], row: int) -> dict[str, Tensor]:
-    """Every knob of the table for one row, as the float32 or int64 that the kernels receive."""
+    """Returns every knob of the table for one row, as the float32 or int64 that the kernels receive."""
     of_row = {}
     for name, kind, neutral in ((knob.name, knob.type, knob.neutral) for knob in KNOBS):
         value = neutral if knobs.get(name) is None else _at(knobs[name], row)
@@ -281,5 +291,5 @@ def _knobs_of_row(knobs: Mapping[str, Any], row: int) -> dict[str, Tensor]:
 
 
 def _row_of(table: Tensor, row: int) -> Tensor:
-    """Row `row` of a (rows, n) table, or the whole of a shared (n,) one."""
+    """Returns row `row` of a (rows, n) table, or a shared (n,) table."""
     return table[row] if table.dim() == 2 else table

@@ -15,8 +15,7 @@ def reorder_cache(
     length: int | None = None,
     span: Tensor | None = None,
 ) -> None:
-    """See `pygen.ops.reorder_cache`, where arguments are checked, and `reorder_cache_unchecked`. Nothing is read by the
-    host."""
+    """See `pygen.ops.reorder_cache`, which checks the arguments. The host reads no value of a tensor."""
     for tensor in [cache_tensors] if isinstance(cache_tensors, Tensor) else cache_tensors:
         used = tensor[:, :, :length]
         positions = torch.arange(used.shape[2], device=tensor.device)

@@ -37,7 +37,7 @@ def sample(
     logprobs: int = 0,
     **knobs: Unpack[ShapingKnobs],
 ) -> SampleOutput:
-    """Draws by the race of `race_winners` from the survivors of `process_logits`; other rows take their best token."""
+    """Draws from the survivors of `process_logits` with `race_winners`; rows without a draw take their best token."""
     scores, status, drawn = shape_rows(
         logits,
         do_sample=do_sample,
@@ -66,7 +66,7 @@ def exponential_noise(
     rng: str,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """The noise E of every element, (rows, vocab_size) float32: given, torch's, or Philox's."""
+    """Returns the noise E of every element, (rows, vocab_size) float32: given, torch's, or Philox's."""
     rows, vocab_size = scores.shape
     if noise is not None:
         return noise
@@ -83,7 +83,7 @@ def seeds_and_steps(
     rows: int,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """The row seeds and the steps of a call, (rows,) int64 each; a missing seed is drawn."""
+    """Returns the row seeds and the steps of a call, (rows,) int64 each; draws a missing seed."""
     if seed is None:
         seed = noise_sources.draw_seed(generator)
     if isinstance(seed, int):
@@ -97,12 +97,12 @@ def seeds_and_steps(
 
 
 def race_winners(scores: Tensor, exponential: Tensor) -> Tensor:
-    """argmax over survivors of score - ln E: token i wins with probability softmax(scores)[i].
+    """Returns the argmax over survivors of score - ln E: token i wins with probability softmax(scores)[i].
 
-    Compared in float64, so that rounding decides nothing; ties go to the lowest id, and a survivor beats every removed
-    token whatever its noise.
+    The comparison is in float64, so that rounding decides nothing. Ties go to the lowest id. A survivor beats every
+    removed token, whatever its noise.
     """
-    # From the largest score: no float64 holds the noise beside 1e20.
+    # Subtract the largest score first: beside 1e20, a float64 would round the noise away.
     shifted = scores.double() - scores.double().amax(dim=1, keepdim=True)
     race = shifted - exponential.double().log()
     race = race.clamp(min=torch.finfo(torch.float64).min)
@@ -110,21 +110,21 @@ def race_winners(scores: Tensor, exponential: Tensor) -> Tensor:
 
 
 def argmax_lowest(values: Tensor) -> Tensor:
-    """Lowest index of the largest value of every row."""
+    """Returns the lowest index of the largest value of every row."""
     token_ids = torch.arange(values.shape[1], device=values.device)
     largest = values.amax(dim=1, keepdim=True)
     return torch.where(values == largest, token_ids, values.shape[1]).amin(dim=1)
 
 
 def log_probabilities(scores: Tensor, status: Tensor, token_ids: Tensor, n: int) -> tuple[Tensor, TopLogprobs]:
-    """ln softmax(scores) of the tokens taken, and of the n best survivors."""
+    """Returns ln softmax(scores) of the chosen tokens, and of the n best survivors."""
     logprobs = torch.log_softmax(scores.double(), dim=1).float()
     own = logprobs.gather(1, token_ids[:, None])[:, 0].masked_fill(status != RowStatus.OK, math.nan)
     return own, best_of(scores, logprobs, status, n)
 
 
 def best_of(scores: Tensor, logprobs: Tensor, status: Tensor, n: int) -> TopLogprobs:
-    """The n best survivors of every row by score, with their entries of `logprobs` (rows, vocab_size)."""
+    """Returns the n best survivors of every row by score, with their entries of `logprobs` (rows, vocab_size)."""
     rows, vocab_size = scores.shape
     order = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :n]
     top_ids = torch.full((rows, n), -1, dtype=torch.int64, device=scores.device)
@@ -137,10 +137,10 @@ def best_of(scores: Tensor, logprobs: Tensor, status: Tensor, n: int) -> TopLogp
 
 
 def append_tokens(state: DecodeState, token_ids: Tensor, step: int) -> None:
-    """Writes the tokens of one step into the sequences of `state`, in place, and into `token_ids` what was written.
+    """Appends the tokens of one step to the sequences of `state`, in place, and writes pad tokens into `token_ids`.
 
-    A finished row takes the pad token. The others count one more generated token and finish at an EOS token. Where the
-    state has steps of its own, they stand for `step` and are counted up.
+    A finished row gets the pad token. The others count one more generated token and finish at an EOS token. A state
+    with a step counter uses it instead of `step`, and advances it.
     """
     token_ids.masked_fill_(state.finished, state.pad_token_id)
     rows, steps = torch.arange(state.rows, device=token_ids.device), state.steps

@@ -1,4 +1,4 @@
-"""The definition of `token_logprobs` in plain torch: a log-softmax in float64, and lookups in it."""
+"""The definition of `token_logprobs` in plain torch: lookups in a float64 log-softmax."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pygen.reference.sample import best_of
 
 
 def token_logprobs(logits: Tensor, token_ids: Tensor, *, top: int = 0) -> TokenLogprobs:
-    """See `pygen.ops.token_logprobs`; arguments are checked there."""
+    """See `pygen.ops.token_logprobs`, which checks the arguments."""
     rows, vocab_size = logits.shape
     scores = logits.float()
     status = row_statuses(scores)
-    # Of a row that is not OK these are NaN.
+    # In a row that is not OK these are NaN.
     logprobs = torch.log_softmax(scores.double(), dim=1).float()
     ids = token_ids.reshape(rows, -1)
     known = (ids >= 0) & (ids < vocab_size)
@@ -26,7 +26,7 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, *, top: int = 0) -> TokenL
 
 
 def row_statuses(scores: Tensor) -> Tensor:
-    """What is wrong with every row, (rows,) int32, the worst first; the maximum of a row with NaN is NaN."""
+    """Returns the status of every row, (rows,) int32, the worst fault first. The maximum of a row with NaN is NaN."""
     largest = scores.amax(dim=1)
     status = torch.full_like(largest, RowStatus.OK, dtype=torch.int32)
     status[largest == -math.inf] = RowStatus.ALL_MASKED

@@ -1,4 +1,4 @@
-"""The definition of `verify_draft` in plain torch: one row, and in it one position, after the other."""
+"""The definition of `verify_draft` in plain torch, row by row and position by position."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def verify_draft(
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> DraftOutput:
-    """See `pygen.ops.verify_draft`; arguments are checked there."""
+    """See `pygen.ops.verify_draft`, which checks the arguments."""
     rows, positions, vocab_size = target_logits.shape
     device = target_logits.device
     needs_seed = noise is None and do_sample is not False
@@ -66,7 +66,7 @@ def verify_draft(
 
 
 def judge_greedy(x: Tensor, draft: int) -> tuple[bool, int, int]:
-    """As `judge`, for a greedy row."""
+    """Does the same as `judge`, for a greedy row."""
     best, status = _best(x), row_status(x)
     return status == RowStatus.OK and draft == best, best, status
 
@@ -74,16 +74,16 @@ def judge_greedy(x: Tensor, draft: int) -> tuple[bool, int, int]:
 def judge(
     x: Tensor, y: Tensor | None, draft: int, temperature: Tensor, uniform: Tensor, exponential: Tensor
 ) -> tuple[bool, int, int]:
-    """Whether the draft of a position stays, else the token that follows, and the position's status.
+    """Returns whether a position accepts its draft, the token that replaces or follows it, and the status.
 
-    x: (vocab_size,) the target's scores. y: those of the drafts, or None: they are certain. draft: -1 for none.
+    x: (vocab_size,) scores of the target. y: those of the drafts, or None if they are certain. draft: -1 for none.
     """
     status = row_status(x)
     if y is not None:
         status = status or row_status(y)
     if status != RowStatus.OK:
         return False, _best(x), status
-    # Logarithms, so that a probability that no float holds is still one.
+    # Logarithms keep probabilities that would underflow as floats.
     p = log_probabilities(x, temperature)
     if draft < 0:
         return False, _draw(p, exponential), status
@@ -104,7 +104,7 @@ def log_probabilities(x: Tensor, temperature: Tensor) -> Tensor:
 
 
 def _best(x: Tensor) -> int:
-    """Lowest id of the largest score that is a number; 0 without one."""
+    """Returns the lowest id of the largest score that is not NaN; 0 if all are."""
     numbers = x[~x.isnan()]
     return int((x == numbers.max()).nonzero()[0]) if len(numbers) > 0 else 0
 
