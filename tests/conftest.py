@@ -86,7 +86,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not CHOSEN:
         items.sort(key=lambda item: not any(name in item.nodeid for name in LONGEST))
         return
-    taken = {True: [], False: []}
+    taken: dict[bool, list[pytest.Item]] = {True: [], False: []}
     for item in items:
         taken[bool({"backend", "kernel_backend"} & set(getattr(item, "fixturenames", ())))].append(item)
     config.hook.pytest_deselected(items=taken[False])

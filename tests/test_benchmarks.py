@@ -359,8 +359,8 @@ def test_pieces_of_gpu_calls_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     small = functools.partial(make, **gpu_models._SMALL["llama"])
     monkeypatch.setitem(gpu_models.MODELS, "llama", (name, small))
     monkeypatch.setattr(gpu_models, "load", gpu_models.load.__wrapped__)
-    common = ("--device", "cpu", "--threads", "1", "--quiet", "--budget", "0.01", "--results", str(tmp_path))
-    common = (*common, "--models", "llama", "--batches", "1", "--prompts", "4", "--engines")
+    machine = ("--device", "cpu", "--threads", "1", "--quiet", "--budget", "0.01", "--results", str(tmp_path))
+    common = (*machine, "--models", "llama", "--batches", "1", "--prompts", "4", "--engines")
     for piece in (
         ("transformers", "eager", "--modes", "greedy"),
         ("eager", "--modes", "sampling", "greedy"),

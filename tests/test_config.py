@@ -78,11 +78,11 @@ def test_defaults() -> None:
 
 
 def test_unknown_keywords_become_attributes() -> None:
-    config = GenerationConfig(alignment_heads=[[1, 2]], self=3)
+    config: Any = GenerationConfig(alignment_heads=[[1, 2]], self=3)
     assert config.alignment_heads == [[1, 2]]
     assert json.loads(config.to_json_string(ignore_metadata=True)) == {"alignment_heads": [[1, 2]], "self": 3}
     with pytest.raises(TypeError):
-        GenerationConfig({"top_k": 1})  # type: ignore[misc]
+        GenerationConfig({"top_k": 1})  # type: ignore[call-arg, misc]
 
 
 def test_explicit_default_differs_from_unset() -> None:
@@ -102,7 +102,7 @@ def test_json_text() -> None:
 
 def test_what_json_cannot_hold() -> None:
     marker = object()
-    config = GenerationConfig(marker=marker, dtype=torch.bfloat16, nested={"dtype": torch.float16})
+    config: Any = GenerationConfig(marker=marker, dtype=torch.bfloat16, nested={"dtype": torch.float16})
     assert config == GenerationConfig(marker=marker, dtype="bfloat16", nested={"dtype": "float16"})
     assert config != GenerationConfig(marker=object(), dtype="bfloat16", nested={"dtype": "float16"})
     assert config.nested["dtype"] is torch.float16
@@ -265,7 +265,7 @@ def test_names_of_methods_are_refused(name: str) -> None:
         ValueError, match=f"^`{name}` must not be set: it would hide a part of GenerationConfig, got 'x'"
     ):
         GenerationConfig(**{name: "x"})
-    config = GenerationConfig()
+    config: Any = GenerationConfig()
     if name != "__anything__":
         with pytest.raises(ValueError, match=f"^`{name}` must not be set"):
             config.update(**{name: "x"})
@@ -327,8 +327,8 @@ def test_minor_issues_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_update() -> None:
-    config = GenerationConfig(top_k=5)
-    kwargs = {"top_k": 6, "top_p": 0.5, "foo": 1, "do_sample": True}
+    config: Any = GenerationConfig(top_k=5)
+    kwargs: dict[str, Any] = {"top_k": 6, "top_p": 0.5, "foo": 1, "do_sample": True}
     assert config.update(**kwargs) == {"foo": 1}
     assert kwargs["top_k"] == config.top_k == 6
     assert not hasattr(config, "foo")

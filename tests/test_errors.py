@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -262,7 +262,11 @@ SAMPLE: list[Wrong] = [
     ({"logprobs": 1.0}, TypeError, "`logprobs` must be an int, got float"),
     ({"out": torch.zeros(2)}, TypeError, "`out` must be a SampleOutput, got Tensor"),
     ({"out": OUT._replace(status=OUT.token_ids)}, TypeError, "`out.status` must be int32, got int64"),
-    ({"out": OUT._replace(token_ids=None)}, TypeError, "`out.token_ids` must be a torch.Tensor, got NoneType"),
+    (
+        {"out": OUT._replace(token_ids=cast(Any, None))},
+        TypeError,
+        "`out.token_ids` must be a torch.Tensor, got NoneType",
+    ),
     (
         {"out": OUT._replace(token_ids=torch.zeros(4, dtype=torch.int64)[::2])},
         ValueError,

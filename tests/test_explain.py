@@ -11,6 +11,7 @@ from torch import Tensor
 import pygen
 from pygen.config.config import DEFAULTS
 from tests.generate.models import cached_model, counting_table, encoder_decoder, hf_model
+from tests.helpers.generation import generate_output
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 3]])
 LIMIT = {"max_new_tokens": 6}
@@ -24,7 +25,8 @@ class Streamer(pygen.BaseStreamer):
     def put(self, value: Tensor) -> None:
         raise AssertionError
 
-    end = put
+    def end(self) -> None:
+        raise AssertionError
 
 
 @pytest.mark.parametrize("settings", [{}, {"do_sample": True}, {"num_beams": 3}, {"prompt_lookup_num_tokens": 2}])
@@ -175,7 +177,7 @@ def test_caches() -> None:
         return pygen.explain(model, IDS, **LIMIT, **settings).cache
 
     model = hf_model("llama")
-    given = pygen.generate(model, IDS, max_new_tokens=1, return_dict_in_generate=True).past_key_values
+    given = generate_output(model, IDS, max_new_tokens=1, return_dict_in_generate=True).past_key_values
     assert cache(model) == "the model's default"
     assert cache(model, cache_implementation="static") == "static"
     assert cache(model, use_cache=False).startswith("none, `use_cache` is False")

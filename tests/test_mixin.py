@@ -18,6 +18,7 @@ from transformers import LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel, Pre
 import pygen
 from pygen.models.adapter import adapt
 from tests.generate.models import CachedModel, SumCache, TableModel, hf_model
+from tests.helpers.generation import generate_tokens, returning
 
 PROMPTS = torch.tensor([[1, 2, 3], [7, 7, 4]])
 PADDED = torch.tensor([[0, 0, 5], [7, 7, 4]])
@@ -46,10 +47,11 @@ def seeded(cls: type[Any]) -> Any:
 
 
 def test_the_least_that_a_class_needs() -> None:
-    table = torch.eye(9).roll(1, 1)
-    assert Table(table).generate(torch.tensor([[3]]), max_new_tokens=3).tolist() == [[3, 4, 5, 6]]
-    assert Table(table).generate(torch.tensor([[3]]), num_beams=2, max_new_tokens=3).tolist() == [[3, 4, 5, 6]]
-    assert Table(table).can_generate()
+    model = Table(torch.eye(9).roll(1, 1))
+    generate = returning(Tensor, model.generate)
+    assert generate(torch.tensor([[3]]), max_new_tokens=3).tolist() == [[3, 4, 5, 6]]
+    assert generate(torch.tensor([[3]]), num_beams=2, max_new_tokens=3).tolist() == [[3, 4, 5, 6]]
+    assert model.can_generate()
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -57,7 +59,7 @@ def test_the_least_that_a_class_needs() -> None:
 def test_same_as_without_the_mixin(settings: str, prompts: Tensor) -> None:
     plain = seeded(CachedModel)
     vars(plain)["_reorder_cache"] = lambda *arguments: Model._reorder_cache(plain, *arguments)
-    expected = pygen.generate(plain, prompts, **SETTINGS[settings])
+    expected = generate_tokens(plain, prompts, **SETTINGS[settings])
     assert torch.equal(seeded(Model).generate(prompts, **SETTINGS[settings]), expected)
 
 
@@ -82,11 +84,13 @@ def test_prepare_inputs_for_generation() -> None:
     seen: list[tuple[Any, ...]] = []
 
     class Shifted(Model):
-        def prepare_inputs_for_generation(self, input_ids: Tensor, shift: int = 0, **kwargs: Any) -> dict[str, Any]:
+        def prepare_inputs_for_generation(  # type: ignore[override]
+            self, input_ids: Tensor, shift: int = 0, **kwargs: Any
+        ) -> dict[str, Any]:
             seen.append((tuple(input_ids.shape), kwargs["next_sequence_length"], kwargs["is_first_iteration"]))
             return super().prepare_inputs_for_generation((input_ids + shift) % 23, **kwargs)
 
-    expected = pygen.generate(seeded(Model), PROMPTS + 2, max_new_tokens=1)[:, -1]
+    expected = generate_tokens(seeded(Model), PROMPTS + 2, max_new_tokens=1)[:, -1]
     assert torch.equal(seeded(Shifted).generate(PROMPTS, shift=2, max_new_tokens=1)[:, -1], expected)
     seen.clear()
     seeded(Shifted).generate(PROMPTS, max_new_tokens=3)
@@ -118,25 +122,26 @@ def test_update_model_kwargs_for_generation(settings: str) -> None:
 
 def test_expand_inputs_for_generation() -> None:
     class Tagged(Table):
-        def forward(self, input_ids: Tensor, tags: list[str]) -> Tensor:
+        def forward(self, input_ids: Tensor, tags: list[str]) -> Tensor:  # type: ignore[override]
             assert len(tags) == input_ids.shape[0]
             return super().forward(input_ids)
 
         @staticmethod
-        def _expand_inputs_for_generation(expand_size: int = 1, tags: Any = None, **kwargs: Any) -> Any:
+        def _expand_inputs_for_generation(  # type: ignore[override]
+            expand_size: int = 1, tags: Any = None, **kwargs: Any
+        ) -> Any:
             ids, kwargs = pygen.GenerationMixin._expand_inputs_for_generation(expand_size, **kwargs)
             return ids, {**kwargs, "tags": [tag for tag in tags for _ in range(expand_size)]}
 
-    model = Tagged(torch.zeros(9, 9))
-    assert (
-        model.generate(PROMPTS, tags=["a", "b"], do_sample=True, num_return_sequences=3, max_new_tokens=2).shape[0] == 6
-    )
+    generate = returning(Tensor, Tagged(torch.zeros(9, 9)).generate)
+    copies = generate(PROMPTS, tags=["a", "b"], do_sample=True, num_return_sequences=3, max_new_tokens=2)
+    assert copies.shape[0] == 6
 
 
 def test_expansion_by_default() -> None:
     mask = torch.tensor([[1], [2]])
     ids, kwargs = pygen.GenerationMixin._expand_inputs_for_generation(2, False, PROMPTS, mask=mask, names=["a"])
-    assert ids.tolist() == [[1, 2, 3], [1, 2, 3], [7, 7, 4], [7, 7, 4]]
+    assert ids is not None and ids.tolist() == [[1, 2, 3], [1, 2, 3], [7, 7, 4], [7, 7, 4]]
     assert (kwargs["mask"].tolist(), kwargs["names"]) == ([[1], [1], [2], [2]], ["a"])
     assert pygen.GenerationMixin._expand_inputs_for_generation(2, flag=True) == (None, {"flag": True})
 
@@ -147,7 +152,9 @@ def test_prepare_cache_for_generation() -> None:
             self.sizes = generation_config.max_new_tokens, *sizes
             model_kwargs["past_key_values"] = SumCache(torch.zeros(1, 12), 0)
 
-        def forward(self, input_ids: Tensor, past_key_values: SumCache | None = None, **kwargs: Any) -> Any:
+        def forward(  # type: ignore[override]
+            self, input_ids: Tensor, past_key_values: SumCache | None = None, **kwargs: Any
+        ) -> Any:
             assert past_key_values is not None
             kwargs.setdefault("position_ids", torch.zeros_like(input_ids))
             ones = torch.ones(input_ids.shape[0], past_key_values.length + input_ids.shape[1])
@@ -181,12 +188,14 @@ def test_an_idle_forward_goes_through_the_hook() -> None:
             self.seen = tokens.tolist()
             return self.table[tokens]
 
-        def prepare_inputs_for_generation(self, input_ids: Tensor, attention_mask: Any = None, **_: Any) -> Any:
+        def prepare_inputs_for_generation(  # type: ignore[override]
+            self, input_ids: Tensor, attention_mask: Any = None, **_: Any
+        ) -> Any:
             assert attention_mask.shape == input_ids.shape
             return {"tokens": input_ids}
 
     model = Renamed(torch.eye(9).roll(1, 1))
-    assert model.generate(PROMPTS, max_new_tokens=1)[:, -1].tolist() == [4, 5]
+    assert generate_tokens(model, PROMPTS, max_new_tokens=1)[:, -1].tolist() == [4, 5]
     adapt(model).idle()
     assert model.seen == [[0]]
 
@@ -232,7 +241,7 @@ def test_methods_that_would_not_be_called_are_refused(method: str) -> None:
 def test_models_of_transformers() -> None:
     """On its model classes without a head of transformers the mixin works; two mixins are refused."""
 
-    class Head(LlamaPreTrainedModel, pygen.GenerationMixin):
+    class Head(LlamaPreTrainedModel, pygen.GenerationMixin):  # type: ignore[misc]
         def __init__(self, config: Any) -> None:
             super().__init__(config)
             self.model = LlamaModel(config)
@@ -254,7 +263,7 @@ def test_models_of_transformers() -> None:
         torch.manual_seed(1)
         assert torch.equal(model.generate(ids, **settings), expected)
 
-    class Both(pygen.GenerationMixin, LlamaForCausalLM):
+    class Both(pygen.GenerationMixin, LlamaForCausalLM):  # type: ignore[misc]
         pass
 
     with pytest.raises(TypeError, match=r"`model`=Both must not have two mixins; .* pygen.patch\(\)"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 from transformers.utils import logging as theirs
 
 import pygen
-from pygen import notices
 from tests.generate.models import encoder_decoder, hf_model
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 10]])
@@ -51,7 +51,7 @@ def test_nothing_is_said_where_transformers_is_quiet(quiet: None, caplog: pytest
     assert said(caplog, **TALKATIVE) == ([], [])
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:  # as where it is not loaded
-        patch.delitem(notices.sys.modules, "transformers.utils.logging")
+        patch.delitem(sys.modules, "transformers.utils.logging")
         assert len(said(caplog, **TALKATIVE)[0]) == 2
 
 
@@ -68,7 +68,8 @@ def test_penalties_that_see_no_prompt(caplog: pytest.LogCaptureFixture) -> None:
     embeds = model.get_input_embeddings()(IDS)
     settings: dict[str, Any] = {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "max_new_tokens": 3}
     text = "`repetition_penalty` and `no_repeat_ngram_size` look at generated tokens only"
-    for beams in ({}, {"num_beams": 2}):
+    searches: tuple[dict[str, Any], ...] = ({}, {"num_beams": 2})
+    for beams in searches:
         with pytest.warns(UserWarning, match=text) as caught:
             pygen.generate(model, inputs_embeds=embeds, pad_token_id=0, **settings, **beams)
         assert len([warning for warning in caught if "generated tokens only" in str(warning.message)]) == 1

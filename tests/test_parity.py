@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pygen import rng
-from pygen.generate import generate
 from tests.generate.conftest import one_thread  # noqa: F401
 from tests.generate.models import ENCODER_DECODERS, FAMILIES, VOCAB_SIZE, encoder_decoder, hf_model
+from tests.helpers.generation import generate_output, generate_tokens
 
 ALL_FAMILIES = (*FAMILIES, "t5", "bart")
 CASES_PER_FAMILY = 384
@@ -108,7 +108,7 @@ def race_gap(scores: Tensor, row: int, ours: int, theirs: int, settings: dict[st
     if settings.get("do_sample"):
         generator = torch.Generator().manual_seed(seed)
         for _ in range(step + 1):
-            noise = rng.torch_exponential(*scores.shape, generator, scores.device)
+            noise = rng.torch_exponential(scores.shape[0], scores.shape[1], generator, scores.device)
         race = race - noise[row].double().log()
     return abs(float(race[ours] - race[theirs]))
 
@@ -141,7 +141,7 @@ def test_same_as_transformers(family: str, block: int, within_band: list[str]) -
         expected = model.generate(**inputs, **settings)
         after = torch.get_rng_state()
         torch.manual_seed(number)
-        actual = generate(model, **inputs, **settings)
+        actual = generate_output(model, **inputs, **settings)
 
         returns_dict = "return_dict_in_generate" in settings
         theirs = expected.sequences if returns_dict else expected
@@ -167,8 +167,8 @@ def test_same_as_transformers(family: str, block: int, within_band: list[str]) -
                 compare_scores(actual.logits, expected.logits, steps, about)
             if settings["output_hidden_states"]:
                 name = "decoder_hidden_states" if seq2seq else "hidden_states"
-                last = [[layers[-1] for layers in output[name]] for output in (actual, expected)]
-                compare_scores(*map(tuple, last), steps, about)
+                mine, other = (tuple(layers[-1] for layers in output[name]) for output in (actual, expected))
+                compare_scores(mine, other, steps, about)
 
 
 def compare_scores(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...], steps: int | None, about: str) -> None:
@@ -203,7 +203,7 @@ def test_attentions_and_hidden_states(family: str) -> None:
         torch.manual_seed(0)
         expected = model.generate(ids, **settings)
         torch.manual_seed(0)
-        actual = generate(model, ids, **settings)
+        actual = generate_output(model, ids, **settings)
     finally:
         model.set_attn_implementation("sdpa")
     assert torch.equal(actual.sequences, expected.sequences)
@@ -221,9 +221,9 @@ def test_attentions_and_hidden_states(family: str) -> None:
 def test_continuing_from_a_cache(family: str) -> None:
     model = hf_model(family)
     ids = torch.randint(4, VOCAB_SIZE, (2, 5), generator=torch.Generator().manual_seed(2))
-    whole = generate(model, ids, max_new_tokens=8)
-    first = generate(model, ids, max_new_tokens=3, return_dict_in_generate=True)
-    again = generate(model, first.sequences, max_new_tokens=5, past_key_values=first.past_key_values)
+    whole = generate_tokens(model, ids, max_new_tokens=8)
+    first = generate_output(model, ids, max_new_tokens=3, return_dict_in_generate=True)
+    again = generate_tokens(model, first.sequences, max_new_tokens=5, past_key_values=first.past_key_values)
     assert torch.equal(again, whole)
 
 
@@ -232,6 +232,6 @@ def test_default_length_and_warning() -> None:
     ids = torch.tensor([[5, 6, 7]])
     with warnings.catch_warnings(record=True) as ours:
         warnings.simplefilter("always")
-        actual = generate(model, ids)
+        actual = generate_tokens(model, ids)
     assert torch.equal(actual, model.generate(ids, max_new_tokens=20))
     assert [w.category for w in ours] == [UserWarning]

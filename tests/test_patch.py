@@ -7,7 +7,7 @@ import inspect
 import io
 import itertools
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -37,12 +37,16 @@ class OwnGenerate(LlamaForCausalLM):
     """As many multimodal models do: prepares something and hands over."""
 
     def generate(self, *args: Any, shift: int = 0, **kwargs: Any) -> Any:
-        return super().generate(*args, **kwargs) + shift
+        prepared: Any = super()
+        tokens = prepared.generate(*args, **kwargs)
+        return tokens + shift
 
 
 def own_generate() -> OwnGenerate:
     torch.manual_seed(0)
-    return OwnGenerate(hf_model("llama").config).eval()
+    model = OwnGenerate(hf_model("llama").config)
+    model.eval()
+    return model
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +127,11 @@ def test_pipelines_follow() -> None:
         assert pipeline("w5 w6", seed=3, **settings) == pipeline("w5 w6", seed=3, **settings)
 
 
-TARGETS = {"instance": lambda: hf_model("llama"), "class": lambda: LlamaForCausalLM, "base": lambda: BASE}
+TARGETS: dict[str, Callable[[], Any]] = {
+    "instance": lambda: hf_model("llama"),
+    "class": lambda: LlamaForCausalLM,
+    "base": lambda: BASE,
+}
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
@@ -156,7 +164,7 @@ def test_what_was_there_comes_back() -> None:
         def generate(self) -> str:
             return "its own"
 
-    plain = Plain(torch.eye(5).roll(1, 1))
+    plain: Any = Plain(torch.eye(5).roll(1, 1))
     with pygen.patch(Plain):
         assert plain.generate(torch.tensor([[1]]), max_new_tokens=2).tolist() == [[1, 2, 3]]
     assert plain.generate() == "its own"
@@ -214,16 +222,17 @@ def copied(model: Any, how: str) -> Any:
 
 
 def test_plain_modules() -> None:
-    model = TableModel(torch.eye(5).roll(1, 1))
+    model: Any = TableModel(torch.eye(5).roll(1, 1))
     with pygen.patch(model), pygen.patch(CachedModel):
         assert model.generate(torch.tensor([[1]]), max_new_tokens=2).tolist() == [[1, 2, 3]]
-        assert CachedModel().generate(IDS, max_new_tokens=2).shape == (2, 5)
+        cached: Any = CachedModel()
+        assert cached.generate(IDS, max_new_tokens=2).shape == (2, 5)
     assert not hasattr(model, "generate")
     assert not hasattr(CachedModel, "generate")
 
 
 def test_compiled_models() -> None:
-    compiled = torch.compile(copy.deepcopy(hf_model("llama")), backend="eager")
+    compiled: Any = torch.compile(copy.deepcopy(hf_model("llama")), backend="eager")
     with pygen.patch(compiled), pytest.raises(TypeError, match="`input_ids` must be a tensor, got str"):
         compiled.generate("no ids")
     assert compiled.generate.__func__ is LlamaForCausalLM.generate

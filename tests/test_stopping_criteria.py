@@ -159,7 +159,8 @@ def test_confidence_by_row() -> None:
     scores = (torch.zeros(2, 8), torch.tensor([[0.0] * 7 + [3.0], [0.0] * 8]))
     criterion = stopping.ConfidenceCriteria(0.5)
     assert criterion(IDS, scores).tolist() == [False, True]
-    assert not theirs.ConfidenceCriteria(0.5)(IDS[:1], scores)
+    other: Any = theirs.ConfidenceCriteria(0.5)
+    assert not other(IDS[:1], scores)
     with pytest.raises(ValueError, match="needs `output_scores=True`"):
         criterion(IDS, None)
 

@@ -77,11 +77,11 @@ class FakeKernel:
         return run
 
 
-def _scale(x, factor: torch.float32, BLOCK: constexpr) -> None:  # type: ignore[no-untyped-def]  # noqa: F821
+def _scale(x: Any, factor: Any, BLOCK: Any) -> None:
     """Annotated like a kernel."""
 
 
-_scale.__annotations__["factor"] = torch.float32
+_scale.__annotations__ = {"factor": torch.float32, "BLOCK": "constexpr", "return": None}
 KERNEL = FakeKernel(_scale)
 
 

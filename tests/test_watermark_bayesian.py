@@ -148,12 +148,13 @@ def test_the_dtype_of_the_file_is_kept(tmp_path: Path) -> None:
     both(3)[0].to(torch.bfloat16).save_pretrained(tmp_path)
     loaded = BayesianDetectorModel.from_pretrained(tmp_path)
     assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.bfloat16}
-    assert BayesianDetectorConfig.from_pretrained(tmp_path).dtype == "bfloat16"
+    config: Any = BayesianDetectorConfig.from_pretrained(tmp_path)
+    assert config.dtype == "bfloat16"
     assert loaded(**example(3))[0].isfinite().all()
 
 
 def test_config_keeps_what_it_is_given() -> None:
-    config = BayesianDetectorConfig(3, colour="blue")
+    config: Any = BayesianDetectorConfig(3, colour="blue")
     assert config.colour == "blue"
     config.set_detector_information("a/b", pygen.SynthIDTextWatermarkingConfig(4, [1, 2]))
     assert config.watermarking_config == pygen.SynthIDTextWatermarkingConfig(4, [1, 2]).to_dict()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -23,8 +23,13 @@ MODEL_CONFIG = SimpleNamespace(vocab_size=50, bos_token_id=1, decoder_start_toke
 SCHEMES = [
     {"seeding_scheme": scheme, "context_width": width} for scheme in ("lefthash", "selfhash") for width in (1, 3)
 ]
-LAYERS = {"ngram_len": 3, "keys": list(range(100, 240, 7))}
-SIZES = {"sampling_table_size": 2**16, "sampling_table_seed": 0, "context_history_size": 1024, "device": "cpu"}
+LAYERS: dict[str, Any] = {"ngram_len": 3, "keys": list(range(100, 240, 7))}
+SIZES: dict[str, Any] = {
+    "sampling_table_size": 2**16,
+    "sampling_table_seed": 0,
+    "context_history_size": 1024,
+    "device": "cpu",
+}
 
 
 # Green lists
@@ -34,9 +39,9 @@ SIZES = {"sampling_table_size": 2**16, "sampling_table_seed": 0, "context_histor
 @pytest.mark.parametrize("fields", SCHEMES)
 def test_counts_are_theirs(fields: dict[str, Any], is_encoder_decoder: bool) -> None:
     torch.manual_seed(0)
-    model_config = SimpleNamespace(**{**vars(MODEL_CONFIG), "is_encoder_decoder": is_encoder_decoder})
-    mine = pygen.WatermarkDetector(model_config, "cpu", fields)
-    other = their_detectors.WatermarkDetector(model_config, "cpu", transformers.WatermarkingConfig(**fields))
+    model_config: Any = SimpleNamespace(**{**vars(MODEL_CONFIG), "is_encoder_decoder": is_encoder_decoder})
+    mine: Any = pygen.WatermarkDetector(model_config, "cpu", fields)
+    other: Any = their_detectors.WatermarkDetector(model_config, "cpu", transformers.WatermarkingConfig(**fields))
     for start in (1, 2, 3):
         ids = torch.randint(50, (3, 30))
         ids[:, 0] = start
@@ -52,8 +57,8 @@ def test_counts_are_theirs(fields: dict[str, Any], is_encoder_decoder: bool) -> 
 
 def test_p_value_where_transformers_is_off() -> None:
     if not since("5.23"):
-        assert their_detectors.WatermarkDetector._compute_pval(None, 1.0) == pytest.approx(0.2645, abs=1e-4)
-    detector = pygen.WatermarkDetector(MODEL_CONFIG, "cpu", {"greenlist_ratio": 0.5})
+        assert their_detectors.WatermarkDetector._compute_pval(cast(Any, None), 1.0) == pytest.approx(0.2645, abs=1e-4)
+    detector: Any = pygen.WatermarkDetector(MODEL_CONFIG, "cpu", {"greenlist_ratio": 0.5})
     ids = torch.randint(50, (200, 26))  # 25 n-grams: 15 of them green are one standard deviation above
     found = detector(ids, return_dict=True)
     assert found.p_value[found.num_green_tokens == 15] == pytest.approx(0.158655, abs=1e-6)
@@ -62,10 +67,10 @@ def test_p_value_where_transformers_is_off() -> None:
 @pytest.mark.parametrize("fields", SCHEMES)
 def test_repeated_ngrams_count_once_if_asked(fields: dict[str, Any]) -> None:
     periodic = torch.tensor([[5, 7] * 10])
-    every, once = (
-        pygen.WatermarkDetector(MODEL_CONFIG, "cpu", fields, ignore_repeated_ngrams=ignore)(periodic, return_dict=True)
-        for ignore in (False, True)
-    )
+    detectors: list[Any] = [
+        pygen.WatermarkDetector(MODEL_CONFIG, "cpu", fields, ignore_repeated_ngrams=ignore) for ignore in (False, True)
+    ]
+    every, once = (detector(periodic, return_dict=True) for detector in detectors)
     width = fields["context_width"]
     assert every.num_tokens_scored == 20 - width + (fields["seeding_scheme"] == "selfhash")
     assert once.num_tokens_scored == 2
@@ -76,8 +81,8 @@ def test_repeated_ngrams_count_once_if_asked(fields: dict[str, Any]) -> None:
 def test_ngrams_remembered_between_calls_change_nothing() -> None:
     torch.manual_seed(3)
     fields = {"seeding_scheme": "selfhash", "context_width": 2}
-    forgetful = pygen.WatermarkDetector(MODEL_CONFIG, "cpu", fields, max_cache_size=0)
-    detector = pygen.WatermarkDetector(MODEL_CONFIG, "cpu", fields)
+    forgetful: Any = pygen.WatermarkDetector(MODEL_CONFIG, "cpu", fields, max_cache_size=0)
+    detector: Any = pygen.WatermarkDetector(MODEL_CONFIG, "cpu", fields)
     for _ in range(4):
         ids = torch.randint(6, (2, 40))
         assert (detector(ids, return_dict=True).z_score == forgetful(ids, return_dict=True).z_score).all()
@@ -147,7 +152,8 @@ def write(processor: Any, *, seed: int = 0, texts: int = 3, length: int = 50, **
     settings = {"do_sample": True, "top_k": 0, "temperature": 1.5, "max_new_tokens": length, **settings}
     torch.manual_seed(seed)
     processors = [] if processor is None else [processor]
-    return hf_model("llama").generate(prompt, logits_processor=processors, **settings)[:, 1:]
+    written: Tensor = hf_model("llama").generate(prompt, logits_processor=processors, **settings)
+    return written[:, 1:]
 
 
 @pytest.mark.parametrize("settings", [{"do_sample": False}, {}, {"top_k": 5, "temperature": 0.7}])
@@ -169,7 +175,7 @@ def test_watermarked_texts_are_theirs(name: str, arguments: dict[str, Any], sett
 @pytest.mark.parametrize("fields", SCHEMES)
 def test_green_texts_are_told_from_plain_ones(fields: dict[str, Any]) -> None:
     config = pygen.WatermarkingConfig(bias=6.0, **fields)
-    detector = pygen.WatermarkDetector(hf_model("llama").config, "cpu", config, ignore_repeated_ngrams=True)
+    detector: Any = pygen.WatermarkDetector(hf_model("llama").config, "cpu", config, ignore_repeated_ngrams=True)
     marked = detector(write(config.construct_processor(VOCAB_SIZE, "cpu")), return_dict=True)
     assert marked.prediction.all()
     assert (marked.p_value < 0.002).all()
@@ -187,7 +193,7 @@ def test_synthid_texts_are_told_from_plain_ones() -> None:
     ids, labels = texts(seed=1)
     g_values, mask = processor.compute_g_values(ids), processor.compute_context_repetition_mask(ids)
     torch.manual_seed(0)
-    module = pygen.BayesianDetectorModel(pygen.BayesianDetectorConfig(len(config.keys)))
+    module: Any = pygen.BayesianDetectorModel(pygen.BayesianDetectorConfig(len(config.keys)))
     optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
     for _ in range(60):
         _, loss = module(g_values, mask, labels, loss_batch_weight=0.001)

@@ -13,13 +13,18 @@ from torch import Tensor
 from transformers.generation import logits_process as theirs
 
 from pygen import SynthIDTextWatermarkingConfig, WatermarkingConfig
-from pygen.generate import generate
 from pygen.processors import LogitsProcessor
 from pygen.processors import watermark as ours
 from tests.generate.models import VOCAB_SIZE, hf_model
+from tests.helpers.generation import generate_tokens
 
 KGW, SYNTHID = "WatermarkLogitsProcessor", "SynthIDTextWatermarkLogitsProcessor"
-SIZES = {"sampling_table_size": 2**16, "sampling_table_seed": 0, "context_history_size": 1024, "device": "cpu"}
+SIZES: dict[str, Any] = {
+    "sampling_table_size": 2**16,
+    "sampling_table_seed": 0,
+    "context_history_size": 1024,
+    "device": "cpu",
+}
 KEYS = [654, 400, -836, 123, 2**62, 443]
 # (1 + id) * multiplier + 1 = 0 modulo 2**64; zeros are what an empty history holds.
 HASHES_TO_ZERO = 2**63 - 1 - (pow(6364136223846793005, -1, 2**64) + 2**63) % 2**64
@@ -207,7 +212,7 @@ def test_synthid_marks_what_beams_find(search: dict[str, Any]) -> None:
     processor = config.construct_processor(VOCAB_SIZE, "cpu")
     prompts = torch.randint(3, VOCAB_SIZE, (4, 4), generator=torch.Generator().manual_seed(1))
     arguments: dict[str, Any] = {"max_new_tokens": 24, "pad_token_id": 0, "watermarking_config": config, **search}
-    text = generate(hf_model("llama"), prompts, **arguments)[:, 4:]
+    text = generate_tokens(hf_model("llama"), prompts, **arguments)[:, 4:]
     values = processor.compute_g_values(text).double()[processor.compute_context_repetition_mask(text)]
     # Of a text without a mark, 0.5.
     assert values.mean() > 0.6

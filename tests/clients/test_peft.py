@@ -20,6 +20,7 @@ import pygen
 from pygen.graph.cuda_graph import CAPTURES
 from tests.clients import models
 from tests.generate.models import encoder_decoder
+from tests.helpers.generation import generate_tokens
 from tests.runtime.captures import PlainCalls
 
 IDS = torch.tensor([[0, 0, 5, 6, 7], [8, 9, 10, 11, 12]])
@@ -99,9 +100,9 @@ def test_threads() -> None:
     """peft puts its hooks on the model inside, for the length of a call."""
     prompted, adapted = wrapped("prompt", models.model()), wrapped("lora", models.model())
     jobs: list[Callable[[], Tensor]] = [
-        lambda: pygen.generate(prompted, IDS, max_new_tokens=6, pad_token_id=0),
-        lambda: pygen.generate(adapted, IDS, max_new_tokens=6, pad_token_id=0),
-        lambda: pygen.generate(adapted, IDS, max_new_tokens=6, pad_token_id=0, adapter_names=["other", "default"]),
+        lambda: generate_tokens(prompted, IDS, max_new_tokens=6, pad_token_id=0),
+        lambda: generate_tokens(adapted, IDS, max_new_tokens=6, pad_token_id=0),
+        lambda: generate_tokens(adapted, IDS, max_new_tokens=6, pad_token_id=0, adapter_names=["other", "default"]),
     ]
     expected = [job() for job in jobs] * 12
     with ThreadPoolExecutor(6) as pool:

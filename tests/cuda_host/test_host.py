@@ -140,7 +140,8 @@ def process(seed: int, *names: str, setup: str = "") -> subprocess.CompletedProc
 def results_of(*names: str, seed: int = 1, setup: str = "") -> dict[str, Any]:
     run = process(seed, *names, setup=setup)
     assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    found: dict[str, Any] = json.loads(run.stdout)
+    return found
 
 
 @pytest.fixture(scope="module", autouse=True)

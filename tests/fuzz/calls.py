@@ -163,11 +163,11 @@ def check_output(result: Any, vocab_size: int) -> None:
 def sample(dice: Dice, hostile: bool) -> None:
     rows, vocab_size = dice.randrange(0 if hostile else 1, 6), dice.choice(SIZES)
     logits = logits_of(dice, rows, vocab_size, hostile)
-    knobs = {**knobs_of(dice, rows, hostile), **tables_of(dice, rows, vocab_size, hostile)}
+    knobs: dict[str, Any] = {**knobs_of(dice, rows, hostile), **tables_of(dice, rows, vocab_size, hostile)}
     noise = torch.empty(rows, vocab_size).exponential_(generator=dice.generator).clamp_(min=1e-30)
     if hostile:
         noise[dice.chance(noise.shape, 0.1)] = dice.choice([1e-45, 3.4e38])
-        source = dice.choice(
+        source: dict[str, Any] = dice.choice(
             [
                 {"noise": odd_rows(dice, noise)},
                 {"seed": dice.randrange(2**64), "step": dice.choice([0, 2**32 - 1])},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
         ours_flat, theirs_flat = list(_tensors(ours[name])), list(_tensors(theirs[name]))
         assert len(ours_flat) == len(theirs_flat), name
         for x, y in zip(ours_flat, theirs_flat, strict=True):
-            torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4, msg=functools.partial("{}: {}".format, name))
     if theirs.past_key_values is not None:
         assert type(ours.past_key_values) is type(theirs.past_key_values)
         if hasattr(theirs.past_key_values, "layers") and hasattr(theirs.past_key_values.layers[0], "get_seq_length"):

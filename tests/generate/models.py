@@ -36,7 +36,7 @@ def hf_model(family: str) -> Any:
     """A random model of two layers; it has no special tokens, so that every call chooses its own."""
     tokens: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     sizes: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "initializer_range": _SPREAD, **tokens}
-    decoder = {
+    decoder: dict[str, Any] = {
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 2,
@@ -75,10 +75,10 @@ def encoder_decoder(family: str) -> Any:
     if family == "bart":
         model: Any = BartForConditionalGeneration(BartConfig(**layers, forced_eos_token_id=None))
     elif family == "whisper":
-        sources = {"num_mel_bins": 8, "max_source_positions": 20, "max_target_positions": 64}
+        sources: dict[str, Any] = {"num_mel_bins": 8, "max_source_positions": 20, "max_target_positions": 64}
         model = WhisperForConditionalGeneration(WhisperConfig(**layers, **sources))
     else:
-        sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+        sizes: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
         # Its queries are not scaled down, so that it takes less spread for the same scores.
         model = T5ForConditionalGeneration(T5Config(vocab_size=VOCAB_SIZE, initializer_factor=2.0, **sizes, **tokens))
     model.generation_config = GenerationConfig()
@@ -87,6 +87,9 @@ def encoder_decoder(family: str) -> Any:
 
 class TableModel(nn.Module):
     """Scores of the next token looked up by the last one: what it generates can be worked out by hand."""
+
+    table: Tensor
+    generation_config: Any
 
     def __init__(self, table: Tensor) -> None:
         super().__init__()
@@ -117,6 +120,8 @@ class SumCache:
 
 class CachedModel(nn.Module):
     """A bag-of-embeddings language model that carries its running sum in a cache and honours mask and positions."""
+
+    generation_config: Any
 
     def __init__(self, vocab_size: int = 23, width: int = 12, returns: str = "tuple") -> None:
         super().__init__()

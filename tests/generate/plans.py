@@ -89,7 +89,8 @@ def run_processors(call: Call, logits_of_steps: list[Tensor], seed: int) -> tupl
 
 def step_by_step(call: Call) -> built.LogitsProcessorList:
     """Everything that a call asks for, built by hand in Hugging Face's order."""
-    config, eos, length = call.config, call.tokens.eos, call.prompt.input_ids.shape[1]
+    config: Any = call.config
+    eos, length = call.tokens.eos, call.prompt.input_ids.shape[1]
     encoder_ids, given = call.prompt.main_input, list(call.logits_processor or ())
     keep = {"min_tokens_to_keep": 1}
     found = built.LogitsProcessorList()

@@ -31,6 +31,8 @@ def table_model(seed: int) -> TableModel:
 class PlacedTable(TableModel):
     """A table whose scores also depend on the place, so that the same steps in another order score otherwise."""
 
+    places: Tensor
+
     def __init__(self, seed: int) -> None:
         super().__init__(table_model(seed).table)
         self.register_buffer("places", torch.randn(64, TABLE_SIZE, generator=torch.Generator().manual_seed(seed)))

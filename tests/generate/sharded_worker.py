@@ -16,8 +16,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaForCausalLM
 
-from pygen.generate import generate
 from tests.generate.models import encoder_decoder, hf_model
+from tests.helpers.generation import generate_tokens
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -73,10 +73,10 @@ def run(rank: int, world_size: int, folder: str, failures: Any) -> None:
         for name, model, wrap, settings in cases(world_size):
             arguments = {"inputs": ids, "max_new_tokens": 3 + 2 * rank, **settings}
             torch.manual_seed(rank)
-            expected = generate(model, **arguments)
+            expected = generate_tokens(model, **arguments)
             wrapped = wrap(copy.deepcopy(model))
             torch.manual_seed(rank)
-            assert generate(wrapped, **arguments).equal(expected), name
+            assert generate_tokens(wrapped, **arguments).equal(expected), name
             left = {"generate", "_cache", "_previous_max_cache_length"}
             assert not any(left & vars(module).keys() for module in wrapped.modules()), name
         if world_size > 1:
@@ -95,6 +95,6 @@ def _in_parallel(folder: str) -> None:
     for name, settings in SETTINGS.items():
         arguments = {"inputs": torch.tensor([[5, 6, 7], [8, 9, 3]]), "max_new_tokens": 5, **settings}
         torch.manual_seed(0)
-        expected = generate(whole, **arguments)
+        expected = generate_tokens(whole, **arguments)
         torch.manual_seed(0)
-        assert generate(parallel, **arguments).equal(expected), f"tensor parallel: {name}"
+        assert generate_tokens(parallel, **arguments).equal(expected), f"tensor parallel: {name}"

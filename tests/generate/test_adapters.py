@@ -49,7 +49,7 @@ MODELS: dict[str, Any] = {
 }
 
 
-CLOSE = {"rtol": 1e-4, "atol": 3e-4}
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 3e-4}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -98,7 +98,9 @@ class GatheringCache(SumCache):
 
 
 class ReturnsGatheringCache(CachedModel):
-    def forward(self, input_ids: Any, attention_mask: Any, position_ids: Any, past_key_values: Any = None) -> Any:
+    def forward(  # type: ignore[override]
+        self, input_ids: Any, attention_mask: Any, position_ids: Any, past_key_values: Any = None
+    ) -> Any:
         logits, cache = super().forward(input_ids, attention_mask, position_ids, past_key_values, use_cache=True)
         return logits, GatheringCache(cache.total, cache.length)
 
@@ -144,7 +146,7 @@ def test_rows_go_on_from_other_rows(name: str) -> None:
 
 
 class TransposedCache(CachedModel):
-    def forward(self, input_ids: Any, past_key_values: Any = None) -> Any:
+    def forward(self, input_ids: Any, past_key_values: Any = None) -> Any:  # type: ignore[override]
         keys = torch.zeros(input_ids.shape[0], input_ids.shape[1], 2, 4)
         return torch.zeros(*input_ids.shape, 9), ((keys, keys),)
 

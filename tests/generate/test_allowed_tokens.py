@@ -66,7 +66,7 @@ def test_only_texts_that_go_on_are_asked_about(mode: str) -> None:
 @pytest.mark.parametrize("end", ["an end token", "padding"])
 @pytest.mark.parametrize("mode", MODES)
 def test_an_empty_answer_ends_its_text_alone(mode: str, end: str) -> None:
-    ends = {"eos_token_id": EOS} if end == "an end token" else {}
+    ends: dict[str, Any] = {"eos_token_id": EOS} if end == "an end token" else {}
     trie = Trie(PATHS, [])
     found = run(trie, **ends, **MODES[mode])
     after = EOS if ends else PAD
@@ -75,7 +75,7 @@ def test_an_empty_answer_ends_its_text_alone(mode: str, end: str) -> None:
         assert text[:length] in PATHS[row] and set(text[length + 1 :]) <= {PAD}
     assert found.finish_reason == ["eos" if ends else "stop"] * 2
     assert all(
-        list(text) == path[: len(text)] for row, text in trie.asked for path in PATHS[row] if path[:1] == text[:1]
+        list(text) == path[: len(text)] for row, text in trie.asked for path in PATHS[row] if path[:1] == [*text[:1]]
     )
     if ends:
         spelt_out = run(Trie(PATHS, [EOS]), **ends, **MODES[mode])

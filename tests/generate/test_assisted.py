@@ -6,7 +6,7 @@ import copy
 import functools
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from pygen.generate import generate
 from pygen.streamers.text import BaseStreamer
 from tests.generate.against_transformers import EVERYTHING
 from tests.generate.models import VOCAB_SIZE, counting_table, encoder_decoder, hf_model
+from tests.helpers.generation import generate_output, generate_tokens
 
 MODELS = ("llama", "gpt2", "t5")
 CASES_PER_MODEL = 60
@@ -148,9 +149,9 @@ def test_batches_and_seeds_get_the_tokens_of_a_call_without_drafts(
     model = hf_model("llama")
     ids = torch.randint(4, VOCAB_SIZE, (3, 6), generator=torch.Generator().manual_seed(1))
     mask = torch.tensor([[1] * 6, [0, 0] + [1] * 4, [0] * 4 + [1] * 2])
-    call = {"attention_mask": mask, "max_new_tokens": 14, "pad_token_id": 0} | settings
-    drafts = {name: assistant("llama") if value == "noisy" else value for name, value in source.items()}
-    assert torch.equal(generate(model, ids, **call, **drafts), generate(model, ids, **call))
+    call: dict[str, Any] = {"attention_mask": mask, "max_new_tokens": 14, "pad_token_id": 0} | settings
+    drafts: dict[str, Any] = {name: assistant("llama") if value == "noisy" else value for name, value in source.items()}
+    assert torch.equal(generate_tokens(model, ids, **call, **drafts), generate_tokens(model, ids, **call))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_every_copy_of_a_prompt_has_drafts(name: str, source: dict[str, Any], se
     if name == "t5" and "assistant_early_exit" in source:
         source = {"assistant_model": "noisy", "assistant_confidence_threshold": 0.6}
     ids = torch.tensor([[5, 17, 40, 5, 17], [0, 0, 9, 61, 9]])
-    call = {
+    call: dict[str, Any] = {
         "attention_mask": (ids > 0).long(),
         "max_new_tokens": 10,
         "pad_token_id": 0,
@@ -172,8 +173,8 @@ def test_every_copy_of_a_prompt_has_drafts(name: str, source: dict[str, Any], se
     call |= {"do_sample": True, "seed": 4, "num_return_sequences": 3, "return_dict_in_generate": True}
     call |= {"output_scores": True, "output_logprobs": True} | settings
     call |= {"decoder_start_token_id": 1} if name == "t5" else {}
-    drafts = {key: assistant(name) if value == "noisy" else value for key, value in source.items()}
-    ours, plain = generate(target(name), ids, **call, **drafts), generate(target(name), ids, **call)
+    drafts: dict[str, Any] = {key: assistant(name) if value == "noisy" else value for key, value in source.items()}
+    ours, plain = generate_output(target(name), ids, **call, **drafts), generate_output(target(name), ids, **call)
     assert torch.equal(ours.sequences, plain.sequences) and len(plain.sequences.unique(dim=0)) >= 4
     assert ours.finish_reason == plain.finish_reason
     assert ours.past_key_values.get_seq_length() == plain.past_key_values.get_seq_length()
@@ -205,7 +206,7 @@ def test_every_token_has_its_scores_and_states(name: str, source: dict[str, Any]
     }
     if name == "t5":
         call["decoder_start_token_id"] = 1
-    ours, plain = generate(model, IDS, **call, **drafts), generate(model, IDS, **call)
+    ours, plain = generate_output(model, IDS, **call, **drafts), generate_output(model, IDS, **call)
     assert ours.keys() == plain.keys() and ours.finish_reason == plain.finish_reason
     assert ours.past_key_values.get_seq_length() == plain.past_key_values.get_seq_length()
     for field in (*(set(plain) - {"past_key_values", "cache"}), "logprobs", "top_logprobs"):
@@ -232,8 +233,14 @@ def test_sampled_rows_follow_the_models_distribution(source: dict[str, Any], cop
     counts = []
     for extra in (drafts, {}):
         torch.manual_seed(1)
-        call = {"do_sample": True, "top_k": 5, "max_new_tokens": 2, "pad_token_id": 0, "num_return_sequences": copies}
-        tokens = generate(hf_model("llama"), ids, **call, **extra)
+        call: dict[str, Any] = {
+            "do_sample": True,
+            "top_k": 5,
+            "max_new_tokens": 2,
+            "pad_token_id": 0,
+            "num_return_sequences": copies,
+        }
+        tokens = generate_tokens(hf_model("llama"), ids, **call, **extra)
         counts.append(torch.bincount(tokens[:, -1], minlength=VOCAB_SIZE).float() / len(tokens))
     assert (counts[0] - counts[1]).abs().sum() / 2 < 0.04
 
@@ -242,7 +249,7 @@ def test_what_is_kept_of_a_draft_is_what_sampling_twice_would_not() -> None:
     """Without rejections the tokens would be the assistant's: the check above can fail."""
     ids = torch.tensor([[5, 17, 5]]).repeat(4000, 1)
     tokens = [
-        generate(model, ids, do_sample=True, top_k=5, max_new_tokens=2, pad_token_id=0)[:, -1]
+        generate_tokens(model, ids, do_sample=True, top_k=5, max_new_tokens=2, pad_token_id=0)[:, -1]
         for model in (hf_model("llama"), assistant("llama", 0.2))
     ]
     counts = [torch.bincount(of_model, minlength=VOCAB_SIZE).float() / len(ids) for of_model in tokens]
@@ -264,15 +271,15 @@ class Chunks(BaseStreamer):
 def test_streamers_get_chunks() -> None:
     call = {"max_new_tokens": 12, "pad_token_id": 0, "assistant_model": assistant("llama")}
     ours, theirs = Chunks(), Chunks()
-    tokens = generate(hf_model("llama"), IDS, streamer=ours, **call)
-    GenerationMixin.generate(hf_model("llama"), IDS, streamer=theirs, **call)
+    tokens = generate_tokens(hf_model("llama"), IDS, streamer=ours, **call)
+    GenerationMixin.generate(hf_model("llama"), IDS, streamer=cast(Any, theirs), **call)
     assert [chunk.tolist() for chunk in ours.chunks] == [chunk.tolist() for chunk in theirs.chunks]
     assert torch.equal(torch.cat(ours.chunks, dim=1), tokens) and len(ours.chunks) < 13 and ours.ended == 1
 
 
 def test_criteria_end_inside_a_chunk() -> None:
-    call = {"max_new_tokens": 12, "pad_token_id": 0}
-    plain = generate(hf_model("llama"), IDS, **call)
+    call: dict[str, Any] = {"max_new_tokens": 12, "pad_token_id": 0}
+    plain = generate_tokens(hf_model("llama"), IDS, **call)
     lengths: list[int] = []
 
     def fourth(input_ids: Tensor, scores: Any) -> bool:
@@ -280,7 +287,7 @@ def test_criteria_end_inside_a_chunk() -> None:
         return input_ids.shape[1] == 10
 
     same = copy.deepcopy(hf_model("llama"))
-    output = generate(
+    output = generate_output(
         hf_model("llama"), IDS, **call, assistant_model=same, stopping_criteria=[fourth], return_dict_in_generate=True
     )
     assert torch.equal(output.sequences, plain[:, :10])
@@ -324,7 +331,7 @@ def test_only_the_assistants_own_heuristic_is_remembered() -> None:
 def test_a_plain_module_assists_and_is_assisted() -> None:
     ids = torch.tensor([[1, 2, 3]])
     model, helper = counting_table(20), counting_table(20)
-    output = generate(model, ids, max_new_tokens=8, assistant_model=helper, num_assistant_tokens=4)
+    output = generate_tokens(model, ids, max_new_tokens=8, assistant_model=helper, num_assistant_tokens=4)
     assert output.tolist() == [list(range(1, 12))]
     assert len(model.calls) == 3
 
@@ -346,40 +353,45 @@ def test_a_decoder_reads_the_models_encoder() -> None:
     helper.register_forward_pre_hook(
         lambda module, args, kwargs: read.append(kwargs["encoder_outputs"] is not None), with_kwargs=True
     )
-    call = {"max_new_tokens": 10, "decoder_start_token_id": 1, "pad_token_id": 0, "eos_token_id": 3}
+    call: dict[str, Any] = {"max_new_tokens": 10, "decoder_start_token_id": 1, "pad_token_id": 0, "eos_token_id": 3}
     lengths: list[int] = []
     model.get_decoder().register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    tokens = generate(model, features, assistant_model=helper, assistant_confidence_threshold=0.0, **call)
-    assert torch.equal(tokens, generate(model, features, **call))
+    tokens = generate_tokens(model, features, assistant_model=helper, assistant_confidence_threshold=0.0, **call)
+    assert torch.equal(tokens, generate_tokens(model, features, **call))
     assert read and all(read) and lengths[:2] == [1, 9]
     call |= {"do_sample": True, "seed": 3, "num_return_sequences": 3}
-    copies = generate(model, features.repeat(2, 1, 1), assistant_model=helper, **call)
-    assert torch.equal(copies, generate(model, features.repeat(2, 1, 1), **call))
+    copies = generate_tokens(model, features.repeat(2, 1, 1), assistant_model=helper, **call)
+    assert torch.equal(copies, generate_tokens(model, features.repeat(2, 1, 1), **call))
 
 
 @pytest.mark.parametrize(("name", "helper"), [("t5", "llama"), ("bart", "t5"), ("t5", "gpt2")])
 def test_other_families_assist_an_encoder_decoder(name: str, helper: str) -> None:
     model = encoder_decoder(name)
     ids = torch.cat([IDS, IDS + 1])
-    call = {"max_new_tokens": 10, "decoder_start_token_id": 1, "pad_token_id": 0, "eos_token_id": [3, 30, 31]}
-    drafted = generate(model, ids, assistant_model=target(helper), **call)
-    assert torch.equal(drafted, generate(model, ids, **call))
+    call: dict[str, Any] = {
+        "max_new_tokens": 10,
+        "decoder_start_token_id": 1,
+        "pad_token_id": 0,
+        "eos_token_id": [3, 30, 31],
+    }
+    drafted = generate_tokens(model, ids, assistant_model=target(helper), **call)
+    assert torch.equal(drafted, generate_tokens(model, ids, **call))
 
 
 def test_prompt_lookup_starts_from_embeddings() -> None:
     model = hf_model("llama")
     call = {"inputs_embeds": model.get_input_embeddings()(IDS), "max_new_tokens": 9, "pad_token_id": 0}
-    assert torch.equal(generate(model, prompt_lookup_num_tokens=2, **call), generate(model, **call))
+    assert torch.equal(generate_tokens(model, prompt_lookup_num_tokens=2, **call), generate_tokens(model, **call))
     with pytest.raises(ValueError, match="`assistant_model` needs a prompt of `input_ids`"):
         generate(model, assistant_model=assistant("llama"), **call)
 
 
 def test_guidance_is_for_the_model_alone() -> None:
-    call = {"max_new_tokens": 9, "pad_token_id": 0, "guidance_scale": 1.5}
-    drafted = generate(hf_model("llama"), IDS, assistant_model=assistant("llama"), **call)
-    assert torch.equal(drafted, generate(hf_model("llama"), IDS, **call))
+    call: dict[str, Any] = {"max_new_tokens": 9, "pad_token_id": 0, "guidance_scale": 1.5}
+    drafted = generate_tokens(hf_model("llama"), IDS, assistant_model=assistant("llama"), **call)
+    assert torch.equal(drafted, generate_tokens(hf_model("llama"), IDS, **call))
 
 
 @pytest.mark.parametrize("broken", ["model", "assistant"])
@@ -388,7 +400,7 @@ def test_models_are_usable_after_an_error(broken: str, how: str) -> None:
     model, helper = copy.deepcopy(hf_model("llama")), copy.deepcopy(hf_model("llama"))
     drafts: dict[str, Any] = {"assistant_model": helper} if how == "assistant" else {"assistant_early_exit": 1}
     call = {"max_new_tokens": 12, "pad_token_id": 0, **drafts}
-    before = generate(model, IDS, **call)
+    before = generate_tokens(model, IDS, **call)
     failing = helper if broken == "assistant" and how == "assistant" else model
     for number in (1, 2, 3, 4):
         left = [number]
@@ -402,7 +414,7 @@ def test_models_are_usable_after_an_error(broken: str, how: str) -> None:
         with pytest.raises(RuntimeError, match="out of memory"):
             generate(model, IDS, **call)
         handle.remove()
-        assert torch.equal(generate(model, IDS, **call), before)
+        assert torch.equal(generate_tokens(model, IDS, **call), before)
         assert model.config.num_hidden_layers == 2
 
 
@@ -426,16 +438,21 @@ def test_refusals(arguments: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("window", [None, 6])
 def test_every_cache_serves_drafts(kind: str | None, window: int | None) -> None:
     """Windows too, which may have dropped what a rejected draft would need again: all layers keep everything."""
-    sizes = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+    }
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2}
     torch.manual_seed(0)
     model = MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=window, pad_token_id=0)).eval()
     helper = copy.deepcopy(model)
     with torch.no_grad():
         helper.lm_head.weight.add_(0.01 * torch.randn_like(helper.lm_head.weight))
     call: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": None, "return_dict_in_generate": True}
-    output = generate(model, IDS, assistant_model=helper, cache_implementation=kind, **call)
-    assert torch.equal(output.sequences, generate(model, IDS, **call).sequences)
+    output = generate_output(model, IDS, assistant_model=helper, cache_implementation=kind, **call)
+    assert torch.equal(output.sequences, generate_output(model, IDS, **call).sequences)
     kinds = {type(layer).__name__ for layer in output.cache.layers}
     assert kinds == {"StaticLayer" if kind == "static" else "DynamicLayer"}
     assert int(output.cache.get_seq_length()) == output.sequences.shape[1] - 1
@@ -445,8 +462,8 @@ def test_a_static_cache_that_is_given_serves_drafts() -> None:
     model = hf_model("llama")
     cache = StaticCache(config=model.config, max_cache_len=30)
     call: dict[str, Any] = {"max_new_tokens": 8, "eos_token_id": None, "pad_token_id": 0}
-    drafted = generate(model, IDS, prompt_lookup_num_tokens=2, past_key_values=cache, **call)
-    assert torch.equal(drafted, generate(model, IDS, **call))
+    drafted = generate_tokens(model, IDS, prompt_lookup_num_tokens=2, past_key_values=cache, **call)
+    assert torch.equal(drafted, generate_tokens(model, IDS, **call))
     assert int(cache.get_seq_length()) == drafted.shape[1] - 1
 
 
@@ -454,13 +471,13 @@ def test_lookups_never_reach_beyond_the_end() -> None:
     ids = torch.tensor([[1, 2, 3, 4, 5, 1, 2]])
     model = counting_table(6)
     model.table[5] = torch.tensor([0.0, 9.0, 0.0, 0.0, 0.0, 0.0])
-    output = generate(model, ids, max_new_tokens=4, prompt_lookup_num_tokens=5, return_dict_in_generate=True)
+    output = generate_output(model, ids, max_new_tokens=4, prompt_lookup_num_tokens=5, return_dict_in_generate=True)
     assert output.sequences.tolist() == [[1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 1]] and output.finish_reason == ["length"]
     assert len(model.calls) == 2
 
 
 def test_the_text_may_end_with_an_end_token() -> None:
-    call = {"max_new_tokens": 5, "pad_token_id": 0, "eos_token_id": 61}
-    plain = generate(hf_model("llama"), IDS, **call)
-    assert torch.equal(generate(hf_model("llama"), IDS, assistant_model=assistant("llama"), **call), plain)
+    call: dict[str, Any] = {"max_new_tokens": 5, "pad_token_id": 0, "eos_token_id": 61}
+    plain = generate_tokens(hf_model("llama"), IDS, **call)
+    assert torch.equal(generate_tokens(hf_model("llama"), IDS, assistant_model=assistant("llama"), **call), plain)
     assert plain.shape[1] > IDS.shape[1]

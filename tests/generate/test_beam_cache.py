@@ -22,6 +22,7 @@ from transformers import (
 from pygen.generate import generate
 from tests.generate.models import VOCAB_SIZE, encoder_decoder, hf_model
 from tests.generate.test_beams import TupleCacheModel
+from tests.helpers.generation import generate_output, generate_tokens
 
 IDS = torch.tensor([[0, 6, 7], [8, 9, 10]])
 CALL: dict[str, Any] = {"max_new_tokens": 6, "num_beams": 3, "pad_token_id": 0}
@@ -46,8 +47,8 @@ def goes_on(model: Any, output: Any, **inputs: Any) -> Tensor:
     """What the model says next, with the cache of `output` and without; the same."""
     name = "decoder_input_ids" if inputs else "inputs"
     inputs |= {name: longer(output.sequences), "max_new_tokens": 5, "pad_token_id": 0}
-    whole = generate(model, **inputs)
-    resumed = generate(model, **inputs, past_key_values=output.cache)
+    whole = generate_tokens(model, **inputs)
+    resumed = generate_tokens(model, **inputs, past_key_values=output.cache)
     assert torch.equal(resumed, whole)
     return whole
 
@@ -57,18 +58,18 @@ def goes_on(model: Any, output: Any, **inputs: Any) -> Tensor:
 @pytest.mark.parametrize("settings", SEARCHES.values(), ids=SEARCHES)
 def test_a_call_goes_on_from_the_returned_rows(settings: dict[str, Any], family: str, returned: int) -> None:
     model = hf_model(family)
-    output = generate(model, IDS, num_return_sequences=returned, **{**CALL, **settings}, **DICT)
+    output = generate_output(model, IDS, num_return_sequences=returned, **{**CALL, **settings}, **DICT)
     assert {len(layer.keys) for layer in output.cache.layers} == {2 * returned} == {len(output.sequences)}
     goes_on(model, output)
 
 
 def test_all_that_full_rows_have_seen_is_kept() -> None:
-    output = generate(hf_model("llama"), IDS, num_return_sequences=3, **CALL, **DICT)
+    output = generate_output(hf_model("llama"), IDS, num_return_sequences=3, **CALL, **DICT)
     assert output.cache.get_seq_length() == 3 + 6 - 1
 
 
 def test_rows_are_cut_to_the_shortest() -> None:
-    output = generate(hf_model("llama"), IDS, num_return_sequences=3, **CALL, **ENDS, **DICT)
+    output = generate_output(hf_model("llama"), IDS, num_return_sequences=3, **CALL, **ENDS, **DICT)
     shortest = int((output.beam_indices >= 0).sum(1).min())
     assert shortest < 6 and 3 <= output.cache.get_seq_length() <= 3 + shortest - 1
 
@@ -77,9 +78,10 @@ def test_rows_are_cut_to_the_shortest() -> None:
 def test_decoders(settings: dict[str, Any]) -> None:
     model = encoder_decoder("bart")
     start: dict[str, Any] = {"decoder_start_token_id": 1}
-    output = generate(model, IDS, num_return_sequences=2, **start, **CALL, **settings, **DICT)
+    output = generate_output(model, IDS, num_return_sequences=2, **start, **CALL, **settings, **DICT)
     assert isinstance(output.cache, EncoderDecoderCache)
-    assert len(output.cache.cross_attention_cache.layers[0].keys) == 4
+    layer: Any = output.cache.cross_attention_cache.layers[0]
+    assert len(layer.keys) == 4
     goes_on(model, output, input_ids=IDS.repeat_interleave(2, 0), **start)
 
 
@@ -88,12 +90,12 @@ def test_the_callers_cache_follows(wants_dict: bool) -> None:
     model = hf_model("llama")
     given = DynamicCache(config=model.config)
     ids = IDS.repeat_interleave(3, 0)
-    first = generate(model, ids, max_new_tokens=1, past_key_values=given, pad_token_id=0)
-    output = generate(model, first[::3], past_key_values=given, return_dict_in_generate=wants_dict, **CALL, **ENDS)
+    first = generate_tokens(model, ids, max_new_tokens=1, past_key_values=given, pad_token_id=0)
+    output: Any = generate(model, first[::3], past_key_values=given, return_dict_in_generate=wants_dict, **CALL, **ENDS)
     sequences = output.sequences if wants_dict else output
     new = longer(sequences)
-    resumed = generate(model, new, past_key_values=given, max_new_tokens=5, pad_token_id=0)
-    assert torch.equal(resumed, generate(model, new, max_new_tokens=5, pad_token_id=0))
+    resumed = generate_tokens(model, new, past_key_values=given, max_new_tokens=5, pad_token_id=0)
+    assert torch.equal(resumed, generate_tokens(model, new, max_new_tokens=5, pad_token_id=0))
 
 
 @functools.cache
@@ -104,7 +106,7 @@ def small(family: str) -> Any:
     if family == "mamba":
         model: Any = MambaForCausalLM(MambaConfig(state_size=4, **sizes))
     else:
-        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+        heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
         model = MistralForCausalLM(MistralConfig(sliding_window=int(family), **heads, **sizes))
     model.generation_config = GenerationConfig()
     return model.eval()
@@ -113,11 +115,11 @@ def small(family: str) -> Any:
 @pytest.mark.parametrize("family", ["5", "20", "mamba"])
 def test_what_cannot_be_cut_is_refused_where_rows_differ(family: str) -> None:
     model = small(family)
-    same = generate(model, IDS, num_return_sequences=3, **CALL, **DICT)
+    same = generate_output(model, IDS, num_return_sequences=3, **CALL, **DICT)
     if family != "mamba":
         # That counts no positions, so a call cannot know what it has seen of a whole text.
         goes_on(model, same)
-    output = generate(model, IDS, num_return_sequences=3, eos_token_id=[*range(2, 20)], **CALL, **DICT)
+    output = generate_output(model, IDS, num_return_sequences=3, eos_token_id=[*range(2, 20)], **CALL, **DICT)
     if family == "20":
         # The window is not full yet.
         goes_on(model, output)
@@ -130,7 +132,7 @@ def test_what_cannot_be_cut_is_refused_where_rows_differ(family: str) -> None:
 @pytest.mark.parametrize("settings", [{}, ENDS], ids=["full", "ends"])
 def test_the_pairs_of_a_plain_module_are_aligned_too(settings: dict[str, Any]) -> None:
     model = TupleCacheModel()
-    output = generate(model, IDS, num_return_sequences=2, **CALL, **settings, **DICT)
+    output = generate_output(model, IDS, num_return_sequences=2, **CALL, **settings, **DICT)
     ((keys, values),) = output.past_key_values
     _, (expected,) = model(output.sequences[:, : keys.shape[2]])
     assert len(keys) == 4 and torch.allclose(keys, expected[0]) and torch.allclose(values, expected[1])

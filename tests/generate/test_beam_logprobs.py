@@ -12,6 +12,7 @@ import pygen
 from pygen.generate import generate
 from pygen.streaming import stream
 from tests.generate.models import VOCAB_SIZE, encoder_decoder, hf_model
+from tests.helpers.generation import generate_output
 from tests.runtime.calls import same
 
 IDS = torch.randint(1, VOCAB_SIZE, (2, 5), generator=torch.Generator().manual_seed(0))
@@ -51,7 +52,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def test_as_the_scores_of_all_tokens_say(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pygen.ops._room.FIRST_ROOM", 16)
     model, settings = hf_model("llama"), {**WANTED, **SETTINGS[name]}
-    output = generate(model, IDS, output_scores=True, **settings)
+    output = generate_output(model, IDS, output_scores=True, **settings)
     expected = pygen.compute_transition_scores(
         output.sequences, output.scores, output.beam_indices, normalize_logits=True
     )
@@ -64,17 +65,17 @@ def test_as_the_scores_of_all_tokens_say(name: str, monkeypatch: pytest.MonkeyPa
     assert bool((output.top_logprobs.token_ids[ended] == -1).all())
     assert bool((output.top_logprobs.logprobs[ended] == -math.inf).all())
     # They do not depend on whether all scores are kept, and the sequences on neither.
-    alone = generate(model, IDS, **settings)
+    alone = generate_output(model, IDS, **settings)
     assert torch.equal(alone.sequences, output.sequences) and alone.scores is None
     assert same([alone.logprobs, *alone.top_logprobs], [output.logprobs, *output.top_logprobs])
-    plain = generate(model, IDS, **{**settings, "output_logprobs": None, "top_logprobs": None})
+    plain = generate_output(model, IDS, **{**settings, "output_logprobs": None, "top_logprobs": None})
     assert torch.equal(plain.sequences, output.sequences) and plain.logprobs is None
 
 
 @pytest.mark.parametrize("length_penalty", [1.0, 0.0, -0.5])
 def test_sums_are_the_scores_of_sequences(length_penalty: float) -> None:
     settings = {**WANTED, **ENDS, "output_scores": True, "length_penalty": length_penalty, "top_logprobs": None}
-    output = generate(hf_model("gpt2"), IDS, **settings)
+    output = generate_output(hf_model("gpt2"), IDS, **settings)
     lengths = (output.beam_indices >= 0).sum(1)
     assert len(set(lengths.tolist())) > 1 and output.top_logprobs is None
     assert torch.allclose(output.logprobs.sum(1) / lengths**length_penalty, output.sequences_scores, atol=1e-5)
@@ -92,7 +93,7 @@ def test_encoder_decoder_models_and_patched_ones() -> None:
 @pytest.mark.parametrize("settings", [{}, ENDS, {"do_sample": True, "seed": 2, "top_p": 0.9}])
 def test_streamed(settings: dict[str, Any]) -> None:
     settings = {**WANTED, **settings, "num_return_sequences": 1, "top_logprobs": None}
-    output = generate(hf_model("llama"), IDS[:1], **settings)
+    output = generate_output(hf_model("llama"), IDS[:1], **settings)
     events = list(stream(hf_model("llama"), IDS[:1], **settings))
     assert [event.token_id for event in events] == output.sequences[0, 5:].tolist()
     assert [event.logprob for event in events] == output.logprobs[0].tolist()

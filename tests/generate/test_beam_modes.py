@@ -14,6 +14,7 @@ from pygen.generate import generate
 from tests.generate.models import encoder_decoder, hf_model
 from tests.generate.searches import constrained, diverse
 from tests.generate.test_beams import NoCacheModel, TupleCacheModel
+from tests.helpers.generation import generate_output, generate_tokens
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 10]])
 PLAIN: dict[str, Any] = {"num_beams": 4, "max_new_tokens": 6, "pad_token_id": 3}
@@ -24,12 +25,12 @@ WORDS: dict[str, Any] = {**PLAIN, "force_words_ids": [[20, 21]]}
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
 def test_groups_and_words(family: str) -> None:
     model: Any = encoder_decoder(family) if family == "t5" else hf_model(family)
-    extra = {"decoder_start_token_id": 1} if family == "t5" else {}
-    in_groups = generate(model, IDS, num_return_sequences=4, **{**GROUPS, "diversity_penalty": 90.0}, **extra)
+    extra: dict[str, Any] = {"decoder_start_token_id": 1} if family == "t5" else {}
+    in_groups = generate_tokens(model, IDS, num_return_sequences=4, **{**GROUPS, "diversity_penalty": 90.0}, **extra)
     assert in_groups.shape[0] == 8
     firsts = in_groups[:, -6].view(2, 4)
     assert all(len(set(row.tolist())) > 1 for row in firsts)
-    forced = generate(model, IDS, **WORDS, **extra)
+    forced = generate_tokens(model, IDS, **WORDS, **extra)
     assert all("20, 21" in str(row) for row in forced.tolist())
 
 
@@ -40,18 +41,20 @@ def test_a_plain_module_keeps_its_cache(settings: dict[str, Any]) -> None:
     model.register_forward_pre_hook(
         lambda _, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    found = generate(model, IDS, **settings)
+    found = generate_tokens(model, IDS, **settings)
     assert lengths == [3, 1, 1, 1, 1, 1]
-    assert torch.equal(found, generate(NoCacheModel(), IDS, **settings))
+    assert torch.equal(found, generate_tokens(NoCacheModel(), IDS, **settings))
 
 
 @pytest.mark.parametrize("settings", [PLAIN, GROUPS, WORDS])
 def test_cancelled_before_it_began(settings: dict[str, Any]) -> None:
     model, cancel = hf_model("llama"), threading.Event()
     cancel.set()
-    cache = generate(model, IDS.repeat_interleave(4, 0), max_new_tokens=1, return_dict_in_generate=True).past_key_values
+    cache = generate_output(
+        model, IDS.repeat_interleave(4, 0), max_new_tokens=1, return_dict_in_generate=True
+    ).past_key_values
     longer = torch.cat([IDS, IDS], dim=1)
-    output = generate(
+    output = generate_output(
         model,
         longer,
         cancel=cancel,
@@ -69,15 +72,15 @@ def test_cancelled_before_it_began(settings: dict[str, Any]) -> None:
 def test_ends_outside_the_vocabulary_with_constraints(eos_token_id: Any) -> None:
     settings = {**WORDS, "force_words_ids": [[20]], "max_new_tokens": 9, "suppress_tokens": [20]}
     ids = torch.tensor([[5, 20, 7]])
-    assert generate(hf_model("llama"), ids, eos_token_id=eos_token_id, **settings).shape[1] <= 12
+    assert generate_tokens(hf_model("llama"), ids, eos_token_id=eos_token_id, **settings).shape[1] <= 12
 
 
 def test_the_searches_of_the_loops() -> None:
     model = hf_model("llama")
-    settings = {"return_dict_in_generate": True, "output_scores": True, "num_return_sequences": 2}
+    settings: dict[str, Any] = {"return_dict_in_generate": True, "output_scores": True, "num_return_sequences": 2}
     for found, expected in (
-        (generate(model, IDS, **GROUPS, **settings), diverse(model, IDS, num_return_sequences=2, **GROUPS)),
-        (generate(model, IDS, **WORDS, **settings), constrained(model, IDS, num_return_sequences=2, **WORDS)),
+        (generate_output(model, IDS, **GROUPS, **settings), diverse(model, IDS, num_return_sequences=2, **GROUPS)),
+        (generate_output(model, IDS, **WORDS, **settings), constrained(model, IDS, num_return_sequences=2, **WORDS)),
     ):
         assert torch.equal(found.sequences, expected.sequences)
         assert torch.equal(found.beam_indices, expected.beam_indices)
@@ -87,14 +90,14 @@ def test_the_searches_of_the_loops() -> None:
 
 def test_constraint_objects() -> None:
     model = hf_model("llama")
-    by_object = generate(model, IDS, **PLAIN, constraints=[PhrasalConstraint([20, 21])])
-    assert torch.equal(by_object, generate(model, IDS, **WORDS))
+    by_object = generate_tokens(model, IDS, **PLAIN, constraints=[PhrasalConstraint([20, 21])])
+    assert torch.equal(by_object, generate_tokens(model, IDS, **WORDS))
 
 
 @pytest.mark.parametrize("settings", [GROUPS, WORDS])
 def test_records_follow_the_beams(settings: dict[str, Any]) -> None:
     model = hf_model("gpt2")
-    output = generate(
+    output = generate_output(
         model, IDS, return_dict_in_generate=True, output_hidden_states=True, output_logits=True, **settings
     )
     for hidden, logits in zip(output.hidden_states, output.logits, strict=True):

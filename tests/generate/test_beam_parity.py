@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pygen.generate import generate
 from pygen.models.versions import CACHE_NAMES
 from tests.generate.models import ENCODER_DECODERS, VOCAB_SIZE, encoder_decoder, hf_model
+from tests.helpers.generation import generate_output
 
 CASES_PER_FAMILY = {"llama": 320, "gpt2": 320, "qwen2": 160, "t5": 120, "bart": 120}
 SAMPLED_PER_FAMILY = {"llama": 80, "gpt2": 80, "t5": 60}
@@ -19,7 +19,7 @@ CASES_PER_TEST = 20
 
 # Sums of a dozen float32 scores of size up to 30 differ by this much when their terms were rounded elsewhere.
 BAND = 5e-5
-SCORE_TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
+SCORE_TOLERANCE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def make_case(family: str, number: int, sampled: bool) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -110,7 +110,7 @@ def compare(family: str, number: int, sampled: bool, close_calls: list[str]) -> 
     theirs = model.generate(**inputs, **settings)
     after = torch.get_rng_state()
     torch.manual_seed(number)
-    ours = generate(model, **inputs, **settings)
+    ours = generate_output(model, **inputs, **settings)
 
     if not torch.equal(ours.sequences, theirs.sequences) or not torch.equal(ours.beam_indices, theirs.beam_indices):
         assert is_close_call(ours, theirs), f"{about}\n{ours.sequences}\n{theirs.sequences}"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pygen.generate import generate
 from pygen.streaming import stream
 from tests.generate.models import VOCAB_SIZE, TableModel, encoder_decoder, hf_model
+from tests.helpers.generation import generate_output, generate_tokens
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 10]])
 PLAIN: dict[str, Any] = {"num_beams": 4, "max_new_tokens": 8, "pad_token_id": 3}
@@ -23,7 +24,7 @@ def both(**settings: Any) -> tuple[Any, Any]:
     model = hf_model("llama")
     settings = {**PLAIN, "return_dict_in_generate": True, "output_scores": True, **settings}
     torch.manual_seed(0)
-    ours = generate(model, IDS, **settings)
+    ours = generate_output(model, IDS, **settings)
     torch.manual_seed(0)
     return ours, model.generate(IDS, attention_mask=torch.ones_like(IDS), **settings)
 
@@ -68,8 +69,8 @@ class NoCacheModel(TupleCacheModel):
 
 
 def test_plain_modules_with_a_tuple_for_a_cache_and_without_one() -> None:
-    with_cache = generate(TupleCacheModel(), IDS, **PLAIN)
-    assert torch.equal(with_cache, generate(NoCacheModel(), IDS, **PLAIN))
+    with_cache = generate_tokens(TupleCacheModel(), IDS, **PLAIN)
+    assert torch.equal(with_cache, generate_tokens(NoCacheModel(), IDS, **PLAIN))
 
 
 def test_a_cache_that_cannot_be_reordered_is_an_error() -> None:
@@ -80,7 +81,7 @@ def test_a_cache_that_cannot_be_reordered_is_an_error() -> None:
 
     with pytest.raises(TypeError, match="`cache` must have a method `reorder_cache`, got dict"):
         generate(Opaque(), IDS, **PLAIN)
-    assert generate(Opaque(), IDS, use_cache=False, **PLAIN).shape == (2, 11)
+    assert generate_tokens(Opaque(), IDS, use_cache=False, **PLAIN).shape == (2, 11)
 
 
 def ends_in_a_multiple_of_five(input_ids: Tensor, scores: Any) -> Tensor:
@@ -103,7 +104,7 @@ def test_criteria_see_the_scores_of_every_step() -> None:
         seen.append((tuple(input_ids.shape), len(scores), tuple(scores[-1].shape)))
         return False
 
-    both_beams = {"num_beams": 2, "max_new_tokens": 3}
+    both_beams: dict[str, Any] = {"num_beams": 2, "max_new_tokens": 3}
     generate(
         hf_model("llama"), IDS, stopping_criteria=[watch], return_dict_in_generate=True, output_scores=True,
         pad_token_id=3, **both_beams,
@@ -113,15 +114,15 @@ def test_criteria_see_the_scores_of_every_step() -> None:
 
 def test_time_limit_and_cancel_return_the_best_so_far() -> None:
     model = hf_model("llama")
-    one = generate(model, IDS, **{**PLAIN, "max_new_tokens": 1})
-    assert torch.equal(generate(model, IDS, max_time=1e-9, **PLAIN), one)
+    one = generate_tokens(model, IDS, **{**PLAIN, "max_new_tokens": 1})
+    assert torch.equal(generate_tokens(model, IDS, max_time=1e-9, **PLAIN), one)
     cancel = threading.Event()
 
     def cancel_at_once(input_ids: Tensor, scores: Tensor) -> Tensor:
         cancel.set()
         return scores
 
-    assert torch.equal(generate(model, IDS, cancel=cancel, logits_processor=[cancel_at_once], **PLAIN), one)
+    assert torch.equal(generate_tokens(model, IDS, cancel=cancel, logits_processor=[cancel_at_once], **PLAIN), one)
 
 
 class Collect:
@@ -142,7 +143,7 @@ def test_streamed_tokens_are_those_of_the_best_hypothesis(family: str, eos_token
     for prompt in range(4, 24):
         streamer = Collect()
         settings = {**PLAIN, "max_new_tokens": 12, "eos_token_id": eos_token_id}
-        best = generate(hf_model(family), torch.tensor([[prompt, 6]]), streamer=streamer, **settings)
+        best = generate_tokens(hf_model(family), torch.tensor([[prompt, 6]]), streamer=streamer, **settings)
         assert streamer.chunks[0] == [prompt, 6]
         assert list(itertools.chain(*streamer.chunks)) == best[0].tolist()
         assert streamer.ended == 1
@@ -152,7 +153,7 @@ def test_events_of_beams() -> None:
     settings = {**PLAIN, "max_new_tokens": 12, "eos_token_id": list(range(20, 60))}
     for prompt in range(4, 14):
         ids = torch.tensor([[prompt, 6]])
-        best = generate(hf_model("llama"), ids, return_dict_in_generate=True, **settings)
+        best = generate_output(hf_model("llama"), ids, return_dict_in_generate=True, **settings)
         events = list(stream(hf_model("llama"), ids, **settings))
         assert [event.token_id for event in events] == best.sequences[0, 2:].tolist()
         reasons = [event.finish_reason for event in events]
@@ -189,15 +190,15 @@ def test_refused(settings: dict[str, Any], message: str) -> None:
 
 def test_no_beams_are_greedy_search() -> None:
     model = hf_model("llama")
-    greedy = generate(model, IDS, max_new_tokens=5, pad_token_id=3)
+    greedy = generate_tokens(model, IDS, max_new_tokens=5, pad_token_id=3)
     for num_beams in (1, None):
-        assert torch.equal(generate(model, IDS, max_new_tokens=5, pad_token_id=3, num_beams=num_beams), greedy)
+        assert torch.equal(generate_tokens(model, IDS, max_new_tokens=5, pad_token_id=3, num_beams=num_beams), greedy)
 
 
 def test_pad_id_zero_stays() -> None:
     model, settings = hf_model("gpt2"), {**PLAIN, "eos_token_id": list(range(20, 60)), "num_return_sequences": 4}
-    padded_with_three = generate(model, IDS, **settings)
-    zeros = generate(model, IDS, **{**settings, "pad_token_id": 0})
+    padded_with_three = generate_tokens(model, IDS, **settings)
+    zeros = generate_tokens(model, IDS, **{**settings, "pad_token_id": 0})
     new = padded_with_three[:, IDS.shape[1] :]
     ends = (new[:, :, None] == torch.arange(20, 60)).any(-1).int().cumsum(1)
     after_end = ends.cumsum(1) > 1
@@ -212,7 +213,7 @@ def test_invalid_rows_are_named_or_dropped(value: float, row: int) -> None:
     class Broken(NoCacheModel):
         calls = 0
 
-        def forward(self, input_ids: Tensor) -> Any:
+        def forward(self, input_ids: Tensor) -> Any:  # type: ignore[override]
             logits = super().forward(input_ids).clone()
             self.calls += 1
             if self.calls == 3:
@@ -221,7 +222,7 @@ def test_invalid_rows_are_named_or_dropped(value: float, row: int) -> None:
 
     with pytest.raises(RuntimeError, match=rf"row {row} at step 2 hold .* first at token id 17"):
         generate(Broken(), IDS, **PLAIN)
-    sequences = generate(Broken(), IDS, on_invalid="greedy", **PLAIN)
+    sequences = generate_tokens(Broken(), IDS, on_invalid="greedy", **PLAIN)
     assert sequences.shape == (2, 11)
     assert bool((sequences >= 0).all() and (sequences < VOCAB_SIZE).all())
 
@@ -236,11 +237,11 @@ def test_seeded_beams_do_not_depend_on_the_batch(family: str) -> None:
     model = encoder_decoder(family) if family == "t5" else hf_model(family)
     settings = {**PLAIN, "do_sample": True, "temperature": 2.0, "top_k": 0}
     settings |= {"decoder_start_token_id": 1} if family == "t5" else {}
-    together = generate(model, IDS, seed=[7, 8], **settings)
+    together = generate_tokens(model, IDS, seed=[7, 8], **settings)
     for prompt in range(2):
-        alone = generate(model, IDS[prompt : prompt + 1], seed=[7 + prompt], **settings)
+        alone = generate_tokens(model, IDS[prompt : prompt + 1], seed=[7 + prompt], **settings)
         assert torch.equal(together[prompt : prompt + 1], alone)
-    assert not torch.equal(together, generate(model, IDS, seed=[9, 10], **settings))
+    assert not torch.equal(together, generate_tokens(model, IDS, seed=[9, 10], **settings))
 
 
 class Fails(Exception):
@@ -251,7 +252,7 @@ class Fails(Exception):
 @pytest.mark.parametrize("where", ["logits_processor", "stopping_criteria", "streamer"])
 def test_an_error_at_any_step_leaves_the_model_usable(where: str, step: int) -> None:
     model, prompt = hf_model("qwen2"), IDS[:1]
-    expected = generate(model, prompt, **PLAIN)
+    expected = generate_tokens(model, prompt, **PLAIN)
     calls = 0
 
     def fail(*args: Any) -> Any:
@@ -271,4 +272,4 @@ def test_an_error_at_any_step_leaves_the_model_usable(where: str, step: int) -> 
         calls = max(0, step - 1)
     with pytest.raises(Fails):
         generate(model, prompt, **broken, **PLAIN)
-    assert torch.equal(generate(model, prompt, **PLAIN), expected)
+    assert torch.equal(generate_tokens(model, prompt, **PLAIN), expected)

@@ -17,10 +17,11 @@ from pygen.generate import generate
 from pygen.models import cache as cache_verbs
 from tests.generate.against_transformers import assert_both_same
 from tests.generate.models import ENCODER_DECODERS, FAMILIES, encoder_decoder, hf_model
+from tests.helpers.generation import generate_output, generate_tokens
 
 IDS = torch.tensor([[0, 5, 6, 7], [8, 9, 10, 11]])
 
-KEEP = {"return_dict_in_generate": True, "output_scores": True, "output_hidden_states": True}
+KEEP: dict[str, Any] = {"return_dict_in_generate": True, "output_scores": True, "output_hidden_states": True}
 COPIES = {"do_sample": True, "num_return_sequences": 2}
 STATIC = {"cache_implementation": "static"}
 # Later releases have no "dynamic_full".
@@ -63,7 +64,9 @@ def test_a_static_cache_that_transformers_left_is_not_touched() -> None:
         IDS, max_new_tokens=6, cache_implementation="static", return_dict_in_generate=True
     ).past_key_values
     keys = left.layers[0].keys.clone()
-    output = generate(model, IDS + 1, max_new_tokens=6, cache_implementation="static", return_dict_in_generate=True)
+    output = generate_output(
+        model, IDS + 1, max_new_tokens=6, cache_implementation="static", return_dict_in_generate=True
+    )
     # Later releases leave none.
     assert getattr(model, "_cache", left) is left and torch.equal(left.layers[0].keys, keys)
     assert output.past_key_values is not left
@@ -72,8 +75,8 @@ def test_a_static_cache_that_transformers_left_is_not_touched() -> None:
 
 @functools.cache
 def sliding_model() -> Any:
-    sizes = {"vocab_size": 60, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 4}
+    sizes: dict[str, Any] = {"vocab_size": 60, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 4}
     torch.manual_seed(0)
     return MistralForCausalLM(MistralConfig(**sizes, **heads, initializer_range=0.4, eos_token_id=None)).eval()
 
@@ -92,7 +95,7 @@ def test_prompts_in_pieces(family: str, size: int, settings: dict[str, Any]) -> 
     call = {"attention_mask": LEFT_PADDED, "max_new_tokens": 5, **settings}
     output = assert_both_same(model, TEXT, prefill_chunk_size=size, **call, **KEEP)
     torch.manual_seed(0)
-    assert torch.equal(output.sequences, generate(model, TEXT, **call))
+    assert torch.equal(output.sequences, generate_tokens(model, TEXT, **call))
     without_static_cache(model)
 
 
@@ -100,16 +103,24 @@ def test_prompts_in_pieces(family: str, size: int, settings: dict[str, Any]) -> 
 def test_what_transformers_does_not_read_in_pieces(size: int) -> None:
     """Embeddings, a text that a cache has seen the beginning of, and the prompt of a decoder."""
     model = hf_model("llama")
-    at_once = generate(model, TEXT, max_new_tokens=8)
+    at_once = generate_tokens(model, TEXT, max_new_tokens=8)
     embeds = model.get_input_embeddings()(TEXT).detach()
-    assert torch.equal(generate(model, inputs_embeds=embeds, prefill_chunk_size=size, max_new_tokens=8), at_once[:, 7:])
-    first = generate(model, TEXT[:, :3], max_new_tokens=1, return_dict_in_generate=True)
-    resumed = generate(model, TEXT, past_key_values=first.past_key_values, prefill_chunk_size=size, max_new_tokens=8)
+    assert torch.equal(
+        generate_tokens(model, inputs_embeds=embeds, prefill_chunk_size=size, max_new_tokens=8), at_once[:, 7:]
+    )
+    first = generate_output(model, TEXT[:, :3], max_new_tokens=1, return_dict_in_generate=True)
+    resumed = generate_tokens(
+        model, TEXT, past_key_values=first.past_key_values, prefill_chunk_size=size, max_new_tokens=8
+    )
     assert torch.equal(resumed, at_once)
     bart = encoder_decoder("bart")
-    call = {"decoder_input_ids": TEXT, "decoder_start_token_id": TEXT[:, 0], "attention_mask": LEFT_PADDED}
-    expected = generate(bart, TEXT, max_new_tokens=8, **call)
-    assert torch.equal(generate(bart, TEXT, prefill_chunk_size=size, max_new_tokens=8, **call), expected)
+    call: dict[str, Any] = {
+        "decoder_input_ids": TEXT,
+        "decoder_start_token_id": TEXT[:, 0],
+        "attention_mask": LEFT_PADDED,
+    }
+    expected = generate_tokens(bart, TEXT, max_new_tokens=8, **call)
+    assert torch.equal(generate_tokens(bart, TEXT, prefill_chunk_size=size, max_new_tokens=8, **call), expected)
 
 
 def test_pieces_are_as_long_as_asked() -> None:
@@ -145,19 +156,21 @@ def test_continuing_from_a_cache(family: str, kind: str, give: str) -> None:
     model = sliding_model() if family == "mistral" else hf_model(family)
     mask = LEFT_PADDED if "mask" in give else torch.ones_like(LEFT_PADDED)
     cache = StaticCache(model.config, max_cache_len=20) if kind == "static" else DynamicCache(config=model.config)
-    first = generate(
+    first = generate_output(
         model, TEXT, attention_mask=mask, past_key_values=cache, max_new_tokens=4, return_dict_in_generate=True
     )
     assert first.past_key_values is cache
-    whole = {"attention_mask": torch.cat([mask, mask.new_ones(2, 4)], dim=1)} if "mask" in give else {}
+    whole: dict[str, Any] = {"attention_mask": torch.cat([mask, mask.new_ones(2, 4)], dim=1)} if "mask" in give else {}
     text = first.sequences[:, -1:] if "end" in give else first.sequences
-    resumed = generate(model, text, past_key_values=cache, max_new_tokens=5, **whole)
-    at_once = generate(model, TEXT, attention_mask=mask, max_new_tokens=9)
+    resumed = generate_tokens(model, text, past_key_values=cache, max_new_tokens=5, **whole)
+    at_once = generate_tokens(model, TEXT, attention_mask=mask, max_new_tokens=9)
     assert torch.equal(resumed, at_once[:, -6:] if "end" in give else at_once)
 
 
 def filled(length: int) -> Any:
-    return generate(hf_model("llama"), TEXT[:, :length], max_new_tokens=1, return_dict_in_generate=True).past_key_values
+    return generate_output(
+        hf_model("llama"), TEXT[:, :length], max_new_tokens=1, return_dict_in_generate=True
+    ).past_key_values
 
 
 WRONG: list[tuple[Any, type[Exception], str]] = [
@@ -227,7 +240,7 @@ def test_quantized_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     config = {"residual_length": 3}
     model = hf_model("llama")
     for settings in ({}, COPIES):
-        call = {"cache_implementation": "quantized", "max_new_tokens": 8, **settings}
+        call: dict[str, Any] = {"cache_implementation": "quantized", "max_new_tokens": 8, **settings}
         output = assert_both_same(model, TEXT, cache_config=dict(config), **call, **KEEP)
         assert isinstance(output.past_key_values.layers[0], Rounded)
         generate(model, TEXT, cache_config=config, **call)
@@ -239,7 +252,11 @@ def test_beams_over_quantized_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Older releases have no way to reorder what is quantized, and transformers itself reads another beam's there."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(cache_utils, "QuantoQuantizedLayer", Rounded)
-    beams = {"cache_implementation": "quantized", "cache_config": {"residual_length": 3}, "num_beams": 3}
+    beams: dict[str, Any] = {
+        "cache_implementation": "quantized",
+        "cache_config": {"residual_length": 3},
+        "num_beams": 3,
+    }
     model = hf_model("llama")
     if "reorder_cache" in vars(QuantizedLayer):
         assert_both_same(model, TEXT, max_new_tokens=8, **beams, **KEEP)
@@ -253,4 +270,4 @@ def test_beams_over_quantized_caches(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_caches_in_8_bit_floats(settings: dict[str, Any]) -> None:
     call = {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}, "max_new_tokens": 8, **settings}
     output = assert_both_same(hf_model("llama"), TEXT, **call, **KEEP)
-    assert isinstance(output.past_key_values.layers[0], cache_utils.Fp8QuantizedLayer)
+    assert isinstance(output.past_key_values.layers[0], vars(cache_utils)["Fp8QuantizedLayer"])

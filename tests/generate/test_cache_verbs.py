@@ -19,10 +19,10 @@ from transformers import (
     cache_utils,
 )
 
-from pygen.generate import generate
 from pygen.graph import static_cache
 from pygen.graph.cache_refusals import layer_kinds
 from pygen.models import cache as verbs
+from tests.helpers.generation import generate_tokens
 
 
 def filled(config: Any, length: int = 3) -> DynamicCache:
@@ -34,7 +34,7 @@ def filled(config: Any, length: int = 3) -> DynamicCache:
 
 
 def test_expand_and_crop() -> None:
-    cache = filled(LlamaConfig(num_hidden_layers=2))
+    cache: Any = filled(LlamaConfig(num_hidden_layers=2))
     assert verbs.can_expand(cache) and verbs.can_crop(cache)
     verbs.expand(cache, 2)
     assert cache.layers[1].keys[:, 0, :, 0].tolist() == [[0, 1, 2], [0, 1, 2], [3, 4, 5], [3, 4, 5]]
@@ -87,7 +87,7 @@ def test_sliding_windows_as_transformers(settings: dict[str, Any]) -> None:
     torch.manual_seed(1)
     expected = model.generate(ids, max_new_tokens=8, **settings)
     torch.manual_seed(1)
-    assert torch.equal(generate(model, ids, max_new_tokens=8, **settings), expected)
+    assert torch.equal(generate_tokens(model, ids, max_new_tokens=8, **settings), expected)
 
 
 LLAMA, MISTRAL = LlamaConfig(num_hidden_layers=2), MistralConfig(num_hidden_layers=2, sliding_window=5)
@@ -284,7 +284,7 @@ def test_what_cannot_be_reordered_is_refused(case: str) -> None:
 
 
 def test_a_layer_that_comes_to_hold_more_is_refused_before_anything_moves() -> None:
-    cache = cache_utils.Cache(layers=[cache_utils.DynamicLayer(), Indexed()])
+    cache: Any = cache_utils.Cache(layers=[cache_utils.DynamicLayer(), Indexed()])
     verbs.check_reorder(cache)
     append(cache, *prompt_states(3))
     before = cache.layers[0].keys.clone()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from pygen.generate import generate
 from tests.generate.against_transformers import assert_both_same
 from tests.generate.models import TableModel, hf_model
 from tests.generate.test_assisted import assistant
+from tests.helpers.generation import generate_tokens
 
 IDS = torch.tensor([[5, 17, 40, 5, 17], [8, 9, 61, 8, 9]])
 
@@ -68,8 +69,8 @@ def test_drafts_leave_a_processors_state_alone(drafts: str, kind: type[Counts]) 
         for ids in (IDS[:1], IDS):
             alone, drafted = kind(), kind()
             common = {"max_new_tokens": 9, "pad_token_id": 0, **given}
-            expected = generate(hf_model("llama"), ids, logits_processor=[alone], **common)
-            result = generate(hf_model("llama"), ids, logits_processor=[drafted], **common, **DRAFTS[drafts])
+            expected = generate_tokens(hf_model("llama"), ids, logits_processor=[alone], **common)
+            result = generate_tokens(hf_model("llama"), ids, logits_processor=[drafted], **common, **DRAFTS[drafts])
             assert all(obeys(row) for row in result[:, 5:].tolist())
             assert drafted.calls == [result[:, :length].tolist() for length in range(5, 14)]
             if given != {"do_sample": True}:
@@ -96,8 +97,8 @@ def by_place(input_ids: Tensor, scores: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("settings", [{}, {"do_sample": True, "top_k": 7}, {"eos_token_id": [7, 50, 60, 70]}])
 def test_beams_are_shown_in_transformers_order(settings: dict[str, Any]) -> None:
-    common = {"max_new_tokens": 8, "num_beams": 4, "pad_token_id": 0, "num_return_sequences": 4}
-    arguments = {"logits_processor": [by_place], "return_dict_in_generate": True, "output_scores": True}
+    common: dict[str, Any] = {"max_new_tokens": 8, "num_beams": 4, "pad_token_id": 0, "num_return_sequences": 4}
+    arguments: dict[str, Any] = {"logits_processor": [by_place], "return_dict_in_generate": True, "output_scores": True}
     assert_both_same(hf_model("llama"), IDS, **common, **arguments, **settings)
 
 
@@ -117,7 +118,7 @@ def test_the_best_beam_is_shown_first(settings: dict[str, Any]) -> None:
             seen.append(sums.view(2, -1))
         return scores
 
-    arguments = {"max_new_tokens": 6, "num_beams": 4, "pad_token_id": 0, "logits_processor": [look]}
+    arguments: dict[str, Any] = {"max_new_tokens": 6, "num_beams": 4, "pad_token_id": 0, "logits_processor": [look]}
     generate(model, torch.tensor([[5, 6, 7], [8, 9, 11]]), **arguments, **settings)
     assert len(seen) >= 5
     for sums in seen:
@@ -166,7 +167,7 @@ class CopiedFollows(Follows):
 
 def test_every_group_of_beams_has_a_copy_of_a_processor_that_has_clone() -> None:
     follows, grammar = CopiedFollows(), CopiedCounts()
-    arguments = {"max_new_tokens": 7, "logits_processor": [follows, grammar]}
+    arguments: dict[str, Any] = {"max_new_tokens": 7, "logits_processor": [follows, grammar]}
     with pytest.raises(NotImplementedError, match=r"`logits_processor\[0\]` keeps a state, which groups of beams"):
         generate(hf_model("llama"), IDS, **GROUPS, **{**arguments, "logits_processor": [Follows()]})
     with pytest.raises(NotImplementedError, match=r"`logits_processor\[1\]` keeps a state, which groups of beams"):
@@ -185,7 +186,7 @@ def test_a_processor_that_takes_beam_group_idx_learns_the_group() -> None:
             groups.append(beam_group_idx)
             return scores
 
-    generate(hf_model("llama"), IDS, max_new_tokens=3, logits_processor=[Asks()], **GROUPS)
+    generate(hf_model("llama"), IDS, max_new_tokens=3, logits_processor=cast(Any, [Asks()]), **GROUPS)
     assert groups == [0, 1] * 3
 
 
@@ -200,23 +201,23 @@ SEARCHES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_transformers_own_watermark_follows_its_rows(search: str) -> None:
-    by_hand = transformers.SynthIDTextWatermarkLogitsProcessor(3, KEYS, 512, 7, 64, "cpu")
+    by_hand = transformers.SynthIDTextWatermarkLogitsProcessor(3, KEYS, 512, 7, 64, torch.device("cpu"))
     config = SynthIDTextWatermarkingConfig(3, KEYS, 64, sampling_table_seed=7, sampling_table_size=512)
     results = []
     for how in ({"logits_processor": [by_hand]}, {"watermarking_config": config}):
         torch.manual_seed(0)
-        results.append(generate(hf_model("llama"), IDS, max_new_tokens=12, **SEARCHES[search], **how))
+        results.append(generate_tokens(hf_model("llama"), IDS, max_new_tokens=12, **SEARCHES[search], **how))
     assert results[0].equal(results[1]) and by_hand.state is None
 
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_transformers_own_guidance_follows_its_rows(search: str) -> None:
     model, negative = hf_model("llama"), torch.tensor([[3, 4, 5], [6, 7, 8]])
-    by_hand = transformers.UnbatchedClassifierFreeGuidanceLogitsProcessor(2.5, model, negative)
+    by_hand = transformers.UnbatchedClassifierFreeGuidanceLogitsProcessor(2.5, model, cast(Any, negative))
     results = []
     for how in ({"logits_processor": [by_hand]}, {"guidance_scale": 2.5, "negative_prompt_ids": negative}):
         torch.manual_seed(0)
-        results.append(generate(model, IDS, max_new_tokens=8, **SEARCHES[search], **how))
+        results.append(generate_tokens(model, IDS, max_new_tokens=8, **SEARCHES[search], **how))
     assert results[0].equal(results[1])
     by_hand(IDS, torch.zeros(2, 101))
     with pytest.raises(ValueError, match=r"`logits_processor\[0\]` has served another call"):

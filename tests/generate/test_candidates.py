@@ -30,6 +30,7 @@ from pygen import candidates
 from pygen.candidates.universal import continued
 from pygen.generate import generate
 from tests.generate.models import hf_model
+from tests.helpers.generation import generate_tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 IDS = torch.tensor([[5, 17, 40, 8, 9, 61]])
@@ -82,7 +83,7 @@ def test_prompt_lookup_is_transformers() -> None:
     draw = random.Random(1)
     for _ in range(300):
         ids = torch.tensor([[draw.randrange(6) for _ in range(draw.randint(1, 14))]])
-        arguments = {
+        arguments: dict[str, Any] = {
             "eos_token_id": torch.tensor([5]),
             "num_output_tokens": draw.randint(1, 6),
             "max_matching_ngram_size": draw.randint(1, 4),
@@ -90,8 +91,9 @@ def test_prompt_lookup_is_transformers() -> None:
             "logits_processor": LogitsProcessorList([SuppressTokensLogitsProcessor([draw.randrange(6)], "cpu")]),
             "vocab_size": 6,
         }
-        ours = candidates.PromptLookupCandidateGenerator(**arguments).get_candidates(ids)[0]
-        assert torch.equal(ours, theirs.PromptLookupCandidateGenerator(**arguments).get_candidates(ids)[0]), ids
+        ours = candidates.PromptLookupCandidateGenerator(**arguments)
+        other: Any = theirs.PromptLookupCandidateGenerator(**arguments)
+        assert torch.equal(ours.get_candidates(ids)[0], other.get_candidates(ids)[0]), ids
 
 
 def test_rows_of_a_lookup_get_as_many_drafts() -> None:
@@ -102,8 +104,9 @@ def test_rows_of_a_lookup_get_as_many_drafts() -> None:
 
 @pytest.mark.parametrize("name", ["num_output_tokens", "max_matching_ngram_size"])
 def test_lookups_of_nothing_are_refused(name: str) -> None:
+    wrong: dict[str, Any] = {name: 0}
     with pytest.raises(ValueError, match=f"`{name}` must be > 0, got 0"):
-        candidates.PromptLookupCandidateGenerator(**{name: 0})
+        candidates.PromptLookupCandidateGenerator(**wrong)
 
 
 def test_the_base_class_names_what_is_missing() -> None:
@@ -136,12 +139,11 @@ def test_the_loop_of_transformers_takes_them(
     rounds: list[int] = []
     ours = getattr(candidates, kind)
 
-    class Counted(ours):  # type: ignore[misc]
-        def get_candidates(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
-            rounds.append(input_ids.shape[1])
-            return super().get_candidates(input_ids)
+    def counted(generator: Any, input_ids: Tensor) -> Any:
+        rounds.append(input_ids.shape[1])
+        return ours.get_candidates(generator, input_ids)
 
-    monkeypatch.setattr(utils, kind, Counted)
+    monkeypatch.setattr(utils, kind, type("Counted", (ours,), {"get_candidates": counted}))
     torch.manual_seed(0)
     assert torch.equal(model.generate(IDS, **call, **drafts), expected)
     assert rounds and len(rounds) < 14
@@ -193,10 +195,14 @@ def other_vocabulary() -> tuple[Any, Tensor, dict[str, Any]]:
 @pytest.mark.parametrize("lookbehind", [1, 3, 10])
 def test_another_tokenizer_changes_no_token(settings: dict[str, Any], lookbehind: int) -> None:
     model, prompt, drafts = other_vocabulary()
-    call = {"max_new_tokens": 40, "pad_token_id": 0, "do_sample": "seed" in settings, **settings}
-    windows = {"assistant_lookbehind": lookbehind, "target_lookbehind": lookbehind, "num_assistant_tokens": 4}
-    drafted = generate(model, prompt, **call, **drafts, **windows, assistant_confidence_threshold=0.0)
-    assert torch.equal(drafted, generate(model, prompt, **call))
+    call: dict[str, Any] = {"max_new_tokens": 40, "pad_token_id": 0, "do_sample": "seed" in settings, **settings}
+    windows: dict[str, Any] = {
+        "assistant_lookbehind": lookbehind,
+        "target_lookbehind": lookbehind,
+        "num_assistant_tokens": 4,
+    }
+    drafted = generate_tokens(model, prompt, **call, **drafts, **windows, assistant_confidence_threshold=0.0)
+    assert torch.equal(drafted, generate_tokens(model, prompt, **call))
 
 
 def test_text_that_comes_back_the_same_is_drafted() -> None:
@@ -205,7 +211,7 @@ def test_text_that_comes_back_the_same_is_drafted() -> None:
     model = copy.deepcopy(model)
     # Texts come back without special tokens.
     model.lm_head.weight.data[tokenizer(80).eos_token_id] = 0
-    expected = generate(model, prompt, max_new_tokens=30, pad_token_id=0)
+    expected = generate_tokens(model, prompt, max_new_tokens=30, pad_token_id=0)
     text = tokenizer(80).decode(expected[0])
     assert tokenizer(80)(text)["input_ids"] == expected[0].tolist()
     model.generation_config = GenerationConfig(num_assistant_tokens=4, assistant_confidence_threshold=0.0)
@@ -265,15 +271,17 @@ def test_translators_are_kept_as_long_as_their_tokenizers() -> None:
 
 def test_shared_tokens_follow_the_models_distribution() -> None:
     model, prompt, drafts = other_vocabulary()
-    call = {"do_sample": True, "top_k": 4, "max_new_tokens": 2, "pad_token_id": 0}
+    call: dict[str, Any] = {"do_sample": True, "top_k": 4, "max_new_tokens": 2, "pad_token_id": 0}
     torch.manual_seed(0)
     weights = [copy.deepcopy(parameter) for parameter in drafts["assistant_model"].parameters()]
     drafted = [
-        generate(model, prompt, **call, **drafts, num_assistant_tokens=1, assistant_confidence_threshold=0.0)[:, -2:]
+        generate_tokens(model, prompt, **call, **drafts, num_assistant_tokens=1, assistant_confidence_threshold=0.0)[
+            :, -2:
+        ]
         for call["num_return_sequences"] in [1] * 300 + [30] * 10
     ]
     del call["num_return_sequences"]
-    plain = generate(model, prompt.repeat(20000, 1), **call)[:, -2]
+    plain = generate_tokens(model, prompt.repeat(20000, 1), **call)[:, -2]
     share = [torch.bincount(tokens, minlength=80) / len(tokens) for tokens in (torch.cat(drafted)[:, 0], plain)]
     assert (share[0] - share[1]).abs().sum() / 2 < 0.08
     now = list(drafts["assistant_model"].parameters())
@@ -313,16 +321,20 @@ def prompts() -> tuple[Tensor, Tensor]:
 def test_batches_with_another_tokenizer(settings: dict[str, Any], lookbehind: int) -> None:
     model, _, drafts = other_vocabulary()
     ids, mask = prompts()
-    call = {
+    call: dict[str, Any] = {
         "attention_mask": mask,
         "max_new_tokens": 25,
         "pad_token_id": 0,
         "do_sample": "seed" in settings,
         **settings,
     }
-    windows = {"assistant_lookbehind": lookbehind, "target_lookbehind": lookbehind, "num_assistant_tokens": 4}
-    drafted = generate(model, ids, **call, **drafts, **windows, assistant_confidence_threshold=0.0)
-    assert torch.equal(drafted, generate(model, ids, **call))
+    windows: dict[str, Any] = {
+        "assistant_lookbehind": lookbehind,
+        "target_lookbehind": lookbehind,
+        "num_assistant_tokens": 4,
+    }
+    drafted = generate_tokens(model, ids, **call, **drafts, **windows, assistant_confidence_threshold=0.0)
+    assert torch.equal(drafted, generate_tokens(model, ids, **call))
 
 
 def test_rows_of_other_lengths_are_drafted() -> None:
@@ -335,8 +347,8 @@ def test_rows_of_other_lengths_are_drafted() -> None:
     helper.lm_head.weight.data[80:] = 0
     model.register_forward_pre_hook(lambda *args: rounds.append(1))
     ids, mask = prompts()
-    both = {"tokenizer": tokenizer(80), "assistant_tokenizer": tokenizer(80), "assistant_model": helper}
-    settings = {"num_assistant_tokens": 4, "assistant_confidence_threshold": 0.0, "max_new_tokens": 16}
+    both: dict[str, Any] = {"tokenizer": tokenizer(80), "assistant_tokenizer": tokenizer(80), "assistant_model": helper}
+    settings: dict[str, Any] = {"num_assistant_tokens": 4, "assistant_confidence_threshold": 0.0, "max_new_tokens": 16}
     generate(model, ids, attention_mask=mask, pad_token_id=0, **both, **settings)
     assert len(rounds) <= 8
 

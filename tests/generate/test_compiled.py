@@ -12,8 +12,8 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import LlamaForCausalLM
 
-from pygen.generate import generate
 from tests.generate.models import hf_model
+from tests.helpers.generation import generate_tokens
 
 PROMPTS = [torch.tensor([[5, 6, 7], [8, 9, 3]]), torch.tensor([[4, 5, 6, 7, 8], [1, 2, 3, 4, 9]])]
 SETTINGS: dict[str, Any] = {"max_new_tokens": 4, "do_sample": True}
@@ -50,6 +50,6 @@ def of_transformers() -> tuple[int, list[Tensor]]:
 @pytest.mark.parametrize("how", [_method, _forward, torch.compile], ids=["compile()", "forward", "torch.compile"])
 def test_graphs(how: Callable[..., Any], of_transformers: tuple[int, list[Tensor]]) -> None:
     most, expected = of_transformers
-    count, tokens = graphs_and_tokens(how, generate)
+    count, tokens = graphs_and_tokens(how, generate_tokens)
     assert 0 < count <= most
     assert all(ours.equal(theirs) for ours, theirs in zip(tokens, expected, strict=True))

@@ -15,6 +15,7 @@ from pygen.decode.contrastive_scores import Context, contrastive_scores
 from pygen.generate import generate
 from tests.generate.models import hf_model
 from tests.helpers import naive_contrasts
+from tests.helpers.generation import generate_output, generate_tokens
 from tests.oracles import cases
 from tests.oracles.replay import assert_as_recorded, assert_same_models
 from tests.shadow import readings
@@ -27,7 +28,7 @@ FOUR: dict[str, Any] = {"penalty_alpha": 0.6, "top_k": 4, "pad_token_id": 0}
 
 def search(**settings: Any) -> Any:
     model = cases.seeded_model("llama")
-    return generate(model, IDS, attention_mask=MASK, **{"max_new_tokens": 12, **FOUR, **settings})
+    return generate_tokens(model, IDS, attention_mask=MASK, **{"max_new_tokens": 12, **FOUR, **settings})
 
 
 def test_models_are_those_of_the_recording() -> None:
@@ -53,8 +54,8 @@ def test_calls_give_what_transformers_4_55_gave(name: str) -> None:
 def test_tokens_are_those_of_the_definition(name: str) -> None:
     model = tiny_model(name)
     prompts = [[5, 9, 4, 17, 30], [12, 3, 3, 40, 8]]
-    settings = {"penalty_alpha": 0.5, "top_k": 3, "max_new_tokens": 5, "pad_token_id": 0}
-    found = generate(model, torch.tensor(prompts), **settings)
+    settings: dict[str, Any] = {"penalty_alpha": 0.5, "top_k": 3, "max_new_tokens": 5, "pad_token_id": 0}
+    found = generate_tokens(model, torch.tensor(prompts), **settings)
 
     def expected() -> list[list[int]]:
         search = functools.partial(naive_contrasts.contrastive, model, penalty_alpha=0.5, top_k=3, steps=5)
@@ -140,11 +141,11 @@ def test_outputs(low_memory: bool) -> None:
     visible = mask[:, :-1].bool() & ~torch.cat([torch.zeros_like(MASK, dtype=torch.bool), ended[:, 1:]], dim=1)
     torch.testing.assert_close(kept[visible], read.hidden_states[-1][:, :-1][visible], rtol=1e-4, atol=1e-4)
     assert output.past_key_values.get_seq_length() == output.sequences.shape[1] - 1
-    go_on = {"attention_mask": mask, "max_new_tokens": 3, "pad_token_id": 0}
+    go_on: dict[str, Any] = {"attention_mask": mask, "max_new_tokens": 3, "pad_token_id": 0}
     row = int(ended[0].any())
-    without = generate(model, output.sequences, **go_on)
+    without = generate_tokens(model, output.sequences, **go_on)
     assert torch.equal(
-        generate(model, output.sequences, past_key_values=output.past_key_values, **go_on)[row], without[row]
+        generate_tokens(model, output.sequences, past_key_values=output.past_key_values, **go_on)[row], without[row]
     )
 
 
@@ -181,7 +182,7 @@ def test_streamers_criteria_and_the_cache_of_the_caller() -> None:
     def third(ids: Tensor, scores: Any) -> Tensor:
         return torch.tensor([ids.shape[1] >= 9, ids.shape[1] >= 11])
 
-    cache = transformers.DynamicCache(config=cases.seeded_model("llama").config)
+    cache: Any = transformers.DynamicCache(config=cases.seeded_model("llama").config)
     result = search(streamer=Collect(), stopping_criteria=[third], past_key_values=cache, eos_token_id=59)
     expected = search()[:, :11].clone()
     expected[0, 9:] = 0
@@ -195,7 +196,7 @@ def test_embeddings_and_patched_models() -> None:
     embeds = model.get_input_embeddings()(IDS)
     expected = search()
     assert torch.equal(
-        generate(model, inputs_embeds=embeds, attention_mask=MASK, max_new_tokens=12, **FOUR), expected[:, 6:]
+        generate_tokens(model, inputs_embeds=embeds, attention_mask=MASK, max_new_tokens=12, **FOUR), expected[:, 6:]
     )
     with pygen.patch(model):
         assert torch.equal(model.generate(IDS, attention_mask=MASK, max_new_tokens=12, **FOUR), expected)
@@ -218,7 +219,7 @@ def test_positions_end_before_the_candidates_of_the_last_token() -> None:
     model = hf_model("gpt2")
     prompt = torch.randint(3, 60, (1, 60), generator=torch.Generator().manual_seed(0))
     with pytest.warns(UserWarning, match="generating up to 4"):
-        assert generate(model, prompt, **FOUR, max_new_tokens=10).shape == (1, 64)
+        assert generate_tokens(model, prompt, **FOUR, max_new_tokens=10).shape == (1, 64)
     with pytest.raises(ValueError, match="no position behind the prompts"):
         generate(model, prompt.repeat(1, 2)[:, :64], **FOUR, max_new_tokens=1)
 
@@ -239,11 +240,11 @@ class Contrasted(nn.Module):
 
 def test_plain_modules() -> None:
     prompt = IDS[:1]
-    expected = generate(hf_model("llama"), prompt, max_new_tokens=6, **FOUR)
-    assert torch.equal(generate(Contrasted(), prompt, max_new_tokens=6, **FOUR), expected)
+    expected = generate_tokens(hf_model("llama"), prompt, max_new_tokens=6, **FOUR)
+    assert torch.equal(generate_tokens(Contrasted(), prompt, max_new_tokens=6, **FOUR), expected)
     with pytest.raises(ValueError, match="`low_memory` must be False for `model`"):
         generate(Contrasted(), prompt, max_new_tokens=6, low_memory=True, **FOUR)
-    low = generate(Contrasted(), prompt, max_new_tokens=6, low_memory=True, use_cache=False, **FOUR)
+    low = generate_tokens(Contrasted(), prompt, max_new_tokens=6, low_memory=True, use_cache=False, **FOUR)
     assert torch.equal(low, expected)
 
 
@@ -273,15 +274,15 @@ def test_a_cache_that_has_seen_something_is_refused() -> None:
 @pytest.mark.parametrize("name", ["OpenAIGPTLMHeadModel", "RecurrentGemmaForCausalLM"])
 def test_a_model_that_leaves_layers_of_its_cache_empty(name: str) -> None:
     model = tiny_model(name)
-    expected = generate(model, IDS[:1], max_new_tokens=4, **FOUR)
-    output: Any = generate(model, IDS[:1], max_new_tokens=4, return_dict_in_generate=True, **FOUR)
+    expected = generate_tokens(model, IDS[:1], max_new_tokens=4, **FOUR)
+    output: Any = generate_output(model, IDS[:1], max_new_tokens=4, return_dict_in_generate=True, **FOUR)
     assert torch.equal(output.sequences, expected)
 
 
 def test_an_empty_cache_is_taken_back() -> None:
     model = tiny_model("OpenAIGPTLMHeadModel")
-    expected = generate(model, IDS[:1], max_new_tokens=4, use_cache=False, **FOUR)
-    assert torch.equal(generate(model, IDS[:1], max_new_tokens=4, low_memory=True, **FOUR), expected)
+    expected = generate_tokens(model, IDS[:1], max_new_tokens=4, use_cache=False, **FOUR)
+    assert torch.equal(generate_tokens(model, IDS[:1], max_new_tokens=4, low_memory=True, **FOUR), expected)
 
 
 def test_states_that_cannot_be_taken_back_are_refused_with_low_memory() -> None:

@@ -16,7 +16,10 @@ from pygen.streamers.borrowed import borrowed
 from pygen.streamers.text import BaseStreamer
 from tests.generate.against_transformers import assert_both_same
 from tests.generate.models import FAMILIES, cached_model, counting_table, encoder_decoder, hf_model
+from tests.helpers.generation import generate_tokens
 
+# A loop returns what it likes.
+run_loop: Any = generate
 IDS = torch.tensor([[5, 6, 7, 5], [8, 9, 10, 8]])
 MASK = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
 
@@ -80,7 +83,7 @@ def test_a_loop_as_transformers_calls_it(family: str, name: str) -> None:
     drawn = assert_both_same(hf_model(family), IDS, custom_generate=hugging_face_loop, **settings)
     if name not in ("an argument of its own", "rows end"):
         torch.manual_seed(0)
-        assert torch.equal(drawn, generate(hf_model(family), IDS, **settings))
+        assert torch.equal(drawn, generate_tokens(hf_model(family), IDS, **settings))
 
 
 @pytest.mark.parametrize("settings", [{}, {"do_sample": True, "num_return_sequences": 2}])
@@ -96,8 +99,9 @@ def test_a_loop_for_a_plain_module() -> None:
         logits, _ = model(input_ids, attention_mask=mask, position_ids=position_ids)
         return names, logits_processor(input_ids, logits[:, -1]).argmax(-1)
 
-    for copies in ({}, {"do_sample": True, "num_return_sequences": 3}):
-        names, tokens = generate(
+    ways: tuple[dict[str, Any], ...] = ({}, {"do_sample": True, "num_return_sequences": 3})
+    for copies in ways:
+        names, tokens = run_loop(
             cached_model(), IDS, attention_mask=MASK, custom_generate=once, max_new_tokens=2, **copies
         )
         assert names == {"attention_mask", "position_ids"}
@@ -106,9 +110,10 @@ def test_a_loop_for_a_plain_module() -> None:
 
 def test_penalties_of_a_loop_do_not_see_padding() -> None:
     def scores_of(model: Any, input_ids: Tensor, logits_processor: Any, **kwargs: Any) -> Tensor:
-        return logits_processor(torch.cat([input_ids, IDS[:, :1]], dim=1), torch.ones(2, 101))
+        scores: Tensor = logits_processor(torch.cat([input_ids, IDS[:, :1]], dim=1), torch.ones(2, 101))
+        return scores
 
-    scores = generate(
+    scores = generate_tokens(
         hf_model("llama"), IDS, attention_mask=MASK, custom_generate=scores_of, repetition_penalty=2.0, max_new_tokens=3
     )
     assert [(row < 1).nonzero()[:, 0].tolist() for row in scores] == [[5, 6, 7], [8, 9, 10]]
@@ -133,7 +138,7 @@ def test_what_a_loop_may_ask_for_by_name() -> None:
         return tokenizer, setting
 
     streamer = Ends()
-    result = generate(
+    result = run_loop(
         counting_table(), IDS, custom_generate=asks, streamer=streamer, tokenizer="t", setting=3, max_new_tokens=2
     )
     assert result == ("t", 3)
@@ -146,8 +151,8 @@ def test_a_loop_may_use_settings_that_pygen_does_not_know_what_to_do_with() -> N
 
     from pygen.config.config import CompileConfig
 
-    call = {"compile_config": CompileConfig(), "max_new_tokens": 3, "custom_generate": settings}
-    assert generate(counting_table(), IDS, **call) == (7, True)
+    call: dict[str, Any] = {"compile_config": CompileConfig(), "max_new_tokens": 3, "custom_generate": settings}
+    assert run_loop(counting_table(), IDS, **call) == (7, True)
 
 
 def test_a_borrowed_streamer() -> None:
@@ -181,16 +186,16 @@ def folder(tmp_path: Path) -> Path:
 def test_code_from_a_folder(folder: Path) -> None:
     before = set(sys.path)
     call: dict[str, Any] = {"custom_generate": str(folder), "trust_remote_code": True, "max_new_tokens": 3}
-    word, ids, names = generate(hf_model("llama"), IDS, **call)
+    word, ids, names = run_loop(hf_model("llama"), IDS, **call)
     assert (word, names) == ("hello", ["max_new_tokens"]) and ids is IDS
     streamer = Ends()
-    names = generate(hf_model("llama"), IDS, custom_word=1, streamer=streamer, temperature=0.5, progress=True, **call)[
+    names = run_loop(hf_model("llama"), IDS, custom_word=1, streamer=streamer, temperature=0.5, progress=True, **call)[
         2
     ]
     assert names == ["max_new_tokens", "progress", "streamer", "temperature"]
     assert streamer.seen == ["end"] and set(sys.path) == before
     (folder / "custom_generate" / "neighbour.py").write_text("word = 'again'\n")
-    assert generate(hf_model("llama"), IDS, **call)[0] == "again"
+    assert run_loop(hf_model("llama"), IDS, **call)[0] == "again"
 
 
 def test_the_result_of_a_folder_is_transformers(folder: Path) -> None:
@@ -217,7 +222,7 @@ def test_code_from_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    word = generate(hf_model("llama"), IDS, custom_generate="somebody/something", trust_remote_code=True)[0]
+    word = run_loop(hf_model("llama"), IDS, custom_generate="somebody/something", trust_remote_code=True)[0]
     assert word == "hello"
     assert asked == [("somebody/something", {"allow_patterns": "custom_generate/*"})]
 
@@ -226,7 +231,7 @@ def test_settings_of_a_model_choose_no_code(folder: Path) -> None:
     model = hf_model("llama")
     model.generation_config.custom_generate = str(folder)
     try:
-        assert generate(model, IDS, max_new_tokens=2, trust_remote_code=True).shape == (2, 6)
+        assert generate_tokens(model, IDS, max_new_tokens=2, trust_remote_code=True).shape == (2, 6)
     finally:
         del model.generation_config.custom_generate
 
@@ -250,7 +255,7 @@ def test_folders_that_do_not_serve(
         file.unlink() if text is None else file.write_text(text)
     call: dict[str, Any] = {"custom_generate": str(folder), "trust_remote_code": True}
     if error is None:
-        assert generate(hf_model("llama"), IDS, **call)[0] == "hello"
+        assert run_loop(hf_model("llama"), IDS, **call)[0] == "hello"
         return
     with pytest.raises(error, match=message):
         generate(hf_model("llama"), IDS, **call)

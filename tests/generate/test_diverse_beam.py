@@ -121,7 +121,7 @@ HAND_TABLE = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4], [0.25] * 
 )
 def test_by_hand(penalty: float, tokens: list[tuple[int, int]], scores: list[float]) -> None:
     prompts = torch.tensor([[0]])
-    settings = {"num_beams": 3, "num_beam_groups": 3, "num_return_sequences": 3, "max_new_tokens": 2}
+    settings: dict[str, Any] = {"num_beams": 3, "num_beam_groups": 3, "num_return_sequences": 3, "max_new_tokens": 2}
     found = diverse(TableModel(HAND_TABLE), prompts, diversity_penalty=penalty, length_penalty=0.0, **settings)
     assert generated(found, prompts) == tokens
     torch.testing.assert_close(found.sequences_scores.exp(), torch.tensor(scores))
@@ -172,7 +172,7 @@ def test_as_recorded(seed: int, settings: dict[str, Any], tokens: list[list[int]
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("early_stopping", [False, True, "never"])
 def test_one_group_is_beam_search(family: str, early_stopping: bool | str) -> None:
-    settings = {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 9, "pad_token_id": 3}
+    settings: dict[str, Any] = {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 9, "pad_token_id": 3}
     settings |= {"eos_token_id": list(range(4, 20)), "early_stopping": early_stopping, "repetition_penalty": 1.2}
     found = diverse(hf_model(family), PROMPTS, **settings)
     plain: Any = generate(hf_model(family), PROMPTS, return_dict_in_generate=True, output_scores=True, **settings)
@@ -224,7 +224,7 @@ def test_a_group_that_is_done_chooses_nothing(early_stopping: bool | str) -> Non
     eos, pad = 1, 3
     table = torch.zeros(6, 6)
     table[[0, 0, 2, 4, 5], [2, 4, eos, 5, pad]] = torch.tensor([6.0, 5.0, 9.0, 9.0, 6.0])
-    settings = {"num_beams": 2, "num_beam_groups": 2, "max_new_tokens": 3, "length_penalty": 0.0}
+    settings: dict[str, Any] = {"num_beams": 2, "num_beam_groups": 2, "max_new_tokens": 3, "length_penalty": 0.0}
     settings |= {"eos_token_id": eos, "pad_token_id": pad, "early_stopping": early_stopping}
     prompts = torch.tensor([[0]])
     found = diverse(TableModel(table), prompts, diversity_penalty=9.0, num_return_sequences=2, **settings)
@@ -245,7 +245,7 @@ def test_criteria_end_the_search() -> None:
     # From 1 only 3 is left and from 2 nothing, so that the finished hypotheses do not fill up.
     table = torch.full((4, 4), -torch.inf)
     table[[0, 0, 1, 3], [1, 2, 3, 3]] = torch.tensor([2.0, 1.0, 0.0, 0.0])
-    settings = {"num_beams": 4, "num_beam_groups": 2, "max_new_tokens": 6, "pad_token_id": 0}
+    settings: dict[str, Any] = {"num_beams": 4, "num_beam_groups": 2, "max_new_tokens": 6, "pad_token_id": 0}
     for criteria, steps in [((), 6), ([lambda ids, scores: ids.shape[1] >= 3], 2)]:
         found = diverse(TableModel(table), torch.tensor([[0]]), diversity_penalty=0.1, criteria=criteria, **settings)
         assert found.steps == steps and found.sequences.tolist() == [[0, 1] + [3] * (steps - 1)]

@@ -14,6 +14,7 @@ from pygen.decode.dola_scores import candidate_layers, contrast
 from pygen.generate import generate
 from tests.generate.models import counting_table, encoder_decoder
 from tests.helpers import naive_contrasts
+from tests.helpers.generation import generate_tokens
 from tests.oracles import cases
 from tests.oracles.replay import assert_as_recorded, assert_same_models
 from tests.shadow.architectures import tiny_model
@@ -26,7 +27,7 @@ ALL = [0, 1, 2, 3, 4, 5]
 
 def search(**settings: Any) -> Any:
     defaults = {"attention_mask": MASK, "max_new_tokens": 10, "dola_layers": ALL, "pad_token_id": 0}
-    return generate(cases.seeded_model("llama"), PADDED, **{**defaults, **settings})
+    return generate_tokens(cases.seeded_model("llama"), PADDED, **{**defaults, **settings})
 
 
 def test_models_are_those_of_the_recording() -> None:
@@ -53,7 +54,7 @@ def test_models_with_states_and_windows(name: str) -> None:
     prompts = [prompt[:5] for prompt in PROMPTS[:2]]
     expected = [naive_contrasts.dola(model, prompt, [0, 1], 5) for prompt in prompts]
     settings: dict[str, Any] = {"max_new_tokens": 5, "pad_token_id": 0, "eos_token_id": None}
-    result = generate(model, torch.tensor(prompts), dola_layers=[0, 1], **settings)
+    result = generate_tokens(model, torch.tensor(prompts), dola_layers=[0, 1], **settings)
     assert result[:, 5:].tolist() == expected
 
 
@@ -122,8 +123,8 @@ def test_a_given_cache_goes_on() -> None:
     model = cases.seeded_model("llama")
     first = search(max_new_tokens=4, return_dict_in_generate=True)
     mask = torch.cat([MASK, MASK.new_ones(3, 4)], dim=1)
-    more = {"attention_mask": mask, "max_new_tokens": 6, "dola_layers": ALL, "pad_token_id": 0}
-    result = generate(model, first.sequences, past_key_values=first.past_key_values, **more)
+    more: dict[str, Any] = {"attention_mask": mask, "max_new_tokens": 6, "dola_layers": ALL, "pad_token_id": 0}
+    result = generate_tokens(model, first.sequences, past_key_values=first.past_key_values, **more)
     assert torch.equal(result, search())
 
 
@@ -147,7 +148,9 @@ def test_half_precision_is_contrasted_in_float32() -> None:
     assert result.dtype == torch.float32 and torch.equal(kept, p >= p.amax(-1, keepdim=True) + math.log(0.1))
     torch.testing.assert_close(result[kept].double(), (p - q)[kept], rtol=1e-5, atol=1e-5)
     model = copy.deepcopy(cases.seeded_model("llama")).bfloat16()
-    assert generate(model, PADDED, attention_mask=MASK, dola_layers=ALL, max_new_tokens=3, pad_token_id=0).shape == (
+    assert generate_tokens(
+        model, PADDED, attention_mask=MASK, dola_layers=ALL, max_new_tokens=3, pad_token_id=0
+    ).shape == (
         3,
         9,
     )

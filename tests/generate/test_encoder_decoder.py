@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,10 +18,11 @@ from pygen.models.versions import CACHE_NAMES
 from pygen.outputs import GenerateEncoderDecoderOutput
 from tests.generate.against_transformers import EVERYTHING, assert_both_same
 from tests.generate.models import ENCODER_DECODERS, encoder_decoder
+from tests.helpers.generation import generate_output, generate_tokens
 
 IDS = torch.tensor([[7, 8, 9, 10, 11], [31, 32, 33, 0, 0], [50, 40, 30, 20, 0]])
 FEATURES = torch.randn(3, 8, 40, generator=torch.Generator().manual_seed(0))
-START = {"decoder_start_token_id": 1, "max_new_tokens": 7}
+START: dict[str, Any] = {"decoder_start_token_id": 1, "max_new_tokens": 7}
 
 
 def main_input(family: str) -> Tensor:
@@ -54,8 +55,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_as_transformers(family: str, name: str) -> None:
-    mask = {"attention_mask": (IDS != 0).long()} if family != "whisper" else {}
-    kept = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+    mask: dict[str, Any] = {"attention_mask": (IDS != 0).long()} if family != "whisper" else {}
+    kept: dict[str, Any] = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
     assert_both_same(encoder_decoder(family), main_input(family), **{**START, **SETTINGS[name]}, **mask, **kept)
 
 
@@ -72,19 +73,20 @@ def test_every_field(family: str, copies: int, eager: None) -> None:
     )
     rows, read = 3 * copies, 20 if family == "whisper" else 5
     assert isinstance(output, GenerateEncoderDecoderOutput)
+    states: Any = output
     if family == "t5" and transformers.__version__ != "5.6.1":
         return  # T5 of later releases returns no attentions, and as many are handed on
-    assert [t.shape for t in output.encoder_attentions] == [(3, 4, read, read)] * 2
-    assert [t.shape for t in output.encoder_hidden_states] == [(3, read, 32)] * 3
-    assert [[t.shape for t in step] for step in output.cross_attentions] == [[(rows, 4, 1, read)] * 2] * 7
-    assert [step[0].shape for step in output.decoder_attentions] == [(rows, 4, 1, 1 + n) for n in range(7)]
-    assert [[t.shape for t in step] for step in output.decoder_hidden_states] == [[(rows, 1, 32)] * 3] * 7
+    assert [t.shape for t in states.encoder_attentions] == [(3, 4, read, read)] * 2
+    assert [t.shape for t in states.encoder_hidden_states] == [(3, read, 32)] * 3
+    assert [[t.shape for t in step] for step in states.cross_attentions] == [[(rows, 4, 1, read)] * 2] * 7
+    assert [step[0].shape for step in states.decoder_attentions] == [(rows, 4, 1, 1 + n) for n in range(7)]
+    assert [[t.shape for t in step] for step in states.decoder_hidden_states] == [[(rows, 1, 32)] * 3] * 7
     assert isinstance(output.past_key_values, EncoderDecoderCache)
     assert output.finish_reason == ["length"] * rows
 
 
 def test_logprobs() -> None:
-    output = generate(
+    output = generate_output(
         encoder_decoder("t5"), IDS, return_dict_in_generate=True, output_logprobs=True, top_logprobs=2, **START
     )
     assert output.logprobs.shape == (3, 7) and (output.logprobs < 0).all()
@@ -145,7 +147,7 @@ def test_padding_of_the_decoder_prompt() -> None:
 
 def test_penalties_do_not_see_padding_of_the_decoder_prompt() -> None:
     padded = torch.tensor([[1, 5, 6], [0, 1, 6], [1, 5, 7]])
-    output = generate(
+    output = generate_output(
         encoder_decoder("t5"),
         IDS,
         decoder_input_ids=padded,
@@ -169,10 +171,10 @@ def test_given_encoder_outputs(family: str) -> None:
     calls, handle = calls_of(model.get_encoder())
     settings: dict[str, Any] = {"do_sample": True, "num_return_sequences": 2, **START}
     torch.manual_seed(0)
-    drawn = generate(model, encoder_outputs=encoded, **settings)
+    drawn = generate_tokens(model, encoder_outputs=encoded, **settings)
     handle.remove()
     torch.manual_seed(0)
-    assert torch.equal(drawn, generate(model, main_input(family), **settings))
+    assert torch.equal(drawn, generate_tokens(model, main_input(family), **settings))
     assert calls == []
     assert encoded.keys() == before.keys()
     assert torch.equal(encoded.last_hidden_state, before["last_hidden_state"])
@@ -182,14 +184,14 @@ def test_embeddings_for_the_encoder() -> None:
     model = encoder_decoder("bart")
     embeds = model.get_input_embeddings()(IDS)
     assert_both_same(model, inputs_embeds=embeds, attention_mask=(IDS != 0).long(), **START)
-    assert torch.equal(generate(model, inputs_embeds=embeds, **START), generate(model, IDS, **START))
+    assert torch.equal(generate_tokens(model, inputs_embeds=embeds, **START), generate_tokens(model, IDS, **START))
     # They take none of the decoder's length, and say nothing about its padding.
     lengths: dict[str, Any] = {"max_new_tokens": None, "max_length": 6, "min_length": 4, "eos_token_id": [*range(90)]}
     assert_both_same(model, inputs_embeds=embeds, **{**START, **lengths, "pad_token_id": 0})
-    prompt = {"decoder_input_ids": torch.tensor([[1, 9, 9], [1, 5, 6], [1, 1, 7]])}
-    mask = {"decoder_attention_mask": torch.tensor([[1, 0, 1], [1, 1, 1], [1, 1, 1]])}
+    prompt: dict[str, Any] = {"decoder_input_ids": torch.tensor([[1, 9, 9], [1, 5, 6], [1, 1, 7]])}
+    mask: dict[str, Any] = {"decoder_attention_mask": torch.tensor([[1, 0, 1], [1, 1, 1], [1, 1, 1]])}
     visible = [
-        generate(model, repetition_penalty=9.0, **reads, **prompt, **mask, **START)
+        generate_tokens(model, repetition_penalty=9.0, **reads, **prompt, **mask, **START)
         for reads in ({"inputs_embeds": embeds}, {"input_ids": IDS})
     ]
     assert torch.equal(*visible)
@@ -206,11 +208,13 @@ def test_features_by_name_and_ids_for_the_decoder() -> None:
 def test_continuing_from_a_cache() -> None:
     model = encoder_decoder("bart")
     encoded = model.get_encoder()(IDS, return_dict=True)
-    at_once = generate(model, encoder_outputs=encoded, **{**START, "max_new_tokens": 9})
-    first = generate(model, encoder_outputs=encoded, return_dict_in_generate=True, **{**START, "max_new_tokens": 4})
+    at_once = generate_tokens(model, encoder_outputs=encoded, **{**START, "max_new_tokens": 9})
+    first = generate_output(
+        model, encoder_outputs=encoded, return_dict_in_generate=True, **{**START, "max_new_tokens": 4}
+    )
     again: dict[str, Any] = {"encoder_outputs": encoded, "past_key_values": first.past_key_values}
     ids = first.sequences
-    resumed = generate(
+    resumed = generate_tokens(
         model,
         decoder_input_ids=ids,
         decoder_attention_mask=torch.ones_like(ids),
@@ -240,7 +244,7 @@ def test_nothing_of_the_caller_is_changed() -> None:
     assert set(vars(model)) == attributes
 
 
-OUTPUTS = BaseModelOutput(last_hidden_state=torch.zeros(3, 5, 32))
+OUTPUTS = BaseModelOutput(last_hidden_state=cast(Any, torch.zeros(3, 5, 32)))
 WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("t5", {"inputs": IDS, "decoder_start_token_id": None}, ValueError, "`decoder_start_token_id` or `bos_token_id`"),
     ("t5", {"inputs": IDS, "decoder_start_token_id": [1, 2]}, ValueError, r"one id or one per prompt \(3\), got 2"),
@@ -291,7 +295,7 @@ def test_wrong_arguments(family: str, arguments: dict[str, Any], error: type[Exc
 
 def test_models_with_a_generate_of_their_own_are_refused() -> None:
     class Own(T5ForConditionalGeneration):
-        def generate(self, *args: Any, **kwargs: Any) -> None:
+        def generate(self, *args: Any, **kwargs: Any) -> Any:
             raise AssertionError
 
     with pytest.raises(NotImplementedError, match="`model`=Own: its own `generate` replaces transformers'"):

@@ -18,6 +18,7 @@ from pygen.models import cache as verbs
 from pygen.models.growing_layer import GrowingLayer, cut_to_size, grow_in_place
 from pygen.models.versions import HookNames
 from tests.generate.models import hf_model
+from tests.helpers.generation import generate_output, generate_tokens
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 3]])
 
@@ -35,13 +36,14 @@ def empty(most: int = 40) -> DynamicCache:
 
 
 def same(ours: Any, theirs: Any) -> bool:
-    return ours.keys.equal(theirs.keys) and ours.values.equal(theirs.values)
+    return bool(ours.keys.equal(theirs.keys) and ours.values.equal(theirs.values))
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_as_transformers(seed: int) -> None:
     draw, rows, length = random.Random(seed), 2, 0
-    ours, theirs = GrowingLayer(draw.choice([1, 10, 200])), DynamicLayer()
+    ours = GrowingLayer(draw.choice([1, 10, 200]))
+    theirs: Any = DynamicLayer()
     for number in range(40):
         action = draw.choice(["update"] * 5 + ["crop", "repeat", "select", "reorder"])
         if action == "update" or length == 0:
@@ -87,7 +89,8 @@ def test_nothing_is_copied_while_there_is_room() -> None:
 
 
 def test_beams_move_their_suffix_in_place() -> None:
-    ours, theirs = empty(), DynamicCache(config=hf_model("llama").config)
+    ours: Any = empty()
+    theirs = DynamicCache(config=hf_model("llama").config)
     sources = torch.tensor([1, 0, 2, 2])
     for cache in (ours, theirs):
         for count in (6, 1, 1):
@@ -104,7 +107,8 @@ def test_beams_move_their_suffix_in_place() -> None:
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> set[type]:
     """The kinds of layers that a forward of the model gets."""
-    model, kinds = hf_model("llama"), set()
+    model = hf_model("llama")
+    kinds: set[type] = set()
     forward = model.forward
 
     @functools.wraps(forward)
@@ -128,10 +132,10 @@ MODES: dict[str, dict[str, Any]] = {
 def test_forwards_see_them_and_callers_do_not(settings: dict[str, Any], seen: set[type]) -> None:
     model = hf_model("llama")
     torch.manual_seed(0)
-    tokens = generate(model, IDS, max_new_tokens=5, **settings)
+    tokens = generate_tokens(model, IDS, max_new_tokens=5, **settings)
     assert seen == {GrowingLayer}
     torch.manual_seed(0)
-    output = generate(model, IDS, max_new_tokens=5, return_dict_in_generate=True, **settings)
+    output = generate_output(model, IDS, max_new_tokens=5, return_dict_in_generate=True, **settings)
     assert seen == {GrowingLayer} and output.sequences.equal(tokens)
     assert_plain(output.cache, len(tokens), 7)
 
@@ -139,8 +143,9 @@ def test_forwards_see_them_and_callers_do_not(settings: dict[str, Any], seen: se
 def assert_plain(cache: Any, rows: int, length: int) -> None:
     """Whether nothing tells that a cache was another one before, its memory included."""
     for layer in cache.layers:
+        states: tuple[Tensor, Tensor] = layer.keys, layer.values
         assert type(layer) is DynamicLayer and vars(layer).keys() == vars(fresh()).keys()
-        for tensor in (layer.keys, layer.values):
+        for tensor in states:
             assert tensor.shape[:3] == (rows, 2, length) and tensor.is_contiguous()
             assert tensor.untyped_storage().nbytes() == tensor.nbytes
     model = hf_model("llama")
@@ -164,9 +169,9 @@ def test_the_callers_cache_grows_too(filled: int, with_config: bool, seen: set[t
         model(IDS[:, :filled], **{HookNames(model).argument: given})
     layers = [*given.layers]
     seen.clear()
-    tokens = generate(model, IDS, past_key_values=given, max_new_tokens=5)
+    tokens = generate_tokens(model, IDS, past_key_values=given, max_new_tokens=5)
     assert GrowingLayer in seen and given.layers[: len(layers)] == layers
-    assert tokens.equal(generate(model, IDS, max_new_tokens=5))
+    assert tokens.equal(generate_tokens(model, IDS, max_new_tokens=5))
     assert_plain(given, 2, 7)
 
 
@@ -187,11 +192,12 @@ def test_a_loop_of_the_callers_gets_a_plain_cache() -> None:
     def loop(model: Any, input_ids: Tensor, **kwargs: Any) -> Any:
         return {type(layer) for layer in kwargs[HookNames(model).argument].layers}
 
-    assert generate(hf_model("llama"), IDS, custom_generate=loop, max_new_tokens=5) == {DynamicLayer}
+    found: Any = generate(hf_model("llama"), IDS, custom_generate=loop, max_new_tokens=5)
+    assert found == {DynamicLayer}
 
 
 def test_what_is_left_as_it_is() -> None:
-    filled = DynamicCache(config=hf_model("llama").config)
+    filled: Any = DynamicCache(config=hf_model("llama").config)
     filled.update(*states(2, 3), 0)
     layers = [*filled.layers]
     grow_in_place(filled, 10)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pygen.generate import generate
 from tests.generate.models import TableModel, encoder_decoder, hf_model
+from tests.helpers.generation import generate_tokens
 
 IDS, SCALE = torch.tensor([[5, 9, 7], [8, 3, 4]]), 2.0
 NEGATIVE = torch.tensor([[0, 0, 33], [40, 41, 42]])
@@ -27,7 +28,7 @@ def guided(unconditional: Any) -> Any:
     """The processor that leads away from `unconditional(input_ids)`, logits (rows, vocab_size)."""
 
     def guide(input_ids: Tensor, scores: Tensor) -> Tensor:
-        other = unconditional(input_ids).log_softmax(-1)
+        other: Tensor = unconditional(input_ids).log_softmax(-1)
         return other + SCALE * (scores.log_softmax(-1) - other)
 
     return guide
@@ -44,23 +45,24 @@ def test_an_encoder_decoder_reads_the_negative_prompt_with_its_encoder(
 
     def unconditional(input_ids: Tensor) -> Tensor:
         read = negative.repeat_interleave(len(input_ids) // len(negative), dim=0)
-        return model(input_ids=read, decoder_input_ids=input_ids).logits[:, -1]
+        logits: Tensor = model(input_ids=read, decoder_input_ids=input_ids).logits
+        return logits[:, -1]
 
-    arguments = {**COMMON, **search, "decoder_start_token_id": 1}
-    prompts = {"negative_prompt_ids": negative} if given else {}
-    found = generate(model, IDS, guidance_scale=SCALE, **prompts, **arguments)
-    assert torch.equal(found, generate(model, IDS, logits_processor=[guided(unconditional)], **arguments))
+    arguments: dict[str, Any] = {**COMMON, **search, "decoder_start_token_id": 1}
+    prompts: dict[str, Any] = {"negative_prompt_ids": negative} if given else {}
+    found = generate_tokens(model, IDS, guidance_scale=SCALE, **prompts, **arguments)
+    assert torch.equal(found, generate_tokens(model, IDS, logits_processor=[guided(unconditional)], **arguments))
 
 
 @pytest.mark.parametrize("search", SEARCHES[:2])
 @pytest.mark.parametrize("family", ["gpt2", "llama", "t5"])
 def test_padding_of_negative_prompts_changes_nothing(family: str, search: dict[str, Any]) -> None:
     model: Any = encoder_decoder(family) if family == "t5" else hf_model(family)
-    arguments = {**COMMON, **search, "guidance_scale": SCALE}
+    arguments: dict[str, Any] = {**COMMON, **search, "guidance_scale": SCALE}
     arguments |= {"decoder_start_token_id": 1} if family == "t5" else {}
-    masks = {"negative_prompt_attention_mask": MASK}
-    found = generate(model, IDS, negative_prompt_ids=NEGATIVE, **masks, **arguments)
-    alone = generate(model, IDS[:1], negative_prompt_ids=NEGATIVE[:1, 2:], **arguments)
+    masks: dict[str, Any] = {"negative_prompt_attention_mask": MASK}
+    found = generate_tokens(model, IDS, negative_prompt_ids=NEGATIVE, **masks, **arguments)
+    alone = generate_tokens(model, IDS[:1], negative_prompt_ids=NEGATIVE[:1, 2:], **arguments)
     assert torch.equal(found[:1, : alone.shape[1]], alone)
 
 
@@ -94,23 +96,24 @@ def test_plain_modules(model: Any) -> None:
         places = {"position_ids": torch.arange(read.shape[1]).expand(read.shape)} if isinstance(model, Placed) else {}
         logits = model(read, **places)
         logits = logits[0] if isinstance(logits, tuple) else logits["logits"] if isinstance(logits, dict) else logits
-        return logits[:, -1]
+        last: Tensor = logits[:, -1]
+        return last
 
-    found = generate(model, IDS, guidance_scale=SCALE, **COMMON)
-    assert torch.equal(found, generate(model, IDS, logits_processor=[guided(unconditional)], **COMMON))
+    found = generate_tokens(model, IDS, guidance_scale=SCALE, **COMMON)
+    assert torch.equal(found, generate_tokens(model, IDS, logits_processor=[guided(unconditional)], **COMMON))
 
 
 def test_embeddings_alone_are_led_away_from_the_last_one() -> None:
     model = hf_model("llama")
     embeds = model.get_input_embeddings()(IDS)
-    by_ids = generate(model, IDS, guidance_scale=SCALE, **COMMON)[:, 3:]
-    assert torch.equal(generate(model, inputs_embeds=embeds, guidance_scale=SCALE, **COMMON), by_ids)
+    by_ids = generate_tokens(model, IDS, guidance_scale=SCALE, **COMMON)[:, 3:]
+    assert torch.equal(generate_tokens(model, inputs_embeds=embeds, guidance_scale=SCALE, **COMMON), by_ids)
 
 
 def test_refused_by_name() -> None:
     with pytest.raises(NotImplementedError, match="`guidance_scale` needs a model that reads `input_ids`, not input_f"):
         features = torch.randn(1, 8, 40)
-        start = {"decoder_start_token_id": 1, "guidance_scale": SCALE}
+        start: dict[str, Any] = {"decoder_start_token_id": 1, "guidance_scale": SCALE}
         generate(encoder_decoder("whisper"), input_features=features, **start, **COMMON)
     wrong: list[tuple[Any, Any, str]] = [
         (NEGATIVE.float(), None, "`negative_prompt_ids` must hold integers, got torch.float32"),

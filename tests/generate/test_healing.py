@@ -14,6 +14,7 @@ from pygen.config.config import GenerationConfig
 from pygen.generate import generate
 from tests.generate.against_transformers import assert_both_same
 from tests.generate.models import TableModel, encoder_decoder
+from tests.helpers.generation import generate_output, generate_tokens
 
 TEXT = "the theory of the thermal theatre there: http https https://the.then/these those thus http://www.that"
 
@@ -88,7 +89,7 @@ def test_as_transformers(name: str, adds_bos: bool, settings: dict[str, Any]) ->
 def test_bos_is_shown_as_pad() -> None:
     words = tokenizer(True)
     ids = words(["the th", "the the https"], return_tensors="pt", padding=True).input_ids
-    healed = generate(model(), ids, token_healing=True, tokenizer=words, max_new_tokens=1, pad_token_id=0)
+    healed = generate_tokens(model(), ids, token_healing=True, tokenizer=words, max_new_tokens=1, pad_token_id=0)
     assert (ids == 1).any() and not (healed == 1).any()
 
 
@@ -100,7 +101,7 @@ def test_a_healed_prompt_goes_on_with_the_text(make: Any) -> None:
     table = TableModel(torch.zeros(340, 340))
     table.table[:, words("the theory").input_ids[-1]] = 5.0
     table.table[:, 2] = 9.0  # no extension, and yet the best
-    healed = generate(table, ids, token_healing=True, tokenizer=words, pad_token_id=0, max_new_tokens=1)
+    healed = generate_tokens(table, ids, token_healing=True, tokenizer=words, pad_token_id=0, max_new_tokens=1)
     assert words.batch_decode(healed[:, :-1], skip_special_tokens=True) == ["the theory", "there: theory"]
     assert healed[:, -1].tolist() == [2, 2]
 
@@ -110,8 +111,8 @@ def test_a_model_may_ask_for_it() -> None:
     asking = TableModel(torch.zeros(340, 340))
     asked: dict[str, Any] = {"token_healing": True, "return_dict_in_generate": True}
     asking.generation_config = GenerationConfig(**asked, max_new_tokens=2)
-    by_hand = generate(TableModel(torch.zeros(340, 340)), ids, tokenizer=tokenizer(), max_new_tokens=2, **asked)
-    assert torch.equal(generate(asking, ids, tokenizer=tokenizer()).sequences, by_hand.sequences)
+    by_hand = generate_output(TableModel(torch.zeros(340, 340)), ids, tokenizer=tokenizer(), max_new_tokens=2, **asked)
+    assert torch.equal(generate_output(asking, ids, tokenizer=tokenizer()).sequences, by_hand.sequences)
 
 
 def test_wrong_calls() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 import pygen
 from pygen import processors
 from tests.generate.models import VOCAB_SIZE, counting_table, encoder_decoder, hf_model
+from tests.helpers.generation import generate_tokens
 
 IDS = torch.randint(4, VOCAB_SIZE, (3, 4), generator=torch.Generator().manual_seed(1))
 LAST = VOCAB_SIZE - 1
@@ -30,8 +31,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
 
 
 def generate(**settings: Any) -> Tensor:
-    sequences: Tensor = pygen.generate(hf_model("llama"), IDS, **{"max_new_tokens": 6, **settings})
-    return sequences
+    return generate_tokens(hf_model("llama"), IDS, **{"max_new_tokens": 6, **settings})
 
 
 @pytest.mark.parametrize("eos", [-1, [5000]], ids=str)
@@ -71,7 +71,7 @@ def test_of_several_ids_those_that_exist_act() -> None:
     mixed = [-1, 9, 5000]
     allowed = generate(prefix_allowed_tokens_fn=lambda row, ids: mixed, pad_token_id=0)
     assert set(allowed[:, 4:].flatten().tolist()) == {9}
-    ended = pygen.generate(counting_table(), torch.tensor([[7], [1]]), eos_token_id=mixed, max_new_tokens=4)
+    ended = generate_tokens(counting_table(), torch.tensor([[7], [1]]), eos_token_id=mixed, max_new_tokens=4)
     assert ended.tolist() == [[7, 8, 9, 9, 9], [1, 2, 3, 4, 5]]
 
 
@@ -83,12 +83,12 @@ def test_rows_that_stop_without_a_pad_that_exists_go_on() -> None:
 
     prompts = torch.tensor([[1], [3]])
     arguments: dict[str, Any] = {"max_new_tokens": 8, "stopping_criteria": [stops]}
-    without = pygen.generate(counting_table(), prompts, **arguments)
+    without = generate_tokens(counting_table(), prompts, **arguments)
     assert without.tolist() == [[1, 2, 3, 4], [3, 4, 5, 6]]
-    assert torch.equal(pygen.generate(counting_table(), prompts, eos_token_id=-1, **arguments), without)
-    padded = pygen.generate(counting_table(), prompts, eos_token_id=-1, pad_token_id=0, **arguments)
+    assert torch.equal(generate_tokens(counting_table(), prompts, eos_token_id=-1, **arguments), without)
+    padded = generate_tokens(counting_table(), prompts, eos_token_id=-1, pad_token_id=0, **arguments)
     assert padded.tolist() == [[1, 2, 3, 4], [3, 4, 0, 0]]
-    beams = pygen.generate(counting_table(), prompts, eos_token_id=-1, num_beams=2, **arguments)
+    beams = generate_tokens(counting_table(), prompts, eos_token_id=-1, num_beams=2, **arguments)
     assert beams.shape[0] == 2 and int(beams.min()) >= -1
 
 

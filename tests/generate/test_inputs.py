@@ -14,13 +14,15 @@ from pygen import patch
 from pygen.generate import generate
 from tests.generate.against_transformers import EVERYTHING, assert_both_same
 from tests.generate.models import FAMILIES, VOCAB_SIZE, encoder_decoder, hf_model
+from tests.helpers.generation import generate_output, generate_tokens
 
 IDS = torch.tensor([[5, 6, 7, 8, 9], [18, 19, 20, 21, 22]])
 MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
 
 
 def embeds_of(model: Any, ids: Tensor = IDS) -> Tensor:
-    return model.get_input_embeddings()(ids).detach()
+    embeds: Tensor = model.get_input_embeddings()(ids)
+    return embeds.detach()
 
 
 EMBEDS: dict[str, dict[str, Any]] = {
@@ -53,7 +55,7 @@ def test_embeddings_as_transformers(family: str, name: str) -> None:
 @pytest.mark.parametrize("settings", [{}, {"do_sample": True, "num_return_sequences": 2}])
 def test_embeddings_of_ids_give_the_tokens_of_ids(family: str, settings: dict[str, Any]) -> None:
     model = hf_model(family)
-    call = functools.partial(generate, model, attention_mask=MASK, max_new_tokens=7, **settings)
+    call: Any = functools.partial(generate_tokens, model, attention_mask=MASK, max_new_tokens=7, **settings)
     torch.manual_seed(0)
     by_ids = call(IDS)
     torch.manual_seed(0)
@@ -64,16 +66,16 @@ def test_embeddings_of_ids_give_the_tokens_of_ids(family: str, settings: dict[st
 
 def test_ids_beside_longer_embeddings_need_no_mask() -> None:
     model = hf_model("llama")
-    drawn = generate(model, IDS[:, :2], inputs_embeds=embeds_of(model), max_new_tokens=4)
-    assert torch.equal(drawn[:, 2:], generate(model, IDS, max_new_tokens=4)[:, 5:])
+    drawn = generate_tokens(model, IDS[:, :2], inputs_embeds=embeds_of(model), max_new_tokens=4)
+    assert torch.equal(drawn[:, 2:], generate_tokens(model, IDS, max_new_tokens=4)[:, 5:])
 
 
 def test_continuing_embeddings_from_a_cache() -> None:
     model = hf_model("llama")
-    first = generate(model, inputs_embeds=embeds_of(model), max_new_tokens=3, return_dict_in_generate=True)
+    first = generate_output(model, inputs_embeds=embeds_of(model), max_new_tokens=3, return_dict_in_generate=True)
     longer = embeds_of(model, torch.cat([IDS, first.sequences], dim=1))
-    resumed = generate(model, inputs_embeds=longer, past_key_values=first.past_key_values, max_new_tokens=4)
-    assert torch.equal(resumed, generate(model, IDS, max_new_tokens=7)[:, 8:])
+    resumed = generate_tokens(model, inputs_embeds=longer, past_key_values=first.past_key_values, max_new_tokens=4)
+    assert torch.equal(resumed, generate_tokens(model, IDS, max_new_tokens=7)[:, 8:])
 
 
 def reset(model: Any) -> Any:
@@ -82,11 +84,16 @@ def reset(model: Any) -> Any:
 
 
 def vision_encoder_decoder() -> Any:
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     encoder = transformers.ViTConfig(image_size=8, patch_size=4, initializer_range=0.3, **sizes)
-    decoder = transformers.GPT2Config(
-        n_embd=16, n_layer=2, n_head=2, vocab_size=50, add_cross_attention=True, is_decoder=True, initializer_range=0.4
-    )
+    layers: dict[str, Any] = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 50, "initializer_range": 0.4}
+    layers |= {"add_cross_attention": True, "is_decoder": True}
+    decoder = transformers.GPT2Config(**layers)
     config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
     return transformers.VisionEncoderDecoderModel(config)
 
@@ -142,7 +149,7 @@ def test_models_that_read_something_else_than_ids(name: str) -> None:
     model, values = reset(build()), torch.randn(shape)
     settings: dict[str, Any] = {"decoder_start_token_id": 1, "max_new_tokens": 6, "return_dict_in_generate": True}
     assert_both_same(model, values, **settings)
-    assert_both_same(model, do_sample=True, num_return_sequences=2, **settings, **{argument: values})
+    assert_both_same(model, do_sample=True, num_return_sequences=2, **{argument: values, **settings})
     assert_both_same(model, values, input_ids=torch.tensor([[3, 4], [5, 6]]), **settings)
 
 
@@ -195,13 +202,17 @@ def test_hooks_of_a_class_are_called() -> None:
 
     class Own(transformers.GPT2LMHeadModel):
         def _prepare_model_inputs(self, inputs: Any, bos_token_id: Any, model_kwargs: Any) -> Any:
-            inputs, name, model_kwargs = super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
+            base: Any = super()
+            inputs, name, model_kwargs = base._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
             return inputs.flip(1), name, model_kwargs
 
-        def _prepare_position_ids_for_generation(self, inputs: Any, model_kwargs: Any) -> Tensor:
-            return super()._prepare_position_ids_for_generation(inputs, model_kwargs) * 2
+        def _prepare_position_ids_for_generation(self, inputs: Any, model_kwargs: Any) -> Any:
+            base: Any = super()
+            return base._prepare_position_ids_for_generation(inputs, model_kwargs) * 2
 
-        def _prepare_attention_mask_for_generation(self, inputs: Tensor, *args: Any) -> Tensor:
+        def _prepare_attention_mask_for_generation(  # type: ignore[override]
+            self, inputs: Tensor, *args: Any
+        ) -> Tensor:
             return (inputs != 5).long()
 
         def _update_model_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
@@ -209,7 +220,9 @@ def test_hooks_of_a_class_are_called() -> None:
             updated["position_ids"][:, -1] += 1
             return updated
 
-        def _expand_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        def _expand_inputs_for_generation(  # type: ignore[override]
+            self, *args: Any, **kwargs: Any
+        ) -> Any:
             return super()._expand_inputs_for_generation(*args, **kwargs)
 
     model = Own(hf_model("gpt2").config)
@@ -251,8 +264,9 @@ def test_hooks_that_replace_the_loop_are_refused(hook: str) -> None:
 
 def without_embeds() -> Any:
     class Own(transformers.GPT2LMHeadModel):
-        def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> Any:
-            return super().prepare_inputs_for_generation(input_ids, **kwargs)
+        def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> Any:  # type: ignore[override]
+            base: Any = super()
+            return base.prepare_inputs_for_generation(input_ids, **kwargs)
 
     return Own(transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=VOCAB_SIZE))
 

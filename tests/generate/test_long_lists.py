@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pygen import processors
 from pygen.generate import generate
+from tests.helpers.generation import generate_output, generate_tokens
 
 VOCAB_SIZE = 5003  # of which a bitmask has a last word that is not full
 IDS = torch.tensor([[3], [7]])
@@ -39,8 +40,9 @@ def test_many_suppressed_ids(name: str, settings: dict[str, Any]) -> None:
     if name == "begin_suppress_tokens":
         given = [processors.SuppressTokensAtBeginLogitsProcessor(banned, 1)]
     settings = {"max_new_tokens": 4, "return_dict_in_generate": True, "output_scores": True, **settings}
-    ours = generate(Scores(), IDS, **settings, **{name: banned})
-    called = generate(Scores(), IDS, **settings, logits_processor=[lambda ids, scores: given[0](ids, scores)])
+    setting: dict[str, Any] = {name: banned}
+    ours = generate_output(Scores(), IDS, **settings, **setting)
+    called = generate_output(Scores(), IDS, **settings, logits_processor=[lambda ids, scores: given[0](ids, scores)])
     assert torch.equal(ours.sequences, called.sequences)
     for step, other in zip(ours.scores, called.scores, strict=True):
         assert torch.equal(step, other)
@@ -79,4 +81,4 @@ def test_a_call_can_be_interrupted(settings: dict[str, Any]) -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert time.monotonic() - start < 20
-    assert generate(Scores(), IDS, max_new_tokens=2, pad_token_id=0).shape == (2, 3)
+    assert generate_tokens(Scores(), IDS, max_new_tokens=2, pad_token_id=0).shape == (2, 3)

@@ -9,6 +9,7 @@ import torch
 
 import pygen
 from tests.generate.models import hf_model
+from tests.helpers.generation import generate_tokens
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 10]])
 HUGE = 10**12
@@ -27,10 +28,10 @@ HUGE = 10**12
 )
 def test_want_of_memory_names_the_settings(settings: dict[str, Any]) -> None:
     model, name = hf_model("llama"), next(iter(settings))
-    expected = pygen.generate(model, IDS, max_new_tokens=3, pad_token_id=0)
+    expected = generate_tokens(model, IDS, max_new_tokens=3, pad_token_id=0)
     with pytest.raises(MemoryError, match=f"not enough memory for .*`{name}`={HUGE}.*, `max_new_tokens`=3, 2 prompts"):
         pygen.generate(model, IDS, **{"max_new_tokens": 3, "pad_token_id": 0, **settings})
-    assert torch.equal(pygen.generate(model, IDS, max_new_tokens=3, pad_token_id=0), expected)
+    assert torch.equal(generate_tokens(model, IDS, max_new_tokens=3, pad_token_id=0), expected)
 
 
 def test_the_models_own_want_of_memory_keeps_its_kind() -> None:
@@ -48,7 +49,7 @@ def test_the_models_own_want_of_memory_keeps_its_kind() -> None:
 
 
 def test_huge_settings_that_need_no_memory() -> None:
-    plain = pygen.generate(hf_model("llama"), IDS, max_new_tokens=3, pad_token_id=0)
+    plain = generate_tokens(hf_model("llama"), IDS, max_new_tokens=3, pad_token_id=0)
     for settings in (
         {"prompt_lookup_num_tokens": 10**15},
         {"prompt_lookup_num_tokens": 2, "max_matching_ngram_size": 10**15},
@@ -58,4 +59,4 @@ def test_huge_settings_that_need_no_memory() -> None:
         {"prefill_chunk_size": 10**15},
         {"watermarking_config": pygen.WatermarkingConfig(seeding_scheme="selfhash", context_width=10**15)},
     ):
-        assert torch.equal(pygen.generate(hf_model("llama"), IDS, max_new_tokens=3, pad_token_id=0, **settings), plain)
+        assert torch.equal(generate_tokens(hf_model("llama"), IDS, max_new_tokens=3, pad_token_id=0, **settings), plain)

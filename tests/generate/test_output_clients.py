@@ -27,12 +27,15 @@ from tests.generate.models import VOCAB_SIZE, hf_model
 @functools.cache
 def whisper() -> WhisperForConditionalGeneration:
     torch.manual_seed(0)
-    sizes = {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
-    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3}
+    sizes: dict[str, Any] = {
+        f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")
+    }
+    tokens: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3}
     config = WhisperConfig(
         vocab_size=92, max_source_positions=50, d_model=16, encoder_ffn_dim=16, decoder_ffn_dim=16, **sizes, **tokens
     )
-    model = WhisperForConditionalGeneration(config).eval()
+    model = WhisperForConditionalGeneration(config)
+    model.eval()
     settings = {
         "no_timestamps_token_id": 40,
         "is_multilingual": False,
@@ -52,7 +55,7 @@ CACHE_NAMES = {"past_key_values", "cache"}
 
 def same(ours: Any, theirs: Any) -> bool:
     if isinstance(theirs, Tensor):
-        return ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=1e-4)
+        return bool(ours.shape == theirs.shape) and torch.allclose(ours, theirs, atol=1e-4)
     if isinstance(theirs, EncoderDecoderCache):
         return all(
             same([mine.keys, mine.values], [other.keys, other.values])
@@ -65,7 +68,7 @@ def same(ours: Any, theirs: Any) -> bool:
     if isinstance(theirs, (list, tuple)):
         return len(ours) == len(theirs) and all(map(same, ours, theirs))
     if isinstance(theirs, float):
-        return ours == pytest.approx(theirs, rel=1e-4, abs=1e-4)
+        return bool(ours == pytest.approx(theirs, rel=1e-4, abs=1e-4))
     return bool(ours == theirs)
 
 

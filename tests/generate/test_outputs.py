@@ -13,12 +13,13 @@ import torch
 import transformers
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from transformers.utils import ModelOutput
+from transformers.generation import utils as generation_utils
+from transformers.utils.generic import ModelOutput
 
 from pygen import outputs
-from pygen.generate import generate
 from pygen.outputs import GenerateDecoderOnlyOutput
 from tests.generate.models import TableModel, cached_model, counting_table, encoder_decoder, hf_model
+from tests.helpers.generation import generate_output, generate_tokens
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 10]])
 ALL: dict[str, Any] = {
@@ -33,8 +34,7 @@ KINDS = ("DecoderOnly", "EncoderDecoder", "BeamDecoderOnly", "BeamEncoderDecoder
 
 
 def test_every_field_and_its_shape() -> None:
-    output = generate(hf_model("llama"), IDS, do_sample=True, num_return_sequences=2, max_new_tokens=5, **ALL)
-    assert isinstance(output, GenerateDecoderOnlyOutput)
+    output = generate_output(hf_model("llama"), IDS, do_sample=True, num_return_sequences=2, max_new_tokens=5, **ALL)
     assert output.sequences.shape == (4, 8)
     for name in ("scores", "logits"):
         assert [(t.shape, t.dtype) for t in output[name]] == [((4, 101), torch.float32)] * 5
@@ -45,6 +45,7 @@ def test_every_field_and_its_shape() -> None:
     assert output.logprobs.shape == (4, 5)
     assert output.top_logprobs.token_ids.shape == output.top_logprobs.logprobs.shape == (4, 5, 4)
     assert output.attentions is None
+    assert isinstance(output, GenerateDecoderOnlyOutput)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -56,7 +57,9 @@ def test_fields_are_those_of_transformers(kind: str) -> None:
 
 
 def test_kept_tensors_are_independent() -> None:
-    output = generate(counting_table(), torch.tensor([[1]]), max_new_tokens=3, **{**ALL, "output_hidden_states": False})
+    output = generate_output(
+        counting_table(), torch.tensor([[1]]), max_new_tokens=3, **{**ALL, "output_hidden_states": False}
+    )
     assert [t.argmax().item() for t in output.scores] == [2, 3, 4]
     assert [t.argmax().item() for t in output.logits] == [2, 3, 4]
 
@@ -66,13 +69,13 @@ def output(request: pytest.FixtureRequest) -> Any:
     """Of a plain module and of a model of transformers: everything below holds for both."""
     model = cached_model() if request.param == "plain" else hf_model("llama")
     settings = {name: value for name, value in ALL.items() if name != "output_hidden_states"}
-    return generate(model, IDS, max_new_tokens=2, **settings)
+    return generate_output(model, IDS, max_new_tokens=2, **settings)
 
 
 def test_the_class_says_whose_it_is(output: Any) -> None:
     assert isinstance(output, GenerateDecoderOnlyOutput) and isinstance(output, outputs.GenerateOutput)
     assert not isinstance(output, outputs.GenerateBeamDecoderOnlyOutput)
-    assert isinstance(output, transformers.generation.GenerateDecoderOnlyOutput) == isinstance(output, ModelOutput)
+    assert isinstance(output, generation_utils.GenerateDecoderOnlyOutput) == isinstance(output, ModelOutput)
     assert isinstance(output, ModelOutput) == hasattr(output.past_key_values, "layers")
 
 
@@ -81,8 +84,8 @@ def test_the_class_says_whose_it_is(output: Any) -> None:
 def test_every_model_of_transformers_gets_its_classes(has_encoder: bool, beams: bool) -> None:
     model = encoder_decoder("t5") if has_encoder else hf_model("gpt2")
     name = f"Generate{'Beam' if beams else ''}{'EncoderDecoder' if has_encoder else 'DecoderOnly'}Output"
-    settings = {"decoder_start_token_id": 1, "return_dict_in_generate": True, "max_new_tokens": 2}
-    output = generate(model, IDS, num_beams=2 if beams else 1, **settings)
+    settings: dict[str, Any] = {"decoder_start_token_id": 1, "return_dict_in_generate": True, "max_new_tokens": 2}
+    output = generate_output(model, IDS, num_beams=2 if beams else 1, **settings)
     for module in (outputs, transformers.generation):
         assert isinstance(output, getattr(module, name))
     assert output.finish_reason == ["length"] * 2
@@ -154,7 +157,7 @@ def test_gathered_from_pairs_as_data_parallel_does(output: Any) -> None:
 @pytest.mark.parametrize("do_sample", [False, True])
 def test_logprobs_are_those_of_the_distribution_drawn_from(do_sample: bool) -> None:
     settings: dict[str, Any] = {"temperature": 0.7, "top_k": 6, "top_p": 0.9} if do_sample else {}
-    output = generate(
+    output = generate_output(
         cached_model(),
         IDS,
         do_sample=do_sample,
@@ -176,7 +179,7 @@ def test_logprobs_are_those_of_the_distribution_drawn_from(do_sample: bool) -> N
 
 
 def test_logprobs_after_the_end_of_a_row() -> None:
-    output = generate(
+    output = generate_output(
         counting_table(),
         torch.tensor([[1], [4]]),
         eos_token_id=3,
@@ -193,7 +196,7 @@ def test_logprobs_after_the_end_of_a_row() -> None:
 
 
 def test_logprobs_without_the_best() -> None:
-    output = generate(
+    output = generate_output(
         cached_model(), IDS, max_new_tokens=2, return_dict_in_generate=True, output_logprobs=True, output_scores=False
     )
     assert output.logprobs.shape == (2, 2)
@@ -202,12 +205,12 @@ def test_logprobs_without_the_best() -> None:
 
 def test_renormalized_scores() -> None:
     settings: dict[str, Any] = {"max_new_tokens": 2, "return_dict_in_generate": True, "output_scores": True}
-    plain = generate(cached_model(), IDS, **settings)
-    normal = generate(cached_model(), IDS, renormalize_logits=True, **settings)
+    plain = generate_output(cached_model(), IDS, **settings)
+    normal = generate_output(cached_model(), IDS, renormalize_logits=True, **settings)
     for x, y in zip(plain.scores, normal.scores, strict=True):
         torch.testing.assert_close(x.log_softmax(-1), y)
 
 
 def test_vocabulary_of_one() -> None:
-    output = generate(TableModel(torch.zeros(1, 1)), torch.tensor([[0]]), do_sample=True, max_new_tokens=3)
+    output = generate_tokens(TableModel(torch.zeros(1, 1)), torch.tensor([[0]]), do_sample=True, max_new_tokens=3)
     assert output.tolist() == [[0, 0, 0, 0]]

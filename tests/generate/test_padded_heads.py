@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pygen.generate import generate
 from tests.generate.models import VOCAB_SIZE, encoder_decoder, hf_model
+from tests.helpers.generation import generate_tokens
 
 # 99 is beyond the narrow assistants, in the prompt and, by the bias, in the text.
 IDS = torch.tensor([[5, 17, 99, 8, 9, 61], [0, 0, 40, 99, 7, 12]])
@@ -42,9 +43,9 @@ def test_drafts_change_no_token(name: str, settings: dict[str, Any], width: int)
     model = encoder_decoder(name) if name == "t5" else hf_model(name)
     call = CALL | settings | ({"decoder_start_token_id": 1} if name == "t5" else {})
     call["repetition_penalty"] = 1.5
-    expected = generate(model, IDS, **call)
+    expected = generate_tokens(model, IDS, **call)
     assert (expected[:, 6 if name == "llama" else 0 :] >= 90).any()
-    assert torch.equal(generate(model, IDS, assistant_model=padded(model, width), **call), expected)
+    assert torch.equal(generate_tokens(model, IDS, assistant_model=padded(model, width), **call), expected)
 
 
 def test_what_both_have_is_drafted() -> None:
@@ -75,8 +76,12 @@ def test_sampled_texts_follow_the_models_distribution(width: int) -> None:
     model, rows = Table(5, 0), 40000
     torch.manual_seed(1)
     call: dict[str, Any] = {"do_sample": True, "top_k": 0, "max_new_tokens": 3, "eos_token_id": None}
-    drafts = {"assistant_model": Table(width, 2), "num_assistant_tokens": 2, "assistant_confidence_threshold": 0.0}
-    texts = generate(model, torch.full((rows, 1), 2), **call, **drafts)[:, 1:]
+    drafts: dict[str, Any] = {
+        "assistant_model": Table(width, 2),
+        "num_assistant_tokens": 2,
+        "assistant_confidence_threshold": 0.0,
+    }
+    texts = generate_tokens(model, torch.full((rows, 1), 2), **call, **drafts)[:, 1:]
     assert int(texts.max()) == 4
     p = model.scores[:5].softmax(-1)
     expected = (p[2][:, None, None] * p[:, :, None] * p[None]).flatten()

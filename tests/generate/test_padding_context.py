@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pygen import SynthIDTextWatermarkingConfig, WatermarkingConfig
-from pygen.generate import generate
 from tests.generate.models import hf_model
+from tests.helpers.generation import generate_tokens
 
 ROW = [44, 9]
 OTHER = [11, 3, 22, 70]
@@ -36,12 +36,12 @@ def test_padding_is_no_context(name: str, search: dict[str, Any]) -> None:
     if "custom_generate" in search:
         arguments["custom_generate"] = loop
     model = hf_model("gpt2")
-    alone = generate(model, torch.tensor([ROW]), attention_mask=torch.ones(1, 2, dtype=torch.int64), **arguments)
-    in_batch = generate(model, PADDED, attention_mask=MASK, **arguments)
+    alone = generate_tokens(model, torch.tensor([ROW]), attention_mask=torch.ones(1, 2, dtype=torch.int64), **arguments)
+    in_batch = generate_tokens(model, PADDED, attention_mask=MASK, **arguments)
     assert in_batch[0, 4:].tolist() == alone[0, 2:].tolist()
     if name in ("selfhash", "synthid"):
         unmarked = {name: value for name, value in arguments.items() if name != "watermarking_config"}
-        assert in_batch.tolist() != generate(model, PADDED, attention_mask=MASK, **unmarked).tolist()
+        assert in_batch.tolist() != generate_tokens(model, PADDED, attention_mask=MASK, **unmarked).tolist()
 
 
 def loop(model: Any, input_ids: Any, logits_processor: Any, stopping_criteria: Any, **kwargs: Any) -> Any:

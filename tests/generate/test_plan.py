@@ -17,6 +17,7 @@ from pygen.plan.pipeline import bind_plan, check_plan
 from pygen.plan.plan import make_plan
 from tests.generate.models import FAMILIES, cached_model, counting_table, hf_model
 from tests.generate.plans import make_call, make_state
+from tests.helpers.generation import generate_output, generate_tokens
 
 IDS = torch.tensor([[5, 6, 7, 5, 6], [8, 9, 10, 8, 9]])
 SAMPLE: dict[str, Any] = {"do_sample": True, "temperature": 0.7, "top_k": 5}
@@ -191,7 +192,7 @@ def test_a_processor_of_a_built_class_takes_its_place(
     settings: dict[str, Any], name: str, processor: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = {"repetition_penalty": 1.1, "begin_suppress_tokens": [5], **settings}
-    given = {"logits_processor": [untouched, processor, untouched]}
+    given: dict[str, Any] = {"logits_processor": [untouched, processor, untouched]}
     with caplog.at_level(logging.WARNING):
         items = make_plan(make_call(IDS, **settings, **given)).items
     expected = [item.name for item in make_plan(make_call(IDS, **settings)).items]
@@ -240,8 +241,9 @@ def test_hidden_positions_of_the_input_are_not_seen() -> None:
 def test_settings_of_the_input_need_ids() -> None:
     settings = {"encoder_repetition_penalty": 2.0, "encoder_no_repeat_ngram_size": 1}
     for name, value in settings.items():
+        setting: dict[str, Any] = {name: value}
         with pytest.warns(UserWarning, match=f"`{name}` needs `input_ids` and is ignored"):
-            plan = make_plan(make_call(IDS, encoder_ids=torch.ones(2, 5, 3), **{name: value}))
+            plan = make_plan(make_call(IDS, encoder_ids=torch.ones(2, 5, 3), **setting))
         assert plan.items == ()
 
 
@@ -282,11 +284,11 @@ def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
 def test_a_greedy_row_is_greedy_behind_a_watermark(temperature: Any) -> None:
     watermark = WatermarkingConfig(bias=3.0)
     settings: dict[str, Any] = {"watermarking_config": watermark, "pad_token_id": 0, "max_new_tokens": 6}
-    greedy = generate(cached_model(), IDS, **settings)
-    sampled = generate(cached_model(), IDS, **settings, do_sample=True, top_k=0, temperature=temperature)
+    greedy = generate_tokens(cached_model(), IDS, **settings)
+    sampled = generate_tokens(cached_model(), IDS, **settings, do_sample=True, top_k=0, temperature=temperature)
     rows = 2 if temperature == 0 else 1
     assert torch.equal(sampled[:rows], greedy[:rows])
-    assert not torch.equal(greedy, generate(cached_model(), IDS, pad_token_id=0, max_new_tokens=6))
+    assert not torch.equal(greedy, generate_tokens(cached_model(), IDS, pad_token_id=0, max_new_tokens=6))
 
 
 SETTINGS: list[dict[str, Any]] = [
@@ -311,9 +313,9 @@ def test_one_stage_equals_three(shaping: int, sampling: int) -> None:
     settings = {**SETTINGS[shaping], **SAMPLING[sampling], "pad_token_id": 0, "max_new_tokens": 8}
     settings |= {"return_dict_in_generate": True, "output_scores": True, "output_logprobs": True, "top_logprobs": 3}
     torch.manual_seed(9)
-    fused = generate(cached_model(), IDS, **settings)
+    fused = generate_output(cached_model(), IDS, **settings)
     torch.manual_seed(9)
-    staged = generate(cached_model(), IDS, logits_processor=[untouched], **settings)
+    staged = generate_output(cached_model(), IDS, logits_processor=[untouched], **settings)
     assert torch.equal(fused.sequences, staged.sequences)
     assert fused.finish_reason == staged.finish_reason
     for x, y in zip(fused.scores, staged.scores, strict=True):
@@ -331,13 +333,13 @@ def test_user_processors_as_transformers(family: str, number: int) -> None:
     def favour_the_last(input_ids: Tensor, scores: Tensor) -> Tensor:
         return scores.scatter_add(1, input_ids[:, -1:], torch.ones(len(scores), 1))
 
-    processors = [double_even_ids, favour_the_last, transformers.InfNanRemoveLogitsProcessor()]
+    processors: list[Any] = [double_even_ids, favour_the_last, transformers.InfNanRemoveLogitsProcessor()]
     settings = {**SAMPLING[number], "repetition_penalty": 1.3, "suppress_tokens": [4, 5], "max_new_tokens": 8}
     settings |= {"return_dict_in_generate": True, "output_scores": True, "output_logits": True, "pad_token_id": 0}
     torch.manual_seed(3)
     expected = hf_model(family).generate(IDS, logits_processor=processors, **settings)
     torch.manual_seed(3)
-    actual = generate(hf_model(family), IDS, logits_processor=processors, **settings)
+    actual = generate_output(hf_model(family), IDS, logits_processor=processors, **settings)
     assert torch.equal(actual.sequences, expected.sequences)
     for name in ("scores", "logits"):
         for x, y in zip(actual[name], expected[name], strict=True):
@@ -378,7 +380,7 @@ def test_what_processors_return_is_checked(result: Any, error: type[Exception], 
 
 
 def test_a_processor_that_stands_for_no_setting_is_welcome() -> None:
-    limited = generate(
+    limited = generate_tokens(
         counting_table(),
         torch.tensor([[1]]),
         logits_processor=[transformers.SuppressTokensLogitsProcessor([2])],
@@ -389,7 +391,7 @@ def test_a_processor_that_stands_for_no_setting_is_welcome() -> None:
 
 def test_an_error_in_a_processor_leaves_the_next_call_right() -> None:
     model = hf_model("llama")
-    expected = generate(model, IDS, max_new_tokens=5)
+    expected = generate_tokens(model, IDS, max_new_tokens=5)
 
     def fail_at_8(input_ids: Tensor, scores: Tensor) -> Tensor:
         if input_ids.shape[1] == 8:
@@ -398,4 +400,4 @@ def test_an_error_in_a_processor_leaves_the_next_call_right() -> None:
 
     with pytest.raises(KeyError, match="from the user"):
         generate(model, IDS, logits_processor=[fail_at_8], max_new_tokens=5)
-    assert torch.equal(generate(model, IDS, max_new_tokens=5), expected)
+    assert torch.equal(generate_tokens(model, IDS, max_new_tokens=5), expected)

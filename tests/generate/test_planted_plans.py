@@ -9,6 +9,7 @@ import pytest
 
 from pygen.plan import order as plan_order
 from pygen.plan import pipeline, stages
+from pygen.processors.recognize import knobs_of
 from tests.generate import test_plan_steps as steps
 
 
@@ -30,7 +31,7 @@ def processors_first(items: Any) -> list[stages.Item]:
     return sorted(items, key=lambda item: bool(item.knobs))
 
 
-KNOBS_OF = plan_order.knobs_of
+KNOBS_OF = knobs_of
 FAULTS: list[tuple[str, Any, str, Any]] = [
     ("ops in any order", stages.Fused, "joined", joined_in_any_order),
     ("all processors before the op", stages, "_bans_first", processors_first),

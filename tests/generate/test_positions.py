@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import pygen
+from tests.helpers.generation import generate_tokens
 from tests.shadow.tiny import built
 
 IDS = torch.full((1, 10), 5)
@@ -29,11 +30,11 @@ def test_generation_ends_with_the_positions(name: str) -> None:
     model = built(name, **LEARNED[name])
     message = f"{name} has no positions for 20 new tokens: generating up to 7"
     with pytest.warns(UserWarning, match=message):
-        sequences = pygen.generate(model, IDS, max_new_tokens=20, **SETTINGS)
+        sequences = generate_tokens(model, IDS, max_new_tokens=20, **SETTINGS)
     assert sequences.shape == (1, 17)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert torch.equal(sequences, pygen.generate(model, IDS, max_new_tokens=7, **SETTINGS))
+        assert torch.equal(sequences, generate_tokens(model, IDS, max_new_tokens=7, **SETTINGS))
     message = "`input_ids` must have at most the 16 positions of .*, got 17"
     with pytest.raises(ValueError, match=message):
         pygen.generate(model, torch.full((1, 17), 5), max_new_tokens=1, **SETTINGS)
@@ -50,15 +51,15 @@ def test_an_encoder_has_positions_of_its_own() -> None:
 def test_padding_takes_no_position_where_the_model_is_given_positions() -> None:
     model = built("GPT2LMHeadModel", max_position_embeddings=16)
     padded = torch.cat([torch.zeros(1, 7, dtype=torch.int64), IDS], dim=1)
-    sequences = pygen.generate(model, padded, attention_mask=padded != 0, max_new_tokens=7, **SETTINGS)
-    assert torch.equal(sequences[:, 7:], pygen.generate(model, IDS, max_new_tokens=7, **SETTINGS))
+    sequences = generate_tokens(model, padded, attention_mask=padded != 0, max_new_tokens=7, **SETTINGS)
+    assert torch.equal(sequences[:, 7:], generate_tokens(model, IDS, max_new_tokens=7, **SETTINGS))
 
 
 def test_drafts_end_with_the_positions_of_the_assistant() -> None:
     model = built("GPT2LMHeadModel")
     assistant = built("GPT2LMHeadModel", max_position_embeddings=16)
-    sequences = pygen.generate(model, IDS, assistant_model=assistant, max_new_tokens=20, **SETTINGS)
-    assert torch.equal(sequences, pygen.generate(model, IDS, max_new_tokens=20, **SETTINGS))
+    sequences = generate_tokens(model, IDS, assistant_model=assistant, max_new_tokens=20, **SETTINGS)
+    assert torch.equal(sequences, generate_tokens(model, IDS, max_new_tokens=20, **SETTINGS))
 
 
 @pytest.mark.parametrize(
@@ -72,5 +73,5 @@ def test_positions_that_are_computed_have_no_end(name: str, fields: dict[str, An
     model = built(name, max_position_embeddings=16, **fields)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sequences = pygen.generate(model, torch.full((1, 17), 5), max_new_tokens=20, **SETTINGS)
+        sequences = generate_tokens(model, torch.full((1, 17), 5), max_new_tokens=20, **SETTINGS)
     assert sequences.shape[1] >= 21

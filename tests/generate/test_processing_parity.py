@@ -10,8 +10,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from pygen.generate import generate
 from tests.generate.models import FAMILIES, VOCAB_SIZE, hf_model
+from tests.helpers.generation import generate_output, generate_tokens
 from tests.helpers.releases import since
 
 CASES, CASES_PER_TEST = 40, 8
@@ -84,7 +84,7 @@ def test_tokens_and_scores_are_those_of_transformers(family: str, first: int) ->
         torch.manual_seed(number)
         expected = model.generate(input_ids, **settings)
         torch.manual_seed(number)
-        actual = generate(model, input_ids, **settings)
+        actual = generate_output(model, input_ids, **settings)
         assert torch.equal(actual.sequences, expected.sequences), (number, settings)
         for step, (ours, theirs) in enumerate(zip(actual.scores, expected.scores, strict=True)):
             # About rows that have ended transformers asks `prefix_allowed_tokens_fn` too.
@@ -102,9 +102,9 @@ def test_negative_prompts(family: str, use_cache: bool) -> None:
     alone = {"negative_prompt_ids": negative[:1, 1:], "negative_prompt_attention_mask": None}
     # transformers counts padding among the positions.
     expected = torch.cat([model.generate(ids[:1], **{**settings, **alone}), model.generate(ids, **settings)[1:]])
-    assert torch.equal(generate(model, ids, **settings), expected)
-    assert not torch.equal(generate(model, ids, max_new_tokens=6, pad_token_id=0), expected)
-    copies = generate(model, ids, do_sample=True, top_k=1, num_return_sequences=2, **settings)
+    assert torch.equal(generate_tokens(model, ids, **settings), expected)
+    assert not torch.equal(generate_tokens(model, ids, max_new_tokens=6, pad_token_id=0), expected)
+    copies = generate_tokens(model, ids, do_sample=True, top_k=1, num_return_sequences=2, **settings)
     assert torch.equal(copies, expected.repeat_interleave(2, dim=0))
 
 
@@ -116,12 +116,12 @@ def test_guidance_follows_the_beams(family: str, use_cache: bool) -> None:
     ids = torch.tensor([[21, 22, 23], [24, 25, 26]])
 
     def guide_anew(input_ids: Tensor, scores: Tensor) -> Tensor:
-        unconditional = model(input_ids[:, ids.shape[1] - 1 :]).logits[:, -1].log_softmax(-1)
+        unconditional: Tensor = model(input_ids[:, ids.shape[1] - 1 :]).logits[:, -1].log_softmax(-1)
         return unconditional + (scores.log_softmax(-1) - unconditional) * scale
 
     settings: dict[str, Any] = {"num_beams": 4, "max_new_tokens": 9, "pad_token_id": 0, "use_cache": use_cache}
     settings |= {"num_return_sequences": 3, "return_dict_in_generate": True, "output_scores": True}
-    expected = generate(model, ids, logits_processor=[guide_anew], **settings)
-    actual = generate(model, ids, guidance_scale=scale, **settings)
+    expected = generate_output(model, ids, logits_processor=[guide_anew], **settings)
+    actual = generate_output(model, ids, guidance_scale=scale, **settings)
     assert torch.equal(actual.sequences, expected.sequences)
     torch.testing.assert_close(actual.sequences_scores, expected.sequences_scores, rtol=1e-4, atol=1e-4)

@@ -16,6 +16,7 @@ from pygen.config.config import CompileConfig, GenerationConfig
 from pygen.generate import generate
 from pygen.request.settings import resolve_settings
 from tests.generate.models import CachedModel, cached_model, counting_table, hf_model
+from tests.helpers.generation import generate_tokens
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 10]])
 
@@ -40,21 +41,23 @@ def test_none_as_an_argument_turns_off_and_in_a_config_inherits() -> None:
 def test_configs_of_both_libraries(kind: Any) -> None:
     model = hf_model("llama")
     torch.manual_seed(0)
-    expected = generate(model, IDS, do_sample=True, top_p=0.5, max_new_tokens=5, eos_token_id=[3], pad_token_id=0)
+    expected = generate_tokens(
+        model, IDS, do_sample=True, top_p=0.5, max_new_tokens=5, eos_token_id=[3], pad_token_id=0
+    )
     config = kind(do_sample=True, top_p=0.5, max_new_tokens=5, eos_token_id=[3], pad_token_id=0)
     torch.manual_seed(0)
-    assert torch.equal(generate(model, IDS, config), expected)
+    assert torch.equal(generate_tokens(model, IDS, config), expected)
     torch.manual_seed(0)
-    assert torch.equal(generate(model, IDS, generation_config=config, num_return_sequences=1), expected)
+    assert torch.equal(generate_tokens(model, IDS, generation_config=config, num_return_sequences=1), expected)
 
 
 def test_settings_of_pygen_inside_a_config() -> None:
     model = cached_model()
     config = GenerationConfig(do_sample=True, seed=3, frequency_penalty=0.5, temperature=[0.5, 2.0], max_new_tokens=4)
-    by_name = generate(
+    by_name = generate_tokens(
         model, IDS, do_sample=True, seed=3, frequency_penalty=0.5, temperature=[0.5, 2.0], max_new_tokens=4
     )
-    assert torch.equal(generate(model, IDS, config), by_name)
+    assert torch.equal(generate_tokens(model, IDS, config), by_name)
 
 
 def test_nothing_of_the_caller_is_changed() -> None:
@@ -98,17 +101,17 @@ def test_nothing_of_the_caller_is_changed() -> None:
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_lengths(settings: dict[str, Any], length: int) -> None:
-    assert generate(cached_model(), IDS, **settings).shape == (2, length)
+    assert generate_tokens(cached_model(), IDS, **settings).shape == (2, length)
 
 
 def test_default_length_stays_within_the_positions() -> None:
     ids = torch.randint(4, 100, (1, 60), generator=torch.Generator().manual_seed(0))
     with pytest.warns(UserWarning, match="generating up to 4 tokens"):
-        assert generate(hf_model("llama"), ids).shape == (1, 64)
+        assert generate_tokens(hf_model("llama"), ids).shape == (1, 64)
 
 
 @pytest.mark.parametrize("setting", [{"min_length": 50}, {"min_new_tokens": 50}])
-def test_unreachable_minimum_warns(setting: dict[str, int]) -> None:
+def test_unreachable_minimum_warns(setting: dict[str, Any]) -> None:
     with pytest.warns(UserWarning, match=f"`{next(iter(setting))}` asks for"):
         generate(cached_model(), IDS, max_new_tokens=3, **setting)
 
@@ -126,7 +129,7 @@ def test_both_lengths_are_reported(caplog: pytest.LogCaptureFixture) -> None:
 def test_right_padding_is_reported(caplog: pytest.LogCaptureFixture, give_mask: bool) -> None:
     ids = torch.tensor([[5, 6, 0], [7, 8, 9]])
     with caplog.at_level(logging.WARNING):
-        mask = {"attention_mask": (ids != 0).long()} if give_mask else {}
+        mask: dict[str, Any] = {"attention_mask": (ids != 0).long()} if give_mask else {}
         generate(cached_model(), ids, pad_token_id=0, max_new_tokens=2, **mask)
     assert any("padded on the right" in r.getMessage() for r in caplog.records)
 
@@ -176,8 +179,8 @@ def test_what_is_not_available_is_refused_by_name(name: str, value: Any) -> None
 def test_none_turns_beams_off() -> None:
     model = counting_table(20)
     model.generation_config = GenerationConfig(num_beams=2)
-    expected = generate(counting_table(20), IDS, max_new_tokens=3)
-    assert torch.equal(generate(model, IDS, num_beams=None, max_new_tokens=3), expected)
+    expected = generate_tokens(counting_table(20), IDS, max_new_tokens=3)
+    assert torch.equal(generate_tokens(model, IDS, num_beams=None, max_new_tokens=3), expected)
 
 
 def test_a_refused_setting_may_come_from_the_model() -> None:
@@ -189,7 +192,7 @@ def test_a_refused_setting_may_come_from_the_model() -> None:
 
 def test_models_with_a_loop_of_their_own_are_refused() -> None:
     class Own(transformers.GPT2LMHeadModel):
-        def _sample(self, *args: Any, **kwargs: Any) -> None:
+        def _sample(self, *args: Any, **kwargs: Any) -> Any:
             raise AssertionError
 
     model = Own(transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20))
@@ -319,8 +322,8 @@ def test_unused_arguments_of_a_plain_module_are_named() -> None:
 
 def test_compile_config_changes_nothing_but_warns(caplog: pytest.LogCaptureFixture) -> None:
     model = hf_model("llama")
-    plain = generate(model, IDS, max_new_tokens=3, pad_token_id=0)
+    plain = generate_tokens(model, IDS, max_new_tokens=3, pad_token_id=0)
     with caplog.at_level(logging.WARNING):
-        compiled = generate(model, IDS, max_new_tokens=3, pad_token_id=0, compile_config=CompileConfig())
+        compiled = generate_tokens(model, IDS, max_new_tokens=3, pad_token_id=0, compile_config=CompileConfig())
     assert torch.equal(compiled, plain)
     assert "`compile_config` is not used" in caplog.text

@@ -15,14 +15,16 @@ from transformers.generation.stopping_criteria import EosTokenCriteria
 from pygen import stopping
 from pygen.generate import generate
 from pygen.request.settings import resolve_settings
+from pygen.stopping.criteria import build_criteria
 from tests.generate.models import TableModel, counting_table, hf_model
+from tests.helpers.generation import generate_output, generate_tokens
 from tests.test_stopping_criteria import byte_level
 
 PROMPTS = torch.tensor([[1], [4], [7]])
 
 
 def reasons(*args: Any, **kwargs: Any) -> tuple[list[list[int]], list[str]]:
-    output = generate(*args, return_dict_in_generate=True, **kwargs)
+    output = generate_output(*args, return_dict_in_generate=True, **kwargs)
     return output.sequences.tolist(), output.finish_reason
 
 
@@ -72,7 +74,7 @@ def test_no_eos_before_the_minimum(limits: dict[str, int]) -> None:
 
 def test_suppressed_at_the_first_step_only() -> None:
     settings: dict[str, Any] = {"max_new_tokens": 2, "begin_suppress_tokens": [2], "suppress_tokens": [4]}
-    assert generate(counting_table(), PROMPTS[:1], **settings).tolist() == [[1, 3, 5]]
+    assert generate_tokens(counting_table(), PROMPTS[:1], **settings).tolist() == [[1, 3, 5]]
 
 
 @pytest.mark.parametrize("eos", [None, 9])
@@ -127,7 +129,7 @@ def test_criteria_as_transformers(family: str, eos: list[int] | None) -> None:
     torch.manual_seed(5)
     expected = model.generate(ids, stopping_criteria=[large], **settings)
     torch.manual_seed(5)
-    assert torch.equal(generate(model, ids, stopping_criteria=[large], **settings), expected)
+    assert torch.equal(generate_tokens(model, ids, stopping_criteria=[large], **settings), expected)
 
 
 def test_criteria_of_transformers() -> None:
@@ -137,7 +139,7 @@ def test_criteria_of_transformers() -> None:
         [EosTokenCriteria(list(range(40))), transformers.MaxTimeCriteria(60.0)]
     )
     settings: dict[str, Any] = {"max_new_tokens": 12, "pad_token_id": 0, "stopping_criteria": criteria}
-    assert torch.equal(generate(model, ids, **settings), model.generate(ids, **settings))
+    assert torch.equal(generate_tokens(model, ids, **settings), model.generate(ids, **settings))
 
 
 REPLACING: list[tuple[str, tuple[Any, ...], dict[str, Any], int, str | None]] = [
@@ -181,7 +183,7 @@ def test_criteria_in_place_of_settings(
 def test_replacing_criteria_as_transformers(settings: dict[str, Any]) -> None:
     model, ids = hf_model("llama"), torch.randint(4, 100, (4, 3), generator=torch.Generator().manual_seed(8))
     for given in ([("MaxLengthCriteria", 11)], [("EosTokenCriteria", list(range(30)))], [("EosTokenCriteria", 3)] * 2):
-        outputs = []
+        outputs: list[Any] = []
         for module, run in ((stopping, generate), (transformers.generation.stopping_criteria, None)):
             criteria = [getattr(module, name)(argument) for name, argument in given]
             call = run or type(model).generate
@@ -202,7 +204,7 @@ def test_a_subclass_stands_beside_the_setting() -> None:
 def test_order_of_criteria() -> None:
     tokenizer, user = byte_level(), [lambda ids, scores: False, stopping.MaxTimeCriteria(9.0)]
     config = generation_config(max_time=1.0, stop_strings=["a"], is_assistant=True, assistant_confidence_threshold=0.4)
-    built = stopping.build_criteria(
+    built = build_criteria(
         user, config, prompt_length=3, max_new_tokens=5, eos_token_ids=[1], pad_token_id=None, tokenizer=tokenizer
     )
     assert [type(c).__name__ for c in built.criteria] == [
@@ -219,7 +221,7 @@ def generation_config(**settings: Any) -> Any:
 
 
 def test_nothing_is_asked_for_nothing() -> None:
-    built = stopping.build_criteria(
+    built = build_criteria(
         None, generation_config(max_time=1.0), prompt_length=3, max_new_tokens=5, eos_token_ids=[1], pad_token_id=None
     )
     assert (built.criteria, built.max_time, built.eos_token_ids) == ((), 1.0, [1])
@@ -230,16 +232,18 @@ def test_stop_strings_as_transformers(eos: int | None) -> None:
     """Rows that stop, rows that never do; padding where a token could end a row."""
     tokenizer = byte_level()
     model, ids = hf_model("llama"), torch.randint(4, 100, (6, 3), generator=torch.Generator().manual_seed(8))
-    text = [tokenizer.decode(row) for row in generate(model, ids, max_new_tokens=20)[:, 3:]]
+    text = [tokenizer.decode(row) for row in generate_tokens(model, ids, max_new_tokens=20)[:, 3:]]
     # Parts of characters are where pygen matches bytes and transformers what they look like when shown alone.
     strings = [re.findall("[!-~]{2}", row)[3] for row in text[:3]]
     settings: dict[str, Any] = {"max_new_tokens": 20, "eos_token_id": eos, "pad_token_id": 0, "tokenizer": tokenizer}
     expected = model.generate(ids, stop_strings=strings, **settings)
-    assert torch.equal(generate(model, ids, stop_strings=strings, **settings), expected)
+    assert torch.equal(generate_tokens(model, ids, stop_strings=strings, **settings), expected)
     # By hand, and in place of the setting.
     criterion = stopping.StopStringCriteria(tokenizer, strings)
-    assert torch.equal(generate(model, ids, stopping_criteria=[criterion], **settings), expected)
-    assert torch.equal(generate(model, ids, stopping_criteria=[criterion], stop_strings="x", **settings), expected)
+    assert torch.equal(generate_tokens(model, ids, stopping_criteria=[criterion], **settings), expected)
+    assert torch.equal(
+        generate_tokens(model, ids, stopping_criteria=[criterion], stop_strings="x", **settings), expected
+    )
     if eos is not None:
         assert (expected == 0).any()
 
@@ -248,7 +252,7 @@ def test_stop_strings_in_a_config() -> None:
     tokenizer = byte_level()
     model = counting_table(len(tokenizer))
     string = tokenizer.decode([7, 8])
-    output = generate(
+    output = generate_output(
         model,
         PROMPTS[:1],
         generation_config(stop_strings=string, max_new_tokens=20, return_dict_in_generate=True),
@@ -298,7 +302,7 @@ def test_cancel_before_the_first_step() -> None:
     cancel = threading.Event()
     cancel.set()
     model = counting_table()
-    output = generate(
+    output = generate_output(
         model, PROMPTS, cancel=cancel, max_new_tokens=9, return_dict_in_generate=True, output_logprobs=True
     )
     assert torch.equal(output.sequences, PROMPTS)
@@ -333,12 +337,12 @@ def test_finished_rows_may_be_invalid() -> None:
     model = counting_table()
     model.table[0] = float("nan")
     settings: dict[str, Any] = {"eos_token_id": 2, "pad_token_id": 0, "max_new_tokens": 3}
-    assert generate(model, PROMPTS[:2], **settings).tolist() == [[1, 2, 0, 0], [4, 5, 6, 7]]
+    assert generate_tokens(model, PROMPTS[:2], **settings).tolist() == [[1, 2, 0, 0], [4, 5, 6, 7]]
 
 
 def test_invalid_rows_go_on_greedily() -> None:
     model = broken_table(float("nan"))
-    assert generate(model, PROMPTS[1:2], on_invalid="greedy", max_new_tokens=4).tolist() == [[4, 5, 6, 7, 8]]
+    assert generate_tokens(model, PROMPTS[1:2], on_invalid="greedy", max_new_tokens=4).tolist() == [[4, 5, 6, 7, 8]]
 
 
 def test_invalid_rows_end() -> None:

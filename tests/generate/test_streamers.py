@@ -7,7 +7,7 @@ import contextlib
 import queue
 import random
 import threading
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from pygen.generate import generate
 from pygen.streamers.text import AsyncTextIteratorStreamer, BaseStreamer, TextIteratorStreamer, TextStreamer
 from tests.generate.models import counting_table, hf_model
+from tests.helpers.generation import generate_tokens
 from tests.test_stopping_criteria import KINDS
 
 WORDS = ["one ", "two", " three ", "\n", "four\n", "世", "界 ", "five", ".", "  ", ""]
@@ -157,7 +158,7 @@ class Cleaning:
         return self.clean_up_tokenization(text) if clean_up_tokenization_spaces else text
 
     def clean_up_tokenization(self, text: str) -> str:
-        return str(transformers.PreTrainedTokenizerBase.clean_up_tokenization(None, text))
+        return str(transformers.PreTrainedTokenizerBase.clean_up_tokenization(cast(Any, self), text))
 
 
 def test_what_is_cleaned_up_is_never_taken_back() -> None:
@@ -188,7 +189,7 @@ def test_a_text_streamer_takes_one_row() -> None:
 
 
 def test_streamers_of_transformers_work() -> None:
-    streamer = transformers.TextIteratorStreamer(WordTokenizer(), skip_prompt=True, timeout=5)
+    streamer = transformers.TextIteratorStreamer(cast(Any, WordTokenizer()), skip_prompt=True, timeout=5)
     generate(counting_table(), torch.tensor([[0]]), max_new_tokens=3, streamer=streamer)
     assert "".join(streamer) == "two three \n"
 
@@ -197,12 +198,12 @@ def test_streamers_of_transformers_work() -> None:
 def test_an_error_of_the_streamer_is_passed_on(fail_at: int) -> None:
     model = hf_model("gpt2")
     ids = torch.tensor([[5, 6]])
-    expected = generate(model, ids, max_new_tokens=4)
+    expected = generate_tokens(model, ids, max_new_tokens=4)
     streamer = Collect(fail_at)
     with pytest.raises(KeyError, match="from the streamer"):
         generate(model, ids, max_new_tokens=4, streamer=streamer)
     assert streamer.ends == 1
-    assert torch.equal(generate(model, ids, max_new_tokens=4), expected)
+    assert torch.equal(generate_tokens(model, ids, max_new_tokens=4), expected)
 
 
 def test_the_stream_ends_when_generation_fails() -> None:
@@ -334,7 +335,7 @@ def test_errors_leave_the_model_usable(place: str, step: int) -> None:
     """Whatever raises at whatever step: config and cache are as they were, and the next call gives the right tokens."""
     model, ids = hf_model("llama"), torch.tensor([[5, 6, 7]])
     settings: dict[str, Any] = {"max_new_tokens": 4, "do_sample": True, "seed": 3}
-    expected = generate(model, ids, **settings)
+    expected = generate_tokens(model, ids, **settings)
     configs = model.config.to_dict(), model.generation_config.to_dict()
     cache = transformers.DynamicCache(config=model.config)
     model(ids[:, :-1], past_key_values=cache)
@@ -344,23 +345,24 @@ def test_errors_leave_the_model_usable(place: str, step: int) -> None:
             raise KeyError("from the user")
         return False if place == "criterion" else scores
 
-    failing: dict[str, Any] = {
+    places: dict[str, dict[str, Any]] = {
         "criterion": {"stopping_criteria": [fail]},
         "processor": {"logits_processor": [fail]},
         "streamer": {"streamer": Collect(step + 1)},
-    }[place]
+    }
+    failing = places[place]
     for extra in ({}, {"cache_implementation": "static"}, {"past_key_values": cache}):
         with pytest.raises(KeyError, match="from the"):
             generate(model, ids, **settings, **failing, **extra)
         again = extra if "cache_implementation" in extra else {}
-        assert torch.equal(generate(model, ids, **settings, **again), expected)
+        assert torch.equal(generate_tokens(model, ids, **settings, **again), expected)
         if "streamer" in failing:
             failing["streamer"].values.clear()
     assert (model.config.to_dict(), model.generation_config.to_dict()) == configs
     # The cache holds exactly the tokens that the model has read; without those of the failed call it goes on.
     assert cache.get_seq_length() == 3 + step
     cache.crop(-(1 + step))
-    assert torch.equal(generate(model, ids, past_key_values=cache, **settings), expected)
+    assert torch.equal(generate_tokens(model, ids, past_key_values=cache, **settings), expected)
 
 
 def test_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 import pygen
-from pygen.generate import generate
 from pygen.streamers.row_text import RowText
 from pygen.streaming import StreamEvent, stream
 from tests.generate.models import counting_table, hf_model
 from tests.generate.test_streamers import WORDS, WordTokenizer, fail_at
+from tests.helpers.generation import generate_output, generate_tokens
 from tests.test_stopping_criteria import KINDS, TEXT
 
 PROMPTS = torch.tensor([[1], [4], [7]])
@@ -47,7 +47,7 @@ def test_text_of_every_row() -> None:
 def test_tokens_and_logprobs_of_generate(settings: dict[str, Any]) -> None:
     model, ids = hf_model("gpt2"), torch.tensor([[5, 6], [7, 8]])
     settings = {**settings, "eos_token_id": list(range(20)), "pad_token_id": 0, "max_new_tokens": 12}
-    expected = generate(model, ids, **settings, output_logprobs=True, return_dict_in_generate=True)
+    expected = generate_output(model, ids, **settings, output_logprobs=True, return_dict_in_generate=True)
     events = list(stream(model, ids, **settings, output_logprobs=True))
     for row in range(len(expected.sequences)):
         mine = [e for e in events if e.row == row]
@@ -59,8 +59,8 @@ def test_tokens_and_logprobs_of_generate(settings: dict[str, Any]) -> None:
 
 def test_the_output_is_returned() -> None:
     def outer() -> Any:
-        output = yield from stream(counting_table(), PROMPTS, max_new_tokens=2)
-        assert torch.equal(output, generate(counting_table(), PROMPTS, max_new_tokens=2))
+        output: Any = yield from stream(counting_table(), PROMPTS, max_new_tokens=2)
+        assert torch.equal(output, generate_tokens(counting_table(), PROMPTS, max_new_tokens=2))
 
     assert len(list(outer())) == 6
 

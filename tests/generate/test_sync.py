@@ -17,6 +17,7 @@ from pygen.backends import use_backend
 from pygen.decode.sample import sample
 from pygen.generate import generate
 from tests.generate.models import FAMILIES, counting_table, hf_model
+from tests.helpers.generation import generate_output, generate_tokens
 
 MODULE = sys.modules["pygen.decode.sample"]
 
@@ -27,7 +28,7 @@ class Reads(TorchDispatchMode):
     """Counts scalar reads and concatenations, outside the model's forward."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts: Counter[str] = Counter()
         self.steps: list[int] = []
         self._inside = 0
@@ -50,7 +51,7 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def __exit__(self, *args: Any) -> None:
-        super().__exit__(*args)
+        super().__exit__(*args)  # type: ignore[no-untyped-call]
         for handle in self._handles:
             handle.remove()
         self.steps.append(self.counts[SCALAR_READ])
@@ -103,7 +104,7 @@ def test_one_scalar_read_per_token(name: str, late: bool, ahead: Callable[[], No
     ids = torch.randint(4, 100, (3, 4), generator=torch.Generator().manual_seed(1))
     torch.manual_seed(2)
     with use_backend("cpu"), Reads(model) as reads:
-        result = generate(model, ids, max_new_tokens=8, **SETTINGS[name])
+        result = generate_output(model, ids, max_new_tokens=8, **SETTINGS[name])
     tokens = (result if isinstance(result, Tensor) else result.sequences).shape[1] - 4
     between = reads.per_token()
     assert sum(between) == tokens
@@ -141,7 +142,7 @@ def test_every_step_a_row_may_end_at(ahead: Callable[[], None]) -> None:
     ahead()
     for end in range(2, 9):
         model = counting_table()
-        drawn = generate(model, torch.tensor([[1]]), eos_token_id=end, max_new_tokens=8)
+        drawn = generate_tokens(model, torch.tensor([[1]]), eos_token_id=end, max_new_tokens=8)
         assert drawn.tolist() == [list(range(1, end + 1))]
         # One forward more than needed was launched, but for the step that the length ends.
         assert len(model.calls) == min(end, 8)

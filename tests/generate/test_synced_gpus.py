@@ -12,6 +12,7 @@ from pygen.generate import generate
 from pygen.models.lockstep import resolve_synced_gpus
 from tests.generate import synced_worker
 from tests.generate.models import counting_table
+from tests.helpers.generation import generate_tokens
 
 IDS = torch.tensor([[5, 6, 7]])
 
@@ -36,8 +37,8 @@ def test_two_processes(tmp_path: Path) -> None:
 def test_one_process_is_not_synced() -> None:
     assert resolve_synced_gpus(None, counting_table()) is False
     assert torch.equal(
-        generate(counting_table(20), IDS, max_new_tokens=2, synced_gpus=False),
-        generate(counting_table(20), IDS, max_new_tokens=2),
+        generate_tokens(counting_table(20), IDS, max_new_tokens=2, synced_gpus=False),
+        generate_tokens(counting_table(20), IDS, max_new_tokens=2),
     )
 
 
@@ -45,7 +46,7 @@ def test_wrong_values(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="`synced_gpus`=True needs a process group"):
         generate(counting_table(20), IDS, max_new_tokens=2, synced_gpus=True)
     with pytest.raises(TypeError, match="`synced_gpus` must be a bool, got int"):
-        generate(counting_table(20), IDS, max_new_tokens=2, synced_gpus=1)
+        generate(counting_table(20), IDS, max_new_tokens=2, synced_gpus=1)  # type: ignore[arg-type]
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     with pytest.raises(NotImplementedError, match="`guidance_scale` runs forwards that `synced_gpus`=True cannot"):
         generate(counting_table(20), IDS, max_new_tokens=2, synced_gpus=True, guidance_scale=1.5)

@@ -16,6 +16,7 @@ from pygen import generate
 from pygen.models import versions
 from pygen.models.versions import CACHE_NAMES, HookNames
 from tests.generate.models import encoder_decoder, hf_model
+from tests.helpers.generation import generate_output, generate_tokens
 
 TEXT = torch.tensor([[5, 9, 2, 11, 7, 3, 8, 4, 6, 10]])
 CALL: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
@@ -38,28 +39,28 @@ def read_lengths(model: nn.Module) -> list[int]:
 @pytest.mark.parametrize("name", ["past_key_values", "cache"])
 def test_both_names_of_a_cache_are_taken(name: str) -> None:
     model = hf_model("llama")
-    cache = DynamicCache(config=model.config)
-    first = generate(model, TEXT, **CALL, **{name: cache})
+    given: dict[str, Any] = {name: DynamicCache(config=model.config)}
+    first = generate_tokens(model, TEXT, **CALL, **given)
     lengths = read_lengths(model)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            resumed = generate(model, first, **CALL, **{name: cache})
+            resumed = generate_tokens(model, first, **CALL, **given)
     finally:
         del model.forward
     assert lengths == [1, 1, 1, 1]
-    assert torch.equal(resumed, generate(model, TEXT, max_new_tokens=8, do_sample=False))
+    assert torch.equal(resumed, generate_tokens(model, TEXT, max_new_tokens=8, do_sample=False))
 
 
 def test_mamba_takes_its_cache_by_every_name() -> None:
     torch.manual_seed(0)
     config = MambaConfig(vocab_size=32, hidden_size=16, state_size=4, num_hidden_layers=2)
     model = MambaForCausalLM(config).eval()
-    whole = generate(model, TEXT, **CALL, pad_token_id=0)
+    whole = generate_tokens(model, TEXT, **CALL, pad_token_id=0)
     for name in CACHE_NAMES:
-        cache = DynamicCache(config=config)
-        assert torch.equal(generate(model, TEXT, **CALL, pad_token_id=0, **{name: cache}), whole)
-        assert cache.has_previous_state()
+        given: dict[str, Any] = {name: DynamicCache(config=config)}
+        assert torch.equal(generate_tokens(model, TEXT, **CALL, pad_token_id=0, **given), whole)
+        assert given[name].has_previous_state()
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
@@ -71,7 +72,7 @@ def test_two_names_at_once_are_refused(family: str) -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 2}], ids=["greedy", "beams"])
 def test_outputs_have_both_names(settings: dict[str, Any]) -> None:
-    output = generate(hf_model("llama"), TEXT, **CALL, **settings, return_dict_in_generate=True)
+    output = generate_output(hf_model("llama"), TEXT, **CALL, **settings, return_dict_in_generate=True)
     assert isinstance(output.cache, DynamicCache)
     assert output.past_key_values is output.cache is output["cache"] is output["past_key_values"]
     assert "cache" in output and "past_key_values" in output and output.get("cache") is output.cache
@@ -80,9 +81,9 @@ def test_outputs_have_both_names(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("longest", [5, 64])
 def test_max_cache_len_is_the_least_length_of_a_static_cache(longest: int) -> None:
     call: dict[str, Any] = {**CALL, "cache_implementation": "static", "return_dict_in_generate": True}
-    output = generate(hf_model("llama"), TEXT, max_cache_len=longest, **call)
+    output = generate_output(hf_model("llama"), TEXT, max_cache_len=longest, **call)
     assert output.cache.layers[0].keys.shape[2] == max(longest, 13)
-    assert torch.equal(output.sequences, generate(hf_model("llama"), TEXT, **CALL))
+    assert torch.equal(output.sequences, generate_tokens(hf_model("llama"), TEXT, **CALL))
 
 
 def test_releases_outside_of_those_tested_are_named_once(
@@ -114,7 +115,7 @@ def test_a_class_with_another_name_in_its_forward_keeps_its_cache() -> None:
     older = OlderLlama(model.config).eval()
     older.load_state_dict(model.state_dict())
     lengths = read_lengths(older)
-    assert torch.equal(generate(older, TEXT, **CALL), generate(model, TEXT, **CALL))
+    assert torch.equal(generate_tokens(older, TEXT, **CALL), generate_tokens(model, TEXT, **CALL))
     assert lengths == [10, 1, 1, 1]
 
 
@@ -132,5 +133,5 @@ def test_plain_modules_may_use_either_name(name: str) -> None:
     module.forward.__func__.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *parameters]
     )
-    assert generate(module, torch.tensor([[1, 2]]), **CALL).tolist() == [[1, 2, 3, 4, 5, 6]]
+    assert generate_tokens(module, torch.tensor([[1, 2]]), **CALL).tolist() == [[1, 2, 3, 4, 5, 6]]
     assert seen == [(2, False), (1, True), (1, True), (1, True)]

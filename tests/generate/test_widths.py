@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import pygen
 from tests.generate.test_candidates import other_vocabulary
+from tests.helpers.generation import generate_tokens
 
 IDS = torch.tensor([[5, 99, 7, 60, 5, 99, 60, 5, 99]])
 
@@ -27,23 +27,30 @@ class OfTwoWidths(nn.Module):
         self.config = SimpleNamespace(vocab_size=50)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        return 3 * self.head(self.embedding(input_ids))
+        scores: Tensor = self.head(self.embedding(input_ids))
+        return 3 * scores
 
 
 @pytest.mark.parametrize("head", [50, 100])
 @pytest.mark.parametrize("settings", [{}, {"do_sample": True, "seed": 2}, {"bad_words_ids": [[45]]}], ids=str)
 def test_prompt_lookup(head: int, settings: dict[str, Any]) -> None:
     call: dict[str, Any] = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0, **settings}
-    drafted = pygen.generate(OfTwoWidths(head), IDS, prompt_lookup_num_tokens=3, **call)
-    assert torch.equal(drafted, pygen.generate(OfTwoWidths(head), IDS, **call))
+    drafted = generate_tokens(OfTwoWidths(head), IDS, prompt_lookup_num_tokens=3, **call)
+    assert torch.equal(drafted, generate_tokens(OfTwoWidths(head), IDS, **call))
 
 
 @pytest.mark.parametrize("head", [50, 100])
 def test_prompt_lookup_with_draws_of_torch(head: int) -> None:
     """What transformers forbids as a draft is looked up in scores as wide as the model's."""
-    call = {"do_sample": True, "top_k": 1, "max_new_tokens": 12, "pad_token_id": 0, "bad_words_ids": [[45]]}
-    drafted = pygen.generate(OfTwoWidths(head), IDS, prompt_lookup_num_tokens=3, **call)
-    assert torch.equal(drafted, pygen.generate(OfTwoWidths(head), IDS, **call))
+    call: dict[str, Any] = {
+        "do_sample": True,
+        "top_k": 1,
+        "max_new_tokens": 12,
+        "pad_token_id": 0,
+        "bad_words_ids": [[45]],
+    }
+    drafted = generate_tokens(OfTwoWidths(head), IDS, prompt_lookup_num_tokens=3, **call)
+    assert torch.equal(drafted, generate_tokens(OfTwoWidths(head), IDS, **call))
 
 
 @pytest.mark.parametrize("columns", [-7, 8])
@@ -58,5 +65,5 @@ def test_another_tokenizer(whose: str, columns: int) -> None:
         model = resized
     else:
         drafts["assistant_model"] = resized
-    call = {"do_sample": True, "top_k": 1, "max_new_tokens": 20, "pad_token_id": 0}
-    assert torch.equal(pygen.generate(model, prompt, **call, **drafts), pygen.generate(model, prompt, **call))
+    call: dict[str, Any] = {"do_sample": True, "top_k": 1, "max_new_tokens": 20, "pad_token_id": 0}
+    assert torch.equal(generate_tokens(model, prompt, **call, **drafts), generate_tokens(model, prompt, **call))

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import pygen
-from pygen.generate import generate
 from pygen.models.devices import execution_device, input_device
 from pygen.models.read_only import ReadOnlyModel
 from tests.generate.models import CachedModel, encoder_decoder, hf_model
+from tests.helpers.generation import generate_tokens
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 3]])
 SETTINGS: list[dict[str, Any]] = [{}, {"do_sample": True, "num_return_sequences": 2}, {"num_beams": 3}]
@@ -26,7 +26,7 @@ SETTINGS: list[dict[str, Any]] = [{}, {"do_sample": True, "num_return_sequences"
 
 def tokens(model: Any, inputs: Tensor | None = IDS, **settings: Any) -> Tensor:
     torch.manual_seed(0)
-    return generate(model, inputs, max_new_tokens=5, **settings)
+    return generate_tokens(model, inputs, max_new_tokens=5, **settings)
 
 
 class TestOffloaded:
@@ -47,7 +47,7 @@ class TestOffloaded:
     def test_tokens(self, offloaded: Any) -> None:
         for settings in SETTINGS:
             assert tokens(offloaded, **settings).equal(tokens(hf_model("llama"), **settings))
-        start = {"inputs": None, "bos_token_id": 4}
+        start: dict[str, Any] = {"inputs": None, "bos_token_id": 4}
         assert tokens(offloaded, **start).equal(tokens(hf_model("llama"), **start))
         assert execution_device(offloaded) == torch.device("cpu") and input_device(offloaded) is None
 
@@ -56,7 +56,7 @@ class TestOffloaded:
 
     def test_encoder(self, tmp_path: Path) -> None:
         model = accelerate.cpu_offload(copy.deepcopy(encoder_decoder("t5")), execution_device="cpu")
-        start = {"decoder_start_token_id": 1}
+        start: dict[str, Any] = {"decoder_start_token_id": 1}
         assert tokens(model, **start).equal(tokens(encoder_decoder("t5"), **start))
 
     def test_plain_module(self) -> None:
@@ -149,11 +149,12 @@ class TestOwnGenerate:
         )
 
     def test_threads(self, base: Any) -> None:
-        wrapper, results = Prompted(base), []
+        wrapper = Prompted(base)
+        results: list[Tensor] = []
         expected = tokens(wrapper, seed=1, do_sample=True)
 
         def work() -> None:
-            results.extend(generate(wrapper, IDS, max_new_tokens=5, seed=1, do_sample=True) for _ in range(5))
+            results.extend(generate_tokens(wrapper, IDS, max_new_tokens=5, seed=1, do_sample=True) for _ in range(5))
 
         threads = [threading.Thread(target=work) for _ in range(4)]
         for thread in threads:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def captured(call: Callable[[], object]) -> CudaGraph:
 
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 @pytest.mark.parametrize("knobs", [{}, {"top_k": 50, "top_p": 0.9}, {"top_p": 0.95}])
-def test_replays_equal_eager_calls(backend: str, knobs: dict[str, float]) -> None:
+def test_replays_equal_eager_calls(backend: str, knobs: dict[str, Any]) -> None:
     logits = torch.randn(8, 50257, device=DEVICE)
     steps = torch.zeros(8, dtype=torch.int64, device=DEVICE)
     prepared = prepare_sample(logits, seed=3, step=steps, **knobs, backend=backend)

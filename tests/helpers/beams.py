@@ -77,7 +77,7 @@ class PromptSearch:
         after = [c._replace(score=c.score + lost, ended=False) if c.ended else c for c in candidates]
         self.running = _best(after, self.num_beams)
         self.all_ended = all(candidate.ended for candidate in candidates)
-        self.open = self.open and self._attainable() > min(hypothesis.score for hypothesis in self.finished)
+        self.open = self.open and bool(self._attainable() > min(hypothesis.score for hypothesis in self.finished))
 
     @property
     def is_full(self) -> bool:
@@ -99,12 +99,14 @@ class PromptSearch:
         return hypothesis._replace(score=hypothesis.score / self._normaliser(len(hypothesis.tokens)))
 
     def _normaliser(self, length: int) -> np.float32:
-        return np.float32(float(length) ** self.length_penalty)
+        power: np.float32 = np.float32(float(length) ** self.length_penalty)
+        return power
 
     def _attainable(self) -> np.float32:
         longer_is_better = self.early_stopping == "never" and self.length_penalty > 0
         length = self.max_new_tokens if longer_is_better else len(self.running[0].tokens)
-        return self.running[0].score / self._normaliser(length)
+        best: np.float32 = self.running[0].score / self._normaliser(length)
+        return best
 
 
 def _best(hypotheses: list[Hypothesis], count: int) -> list[Hypothesis]:
@@ -194,7 +196,7 @@ def continuation_values(
     x = logits.float() if normalized else logits.double().log_softmax(-1).float()
     knobs = {"do_sample": noise is not None, **knobs}
     length = state.prompt_length + step
-    history = {"input_ids": state.history[:, :length], "prompt_lengths": state.prompt_length}
+    history: dict[str, Any] = {"input_ids": state.history[:, :length], "prompt_lengths": state.prompt_length}
     scores = process_logits(x, **history, **knobs, backend="torch")
     bad = scores.isnan() | (scores == torch.inf)
     scores[bad.any(dim=1)] = -torch.inf

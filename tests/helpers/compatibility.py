@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import transformers.generation
 
 ROOT = Path(__file__).resolve().parents[2]
-PUBLIC_NAMES = tuple(sorted(transformers.generation._class_to_module))
+PUBLIC_NAMES = tuple(sorted(vars(transformers.generation)["_class_to_module"]))
 
 _CONTINUOUS_BATCHING = "continuous batching serves requests that come and go; pygen generates for a batch"
 _ONE_MODEL = "bound to one model"

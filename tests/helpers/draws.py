@@ -37,7 +37,7 @@ def chi_squared_p_value(counts: Tensor, probabilities: Tensor) -> float:
     if len(expected) == 1:
         return 1.0
     half = torch.tensor([(len(expected) - 1) / 2, statistic / 2], dtype=torch.float64)
-    return torch.special.gammaincc(half[0], half[1]).item()
+    return float(torch.special.gammaincc(half[0], half[1]))
 
 
 def assert_distribution(token_ids: Tensor, scores: Tensor) -> None:

@@ -53,7 +53,7 @@ def register(name: str, of: str, wrap: Callable[[Entry], Entry]) -> None:
     """Adds backend `name` to every op that has backend `of`: its entry, wrapped."""
     if name in backends.BACKENDS:
         return
-    backends.BACKENDS = (*backends.BACKENDS, name)
+    vars(backends)["BACKENDS"] = (*backends.BACKENDS, name)
     backends._MACHINE_REASONS[name] = lambda: None
     for info in pkgutil.iter_modules(ops.__path__):
         dispatch = getattr(importlib.import_module(f"pygen.ops.{info.name}"), "_dispatch", None)

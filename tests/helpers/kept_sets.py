@@ -12,6 +12,7 @@ import itertools
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,6 +24,9 @@ BAND = 4e-6
 FILTERS = tuple(knob.name for knob in FILTER_KNOBS)
 
 Knobs = dict[str, Any]
+Scores = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+Ids = npt.NDArray[np.int64]
 
 
 def knobs_of_row(knobs: Knobs, row: int) -> Knobs:
@@ -64,7 +68,7 @@ def _assert_same_row(actual: Tensor, expected: Tensor, before_filters: Tensor, k
         assert same, f"{name}: row {row} changed a score that it kept under {knobs}"
 
 
-def kept_bounds(s: np.ndarray, knobs: Knobs) -> tuple[np.ndarray, np.ndarray]:
+def kept_bounds(s: Scores, knobs: Knobs) -> tuple[Mask, Mask]:
     """Tokens kept wherever the thresholds lie within BAND, and tokens kept for some such thresholds."""
     keep = min(int(knobs.get("min_tokens_to_keep", 1)), s.size)
     active = [name for name in FILTERS if knobs.get(name) not in (None, NEUTRAL[name])]
@@ -77,31 +81,33 @@ def kept_bounds(s: np.ndarray, knobs: Knobs) -> tuple[np.ndarray, np.ndarray]:
     return least, most
 
 
-def _softmax(s: np.ndarray) -> np.ndarray:
+def _softmax(s: Scores) -> Scores:
     p = np.exp(s - s.max())
-    return p / p.sum()
+    shares: Scores = p / p.sum()
+    return shares
 
 
-def _surprise(s: np.ndarray) -> np.ndarray:
-    return np.log(np.exp(s - s.max()).sum()) + s.max() - s
+def _surprise(s: Scores) -> Scores:
+    best = float(s.max())
+    return float(np.log(np.exp(s - best).sum())) + best - s
 
 
-def _entropy(s: np.ndarray) -> float:
+def _entropy(s: Scores) -> float:
     p = _softmax(s)
     return float((p[p > 0] * _surprise(s)[p > 0]).sum())
 
 
-def _first(order: np.ndarray, count: int, size: int) -> np.ndarray:
+def _first(order: Ids, count: int, size: int) -> Mask:
     mask = np.zeros(size, dtype=bool)
     mask[order[:count]] = True
     return mask
 
 
-def _descending(s: np.ndarray) -> np.ndarray:
+def _descending(s: Scores) -> Ids:
     return np.argsort(-s, kind="stable")
 
 
-def _top_h(s: np.ndarray, top_h: float, keep: int, move: float) -> np.ndarray:
+def _top_h(s: Scores, top_h: float, keep: int, move: float) -> Mask:
     order = _descending(s)[:100]
     best = s[order][s[order] > -np.inf]
     p = _softmax(best)
@@ -110,23 +116,23 @@ def _top_h(s: np.ndarray, top_h: float, keep: int, move: float) -> np.ndarray:
     return _first(order, max(kept, 1), s.size)
 
 
-def _top_k(s: np.ndarray, top_k: float, keep: int, move: float) -> np.ndarray:
-    return s >= np.sort(s)[::-1][min(max(int(top_k), keep), s.size) - 1]
+def _top_k(s: Scores, top_k: float, keep: int, move: float) -> Mask:
+    return s >= float(np.sort(s)[::-1][min(max(int(top_k), keep), s.size) - 1])
 
 
-def _top_p(s: np.ndarray, top_p: float, keep: int, move: float) -> np.ndarray:
+def _top_p(s: Scores, top_p: float, keep: int, move: float) -> Mask:
     order = np.argsort(s, kind="stable")[::-1]
     p = _softmax(s)[order]
     mass_before = np.concatenate([[0.0], np.cumsum(p)[:-1]])
     return _first(order, max(int((mass_before < top_p + move).sum()), keep), s.size)
 
 
-def _min_p(s: np.ndarray, min_p: float, keep: int, move: float) -> np.ndarray:
+def _min_p(s: Scores, min_p: float, keep: int, move: float) -> Mask:
     p = _softmax(s)
-    return (p >= min_p * p.max() * (1 - move)) | _first(_descending(s), keep, s.size)
+    return (p >= min_p * float(p.max()) * (1 - move)) | _first(_descending(s), keep, s.size)
 
 
-def _typical_p(s: np.ndarray, typical_p: float, keep: int, move: float) -> np.ndarray:
+def _typical_p(s: Scores, typical_p: float, keep: int, move: float) -> Mask:
     surprise = _surprise(s)
     distance = np.abs(surprise - _entropy(s))
     order = np.argsort(distance, kind="stable")
@@ -137,14 +143,15 @@ def _typical_p(s: np.ndarray, typical_p: float, keep: int, move: float) -> np.nd
     # Of equal distances the lowest ids; distances within the band of the last one may be ordered otherwise.
     forced = distance[order[min(keep, finite) - 1]]
     nearest = (distance != forced) & (distance <= forced + slack) | (distance == forced) & _first(order, keep, s.size)
-    return (distance <= distance[at] + slack) | (nearest if keep > 1 else _first(order, 1, s.size))
+    near: Mask = distance <= distance[at] + slack
+    return near | (nearest if keep > 1 else _first(order, 1, s.size))
 
 
-def _epsilon(s: np.ndarray, epsilon: float, keep: int, move: float) -> np.ndarray:
-    return (_softmax(s) >= epsilon * (1 - move)) | (s >= np.sort(s)[::-1][keep - 1])
+def _epsilon(s: Scores, epsilon: float, keep: int, move: float) -> Mask:
+    return (_softmax(s) >= epsilon * (1 - move)) | (s >= float(np.sort(s)[::-1][keep - 1]))
 
 
-def _eta(s: np.ndarray, eta: float, keep: int, move: float) -> np.ndarray:
+def _eta(s: Scores, eta: float, keep: int, move: float) -> Mask:
     entropy = _entropy(s)
     return _epsilon(s, min(eta, np.sqrt(eta) * np.exp(-entropy)), keep, move * (1 + entropy))
 

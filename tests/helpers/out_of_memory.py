@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import functools
 import sys
 import threading
 from collections.abc import Callable
@@ -59,8 +60,11 @@ CASES = [
         Case(
             f"sample {source}",
             lambda: None,
-            lambda _, source=source: ops.sample(
-                logits, **SHAPING, input_ids=history, logprobs=5, rng=source, generator=generator
+            functools.partial(
+                lambda source, _: ops.sample(
+                    logits, **SHAPING, input_ids=history, logprobs=5, rng=source, generator=generator
+                ),
+                source,
             ),
         )
         for source in ("philox", "torch")
@@ -69,10 +73,13 @@ CASES = [
         Case(
             f"sample with a state {source}",
             sequences,
-            lambda state, source=source: ops.prepare_sample(
-                logits, **SHAPING, rng=source, generator=generator if source == "torch" else None, state=state,
-                seed=None if source == "torch" else 1,
-            )(logits),
+            functools.partial(
+                lambda source, state: ops.prepare_sample(
+                    logits, **SHAPING, rng=source, generator=generator if source == "torch" else None, state=state,
+                    seed=None if source == "torch" else 1,
+                )(logits),
+                source,
+            ),
         )
         for source in ("philox", "torch")
     ),
@@ -81,8 +88,11 @@ CASES = [
         Case(
             f"beam_step {source}",
             beams,
-            lambda state, source=source: ops.beam_step(
-                logits, state, **SHAPING, do_sample=source is not None, rng=source or "torch", generator=generator
+            functools.partial(
+                lambda source, state: ops.beam_step(
+                    logits, state, **SHAPING, do_sample=source is not None, rng=source or "torch", generator=generator
+                ),
+                source,
             ),
         )
         for source in (None, "philox", "torch")

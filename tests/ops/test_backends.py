@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 
 import pytest
@@ -52,7 +53,7 @@ def test_unknown_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_refusal_lists_every_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, reason in (("cpu", "it is Sunday"), ("cuda", "it rains"), ("triton", "it snows")):
-        monkeypatch.setitem(backends._MACHINE_REASONS, name, lambda reason=reason: reason)
+        monkeypatch.setitem(backends._MACHINE_REASONS, name, functools.partial(str, reason))
     with pytest.raises(BackendError) as raised:
         sample(LOGITS, backend="cpu")
     assert isinstance(raised.value, NotImplementedError)

@@ -88,7 +88,8 @@ def test_random_ancestries(backend: str, batch_size: int, num_beams: int, num_st
     draw = random.Random(num_steps * 100 + num_beams * 10 + batch_size)
     rows, places = batch_size * num_beams, range(num_beams)
     prompt = [[draw.randrange(50) for _ in range(4)] for _ in range(batch_size)]
-    tokens, parents, finished = [], [], [[] for _ in range(batch_size)]
+    tokens, parents = [], []
+    finished: list[list[Any]] = [[] for _ in range(batch_size)]
     beams: list[Any] = [((), ())] * rows
     for step in range(num_steps):
         grown_from = [row // num_beams * num_beams + draw.randrange(num_beams) for row in range(rows)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -261,7 +262,7 @@ def check_kernel() -> None:
         kernel, reference = (advanced_state(3, 40, batch_size=2, seed=seed) for _ in range(2))
         for state in (kernel, reference):
             state.history = state.token_ids.masked_fill(state.token_ids % 3 == 0, -1)
-        knobs = {
+        knobs: dict[str, Any] = {
             "repetition_penalty": 1.5,
             "presence_penalty": 0.5,
             "do_sample": True,

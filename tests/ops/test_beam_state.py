@@ -31,7 +31,7 @@ SOURCES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_state(seed: int = 0, *, room: int = STEPS, **fields: Tensor | None) -> BeamState:
+def make_state(seed: int = 0, *, room: int = STEPS, **fields: Any) -> BeamState:
     """Token 7 ends, and the first place of the prompt is hidden."""
     prompts = make_history(BATCH, PROMPT, VOCAB_SIZE, seed=seed)
     visible = (torch.arange(PROMPT) > 0).long().expand(BATCH, PROMPT)
@@ -109,7 +109,7 @@ def test_one_op_serves_search_after_search(backend: str) -> None:
     searches = [(1, 4, 1.3, False), (2, 3, 0.5, "never"), (3, 5, -1.0, False)]
     for seed, limit, length_penalty, early_stopping in searches[:2] if EMULATED else searches:
         wanted = make_state(seed, room=limit)
-        stopping = {"length_penalty": length_penalty, "early_stopping": early_stopping}
+        stopping: dict[str, Any] = {"length_penalty": length_penalty, "early_stopping": early_stopping}
         by_call = prepare_beam_step(logits_of(0), wanted, **sampling, **stopping, seed=seed, backend=backend)
         for name in SEARCH:
             getattr(counted, name).copy_(getattr(wanted, name))
@@ -124,7 +124,7 @@ def test_one_op_serves_search_after_search(backend: str) -> None:
 
 def test_normalisers() -> None:
     def of(length_penalty: float, early_stopping: bool | str) -> list[list[float]]:
-        stopping = {"length_penalty": length_penalty, "early_stopping": early_stopping}
+        stopping: dict[str, Any] = {"length_penalty": length_penalty, "early_stopping": early_stopping}
         prepared = prepare_beam_step(logits_of(0), make_state(room=3), **stopping)
         assert prepared.normalisers.dtype is torch.float32
         return prepared.normalisers.tolist()
@@ -174,8 +174,9 @@ def int64(*shape: int) -> Tensor:
     ],
 )
 def test_wrong_tensors_of_the_state(field: str, value: Tensor, error: type[Exception]) -> None:
+    changes: dict[str, Any] = {field: value}
     with pytest.raises(error, match=f"`state.{field}` must"):
-        prepare_beam_step(logits_of(0), make_state(**{field: value}))
+        prepare_beam_step(logits_of(0), make_state(**changes))
 
 
 @pytest.mark.parametrize(

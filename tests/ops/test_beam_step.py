@@ -152,7 +152,7 @@ def advanced_state(num_beams: int, vocab_size: int, batch_size: int = 1, seed: i
 def test_large_vocabularies(vocab_size: int, dtype: torch.dtype) -> None:
     state = advanced_state(4, vocab_size, batch_size=2)
     logits = make_logits("normal", 8, vocab_size, dtype=dtype)
-    penalty = {"repetition_penalty": 1.3}
+    penalty: dict[str, Any] = {"repetition_penalty": 1.3}
     _, values = continuation_values(logits, state, step=1, **penalty)
     for _ in on_every_isa():
         assert_best(candidates_of(logits, state, step=1, **penalty, backend="cpu"), state, values)
@@ -276,7 +276,7 @@ def test_stopping_criteria(backend: str) -> None:
         shown.append(sequences.tolist())
         return sequences[:, -1] == 3
 
-    knobs = {"step": 1, "normalized": True, "length_penalty": 0.0, "backend": backend}
+    knobs: dict[str, Any] = {"step": 1, "normalized": True, "length_penalty": 0.0, "backend": backend}
     beam_step(log_probs, state, stopping_criteria=third_token, **knobs)
     assert shown == [[[1, 7, 8, 0], [1, 7, 8, 3], [0, 5, 6, 0], [1, 7, 8, 1]]]
     assert state.finished_scores[0, 0] == -3.25 and state.finished_tokens[0, 0] == 3
@@ -299,7 +299,7 @@ def test_a_refused_answer_of_a_criterion_changes_nothing(backend: str) -> None:
     for answer, error, message in wrong:
         before = copied(state)
         with pytest.raises(error) as raised:
-            criterion = {"stopping_criteria": lambda _, answer=answer: answer}
+            criterion: dict[str, Any] = {"stopping_criteria": lambda _, answer=answer: answer}
             beam_step(torch.zeros(2, 4), state, step=1, **criterion, backend=backend)
         assert str(raised.value) == message
         for name, value in vars(before).items():

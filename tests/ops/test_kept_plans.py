@@ -54,7 +54,9 @@ def test_the_second_call_is_like_the_first(cpu_backend: str, knobs: dict[str, An
         logits = make_logits("normal", ROWS, VOCAB_SIZE, seed=number)
         if number == 2:
             logits = strided_rows(logits)
-        given = {name: value.clone() if isinstance(value, Tensor) else value for name, value in knobs.items()}
+        given: dict[str, Any] = {
+            name: value.clone() if isinstance(value, Tensor) else value for name, value in knobs.items()
+        }
         if "input_ids" in given:
             given["input_ids"].add_(number)
         torch.manual_seed(9)
@@ -80,10 +82,11 @@ def test_results_are_the_callers_own() -> None:
 def test_equal_numbers_of_other_types_are_other_calls() -> None:
     logits = make_logits("normal", ROWS, VOCAB_SIZE)
     ids = make_history(ROWS, 9, VOCAB_SIZE)
-    sample(logits, top_k=1, seed=1, suppress=[1], input_ids=ids)
+    call: dict[str, Any] = {"top_k": 1, "suppress": [1]}
+    sample(logits, **call, seed=1, input_ids=ids)
     for wrong in ({"top_k": 1.0}, {"top_k": True}, {"do_sample": 1}, {"suppress": [True]}, {"suppress": [1.0]}):
         with pytest.raises(TypeError):
-            sample(logits, **{"top_k": 1, "suppress": [1], **wrong}, seed=1, input_ids=ids)
+            sample(logits, **{**call, **wrong}, seed=1, input_ids=ids)
     for other in (ids.short(), ids.float(), ids[:, None], ids.t().contiguous().t(), ids.to("meta")):
         with pytest.raises((TypeError, ValueError)):
             sample(logits, top_k=1, seed=1, suppress=[1], input_ids=other)

@@ -61,7 +61,9 @@ def calls(draw: st.DrawFn) -> tuple[Tensor, dict[str, Any]]:
         kind = torch.bool if name == "do_sample" else torch.int64 if name in INTEGERS else torch.float32
         knobs[name] = torch.tensor(column, dtype=kind)
     history = make_history(rows, draw(st.integers(0, 12)), vocab_size, seed=seed)
-    knobs["input_ids"] = history.masked_fill(make_logits("normal", *history.shape, seed=seed) < -1.3, -1)
+    length = history.shape[1]
+    padding = make_logits("normal", rows, length, seed=seed) < -1.3
+    knobs["input_ids"] = history.masked_fill(padding, -1)
     if draw(st.booleans()):
         knobs["bias"] = make_logits("normal", draw(st.sampled_from([1, rows])), vocab_size, seed=seed + 1)
         knobs["bias"] = knobs["bias"][0] if len(knobs["bias"]) != rows else knobs["bias"]

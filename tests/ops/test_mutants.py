@@ -7,6 +7,7 @@ tables and rules that the full suite uses.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -200,7 +201,11 @@ def check_transformers() -> None:
 def check_draws() -> None:
     """The kernel's tokens, row by row and for several steps: 200 races that are not close under these seeds."""
     logits = make_logits("normal", 10, 90, seed=1)
-    knobs = {"top_k": torch.arange(10) * 9, "do_sample": torch.arange(10) != 4, "seed": torch.arange(10) << 30}
+    knobs: dict[str, Any] = {
+        "top_k": torch.arange(10) * 9,
+        "do_sample": torch.arange(10) != 4,
+        "seed": torch.arange(10) << 30,
+    }
     for step in range(20):
         expected = sample(logits, **knobs, step=step, backend="cpu")
         result = sample(logits, **knobs, step=step, backend="torch")

@@ -101,7 +101,7 @@ def test_history_and_bans_against_transformers(backend: str, vocab_size: int) ->
     words = (vocab_size + 31) // 32
     mask = torch.randint(-(2**31), 2**31, (rows, words), generator=torch.Generator().manual_seed(1)).to(torch.int32)
     mask[:, 0] |= 1
-    for knobs in (
+    shapings: tuple[dict[str, Any], ...] = (
         {"repetition_penalty": 1.3},
         {"repetition_penalty": 0.7, **ngram},
         ngram,
@@ -111,15 +111,16 @@ def test_history_and_bans_against_transformers(backend: str, vocab_size: int) ->
         {"token_bitmask": mask},
         {"token_bitmask": mask[0]},
         {"token_bitmask": mask, "repetition_penalty": 1.2, "temperature": 0.7, "top_k": 20, **ngram},
-    ):
-        knobs = {**knobs, "input_ids": make_history(rows, 40, vocab_size)}
+    )
+    for shaping in shapings:
+        knobs: dict[str, Any] = {**shaping, "input_ids": make_history(rows, 40, vocab_size)}
         expected = processed(logits, knobs)
         torch.testing.assert_close(process_logits(logits, **knobs, backend=backend), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3, MANY_ROWS])
 def test_rows(backend: str, rows: int) -> None:
-    knobs = {"temperature": 0.7, "top_k": 20, "top_p": 0.8}
+    knobs: dict[str, Any] = {"temperature": 0.7, "top_k": 20, "top_p": 0.8}
     logits = make_logits("normal", rows, 111)
     before_filters = processed(logits, unfiltered(knobs)) if rows else logits
     scores = process_logits(logits, **knobs, backend=backend)
@@ -132,7 +133,7 @@ def test_rows(backend: str, rows: int) -> None:
 @pytest.mark.parametrize("vocab_size", [1, 7, 63, 64, 65, 111, 1000])
 def test_strided_rows_give_the_same(backend: str, dtype: torch.dtype, vocab_size: int) -> None:
     logits = make_logits("normal", 5, vocab_size, dtype=dtype)
-    knobs = {"top_p": 0.9, "min_p": 0.01}
+    knobs: dict[str, Any] = {"top_p": 0.9, "min_p": 0.01}
     expected = process_logits(logits, **knobs, backend=backend)
     assert process_logits(strided_rows(logits), **knobs, backend=backend).equal(expected)
     expanded = process_logits(logits[:1].expand(5, vocab_size), **knobs, backend=backend)
@@ -172,7 +173,7 @@ def test_strided_history_and_tables(backend: str) -> None:
 
 def test_a_bad_row_leaves_the_others_alone(backend: str) -> None:
     logits = make_logits("normal", 5, 200)
-    knobs = {"top_p": 0.9, "temperature": 0.7}
+    knobs: dict[str, Any] = {"top_p": 0.9, "temperature": 0.7}
     expected = process_logits(logits, **knobs, backend=backend)
     bad = logits.clone()
     bad[1, 190], bad[3] = math.nan, -math.inf

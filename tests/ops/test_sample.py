@@ -197,7 +197,7 @@ def test_out_is_written_and_returned(backend: str) -> None:
 
 
 def test_inputs_are_not_modified(backend: str) -> None:
-    tensors = {
+    tensors: dict[str, Any] = {
         "logits": make_logits("normal", 3, 40),
         "input_ids": make_history(3, 9, 40),
         "bias": make_logits("normal", 3, 40, seed=9),

@@ -167,5 +167,6 @@ def test_a_generator_state_stands_for_the_generator(name: str) -> None:
     ],
 )
 def test_wrong_tensors_of_the_state(field: str, value: Tensor, error: type[Exception]) -> None:
+    changes: dict[str, Any] = {field: value}
     with pytest.raises(error, match=f"`state.{field}` must"):
-        prepare_sample(one_hot([0] * ROWS), state=dataclasses.replace(make_state(), **{field: value}))
+        prepare_sample(one_hot([0] * ROWS), state=dataclasses.replace(make_state(), **changes))

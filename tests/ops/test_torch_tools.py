@@ -120,7 +120,8 @@ def test_transforms_of_functions_are_refused(name: str, transform: Callable[[Any
 
 def test_dtensors_are_refused(tmp_path: Any) -> None:
     from torch import distributed
-    from torch.distributed.tensor import DTensor, init_device_mesh
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor
 
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:

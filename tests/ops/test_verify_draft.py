@@ -144,7 +144,7 @@ def test_the_oracle(backend: str, vocab_size: int, dtype: torch.dtype, certain: 
             drafts[r, : lengths[r]].tolist(),
             scores,
             temperature[r].item(),
-            *philox_noise(seeds[r].item() % 2**64, step),
+            *philox_noise(int(seeds[r]) % 2**64, step),
         )
         if wanted.clear:
             compared += 1

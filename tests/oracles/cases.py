@@ -79,16 +79,14 @@ def seeded_model(family: str) -> Any:
         model = transformers.MistralForCausalLM(transformers.MistralConfig(**decoder, sliding_window=8))
     elif family == "gpt2":
         sizes: dict[str, Any] = {"n_embd": 32, "n_layer": 6, "n_head": 4, "n_positions": 64, "vocab_size": VOCAB_SIZE}
-        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **tokens, attn_implementation="eager"))
+        sizes["attn_implementation"] = "eager"
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **tokens))
     elif family == "bart":
         model = transformers.BartForConditionalGeneration(transformers.BartConfig(**_bart(), **tokens))
     else:
-        model = transformers.T5ForConditionalGeneration(
-            transformers.T5Config(
-                vocab_size=VOCAB_SIZE, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
-                decoder_start_token_id=1, attn_implementation="eager", **tokens,
-            )
-        )  # fmt: skip
+        tokens |= {"decoder_start_token_id": 1, "attn_implementation": "eager"}
+        sizes = {"vocab_size": VOCAB_SIZE, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+        model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, **tokens))
     _fill(model)
     model.generation_config = transformers.GenerationConfig(
         pad_token_id=0, decoder_start_token_id=1 if model.config.is_encoder_decoder else None

@@ -30,16 +30,15 @@ def record(search: str, calls: dict[str, tuple[str, dict[str, Any]]]) -> None:
         torch.manual_seed(0)
         results[name] = cases.recorded(model.generate(**cases.arguments(asked)))
     families = sorted({family for family, _ in calls.values()})
-    fixture = {
+    head = {
         "transformers": transformers.__version__,
         "torch": torch.__version__,
         "fingerprints": {family: cases.fingerprint(family) for family in families},
-        "results": results,
     }
     path = Path(__file__).with_name(f"{search}.json")
-    lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in fixture.pop("results").items()]
-    head = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in fixture.items())
-    path.write_text("{\n" + head + ',\n"results": {\n' + ",\n".join(lines) + "\n}\n}\n")
+    lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in results.items()]
+    facts = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items())
+    path.write_text("{\n" + facts + ',\n"results": {\n' + ",\n".join(lines) + "\n}\n}\n")
     print(f"{path}: {len(results)} calls")
 
 

@@ -28,7 +28,7 @@ class Warper(NamedTuple):
 
 def warpers() -> list[Warper]:
     """A grid over values, filter values and numbers of tokens to keep."""
-    grid = {
+    grid: dict[tuple[str, str, str], list[float]] = {
         ("TopKLogitsWarper", "top_k", "top_k"): [1, 3, 10, 1000],
         ("TopPLogitsWarper", "top_p", "top_p"): [0.0, 0.3, 0.8, 0.99],
         ("MinPLogitsWarper", "min_p", "min_p"): [0.0, 0.05, 0.5, 1.0],

@@ -63,6 +63,7 @@ def test_transformers_generates_with_these_processors() -> None:
         torch.manual_seed(3)
         ids = torch.tensor([[5, 6, 7], [8, 9, 5]])
         settings: dict[str, Any] = {"do_sample": True, "top_k": 0, "max_new_tokens": 12, "pad_token_id": 0}
-        return model.generate(ids, logits_processor=package.LogitsProcessorList(made), **settings)
+        texts: Tensor = model.generate(ids, logits_processor=package.LogitsProcessorList(made), **settings)
+        return texts
 
     assert torch.equal(generate(processors), generate(transformers))

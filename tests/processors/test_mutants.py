@@ -13,6 +13,9 @@ from torch import Tensor
 from pygen import processors
 from tests.processors.cases import DTYPES, assert_same, check_filter, ids_of, others, rows_of, warpers
 
+# What a filter never looks at.
+NO_IDS = torch.zeros(1, 1, dtype=torch.int64)
+
 Wrong = Callable[[dict[str, Any]], Any]
 
 
@@ -35,13 +38,13 @@ FILTERS: list[tuple[str, str, Callable[[Any, Tensor], Tensor]]] = [
     (
         "most probable instead of most typical",
         "TypicalLogitsWarper",
-        lambda p, s: processors.TopPLogitsWarper(p.mass)(None, s),
+        lambda p, s: processors.TopPLogitsWarper(p.mass)(NO_IDS, s),
     ),
     ("min_tokens_to_keep forgotten", "EpsilonLogitsWarper", lambda p, s: _with(p, s, min_tokens_to_keep=1)),
     (
         "epsilon without the entropy",
         "EtaLogitsWarper",
-        lambda p, s: processors.EpsilonLogitsWarper(p._eta_cutoff)(None, s),
+        lambda p, s: processors.EpsilonLogitsWarper(p._eta_cutoff)(NO_IDS, s),
     ),
     ("a little more entropy", "TopHLogitsWarper", lambda p, s: _with(p, s, top_h=min(p.top_h + 0.04, 1))),
     ("another dtype", "MinPLogitsWarper", lambda p, s: p(None, s).float()),
@@ -52,7 +55,8 @@ FILTERS: list[tuple[str, str, Callable[[Any, Tensor], Tensor]]] = [
 def _with(processor: Any, scores: Tensor, **attributes: Any) -> Tensor:
     for name, value in attributes.items():
         setattr(processor, name, value)
-    return processor(None, scores)
+    moved: Tensor = processor(None, scores)
+    return moved
 
 
 def _exactly(scores: Tensor, processor: Any) -> Tensor:

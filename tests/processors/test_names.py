@@ -12,7 +12,7 @@ from transformers.generation import logits_process as hf
 
 from pygen import processors
 from tests.helpers.releases import since
-from tests.processors.cases import others, warpers
+from tests.processors.cases import Other, Warper, others, warpers
 
 # Bound to one model; the state of a watermark is no processor.
 MODEL_BOUND = ("Bark", "Dia", "Whisper", "SynthIDTextWatermarkState")
@@ -31,7 +31,8 @@ NAMES = [
     for name, value in vars(hf).items()
     if inspect.isclass(value) and value.__module__ == hf.__name__ and not name.startswith(MODEL_BOUND)
 ]
-CONSTRUCTIONS = [(case.name, case.arguments) for case in (*warpers()[::4], *others(7))]
+CASES: list[Warper | Other] = [*warpers()[::4], *others(7)]
+CONSTRUCTIONS = [(case.name, case.arguments) for case in CASES]
 
 
 def parameters(function: Any) -> list[tuple[str, Any, Any]]:
@@ -68,7 +69,8 @@ def test_attributes(number: int) -> None:
 REFUSED: list[tuple[str, dict[str, Any]]] = [
     *(("TemperatureLogitsWarper", {"temperature": t}) for t in (0.0, -1.0, float("nan"), 0, -2, "1", None)),
     *(("TopKLogitsWarper", {"top_k": k}) for k in (0, -1, 2.0, "3", None)),
-    *(("TopPLogitsWarper", {"top_p": p}) for p in (-0.1, 1.2, None, [])),
+    *(("TopPLogitsWarper", {"top_p": p}) for p in (-0.1, 1.2, None)),
+    ("TopPLogitsWarper", {"top_p": []}),
     *(("MinPLogitsWarper", {"min_p": p}) for p in (-0.1, 1.2, float("nan"), None, "x")),
     *(("TopHLogitsWarper", {"top_h": p}) for p in (0, -0.1, 1.2, float("nan"), None, "x")),
     *(("TypicalLogitsWarper", {"mass": p}) for p in (0, 1, 1.0, -0.1, 1.2, float("nan"), None)),

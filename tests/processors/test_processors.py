@@ -45,9 +45,7 @@ def _accepted_by_transformers(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 class OpCounter(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
+    count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += 1
@@ -67,7 +65,8 @@ def test_a_step_costs_no_loop_over_sequences_or_rows(name: str) -> None:
         processor = getattr(processors, f"{name}LogitsProcessor")(*arguments[name])
         input_ids, scores = torch.ones(size, 6, dtype=torch.int64), torch.randn(size, 50)
         processor(input_ids, scores)
-        with OpCounter() as counter:
+        counter = OpCounter()
+        with counter:
             processor(input_ids, scores)
         return counter.count
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ IDS = torch.zeros(4, 3, dtype=torch.int64)
 
 
 def test_the_encoder_penalty_reaches_every_row() -> None:
-    scores, encoder_ids = torch.ones(4, 5), torch.tensor([[1, 2], [3, 3]])
+    scores = torch.ones(4, 5)
+    encoder_ids: Any = torch.tensor([[1, 2], [3, 3]])
     expected = torch.tensor([[1, 2, 2, 1, 1], [1, 2, 2, 1, 1], [1, 1, 1, 2, 1], [1, 1, 1, 2, 1.0]])
     assert torch.equal(processors.EncoderRepetitionPenaltyLogitsProcessor(2.0, encoder_ids)(IDS, scores), expected)
     theirs = hf.EncoderRepetitionPenaltyLogitsProcessor(2.0, encoder_ids)(IDS, scores)
@@ -82,7 +84,7 @@ def test_rows_beside_the_beams_are_constrained() -> None:
 def test_a_sequence_may_be_the_whole_text_and_a_token(text: list[int]) -> None:
     """And one that is longer by two tokens is not completed, whatever would stand before the text."""
     ids, scores = torch.tensor([text]), torch.zeros(1, 10)
-    biases = {(4, 6, 5): -9.0, (0, 4, 6, 7): 3.0, (1, 2, 3, 4, 5, 0, 0, 4, 6, 8): 2.0}
+    biases: Any = {(4, 6, 5): -9.0, (0, 4, 6, 7): 3.0, (1, 2, 3, 4, 5, 0, 0, 4, 6, 8): 2.0}
     expected = torch.tensor([[0, 0, 0, 0, 0, -9.0, 0, 0, 0, 0]])
     assert torch.equal(processors.SequenceBiasLogitsProcessor(biases)(ids, scores), expected)
     banned = processors.NoBadWordsLogitsProcessor([[4, 6, 5], [0, 4, 6, 7]])(ids, scores)

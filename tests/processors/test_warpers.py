@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
@@ -34,7 +36,7 @@ def test_filters_as_transformers(number: int, vocab_size: int) -> None:
             torch.testing.assert_close(scores, before, rtol=0, atol=0, equal_nan=True)
 
 
-def assert_nothing_lost(ours: object, theirs: object, label: str, scores: torch.Tensor) -> None:
+def assert_nothing_lost(ours: Any, theirs: Any, label: str, scores: torch.Tensor) -> None:
     """Rows that cannot be filtered stay; transformers raises (top_h, eta) or ranks what is no number (top_k)."""
     torch.testing.assert_close(ours(None, scores), scores, rtol=0, atol=0, equal_nan=True)
     try:

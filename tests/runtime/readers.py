@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -94,9 +94,10 @@ class Reader:
             positions = (self.visible.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
             inputs |= {"input_ids": ids, "attention_mask": self.visible, "position_ids": positions}
         else:
-            encoded = BaseModelOutput(last_hidden_state=self.source)
+            encoded = BaseModelOutput(last_hidden_state=cast(Any, self.source))
             inputs |= {"decoder_input_ids": ids, "decoder_attention_mask": self.visible, "encoder_outputs": encoded}
-        return self.model(**inputs).logits[:, -1]
+        logits: Tensor = self.model(**inputs).logits
+        return logits[:, -1]
 
     def expand(self, copies: int) -> None:
         verbs.expand(self.cache, copies)
@@ -134,5 +135,5 @@ class Readers:
         return ids
 
     def buffers(self) -> list[Tensor]:
-        own = getattr(self.static, "self_attention_cache", self.static)
+        own: Any = getattr(self.static, "self_attention_cache", self.static)
         return [tensor for layer in own.layers for tensor in (layer.keys, layer.values)]

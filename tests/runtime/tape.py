@@ -16,7 +16,7 @@ class Tape(TorchDispatchMode):
     """Records what torch runs inside `with tape:`; `replay` runs it again. Numbers of the host stay as recorded."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._calls: list[tuple[Any, Any, Any, Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

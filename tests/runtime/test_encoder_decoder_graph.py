@@ -23,6 +23,7 @@ from pygen.graph import captures
 from pygen.graph.cuda_graph import CAPTURES
 from pygen.graph.eligibility import LEAST_STEPS
 from tests.generate.models import ENCODER_DECODERS, VOCAB_SIZE, encoder_decoder
+from tests.helpers.generation import generate_output, generate_tokens
 from tests.runtime.calls import Collect, same
 from tests.runtime.captures import PlainCalls
 from tests.runtime.tape import no_host_reads
@@ -105,7 +106,7 @@ def model_of(family: str) -> Any:
     if family in ENCODER_DECODERS:
         return encoder_decoder(family)
     torch.manual_seed(len(family))
-    kind = transformers.AutoModelForSpeechSeq2Seq if family in AUDIO else transformers.AutoModelForSeq2SeqLM
+    kind: Any = transformers.AutoModelForSpeechSeq2Seq if family in AUDIO else transformers.AutoModelForSeq2SeqLM
     model = kind.from_config(CONFIGS[family]())
     model.generation_config = transformers.GenerationConfig()
     return model.eval()
@@ -131,14 +132,15 @@ def run(runtime: str, model: Any, inputs: Any, **settings: Any) -> dict[str, Any
     torch.manual_seed(5)
     streamer = Collect()
     settings = {**START, "return_dict_in_generate": True, "output_logprobs": True, **settings}
-    output = generate(model, inputs, runtime=runtime, streamer=streamer, **settings)
+    output = generate_output(model, inputs, runtime=runtime, streamer=streamer, **settings)
     found = {name: value for name, value in vars(output).items() if name not in ("past_key_values", "cache")}
     cache = output.past_key_values
     assert type(cache) is EncoderDecoderCache
     for name in ("self_attention_cache", "cross_attention_cache"):
         part = getattr(cache, name)
         assert type(part) is DynamicCache
-        found[name] = [tensor for layer in part.layers if layer.is_initialized for tensor in (layer.keys, layer.values)]
+        layers: list[Any] = part.layers
+        found[name] = [tensor for layer in layers if layer.is_initialized for tensor in (layer.keys, layer.values)]
     return {**found, "events": streamer.events, "generator": torch.get_rng_state(), "updated": [*cache.is_updated]}
 
 
@@ -250,7 +252,7 @@ def test_given_encoder_outputs(family: str, capture: Any) -> None:
     encoded = BaseModelOutput(last_hidden_state=states, hidden_states=(states, states))
     found = check(model, None, encoder_outputs=encoded)
     assert same(found["sequences"], run("eager", model, source(family))["sequences"])
-    assert encoded.last_hidden_state is states and states.shape[1] == (20 if family == "whisper" else 6)
+    assert vars(encoded)["last_hidden_state"] is states and states.shape[1] == (20 if family == "whisper" else 6)
     check(model, None, encoder_outputs=BaseModelOutput(last_hidden_state=states.flip(1)))
     assert capture.made == 1
 
@@ -316,7 +318,7 @@ def test_invalid_rows(step: int, capture: Any) -> None:
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     ids = source("bart")[:1] % 50
     settings: dict[str, Any] = {**START, "suppress_tokens": list(range(1, 50)), "repetition_penalty": 5.0}
-    token = int(generate(model, ids, **settings)[0, 1 + step])
+    token = int(generate_tokens(model, ids, **settings)[0, 1 + step])
     with torch.no_grad():
         model.get_input_embeddings().weight[token] = torch.nan
     messages = []

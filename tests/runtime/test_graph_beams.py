@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 import pygen
-from pygen.generate import generate
 from tests.generate.models import ENCODER_DECODERS, FAMILIES, VOCAB_SIZE, encoder_decoder, hf_model
+from tests.helpers.generation import generate_output, generate_tokens
 from tests.runtime.calls import Collect, poisoned, same
 
 STEPS = 9
 PROMPTS = torch.randint(1, VOCAB_SIZE, (3, 6), generator=torch.Generator().manual_seed(0))
 PADDED = {"attention_mask": torch.tensor([[1] * 6, [0] * 4 + [1] * 2, [0] + [1] * 5])}
 # Enough of them that hypotheses end at every step.
-ENDS = {"eos_token_id": list(range(40, 60)), "pad_token_id": 0}
+ENDS: dict[str, Any] = {"eos_token_id": list(range(40, 60)), "pad_token_id": 0}
 
 pytestmark = pytest.mark.usefixtures("capture", "one_thread")
 
@@ -30,7 +30,7 @@ def run(runtime: str, model: Any, inputs: Tensor | None = PROMPTS, **settings: A
     settings = {"max_new_tokens": STEPS, "num_beams": 3, "return_dict_in_generate": True, **settings}
     streamer = settings.setdefault("streamer", None)
     try:
-        output = generate(model, inputs, runtime=runtime, **settings)
+        output = generate_output(model, inputs, runtime=runtime, **settings)
     except (RuntimeError, KeyError) as error:
         # Where the first NaN was is known as long as the logits are there.
         return {"error": re.sub(", first at token id [0-9]+", "", str(error)), "generator": torch.get_rng_state()}
@@ -128,7 +128,7 @@ def test_beams_and_rows_of_one_size_share_a_cache(capture: Any) -> None:
         check(model, **ENDS)
         check(model, PROMPTS[:1], num_beams=9)
         rows = PROMPTS.repeat_interleave(3, dim=0)
-        eager, graph = (generate(model, rows, max_new_tokens=STEPS, runtime=name) for name in ("eager", "graph"))
+        eager, graph = (generate_tokens(model, rows, max_new_tokens=STEPS, runtime=name) for name in ("eager", "graph"))
         assert torch.equal(eager, graph)
     assert capture.made == 3
 
@@ -201,7 +201,8 @@ def test_a_time_limit() -> None:
 def test_invalid_rows(step: int, on_invalid: str) -> None:
     # The best beam grows it.
     model = poisoned(int(run("eager", hf_model("llama"))["sequences"][0, 6 + step]))
-    for settings in ({}, {"do_sample": True, "seed": 3}):
+    ways: tuple[dict[str, Any], ...] = ({}, {"do_sample": True, "seed": 3})
+    for settings in ways:
         found = check(model, on_invalid=on_invalid, **settings)
         assert on_invalid == "raise" or "error" not in found
     model.load_state_dict(hf_model("llama").state_dict())

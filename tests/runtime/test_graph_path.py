@@ -15,6 +15,7 @@ import pygen
 from pygen.generate import generate
 from pygen.plan import pipeline
 from tests.generate.models import FAMILIES, VOCAB_SIZE, hf_model
+from tests.helpers.generation import generate_output, generate_tokens
 from tests.runtime.calls import Collect, poisoned, same
 
 STEPS = 9
@@ -32,7 +33,7 @@ def run(runtime: str, model: Any, inputs: Tensor = PROMPTS, **settings: Any) -> 
     settings = {"max_new_tokens": STEPS, "return_dict_in_generate": True, **settings}
     found: dict[str, Any] = {}
     try:
-        output = generate(model, inputs, runtime=runtime, **settings)
+        output = generate_output(model, inputs, runtime=runtime, **settings)
     except (RuntimeError, KeyError) as error:
         found["error"] = str(error)
     else:
@@ -153,7 +154,7 @@ def test_embeddings_as_prompts() -> None:
     model = hf_model("llama")
     embeds = model.get_input_embeddings()(PROMPTS)
     eager, graph = (
-        generate(model, inputs_embeds=embeds, do_sample=True, seed=3, max_new_tokens=STEPS, runtime=runtime)
+        generate_tokens(model, inputs_embeds=embeds, do_sample=True, seed=3, max_new_tokens=STEPS, runtime=runtime)
         for runtime in ("eager", "graph")
     )
     assert torch.equal(eager, graph)
@@ -189,7 +190,7 @@ def test_a_generator_of_the_callers() -> None:
         states = []
         for runtime in ("eager", "graph"):
             generator = torch.Generator().manual_seed(seed)
-            tokens = generate(
+            tokens = generate_tokens(
                 hf_model("llama"), PROMPTS, do_sample=True, generator=generator, max_new_tokens=STEPS, runtime=runtime
             )
             states.append((tokens, generator.get_state()))

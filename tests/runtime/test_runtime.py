@@ -22,10 +22,11 @@ from pygen.graph import captures
 from pygen.graph.cuda_graph import CAPTURES
 from pygen.graph.eligibility import LEAST_STEPS, compile_options
 from tests.generate.models import cached_model, hf_model
+from tests.helpers.generation import generate_output, generate_tokens
 from tests.runtime.captures import PlainCalls
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 3]])
-LIMIT = {"max_new_tokens": 4}
+LIMIT: dict[str, Any] = {"max_new_tokens": 4}
 
 
 @pytest.fixture
@@ -146,7 +147,7 @@ def test_reasons(name: str, capturing: Any) -> None:
 
 
 def test_a_cache_of_the_callers(capturing: Any) -> None:
-    cache = generate(llama(), IDS, max_new_tokens=1, return_dict_in_generate=True).past_key_values
+    cache = generate_output(llama(), IDS, max_new_tokens=1, return_dict_in_generate=True).past_key_values
     longer = torch.ones(2, 6, dtype=torch.int64)
     with pytest.raises(BackendError, match="`past_key_values`: the cache is the caller's"):
         generate(llama(), IDS, past_key_values=cache, attention_mask=longer, runtime="graph", **LIMIT)
@@ -173,9 +174,9 @@ def test_without_a_gpu() -> None:
         generate(model, IDS, runtime="graph", **LIMIT)
     assert pygen.explain(model, IDS, max_new_tokens=99).runtime == "eager: it needs a CUDA model, got one on cpu"
     assert pygen.explain(model, IDS, max_new_tokens=99, runtime="eager").runtime == "eager: `runtime`='eager'"
-    expected = generate(model, IDS, **LIMIT)
+    expected = generate_tokens(model, IDS, **LIMIT)
     for runtime in ("auto", "eager"):
-        assert torch.equal(generate(model, IDS, runtime=runtime, **LIMIT), expected)
+        assert torch.equal(generate_tokens(model, IDS, runtime=runtime, **LIMIT), expected)
 
 
 @pytest.mark.parametrize("value", ["Graph", "cuda", None, True, ["auto"]])
@@ -200,12 +201,12 @@ def test_auto(capturing: Any) -> None:
     assert pygen.explain(model, IDS, **LIMIT).runtime == (
         f"eager: a capture does not pay for 4 tokens; it does from {LEAST_STEPS} on"
     )
-    short = generate(model, IDS, **LIMIT)
+    short = generate_tokens(model, IDS, **LIMIT)
     assert capturing.made == 0
     assert pygen.explain(model, IDS, max_new_tokens=LEAST_STEPS - 2).runtime.startswith("eager: a capture")
     generate(model, IDS, max_new_tokens=40, runtime="graph")
     assert capturing.made == 1
-    assert torch.equal(generate(model, IDS, **LIMIT), short)
+    assert torch.equal(generate_tokens(model, IDS, **LIMIT), short)
     assert pygen.explain(model, IDS, **LIMIT).runtime == "graph, over a cache of 64 positions"
     assert pygen.explain(model, IDS[:1], **LIMIT).runtime.startswith("eager")
     assert pygen.explain(model, IDS, max_new_tokens=LEAST_STEPS).runtime == "graph, over a cache of 128 positions"
@@ -232,21 +233,21 @@ class Failing(PlainCalls):
 
 def test_a_capture_that_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     model = copy.deepcopy(llama())
-    expected = generate(model, IDS, runtime="eager", do_sample=True, seed=1, max_new_tokens=LEAST_STEPS - 3)
+    expected = generate_tokens(model, IDS, runtime="eager", do_sample=True, seed=1, max_new_tokens=LEAST_STEPS - 3)
     monkeypatch.setitem(CAPTURES, "cpu", Failing)
     monkeypatch.setattr("pygen.graph.eligibility.LEAST_STEPS", 2)
     asked: dict[str, Any] = {"do_sample": True, "seed": 1, "max_new_tokens": LEAST_STEPS - 3}
     with pytest.raises(BackendError, match="cannot run here: the capture failed, operation not permitted"):
         generate(model, IDS, runtime="graph", **asked)
     for _ in range(2):
-        assert torch.equal(generate(model, IDS, **asked), expected)
+        assert torch.equal(generate_tokens(model, IDS, **asked), expected)
     assert caplog.text.count("could not be captured and is launched for every token: operation not permitted") == 1
 
 
 def test_release(capturing: Any) -> None:
     model = llama()
     for runtime in ("graph", "graph"):
-        expected = generate(model, IDS, runtime=runtime, **LIMIT)
+        expected = generate_tokens(model, IDS, runtime=runtime, **LIMIT)
     (slot,) = captures._slots[model].values()
     held = [weakref.ref(tensor) for tensor in slot.cache._tensors()] + [weakref.ref(slot)]
     assert len(held) == 5
@@ -256,7 +257,7 @@ def test_release(capturing: Any) -> None:
     assert [ref() for ref in held] == [None] * 5 and model not in captures._slots
     pygen.release(model)
     pygen.release(None)
-    assert torch.equal(generate(model, IDS, runtime="graph", **LIMIT), expected)
+    assert torch.equal(generate_tokens(model, IDS, runtime="graph", **LIMIT), expected)
     assert capturing.made == 2
 
 
@@ -289,7 +290,7 @@ class Nested:
 
     def put(self, value: Tensor) -> None:
         try:
-            self.found.append(generate(llama(), IDS, runtime=self.runtime, **LIMIT))
+            self.found.append(generate_tokens(llama(), IDS, runtime=self.runtime, **LIMIT))
         except BackendError as error:
             self.found.append(str(error))
 
@@ -299,14 +300,14 @@ class Nested:
 
 def test_a_call_inside_a_call(capturing: Any) -> None:
     model = llama()
-    expected = generate(model, IDS, runtime="graph", **LIMIT)
+    expected = generate_tokens(model, IDS, runtime="graph", **LIMIT)
     nested = Nested("auto")
-    assert torch.equal(generate(model, IDS, runtime="graph", streamer=nested, **LIMIT), expected)
+    assert torch.equal(generate_tokens(model, IDS, runtime="graph", streamer=nested, **LIMIT), expected)
     assert len(nested.found) == 5 and all(torch.equal(tokens, expected) for tokens in nested.found)
     nested = Nested("graph")
-    assert torch.equal(generate(model, IDS, runtime="graph", streamer=nested, **LIMIT), expected)
+    assert torch.equal(generate_tokens(model, IDS, runtime="graph", streamer=nested, **LIMIT), expected)
     assert {*nested.found} == {"`runtime`='graph' cannot run here: another call is using the captured step"}
-    assert torch.equal(generate(model, IDS, runtime="graph", **LIMIT), expected)
+    assert torch.equal(generate_tokens(model, IDS, runtime="graph", **LIMIT), expected)
 
 
 def test_released_in_the_middle_of_a_call(capturing: Any) -> None:
@@ -315,8 +316,8 @@ def test_released_in_the_middle_of_a_call(capturing: Any) -> None:
             pygen.release(llama())
 
     model = llama()
-    expected = generate(model, IDS, runtime="eager", **LIMIT)
-    assert torch.equal(generate(model, IDS, runtime="graph", streamer=Releasing("auto"), **LIMIT), expected)
+    expected = generate_tokens(model, IDS, runtime="eager", **LIMIT)
+    assert torch.equal(generate_tokens(model, IDS, runtime="graph", streamer=Releasing("auto"), **LIMIT), expected)
 
 
 @pytest.mark.parametrize(

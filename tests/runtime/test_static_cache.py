@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from pygen.generate import generate
 from pygen.graph.static_cache import StaticCache, bucket
 from pygen.models import cache as verbs
+from tests.helpers.generation import generate_tokens
 from tests.runtime.readers import (
     ATTENTIONS,
     CAPACITY,
@@ -147,6 +147,7 @@ def test_the_next_call_finds_the_buffers_in_place_and_clean(family: str) -> None
     second.both[0].cache = second.static = first.static
     if family == "t5":
         for reader in second.both:
+            assert reader.source is not None
             reader.source = reader.source + 1
     second.go_on(second.read(PROMPTS.flip(1), VISIBLE), 5)
     assert [tensor.data_ptr() for tensor in second.buffers()] == places
@@ -173,10 +174,9 @@ def test_a_forward_that_failed_has_not_happened() -> None:
 def test_what_is_dropped_is_freed_at_once(family: str) -> None:
     readers = Readers(family)
     readers.go_on(readers.read(PROMPTS, VISIBLE), 2)
-    places = [
-        weakref.ref(layer._buffers[0])
-        for layer in getattr(readers.static, "self_attention_cache", readers.static).layers
-    ]
+    own: Any = getattr(readers.static, "self_attention_cache", readers.static)
+    places = [weakref.ref(layer._buffers[0]) for layer in own.layers]
+    del own
     gc.disable()
     try:
         del readers
@@ -200,10 +200,10 @@ def test_generation_over_it(family: str, settings: str) -> None:
     if family == "t5":
         call["decoder_start_token_id"] = 1
     torch.manual_seed(0)
-    expected = generate(model, PROMPTS, **call)
+    expected = generate_tokens(model, PROMPTS, **call)
     cache = StaticCache.for_model(model, rows=6, capacity=CAPACITY)
     torch.manual_seed(0)
-    assert generate(model, PROMPTS, past_key_values=cache, **call).equal(expected)
+    assert generate_tokens(model, PROMPTS, past_key_values=cache, **call).equal(expected)
     assert cache.length == expected.shape[1] - 1
 
 

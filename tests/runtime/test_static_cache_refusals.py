@@ -113,7 +113,8 @@ def stand_in(config: Any, **attributes: Any) -> Any:
 
 
 def kinds(*names: str) -> Any:
-    return stand_in(transformers.LlamaConfig(num_hidden_layers=len(names), layer_types=list(names)))
+    fields: dict[str, Any] = {"num_hidden_layers": len(names), "layer_types": list(names)}
+    return stand_in(transformers.LlamaConfig(**fields))
 
 
 HELD = "only full and sliding-window attention can be held"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ class Step:
         if reader.source is None:
             self.inputs |= {"input_ids": self.token, "attention_mask": self.visible, "position_ids": self.positions}
         else:
-            encoded = BaseModelOutput(last_hidden_state=reader.source)
+            encoded = BaseModelOutput(last_hidden_state=cast(Any, reader.source))
             self.inputs |= {"decoder_input_ids": self.token, "decoder_attention_mask": self.visible}
             self.inputs |= {"encoder_outputs": encoded}
 
@@ -107,7 +107,7 @@ def test_a_compiled_forward_is_compiled_for_all_steps() -> None:
     ours, theirs = readers.both
     step = Step(ours, readers.read(PROMPTS, VISIBLE))
     counter, tokens = CompileCounter(), [step.token.clone()]
-    forward = torch.compile(readers.model.forward, backend=counter, fullgraph=True)
+    forward: Any = torch.compile(readers.model.forward, backend=counter, fullgraph=True)
     for index in range(6):
         logits = forward(**step.inputs).logits[:, -1]
         torch.testing.assert_close(logits, theirs.read(tokens[-1]), rtol=1e-4, atol=1e-4)

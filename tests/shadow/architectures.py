@@ -155,7 +155,13 @@ for name in _DECODERS.split():
     row(name)
 for name in _DECODERS_OF_ENCODERS.split():
     row(name, is_decoder=True)
-MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 4, "mamba_n_groups": 1}
+MAMBA2: dict[str, Any] = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 4,
+    "mamba_n_groups": 1,
+}
 row("BambaForCausalLM", **MAMBA2, attn_layer_indices=[1])
 row("CodeGenForCausalLM", rotary_dim=4)
 row("GPTJForCausalLM", rotary_dim=4)
@@ -217,7 +223,7 @@ row(
     layers_block_type=["mamba", "attention"],
 )
 row("ProphetNetForCausalLM", ngram=2, is_decoder=True, add_cross_attention=False)
-DELTA = {
+DELTA: dict[str, Any] = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 2,
     "linear_key_head_dim": 8,

@@ -98,7 +98,7 @@ class Reader:
             outputs = list(dataclasses.replace(self, mask=rows).read(one_by_one(token_ids, prompt_length)))
             layers = zip(*(piece.hidden_states for piece in outputs), strict=True)
             states: Any = tuple(torch.cat(layer, dim=1) for layer in layers)
-            logits = torch.cat([piece.logits for piece in outputs], dim=1)
+            logits: Any = torch.cat([piece.logits for piece in outputs], dim=1)
             return transformers.modeling_outputs.CausalLMOutput(logits=logits, hidden_states=states)
 
         self.model.forward = read_by_token
