@@ -42,7 +42,7 @@ class CompileConfig:
     mode: str = "reduce-overhead"
     options: dict[str, object] | None = None
     # Not a field: a switch for tests, to compile on devices that pygen would not compile on.
-    _compile_all_devices = None
+    _compile_all_devices: bool | None = None
 
     def to_dict(self) -> dict[str, object]:
         return copy.deepcopy({name: value for name, value in vars(self).items() if name != "_compile_all_devices"})
