@@ -367,7 +367,7 @@ def test_wrong_stop_strings(strings: Any, error: type[Exception], message: str, 
 
 def test_a_tokenizer_needs_a_vocabulary() -> None:
     with pytest.raises(TypeError, match="`tokenizer` must have `get_vocab`, got int"):
-        StopStringCriteria(3, "a")
+        StopStringCriteria(3, "a")  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("either_search")

@@ -32,8 +32,12 @@ class Tokenizer(TextDecoder, Protocol):
     bos_token_id: int | None
     eos_token_id: int | None
     pad_token_id: int | None
-    vocab_size: int
-    added_tokens_decoder: Mapping[int, object]
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, object]: ...
 
     def __call__(self, text: Any, /, **options: Any) -> Any: ...
 

@@ -274,10 +274,9 @@ def test_shared_tokens_follow_the_models_distribution() -> None:
     call: dict[str, Any] = {"do_sample": True, "top_k": 4, "max_new_tokens": 2, "pad_token_id": 0}
     torch.manual_seed(0)
     weights = [copy.deepcopy(parameter) for parameter in drafts["assistant_model"].parameters()]
+    drafts = {**drafts, "num_assistant_tokens": 1, "assistant_confidence_threshold": 0.0}
     drafted = [
-        generate_tokens(model, prompt, **call, **drafts, num_assistant_tokens=1, assistant_confidence_threshold=0.0)[
-            :, -2:
-        ]
+        generate_tokens(model, prompt, **call, **drafts)[:, -2:]
         for call["num_return_sequences"] in [1] * 300 + [30] * 10
     ]
     del call["num_return_sequences"]

@@ -157,7 +157,7 @@ def test_a_loop_may_use_settings_that_pygen_does_not_know_what_to_do_with() -> N
 
 def test_a_borrowed_streamer() -> None:
     streamer = Ends()
-    lent = borrowed(streamer)
+    lent: Any = borrowed(streamer)
     lent.put(IDS)
     lent.end()
     lent.fail(ValueError())
@@ -189,9 +189,8 @@ def test_code_from_a_folder(folder: Path) -> None:
     word, ids, names = run_loop(hf_model("llama"), IDS, **call)
     assert (word, names) == ("hello", ["max_new_tokens"]) and ids is IDS
     streamer = Ends()
-    names = run_loop(hf_model("llama"), IDS, custom_word=1, streamer=streamer, temperature=0.5, progress=True, **call)[
-        2
-    ]
+    more: dict[str, Any] = {**call, "custom_word": 1, "temperature": 0.5, "progress": True}
+    _, _, names = run_loop(hf_model("llama"), IDS, streamer=streamer, **more)
     assert names == ["max_new_tokens", "progress", "streamer", "temperature"]
     assert streamer.seen == ["end"] and set(sys.path) == before
     (folder / "custom_generate" / "neighbour.py").write_text("word = 'again'\n")

@@ -148,12 +148,8 @@ def test_half_precision_is_contrasted_in_float32() -> None:
     assert result.dtype == torch.float32 and torch.equal(kept, p >= p.amax(-1, keepdim=True) + math.log(0.1))
     torch.testing.assert_close(result[kept].double(), (p - q)[kept], rtol=1e-5, atol=1e-5)
     model = copy.deepcopy(cases.seeded_model("llama")).bfloat16()
-    assert generate_tokens(
-        model, PADDED, attention_mask=MASK, dola_layers=ALL, max_new_tokens=3, pad_token_id=0
-    ).shape == (
-        3,
-        9,
-    )
+    settings: dict[str, Any] = {"dola_layers": ALL, "max_new_tokens": 3, "pad_token_id": 0}
+    assert generate_tokens(model, PADDED, attention_mask=MASK, **settings).shape == (3, 9)
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

@@ -202,7 +202,8 @@ def test_a_subclass_stands_beside_the_setting() -> None:
 
 
 def test_order_of_criteria() -> None:
-    tokenizer, user = byte_level(), [lambda ids, scores: False, stopping.MaxTimeCriteria(9.0)]
+    tokenizer = byte_level()
+    user: list[Any] = [lambda ids, scores: False, stopping.MaxTimeCriteria(9.0)]
     config = generation_config(max_time=1.0, stop_strings=["a"], is_assistant=True, assistant_confidence_threshold=0.4)
     built = build_criteria(
         user, config, prompt_length=3, max_new_tokens=5, eos_token_ids=[1], pad_token_id=None, tokenizer=tokenizer

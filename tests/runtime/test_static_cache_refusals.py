@@ -118,6 +118,7 @@ def kinds(*names: str) -> Any:
 
 
 HELD = "only full and sliding-window attention can be held"
+FLASH: dict[str, Any] = {"attn_implementation": "flash_attention_2"}
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "linear attention": (
         lambda: kinds("full_attention", "linear_attention"),
@@ -164,7 +165,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "attends to its own text and the encoder's in one",
     ),
     "flash attention": (
-        lambda: stand_in(transformers.LlamaConfig(attn_implementation="flash_attention_2")),
+        lambda: stand_in(transformers.LlamaConfig(**FLASH)),
         "`attn_implementation`='flash_attention_2' is not eager or sdpa",
     ),
     "spread": (
