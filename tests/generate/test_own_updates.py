@@ -14,6 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from pygen.generate import generate
 from pygen.models.own_updates import OwnUpdates
 from tests.generate.models import hf_model
+from tests.helpers.generation import generate_output, generate_tokens
 from tests.shadow.architectures import ARCHITECTURES, tiny_model
 
 NAMES = ("IdeficsForVisionText2Text", "MllamaForConditionalGeneration", "PaliGemmaForConditionalGeneration")
@@ -39,9 +40,9 @@ def test_the_text_is_that_of_a_call_without_drafts(name: str, source: str) -> No
         drafts = {"assistant_model": copy.deepcopy(model), "assistant_confidence_threshold": 0.0}
     for rows in (1, 2):
         inputs = ARCHITECTURES[name].inputs(model.config, rows)
-        expected = generate(model, **inputs, **CALL)
+        expected = generate_tokens(model, **inputs, **CALL)
         # The first call tries how the model reads.
-        assert torch.equal(generate(model, **inputs, **CALL, **drafts), expected)
+        assert torch.equal(generate_tokens(model, **inputs, **CALL, **drafts), expected)
         found, count = forwards(model, **inputs, **CALL, **drafts)
         assert torch.equal(found, expected)
         assert source == "lookup" or count < 5
@@ -51,9 +52,9 @@ def test_an_image_of_as_many_positions_as_the_text_stays_in_the_cache() -> None:
     model = tiny_model(NAMES[1])
     inputs = ARCHITECTURES[NAMES[1]].inputs(model.config, 1)
     inputs |= {name: inputs[name][:, :5] for name in ("input_ids", "cross_attention_mask")}
-    expected: Any = generate(model, **inputs, **CALL, return_dict_in_generate=True)
+    expected = generate_output(model, **inputs, **CALL, return_dict_in_generate=True)
     assert [layer.keys.shape[2] for layer in expected.past_key_values.layers] == [18, 5]
-    found: Any = generate(model, **inputs, **CALL, prompt_lookup_num_tokens=3, return_dict_in_generate=True)
+    found = generate_output(model, **inputs, **CALL, prompt_lookup_num_tokens=3, return_dict_in_generate=True)
     assert torch.equal(found.sequences, expected.sequences)
     assert [layer.keys.shape[2] for layer in found.past_key_values.layers] == [18, 5]
 
@@ -81,12 +82,12 @@ def like_gpt2(model_class: type[Any]) -> Any:
 
 def test_a_hook_that_reads_the_outputs_is_called_token_by_token(caplog: pytest.LogCaptureFixture) -> None:
     model = like_gpt2(Steered)
-    expected = generate(model, IDS, **CALL)
-    assert not torch.equal(expected, generate(hf_model("gpt2"), IDS, **CALL))
-    assert torch.equal(generate(model, IDS, **CALL, prompt_lookup_num_tokens=3), expected)
+    expected = generate_tokens(model, IDS, **CALL)
+    assert not torch.equal(expected, generate_tokens(hf_model("gpt2"), IDS, **CALL))
+    assert torch.equal(generate_tokens(model, IDS, **CALL, prompt_lookup_num_tokens=3), expected)
     assert "one at a time" in caplog.text
     plain = hf_model("gpt2")
-    assert torch.equal(generate(plain, IDS, **CALL, assistant_model=model), generate(plain, IDS, **CALL))
+    assert torch.equal(generate_tokens(plain, IDS, **CALL, assistant_model=model), generate_tokens(plain, IDS, **CALL))
 
 
 def test_a_hook_that_writes_in_place_is_refused() -> None:
@@ -102,7 +103,8 @@ def test_arguments_follow_the_tokens_that_stay() -> None:
         return kwargs | {"seen": torch.cat([kwargs["seen"], seen], dim=1)}
 
     def outputs(*values: float) -> Any:
-        return CausalLMOutputWithPast(logits=torch.tensor(values).view(1, -1, 1))
+        logits: Any = torch.tensor(values).view(1, -1, 1)
+        return CausalLMOutputWithPast(logits=logits)
 
     updates = OwnUpdates(update, keep=True)
     updates.start(outputs(9), {"seen": torch.zeros(1, 0)})

@@ -79,7 +79,8 @@ def usage(op: str, specialization: Any, arch: int, **options: Any) -> Usage:
     from triton.compiler import ASTSource
 
     kernel, constexprs = specialization.kernel, specialization.constexprs
-    signature, attributes = {}, {}
+    signature: dict[str, Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
     for i, parameter in enumerate(kernel.params):
         kind = signature[parameter.name] = (
             "constexpr" if parameter.is_constexpr else specialization.signature[parameter.name]
