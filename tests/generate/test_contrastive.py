@@ -28,7 +28,7 @@ FOUR: dict[str, Any] = {"penalty_alpha": 0.6, "top_k": 4, "pad_token_id": 0}
 
 def search(**settings: Any) -> Any:
     model = cases.seeded_model("llama")
-    return generate_tokens(model, IDS, attention_mask=MASK, **{"max_new_tokens": 12, **FOUR, **settings})
+    return generate(model, IDS, attention_mask=MASK, **{"max_new_tokens": 12, **FOUR, **settings})
 
 
 def test_models_are_those_of_the_recording() -> None:

@@ -27,7 +27,7 @@ ALL = [0, 1, 2, 3, 4, 5]
 
 def search(**settings: Any) -> Any:
     defaults = {"attention_mask": MASK, "max_new_tokens": 10, "dola_layers": ALL, "pad_token_id": 0}
-    return generate_tokens(cases.seeded_model("llama"), PADDED, **{**defaults, **settings})
+    return generate(cases.seeded_model("llama"), PADDED, **{**defaults, **settings})
 
 
 def test_models_are_those_of_the_recording() -> None:

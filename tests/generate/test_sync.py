@@ -17,7 +17,7 @@ from pygen.backends import use_backend
 from pygen.decode.sample import sample
 from pygen.generate import generate
 from tests.generate.models import FAMILIES, counting_table, hf_model
-from tests.helpers.generation import generate_output, generate_tokens
+from tests.helpers.generation import generate_tokens
 
 MODULE = sys.modules["pygen.decode.sample"]
 
@@ -104,7 +104,7 @@ def test_one_scalar_read_per_token(name: str, late: bool, ahead: Callable[[], No
     ids = torch.randint(4, 100, (3, 4), generator=torch.Generator().manual_seed(1))
     torch.manual_seed(2)
     with use_backend("cpu"), Reads(model) as reads:
-        result = generate_output(model, ids, max_new_tokens=8, **SETTINGS[name])
+        result: Any = generate(model, ids, max_new_tokens=8, **SETTINGS[name])
     tokens = (result if isinstance(result, Tensor) else result.sequences).shape[1] - 4
     between = reads.per_token()
     assert sum(between) == tokens

@@ -109,7 +109,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def test_a_bitmask_of_many_bans_is_refilled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "_LISTED", 4)
+    monkeypatch.setattr(pipeline, "_MAX_LISTED", 4)
     found = [
         check(hf_model("llama"), suppress_tokens=banned, begin_suppress_tokens=list(range(50, 90)))["sequences"]
         for banned in (list(range(40)), list(range(30, 80)), [5])
