@@ -45,7 +45,7 @@ def module(package: str, stem: str) -> ModuleType:
 
 def parameters(function: Any) -> dict[str, tuple[Any, Any]]:
     """Kind and default of every parameter by name, with the knobs of the table in the place of `**knobs`."""
-    result = {}
+    result: dict[str, tuple[Any, Any]] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             assert parameter.annotation == "Unpack[ShapingKnobs]"
