@@ -120,6 +120,28 @@ def test_update_model_kwargs_for_generation(settings: str) -> None:
     assert Counting.steps == SETTINGS[settings]["max_new_tokens"]
 
 
+@pytest.mark.parametrize("by_outputs", [False, True])
+def test_drafts_with_an_own_update_of_model_kwargs(by_outputs: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """A hook that adds a column from what it knows, or from the logits: these are read token by token."""
+
+    class Shifting(Model):
+        def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: Any, **kwargs: Any) -> dict[str, Any]:
+            positions = model_kwargs["position_ids"]
+            updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
+            step = outputs[0][:, -1:].argmax(-1) % 2 if by_outputs else positions[:, -1:] % 3
+            updated["position_ids"] = torch.cat([positions, positions[:, -1:] + 1 + step], dim=1)
+            return updated
+
+    model, call = seeded(Shifting), {"max_new_tokens": 9, "pad_token_id": 0}
+    prompts = torch.tensor([[1, 2, 3, 1, 2], [7, 4, 4, 7, 4]])
+    expected = model.generate(prompts, **call)
+    assert not torch.equal(expected, seeded(Model).generate(prompts, **call))
+    assert torch.equal(model.generate(prompts, prompt_lookup_num_tokens=3, **call), expected)
+    assert ("one at a time" in caplog.text) is by_outputs
+    assert torch.equal(model.generate(prompts, assistant_model=seeded(Shifting), **call), expected)
+    assert torch.equal(model.generate(prompts, assistant_model=seeded(Model), **call), expected)
+
+
 def test_expand_inputs_for_generation() -> None:
     class Tagged(Table):
         def forward(self, input_ids: Tensor, tags: list[str]) -> Tensor:  # type: ignore[override]

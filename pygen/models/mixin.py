@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from pygen.config.config import GenerationConfig, GenerationMode
 from pygen.models.hooks import GenerationHooks, parameter_names
 from pygen.models.inputs import GrowingInputs, tail_logits
 from pygen.models.module import ModuleAdapter, unpack_outputs
+from pygen.models.own_updates import OwnUpdates
+from pygen.models.rollback import reads_at_once
 from pygen.models.versions import cache_parameter, given_cache, without_cache
 from pygen.models.wrappers import inner
 from pygen.request.prompt import Prompt
@@ -27,6 +30,8 @@ _NEVER_CALLED = (
     "_prepare_generation_config",
     "_sample",
 )
+# Modes in which tokens may be taken back.
+_TAKING_BACK = (GenerationMode.ASSISTED_GENERATION, GenerationMode.CONTRASTIVE_SEARCH)
 
 
 class MixinAdapter(ModuleAdapter):
@@ -41,6 +46,7 @@ class MixinAdapter(ModuleAdapter):
             self._cache_name = cache_parameter(self._names)
         # The default adds columns to masks and positions: these are written once instead, and only sliced.
         self._grows_by_default = not self._replaces("_update_model_kwargs_for_generation")
+        self._updates: OwnUpdates | None = None
 
     def check(self, model_kwargs: dict[str, Any], generation_config: Any) -> None:
         name = type(self._hooks).__name__
@@ -66,16 +72,42 @@ class MixinAdapter(ModuleAdapter):
         self, prompt: Prompt, *, mode: GenerationMode, num_copies: int, max_new_tokens: int, **more: bool
     ) -> None:
         super().start(prompt, mode=mode, num_copies=num_copies, max_new_tokens=max_new_tokens, **more)
+        self._mode, self._max_new_tokens = mode, max_new_tokens
         if not self._grows_by_default:
             self._kwargs |= self._growing.after(0)
             self._growing = GrowingInputs({}, 0)
-            self.can_crop, self.can_rewind = False, not self.shows_cache
+            hook = self._hooks._update_model_kwargs_for_generation
+            update = functools.partial(hook, is_encoder_decoder=False, num_new_tokens=1)
+            self._updates = OwnUpdates(update, keep=mode in _TAKING_BACK, rereads=not self._use_cache)
         if self._use_cache and hasattr(self._hooks, "_prepare_cache_for_generation"):
             longest = self._prompt_length + max_new_tokens - 1
             kwargs = dict(self._kwargs)
             self._hooks._prepare_cache_for_generation(self._config, kwargs, mode, self._batch_size, longest)
             self.cache = given_cache(kwargs)
             self._kwargs = without_cache(kwargs)
+
+    def prefill(self, prompt_ids: Tensor) -> Tensor:
+        logits = super().prefill(prompt_ids)
+        if self._updates is not None:
+            self._updates.begin(self._kwargs)
+            if self._updates.writes_in_place:
+                self.can_crop = False
+            elif self._mode is GenerationMode.ASSISTED_GENERATION:
+                room = self._max_new_tokens - 1
+                self.reads_at_once = not self._updates.reads_outputs and reads_at_once(
+                    self._hooks, None, self._reread, prompt_ids, logits, room
+                )
+        return logits
+
+    def decode_tail(self, token_ids: Tensor, count: int) -> Tensor:
+        if self.reads_at_once or count == 1:
+            return super().decode_tail(token_ids, count)
+        ends = range(token_ids.shape[1] - count + 1, token_ids.shape[1] + 1)
+        return torch.cat([super(MixinAdapter, self).decode_tail(token_ids[:, :end], 1) for end in ends], dim=1)
+
+    def hold(self) -> None:
+        if self._updates is not None:
+            self._updates.hold()
 
     def idle(self) -> None:
         ids = torch.zeros((1, 1), dtype=torch.int64, device=self._device)
@@ -95,7 +127,10 @@ class MixinAdapter(ModuleAdapter):
 
     def _forward(self, token_ids: Tensor, unseen: int, count: int = 1) -> Tensor:
         generated = token_ids.shape[1] - self._prompt_length
-        kwargs = self._kwargs | self._growing.after(generated)
+        if self._updates is not None and generated > 0:
+            kwargs = dict(self._updates.arguments(generated - count, count))
+        else:
+            kwargs = self._kwargs | self._growing.after(generated)
         if self.cache is not None:
             kwargs[self._cache_name or "past_key_values"] = self.cache
         inputs = self._hooks.prepare_inputs_for_generation(
@@ -111,11 +146,12 @@ class MixinAdapter(ModuleAdapter):
         if self._hidden is not None:
             self._hidden.keep(outputs)
         logits, cache = unpack_outputs(outputs)
-        if not self._grows_by_default:
-            kwargs = self._hooks._update_model_kwargs_for_generation(
-                outputs, kwargs, is_encoder_decoder=False, num_new_tokens=count
-            )
+        if self._updates is not None:
+            kwargs = self._updates.add(outputs) if generated > 0 else self._updates.start(outputs, kwargs)
             cache, self._kwargs = given_cache(kwargs), without_cache(kwargs)
         if self._use_cache:
             self.cache = cache
         return tail_logits(logits, token_ids.shape[0], count, token_ids.device)
+
+    def _reread(self, token_ids: Tensor, unread: int, wanted: int) -> Tensor:
+        return self._forward(token_ids, token_ids.shape[1], unread)[:, unread - wanted :]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ _BY_TOKEN = {
     "decoder_attentions": -2,
     "cross_attentions": -2,
 }
+# How often outputs with other values are tried: a hook may make one bit of them.
+_TRIES = 8
 
 
 class OwnUpdates:
@@ -33,28 +35,41 @@ class OwnUpdates:
         arguments(3, 1)                   of a forward over another token 3: what came behind is dropped
 
     A forward over several tokens needs arguments for tokens that no forward has read yet. The hook is called for these
-    with the newest outputs there are, and again with the right ones afterwards.
+    with the newest outputs there are, and again with the right ones afterwards. `reads_outputs` tells whether that
+    makes a difference.
 
     update: (outputs, kwargs) -> kwargs. It gets a new dict each time.
     keep: whether tokens are taken back; else the arguments of the newest alone are kept.
+    rereads: whether forwards read the whole text, as without a cache; else only what the model has not read.
     """
 
-    def __init__(self, update: Callable[[Any, dict[str, Any]], dict[str, Any]], *, keep: bool) -> None:
+    def __init__(
+        self, update: Callable[[Any, dict[str, Any]], dict[str, Any]], *, keep: bool, rereads: bool = False
+    ) -> None:
         self._update = update
         self._keep = keep
+        self._rereads = rereads
         self._after: dict[int, dict[str, Any]] = {}
         self._held = False
         self._reading = (0, 0)
         self._outputs: Any = None
         self.writes_in_place = False
         """Whether the hook has changed a tensor that it was given, so that earlier arguments are lost."""
+        self.reads_outputs = False
+        """Whether a token's arguments depend on the outputs before it, so that no two can be read at once."""
 
     def start(self, outputs: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        given = list(leaves(kwargs)) if self._keep else []
+        if not self._keep:
+            self._after = {0: self._update(outputs, dict(kwargs))}
+            return self._after[0]
+        given = list(leaves(kwargs))
         before = [tensor.clone() for tensor in given]
-        self._after = {0: self._update(outputs, dict(kwargs))}
-        self._outputs = outputs if self._keep else None
+        self._after, self._outputs = {0: self._update(outputs, dict(kwargs))}, outputs
         self.writes_in_place = not all(map(torch.equal, before, given))
+        if not self.writes_in_place:
+            self.reads_outputs = self._depends_on(outputs, kwargs, self._after[0])
+            # For a hook that also keeps what it was given last.
+            self._after = {0: self._update(outputs, dict(kwargs))}
         return self._after[0]
 
     def begin(self, kwargs: dict[str, Any]) -> None:
@@ -79,22 +94,57 @@ class OwnUpdates:
         """The arguments behind the tokens that were read; `outputs` are of all of them."""
         read, unread = self._reading
         for i in range(unread):
-            of_token = outputs if unread == 1 else _of_token(outputs, i - unread)
+            of_token = outputs if unread == 1 else self._of_token(outputs, i - unread)
             self._after[read + i + 1] = self._update(of_token, dict(self._after[read + i]))
         self._outputs = of_token if self._keep else None
         return self._after[read + unread]
 
+    def _of_token(self, outputs: Any, place: int) -> Any:
+        """The outputs of a forward over several tokens as they are of one that ends at `place`: -1 is the last."""
+        width = None if self._rereads else 1
+        return _changed(outputs, lambda tensor, dim: _cut(tensor, dim, place, width))
 
-def _of_token(outputs: Any, place: int) -> Any:
-    """The outputs of a forward over several tokens, cut to the one at `place`, counted from behind: -1 is the last."""
-    cut = copy.copy(outputs)
+    def _depends_on(self, outputs: Any, kwargs: dict[str, Any], expected: dict[str, Any]) -> bool:
+        """Whether the hook makes something else of `kwargs` where the outputs have other values for their tokens."""
+        wanted = list(leaves(expected))
+        for seed in range(_TRIES):
+            try:
+                found = list(
+                    leaves(self._update(_changed(outputs, functools.partial(_noise, seed=seed)), dict(kwargs)))
+                )
+            except (RuntimeError, ValueError, TypeError, LookupError):
+                return True
+            if len(found) != len(wanted) or not all(map(torch.equal, found, wanted)):
+                return True
+        return False
+
+
+def _changed(outputs: Any, change: Callable[[Tensor, int], Tensor]) -> Any:
+    """A copy of a model's outputs with `change(tensor, dim)` of what they hold by token; dim: of the tokens."""
+    if isinstance(outputs, Tensor):
+        return change(outputs, 1)
+    if isinstance(outputs, tuple):
+        return (change(outputs[0], 1), *outputs[1:])
+    found, is_mapping = copy.copy(outputs), isinstance(outputs, MutableMapping)
     for name, dim in _BY_TOKEN.items():
-        value = outputs.get(name)
-        if value is not None:
-            cut[name] = map_leaves(functools.partial(_narrowed, dim=dim, place=place), value)
-    return cut
+        value = outputs.get(name) if is_mapping else getattr(outputs, name, None)
+        if value is None:
+            continue
+        value = map_leaves(lambda tensor, dim=dim: change(tensor, dim), value)
+        if is_mapping:
+            found[name] = value
+        else:
+            setattr(found, name, value)
+    return found
 
 
-def _narrowed(tensor: Tensor, dim: int, place: int) -> Tensor:
+def _noise(tensor: Tensor, dim: int, seed: int) -> Tensor:
+    generator = torch.Generator(tensor.device).manual_seed(seed)
+    return torch.rand(tensor.shape, generator=generator, device=tensor.device).to(tensor.dtype)
+
+
+def _cut(tensor: Tensor, dim: int, place: int, width: int | None) -> Tensor:
     # Logits may be of the last tokens alone.
-    return tensor.narrow(dim, max(tensor.shape[dim] + place, 0), 1)
+    end = max(tensor.shape[dim] + place + 1, 1)
+    start = 0 if width is None else end - width
+    return tensor.narrow(dim, start, end - start)

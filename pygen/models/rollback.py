@@ -101,6 +101,7 @@ def reads_at_once(model: Any, cache: Any, read: Read, token_ids: Tensor, logits:
     model and kind of batch: two tokens at once and one more, against three by themselves. The logits have to be the
     same but for rounding. Leaves the cache as it was.
 
+    cache: None where every forward reads the whole text.
     token_ids: (rows, length), the prompts. logits: (rows, vocab_size) after them.
     room: how many more tokens the cache has positions for.
     """
@@ -121,16 +122,18 @@ def _agree(cache: Any, read: Read, token_ids: Tensor, count: int) -> bool:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError):
         return False
-    return bool((found - expected).norm() <= rounding(cache) ** 0.5 * expected.norm())
+    eps = torch.finfo(torch.float32).eps if cache is None else rounding(cache)
+    return bool((found - expected).norm() <= eps**0.5 * expected.norm())
 
 
 def _tried(cache: Any, read: Read, token_ids: Tensor, pieces: list[int]) -> Tensor:
     """The logits of the last columns, read in pieces; the cache is as before afterwards."""
-    snapshot, unread, parts = Snapshot(cache), sum(pieces), []
+    snapshot, unread, parts = None if cache is None else Snapshot(cache), sum(pieces), []
     try:
         for piece in pieces:
             unread -= piece
             parts.append(read(token_ids[:, : token_ids.shape[1] - unread], piece, piece))
     finally:
-        snapshot.restore()
+        if snapshot is not None:
+            snapshot.restore()
     return torch.cat(parts, dim=1).double()

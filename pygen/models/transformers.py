@@ -281,7 +281,9 @@ class TransformersAdapter(TransformersForwards):
             return
         records, self.records = self.records, {}
         room = self._max_new_tokens - 1
-        self.reads_at_once = reads_at_once(self._hooks, cache, self._decode, prompt_ids, logits, room)
+        self.reads_at_once = not (updates is not None and updates.reads_outputs) and reads_at_once(
+            self._hooks, cache, self._decode, prompt_ids, logits, room
+        )
         self.records = records
         if self.cache is cache and not crops:
             self._rollback = Rollback(cache, self._decode, reads_at_once=self.reads_at_once)

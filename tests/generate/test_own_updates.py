@@ -108,6 +108,7 @@ def test_arguments_follow_the_tokens_that_stay() -> None:
 
     updates = OwnUpdates(update, keep=True)
     updates.start(outputs(9), {"seen": torch.zeros(1, 0)})
+    assert updates.reads_outputs and not updates.writes_in_place
     assert updates.arguments(0, 3)["seen"].tolist() == [[9, 9, 9]]
     assert updates.add(outputs(1, 2, 3))["seen"].tolist() == [[9, 1, 2, 3]]
     assert updates.arguments(1, 2)["seen"].tolist() == [[9, 1, 3]]
