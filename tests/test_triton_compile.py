@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -62,6 +62,17 @@ def test_ahead_of_time_sees_spills(tmp_path: Path) -> None:
     assert as_it_is == 0 < with_few_registers
 
 
+def test_integers_are_parameters(tmp_path: Path) -> None:
+    """In a tuple a launch would specialise them by value."""
+    script = (
+        "from dataclasses import replace; from tests.helpers.triton_compile import *;"
+        "(one, *_) = specializations('reorder_cache');"
+        "usage('', replace(one, signature={**one.signature, 'tensors': ('*i64', 'i32')}), 90)"
+    )
+    with pytest.raises(AssertionError, match="`tensors` must have pointers only"):
+        run_compiled(tmp_path, "-c", script)
+
+
 class FakeKernel:
     """Stands for a kernel of this module."""
 
@@ -77,7 +88,12 @@ class FakeKernel:
         return run
 
 
-def _scale(x: Any, factor: Any, BLOCK: Any) -> None:
+class Tables(NamedTuple):
+    y: Any
+    ids: Any
+
+
+def _scale(x: Any, tables: Any, factor: Any, BLOCK: Any) -> None:
     """Annotated like a kernel."""
 
 
@@ -86,29 +102,36 @@ KERNEL = FakeKernel(_scale)
 
 
 def specializations() -> list[Specialization]:
-    signature = signature_of(KERNEL, {"x": "fp16"})
-    assert signature == {"x": "*fp16", "factor": "fp32"}
+    signature = signature_of(KERNEL, {"x": "fp16", "tables": Tables("fp32", "i64")})
+    assert signature == {"x": "*fp16", "tables": Tables("*fp32", "*i64"), "factor": "fp32"}
     return [Specialization("", KERNEL, signature, {"BLOCK": 64}, 4)]
 
 
 @pytest.mark.parametrize(
-    ("dtype", "block", "num_warps", "listed"),
+    ("dtype", "dtype_of_ids", "block", "num_warps", "listed"),
     [
-        (torch.float16, 64, 4, True),
-        (torch.bfloat16, 64, 4, False),
-        (torch.float16, 128, 4, False),
-        (torch.float16, 64, 8, False),
+        (torch.float16, torch.int64, 64, 4, True),
+        (torch.bfloat16, torch.int64, 64, 4, False),
+        (torch.float16, torch.int32, 64, 4, False),
+        (torch.float16, torch.int64, 128, 4, False),
+        (torch.float16, torch.int64, 64, 8, False),
     ],
 )
 def test_launches_of_listed_forms_only(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, block: int, num_warps: int, listed: bool
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    dtype_of_ids: torch.dtype,
+    block: int,
+    num_warps: int,
+    listed: bool,
 ) -> None:
     before = KERNEL.launches
     monkeypatch.setattr(triton_launches, "_listed", specializations)
+    x, tables = torch.zeros(1, dtype=dtype), Tables(torch.zeros(1), torch.zeros(1, dtype=dtype_of_ids))
     with only_listed_launches():
         if listed:
-            launch(KERNEL, (1,), torch.zeros(1, dtype=dtype), 0.5, num_warps=num_warps, BLOCK=block)
+            launch(KERNEL, (1,), x, tables, 0.5, num_warps=num_warps, BLOCK=block)
         else:
             with pytest.raises(AssertionError, match="is not in specializations"):
-                launch(KERNEL, (1,), torch.zeros(1, dtype=dtype), 0.5, num_warps=num_warps, BLOCK=block)
+                launch(KERNEL, (1,), x, tables, 0.5, num_warps=num_warps, BLOCK=block)
     assert KERNEL.launches == before + listed
