@@ -1,4 +1,4 @@
-"""Steps checked by hand that are about candidates, finished hypotheses, and when a prompt closes."""
+"""Hand-checked steps: candidates, finished hypotheses, and when a prompt closes."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def first_steps() -> list[HandStep]:
 
 
 def finished_steps() -> list[HandStep]:
-    """Step 1, in which token 3 at sum -4 is the EOS and ranks second."""
+    """Step 1, in which the EOS, token 3, ranks second with the sum -4."""
 
     def joins(fact: str, score: float, length_penalty: float) -> HandStep:
         after = {"finished_scores": [[score, NEVER]], "finished_parents": [[0, -1]], "finished_steps": [[1, -1]]}
@@ -181,7 +181,7 @@ def finished_steps() -> list[HandStep]:
 
 
 def open_steps() -> list[HandStep]:
-    """Step 1 of at most 4, after which the best beam stands at -4 and the worst finished hypothesis at `worst`."""
+    """Step 1 of at most 4. After it the best beam scores -4 and the worst finished hypothesis scores `worst`."""
 
     def opens(fact: str, worst: float, is_open: bool, early_stopping: bool | str, length_penalty: float) -> HandStep:
         knobs = {"step": 1, "early_stopping": early_stopping, "length_penalty": length_penalty}

@@ -1,4 +1,4 @@
-"""Steps checked by hand that are about rows, beams that die, what shapes the scores, and draws."""
+"""Hand-checked steps: rows, beams that die, processed scores, and draws."""
 
 from __future__ import annotations
 

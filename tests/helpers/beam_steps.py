@@ -1,4 +1,4 @@
-"""What a step of beam search that can be checked by hand consists of, and how it is played."""
+"""Defines a hand-checked step of beam search, and runs it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import torch
 from pygen.ops import BeamState, BeamStepOutput, beam_step
 
 PROMPT = [9, 9, 9]
-# Two beams of scores -1 and -2.
+# Two beams with scores -1 and -2.
 SECOND: dict[str, Any] = {"running_scores": [[-1, -2]]}
 
 
 class HandStep(NamedTuple):
-    """`log_probs` are by row. `before` and `after` hold fields of the state, "out.*" of the result, and three that are
-    easier to read: "generated" by row before and by beam after, "tokens" and "parents" of the step's beams."""
+    """A step with the expected result.
+
+    `log_probs` are by row. `before` and `after` hold fields of the state; "out.*" names fields of the result. Three
+    more keys are easier to read: "generated", by row before and by beam after; "tokens" and "parents" of the new beams.
+    """
 
     fact: str
     log_probs: list[list[float]]
@@ -26,7 +29,7 @@ class HandStep(NamedTuple):
 
 
 def play(hand: HandStep, backend: str) -> tuple[BeamState, BeamStepOutput]:
-    """The state after the step, and the result."""
+    """Runs the step; returns the state after it, and the result."""
     create = {"prompt_ids": [PROMPT], "max_new_tokens": 4, "num_beams": 2, **hand.create}
     knobs = {"normalized": True, "step": 0, **hand.knobs}
     if "noise" in knobs:

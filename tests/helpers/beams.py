@@ -1,4 +1,4 @@
-"""Beam searches to compare with: hypotheses as plain lists, a model that is a table, caches that follow the beams."""
+"""Reference beam searches: hypotheses as plain lists, a model that is a table, caches that follow the beams."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from torch import Tensor
 from pygen.ops import BeamStepOutput, beam_step, process_logits
 from pygen.ops._beam_state import NEVER_WINS, BeamState
 
-# Scores of a kernel and of the reference are float32 sums of different roundings: two that are nearer than this,
-# relatively, may change places.
+# Kernel and reference round their float32 sums differently. Two scores with a smaller relative distance may swap ranks.
 BAND = 2e-5
 
 
 class Hypothesis(NamedTuple):
     score: np.float32
     tokens: tuple[int, ...] = ()  # the generated ones
-    parents: tuple[int, ...] = ()  # the beam that each token grew from, counted over all prompts
+    parents: tuple[int, ...] = ()  # the parent beam of each token, numbered across all prompts
     ended: bool = False
 
 
 class ToyModel:
-    """Log-probabilities that depend on every token so far and its place, read from a table (states, vocab_size)."""
+    """Log-probabilities that depend on every token so far and its position, from a table (states, vocab_size)."""
 
     def __init__(self, table: Tensor) -> None:
         self.table = table.numpy()
@@ -39,10 +38,10 @@ class ToyModel:
 
 
 class PromptSearch:
-    """The beams of one prompt. Best first everywhere, the first of equals first; scores are rounded to float32 at every
-    operation, since -1e9, which stands for "none yet", swallows what is added to it.
+    """The beams of one prompt, best first; of equals the first comes first.
 
-    At least K = max(2, 1 + number of EOS ids) * n continuations have to exist.
+    Every operation rounds scores to float32, because -1e9, which marks a missing beam, must swallow what is added.
+    At least K = max(2, 1 + number of EOS ids) * n continuations must exist.
     """
 
     def __init__(
@@ -61,14 +60,14 @@ class PromptSearch:
         self.length_penalty = length_penalty
         self.early_stopping = early_stopping
         none = Hypothesis(np.float32(NEVER_WINS))
-        # Equal beams would find the same continuations num_beams times.
+        # Only one beam has a finite score: equal beams would find the same continuations num_beams times.
         self.running = [Hypothesis(np.float32(0)), *[none] * (num_beams - 1)]
         self.finished = [none] * num_beams
         self.open = True
         self.all_ended = False
 
     def advance(self, log_probs: np.ndarray) -> None:
-        """log_probs (num_beams, vocab_size) float32 of the running beams."""
+        """Takes one step. log_probs: (num_beams, vocab_size) float32 of the running beams."""
         candidates = self._candidates(log_probs)
         if self.open and not (self.early_stopping is True and self.is_full):
             ended = [self._normalised(c) for c in candidates[: self.num_beams] if c.ended]
@@ -114,7 +113,7 @@ def _best(hypotheses: list[Hypothesis], count: int) -> list[Hypothesis]:
 
 
 def search(model: ToyModel, prompts: np.ndarray, num_beams: int, **settings: Any) -> tuple[list[PromptSearch], int]:
-    """Searches from prompts (batch_size, prompt_length) to the end, and the number of steps that took."""
+    """Searches from prompts (batch_size, prompt_length) to the end; returns the searches and the number of steps."""
     searches = [PromptSearch(b * num_beams, num_beams, **settings) for b in range(len(prompts))]
     num_steps, over = 0, False
     while not over:
@@ -127,9 +126,9 @@ def search(model: ToyModel, prompts: np.ndarray, num_beams: int, **settings: Any
 
 
 class Caches:
-    """What a model would hold for the generated positions: one label per row and step, never the same twice.
+    """A model's cache of the generated positions: one unique label per row and step.
 
-    `by_row` is moved as `beam_step` says, `by_beam` gathered whole by the parents; the two must hold the same.
+    `by_row` moves as `beam_step` requires; `by_beam` gathers whole rows by their parents. Both must be equal.
     """
 
     def __init__(self, state: BeamState) -> None:
@@ -138,7 +137,7 @@ class Caches:
         self.by_beam = self.by_row.clone()
 
     def follow(self, out: BeamStepOutput, step: int) -> None:
-        """Moves both after `step`, compares them, and writes what the next forward would."""
+        """Moves both caches after `step`, compares them, and writes the labels of the next forward."""
         before = self.by_row.clone()
         for row, (source, shared) in enumerate(zip(out.source_rows.tolist(), out.shared.tolist(), strict=True)):
             self.by_row[row, shared:step] = before[source, shared:step]
@@ -157,7 +156,7 @@ class Caches:
 
 
 def walked(state: BeamState, step: int) -> Tensor:
-    """(rows, step + 1) by beam: the generated tokens, from the tables of tokens and parents alone."""
+    """Returns (rows, step + 1) by beam: the generated tokens, read only from the token and parent tables."""
     tokens, beam = [], torch.arange(state.rows)
     for t in range(step, -1, -1):
         tokens.append(state.step_tokens[t, beam])
@@ -166,16 +165,16 @@ def walked(state: BeamState, step: int) -> Tensor:
 
 
 def copied(state: BeamState) -> BeamState:
-    """A state of its own; a history that is the token table stays that."""
+    """Returns an independent copy. If the history is the token table, it is so in the copy."""
     return copy.deepcopy(state)
 
 
 def candidates_of(
     logits: Tensor, state: BeamState, *, step: int = 0, step_of: Callable[..., BeamStepOutput] = beam_step, **knobs: Any
 ) -> tuple[Tensor, Tensor]:
-    """Token ids and rows of the candidates, (B, K) each, as `stopping_criteria` is shown them; `state` stays as it is.
+    """Returns token ids and rows of the candidates that `stopping_criteria` receives, (B, K) each.
 
-    Column 0 of the prompt has to hold the row's number.
+    `state` does not change. Column 0 of the prompt must hold the row's number.
     """
     shown: list[Tensor] = []
 
@@ -192,7 +191,7 @@ def candidates_of(
 def continuation_values(
     logits: Tensor, state: BeamState, *, step: int, normalized: bool = False, noise: Tensor | None = None, **knobs: Any
 ) -> tuple[Tensor, Tensor]:
-    """Sums of scores, and what orders them, (B, n * vocab_size) float64 by beam: as `beam_step` is defined."""
+    """Returns summed scores and their sort keys, (B, n * vocab_size) float64 by beam, by the definition of the op."""
     x = logits.float() if normalized else logits.double().log_softmax(-1).float()
     knobs = {"do_sample": noise is not None, **knobs}
     length = state.prompt_length + step
@@ -206,8 +205,11 @@ def continuation_values(
 
 
 def is_close_call(state: BeamState, sums: Tensor, values: Tensor, step: int, knobs: dict[str, Any]) -> bool:
-    """Whether rounding may decide a step: two candidates, normalised scores, or a score and what it has to beat lie
-    within BAND of each other, without being exactly equal."""
+    """Returns whether rounding may decide a step.
+
+    It may if two values that the step compares differ by less than BAND but are not equal: two candidates, two
+    normalised scores, or a score and its threshold.
+    """
     count, length_penalty = min(state.num_candidates, values.shape[1]), knobs["length_penalty"]
     order = values.argsort(dim=1, descending=True)
     drawn = sums.gather(1, order[:, :count])
@@ -228,7 +230,7 @@ def _has_near(values: Tensor) -> bool:
 
 
 def difference(actual: tuple[BeamState, BeamStepOutput], expected: tuple[BeamState, BeamStepOutput]) -> str:
-    """The first field in which a step's results differ, with both values, or ""."""
+    """Returns the first field in which a step's results differ, with both values, or ""."""
     for one, other in zip(actual, expected, strict=True):
         names = one._fields if isinstance(one, BeamStepOutput) else vars(one)
         for name in names:

@@ -16,10 +16,10 @@ PUBLIC_NAMES = tuple(sorted(vars(transformers.generation)["_class_to_module"]))
 _CONTINUOUS_BATCHING = "continuous batching serves requests that come and go; pygen generates for a batch"
 _ONE_MODEL = "bound to one model"
 
-# Names that a later release than the oldest supported one brought.
+# Names that came after the oldest supported release.
 LATER_NAMES = ("DFlashTokenCandidateGenerator", "TextDiffusionStreamer")
 
-# The names that pygen leaves out on purpose, and why; the document gives the same reasons.
+# The names that pygen omits on purpose, with the document's reasons.
 NOT_OFFERED = {
     "ContinuousBatchingConfig": _CONTINUOUS_BATCHING,
     "ContinuousBatchingManager": _CONTINUOUS_BATCHING,
@@ -42,7 +42,7 @@ NOT_OFFERED = {
 
 
 class Name(NamedTuple):
-    """A row of the tables of names; `place` is where pygen has it, as `pygen.processors.LogitsProcessor`."""
+    """A row of the tables of names. `place` is pygen's qualified name, as `pygen.processors.LogitsProcessor`."""
 
     name: str
     place: str
@@ -56,7 +56,7 @@ class Name(NamedTuple):
 
 @functools.cache
 def tables() -> dict[str, list[list[str]]]:
-    """The rows of every table by the first cell of its head; cells without backticks around them."""
+    """Returns the rows of every table, keyed by the first header cell. Cells lose the backticks around them."""
     text = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
     result: dict[str, list[list[str]]] = {}
     for block in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):

@@ -1,7 +1,7 @@
-"""The CUDA kernels for a host compiler (tests/cuda_host): building them, loading them, and asking what went wrong.
+"""Builds and loads the CUDA kernels for a host compiler (tests/cuda_host), and raises their failures.
 
-They carry AddressSanitizer, which has to be in the process before anything else: `environment()` for a new one, or
-`python -m tests.helpers.cuda_host FILE ...`, which runs a Python file (or `-m MODULE ...`) that way.
+The modules use AddressSanitizer, which a process must load first. `environment()` returns the variables for such a
+process; `python -m tests.helpers.cuda_host FILE ...` runs a Python file (or `-m MODULE ...`) in one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-# Stems of .cu files with commas between, to leave out what does not compile; all when empty.
+# Comma-separated stems of the .cu files to compile; all if empty. Use it while some files do not compile.
 OPS = os.environ.get("PYGEN_CUDA_HOST_OPS", "")
 BUILD = ROOT / "build" / "-".join(filter(None, ["cuda_host", sys.implementation.cache_tag, OPS.replace(",", "-")]))
 SANITIZERS = ("libasan.so", "libubsan.so")
@@ -36,7 +36,7 @@ def tool(name: str) -> str:
 
 
 def run(*command: str) -> str:
-    # A process with the sanitizers hands them to no compiler.
+    # Compilers must not inherit the preloaded sanitizers.
     plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     result = subprocess.run(command, capture_output=True, text=True, env=plain)
     if result.returncode != 0:
@@ -46,7 +46,7 @@ def run(*command: str) -> str:
 
 @functools.cache
 def build(*targets: str) -> Path:
-    """The folder of the modules, all of them or `targets`, built anew where a source changed."""
+    """Builds all modules, or `targets`, if a source changed; returns their folder."""
     import pybind11
 
     BUILD.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def build(*targets: str) -> Path:
 
 
 def sanitizer_libraries() -> list[str]:
-    """The paths of the sanitizers' runtimes; RuntimeError where the compiler has none."""
+    """Returns the paths of the sanitizers' runtimes; raises RuntimeError if the compiler has none."""
     paths = [run(tool("g++"), f"-print-file-name={name}").strip() for name in SANITIZERS]
     missing = [name for name, path in zip(SANITIZERS, paths, strict=True) if not Path(path).is_absolute()]
     if missing:
@@ -73,14 +73,14 @@ def sanitizer_libraries() -> list[str]:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """os.environ for a process that can load the modules."""
+    """Returns os.environ for a process that can load the modules."""
     options = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1", "OMP_NUM_THREADS": "1"}
     return {**os.environ, **options, "LD_PRELOAD": " ".join(sanitizer_libraries()), **variables}
 
 
 @functools.cache
 def load(file: str, name: str) -> ModuleType:
-    """Module `name` out of the built file `file`."""
+    """Loads module `name` from the built file `file`."""
     if SANITIZERS[0] not in os.environ.get("LD_PRELOAD", ""):
         raise RuntimeError(f"{SANITIZERS[0]} is not preloaded: start Python with tests.helpers.cuda_host.environment()")
     path = str(build(file) / f"{file}{EXTENSION_SUFFIXES[0]}")
@@ -93,12 +93,12 @@ def load(file: str, name: str) -> ModuleType:
 
 
 def kernels() -> ModuleType:
-    """What pygen._C is with CUDA, on the CPU."""
+    """Loads the counterpart of a CUDA build of pygen._C, which runs on the CPU."""
     return load("_C", "_C")
 
 
 def host(file: str = "_C") -> ModuleType:
-    """The runtime inside of `file`: failures, counted loads, the device, the order."""
+    """Loads the runtime in `file`: failures, counted loads, the device, the order of threads."""
     return load(file, "_host")
 
 
@@ -109,7 +109,7 @@ def failure_text(failure: dict[str, Any]) -> str:
 
 
 def raise_failures() -> None:
-    """AssertionError with all that kernels did wrong since the last call."""
+    """Raises AssertionError with all failures of kernels since the last call."""
     failures = "\n".join(map(failure_text, host().take_failures()))
     assert not failures, failures
 
@@ -133,9 +133,9 @@ def _in_place_of_cuda() -> Iterator[None]:
 
 
 def entry(cuda_entry: Callable[..., Any]) -> Callable[..., Any]:
-    """A CUDA entry of an op, with the kernels of the host in the place of the extension, on CPU tensors.
+    """Wraps a CUDA entry of an op, so that it runs the host-compiled kernels on CPU tensors.
 
-    AssertionError, from the call or from the run that it returns, with all that the kernels did wrong.
+    The call, and the run that it may return, raise AssertionError with all failures of the kernels.
     """
 
     def wrapped(*arguments: Any) -> Any:

@@ -1,19 +1,19 @@
-"""How draws are compared: exactly but for races too close to call, and by chi-squared."""
+"""Compares draws: exactly, except for races too close to call, and by chi-squared."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# Scores and logarithms of the noise are float32 in the kernels: two race scores nearer than this, relatively, may swap.
+# Kernels compute scores and log noise in float32. Two race scores with a smaller relative distance may swap.
 RACE_BAND = 1e-5
 
-# A right sampler fails a test at this level once in a million seeds; the seeds of the tests are fixed.
+# A correct sampler fails a test at this level once in a million seeds. The tests fix their seeds.
 ALPHA = 1e-6
 
 
 def assert_same_tokens(actual: Tensor, expected: Tensor, scores: Tensor, noise: Tensor) -> None:
-    """Equal tokens in every row, except where the race `scores - ln noise` of the two is closer than RACE_BAND."""
+    """Asserts equal tokens in every row. Race scores `scores - ln noise` closer than RACE_BAND may swap."""
     race = scores.double() - noise.double().log()
     for row in (actual != expected).nonzero()[:, 0].tolist():
         a, b = race[row, actual[row]].item(), race[row, expected[row]].item()
@@ -23,7 +23,7 @@ def assert_same_tokens(actual: Tensor, expected: Tensor, scores: Tensor, noise: 
 
 
 def chi_squared_p_value(counts: Tensor, probabilities: Tensor) -> float:
-    """P-value of `counts` (n,) under `probabilities` (n,), the rarest bins merged until each expects at least 5."""
+    """Returns the p-value of `counts` (n,) under `probabilities` (n,). Rare bins merge until each expects 5 or more."""
     draws = counts.sum().item()
     order = probabilities.argsort()
     observed, expected = [0.0], [0.0]
@@ -41,7 +41,7 @@ def chi_squared_p_value(counts: Tensor, probabilities: Tensor) -> float:
 
 
 def assert_distribution(token_ids: Tensor, scores: Tensor) -> None:
-    """Tokens drawn from softmax(scores), scores (vocab_size,): none outside the support, and frequencies that fit."""
+    """Asserts that tokens follow softmax(scores), scores (vocab_size,), and that none is outside the support."""
     probabilities = torch.softmax(scores.double(), dim=0)
     counts = torch.bincount(token_ids, minlength=len(scores))
     assert len(counts) == len(scores)

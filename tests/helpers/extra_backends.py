@@ -1,7 +1,7 @@
-"""Backends that only tests have: GPU kernels over the CPU tensors of a test body.
+"""Backends for tests only: GPU kernels over the CPU tensors of a test body.
 
-On a GPU every call works on copies of its tensors there, and what it wrote comes back; without one Triton's kernels run
-in its interpreter and CUDA's on the host.
+With a GPU, every call copies its tensors there and copies written values back. Without one, Triton's kernels run in its
+interpreter and CUDA's on the host.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from tests.helpers.triton_interpreter import replace_the_language_once
 
 Entry = Callable[..., Any]
 
-# GPU kernels on the CPU take thousands of times as long, so their tests take fewer and smaller inputs.
+# GPU kernels take thousands of times as long on the CPU, so their tests use fewer and smaller inputs.
 EMULATED = not torch.cuda.is_available() and bool(
     {"triton", "cuda_host"} & {*os.environ.get("PYGEN_TEST_BACKENDS", "").split(",")}
 )
 
 
 def kernels_over_cpu_tensors(name: str) -> str:
-    """The name to give as `backend=` so that the kernels of `name` (triton, cuda, cuda_host) run on CPU tensors."""
+    """Returns the value for `backend=` that runs the kernels of `name` (triton, cuda, cuda_host) on CPU tensors."""
     if name == "cuda_host":
         from tests.helpers import cuda_host
 
@@ -40,7 +40,7 @@ def kernels_over_cpu_tensors(name: str) -> str:
         replace_the_language_once()
         return name
     if name == "cpu_copies":
-        # No GPU in it: shows that the copying leaves every test body its meaning.
+        # This backend needs no GPU. It shows that the copies do not change the meaning of a test.
         register(name, "cpu", lambda entry: _with_noise_given(_on_copies(entry, "cpu")))
         return name
     if not torch.cuda.is_available():
@@ -50,7 +50,7 @@ def kernels_over_cpu_tensors(name: str) -> str:
 
 
 def register(name: str, of: str, wrap: Callable[[Entry], Entry]) -> None:
-    """Adds backend `name` to every op that has backend `of`: its entry, wrapped."""
+    """Adds backend `name` to every op that has backend `of`, with that backend's entry wrapped."""
     if name in backends.BACKENDS:
         return
     vars(backends)["BACKENDS"] = (*backends.BACKENDS, name)
@@ -62,7 +62,7 @@ def register(name: str, of: str, wrap: Callable[[Entry], Entry]) -> None:
 
 
 def _with_noise_given(entry: Entry) -> Entry:
-    """A CUDA kernel takes torch's noise from a generator of its device; a test body has one of the CPU."""
+    """Passes torch's noise explicitly: a CUDA kernel needs a CUDA generator, and a test has a CPU generator."""
 
     def wrapped(*arguments: Any) -> Any:
         call = arguments[0]
@@ -99,7 +99,7 @@ def _on_copies(entry: Entry, device: str) -> Entry:
 
 
 class _Copies:
-    """Copies of all tensors of a call on `device`, with the sharing between them kept."""
+    """Copies all tensors of a call to `device`; tensors that share memory still do."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -135,7 +135,7 @@ class _Copies:
 
 
 def _like(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy with the same strides; where elements overlap, without."""
+    """Returns a copy with the same strides, or a contiguous one if elements overlap."""
     tensor = tensor.detach()
     if 0 in tensor.stride():
         return tensor.to(device, copy=True)

@@ -1,4 +1,4 @@
-"""Wrong variants of the reference: edits of its source, planted where the torch backend looks for it."""
+"""Mutants of the reference: edits of its source, planted where the torch backend imports it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def source_of(module: str) -> str:
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, planted: Fault, modules: Sequence[str]) -> None:
-    """Replaces `modules`, in the order in which they import each other, by copies with the edits of `planted`."""
+    """Replaces `modules`, in their import order, with copies that have the edits of `planted`."""
     for name in modules:
         source = source_of(name)
         for old, new in planted.edits if name == planted.module else ():

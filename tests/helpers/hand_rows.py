@@ -1,4 +1,4 @@
-"""Rows whose result a reader can check by hand; the tests of the ops and of the planted faults share them."""
+"""Rows with hand-checked results, for the tests of the ops and of the mutants."""
 
 from __future__ import annotations
 
@@ -184,14 +184,14 @@ HAND_ROWS = [
     HandRow("of ties the lowest id", HALVES, {"top_h": 0.8}, [*HALVES[:3], -inf]),
     HandRow("top_h=None is off", HALVES, {"top_h": None}, HALVES),
     HandRow("top_h looks at 100 tokens", [0.0] * 102, {"top_h": 1.0}, [0.0] * 100 + [-inf] * 2),
-    # order: each pair the other way round gives something else
+    # order: each pair gives another result in the reverse order
     HandRow("top_h, then top_k", HALVES, {"top_h": 0.6, "top_k": 2}, [*HALVES[:2], -inf, -inf]),
     HandRow("top_k, then top_p", HALVES, {"top_k": 2, "top_p": 0.6}, [HALVES[0], -inf, -inf, -inf]),
     HandRow("top_p, then min_p", HALVES, {"top_p": 0.6, "min_p": 0.4}, [*HALVES[:2], -inf, -inf]),
     HandRow("min_p, then typical_p", HALVES, {"min_p": 0.4, "typical_p": 0.2}, [HALVES[0], -inf, -inf, -inf]),
     HandRow("typical_p, then epsilon", HALVES, {"typical_p": 0.7, "epsilon_cutoff": 0.3}, [*HALVES[:2], -inf, -inf]),
     HandRow("epsilon, then eta", HALVES, {"epsilon_cutoff": 0.2, "eta_cutoff": 0.5}, [HALVES[0], -inf, -inf, -inf]),
-    # rows that are not ok come back as x
+    # rows with a status other than ok come back as x
     HandRow("a row with NaN is x", [nan, 2, 1], {"top_k": 1, "temperature": 0.5}, [nan, 2, 1]),
     HandRow("a row with +inf is x", [inf, 2, 1], {"top_k": 1, "temperature": 0.5}, [inf, 2, 1]),
     HandRow("a row of -inf is x", [-inf, -inf], {"top_k": 1, "top_p": 0.5}, [-inf, -inf]),

@@ -1,9 +1,8 @@
-"""Which tokens the filters may keep: an independent statement of them in numpy, and the one rule for rounding.
+"""The tokens that the filters may keep: an independent definition in numpy, with one rule for rounding.
 
-The rule: scores of kept tokens are equal bit for bit, and the kept set is the one that exact arithmetic gives. Filters
-that compare masses, probabilities or entropies are computed in float32 by transformers and by the kernels, so a token
-may differ where moving a threshold by at most BAND decides it differently, and nowhere else. Top-k compares scores and
-has no band.
+Scores of kept tokens are equal bit for bit, and the kept set is that of exact arithmetic. transformers and the kernels
+compute masses, probabilities and entropies in float32. So a token may differ only if moving a threshold by at most BAND
+decides it differently. Top-k compares scores and has no band.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Ids = npt.NDArray[np.int64]
 
 
 def knobs_of_row(knobs: Knobs, row: int) -> Knobs:
-    """Every per-row tensor replaced by its value of one row."""
+    """Returns the knobs with every per-row tensor replaced by its value for `row`."""
     return {
         k: v[row].item() if isinstance(v, Tensor) and v.dim() == 1 and k in _PER_ROW else v for k, v in knobs.items()
     }
@@ -40,12 +39,12 @@ _PER_ROW = {*NEUTRAL, "do_sample", "prompt_lengths"}
 
 
 def unfiltered(knobs: Knobs) -> Knobs:
-    """The same knobs with every filter off."""
+    """Returns the same knobs with every filter off."""
     return {name: value for name, value in knobs.items() if name not in FILTERS}
 
 
 def assert_same_scores(actual: Tensor, expected: Tensor, before_filters: Tensor, knobs: Knobs) -> None:
-    """`actual` and `expected` are results of process_logits with `knobs`, `before_filters` the same without filters."""
+    """Asserts that two results of process_logits with `knobs` agree. `before_filters` is the result without filters."""
     assert actual.shape == expected.shape == before_filters.shape
     assert actual.dtype is torch.float32
     for row in range(actual.shape[0]):
@@ -69,7 +68,7 @@ def _assert_same_row(actual: Tensor, expected: Tensor, before_filters: Tensor, k
 
 
 def kept_bounds(s: Scores, knobs: Knobs) -> tuple[Mask, Mask]:
-    """Tokens kept wherever the thresholds lie within BAND, and tokens kept for some such thresholds."""
+    """Returns the tokens kept for all thresholds within BAND, and those kept for any such threshold."""
     keep = min(int(knobs.get("min_tokens_to_keep", 1)), s.size)
     active = [name for name in FILTERS if knobs.get(name) not in (None, NEUTRAL[name])]
     least, most = s > -np.inf, np.zeros(s.shape, dtype=bool)
@@ -140,7 +139,7 @@ def _typical_p(s: Scores, typical_p: float, keep: int, move: float) -> Mask:
     reached = np.cumsum(_softmax(s)[order])
     at = order[min(max(int((reached < typical_p + move).sum()), 0), finite - 1)]
     slack = move * (1 + np.where(s > -np.inf, surprise, 0.0))
-    # Of equal distances the lowest ids; distances within the band of the last one may be ordered otherwise.
+    # Equal distances keep the lowest ids. Distances within the band of the last one may have another order.
     forced = distance[order[min(keep, finite) - 1]]
     nearest = (distance != forced) & (distance <= forced + slack) | (distance == forced) & _first(order, keep, s.size)
     near: Mask = distance <= distance[at] + slack

@@ -1,4 +1,4 @@
-"""Contrastive search and DoLa by their definitions, one text at a time, without a cache."""
+"""Contrastive search and DoLa by definition, one text at a time, without a cache."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 def contrastive(model: Any, prompt: list[int], *, penalty_alpha: float, top_k: int, steps: int) -> list[int]:
     """Contrastive search (Su et al. 2022). `model` is a decoder of transformers.
 
-    Of the k likeliest tokens v after x the next is the one with the largest
+    Among the k most likely tokens v after x, the search picks the one that maximises
     (1 - alpha) * p(v | x) - alpha * max over j of cos(h_v, h_j), with h_v and h_j states of the last layer.
     """
     text = list(prompt)
@@ -36,15 +36,17 @@ def _cosine(x: Tensor, y: Tensor) -> float:
 
 
 def _read(model: Any, text: list[int]) -> tuple[Tensor, Tensor]:
-    """Logits (length, vocab_size) and states of the last layer (length, width)."""
+    """Returns logits (length, vocab_size) and states of the last layer (length, width)."""
     with torch.no_grad():
         outputs = model(input_ids=torch.tensor([text]), use_cache=False, output_hidden_states=True, return_dict=True)
     return outputs.logits[0].double(), outputs.hidden_states[-1][0].double()
 
 
 def dola(model: Any, prompt: list[int], layers: list[int], steps: int) -> list[int]:
-    """DoLa (Chuang et al. 2023), greedy: the token with the largest ln p - ln q of those with p >= 0.1 max p, where p
-    is of the last layer, and q of the one of `layers` that is furthest from it."""
+    """DoLa (Chuang et al. 2023), greedy: the token with the largest ln p - ln q among those with p >= 0.1 max p.
+
+    p is the distribution of the last layer, q that of the layer in `layers` with the largest distance from p.
+    """
     text, head = list(prompt), model.get_output_embeddings()
     for _ in range(steps):
         with torch.no_grad():
@@ -58,6 +60,6 @@ def dola(model: Any, prompt: list[int], layers: list[int], steps: int) -> list[i
 
 
 def _distance(p: list[float], q: list[float]) -> float:
-    """KL(m || p) + KL(m || q) with m the mean."""
+    """Returns KL(m || p) + KL(m || q), where m is the mean of p and q."""
     means = [(x + y) / 2 for x, y in zip(p, q, strict=True)]
     return sum(m * (2 * math.log(m) - math.log(x) - math.log(y)) for m, x, y in zip(means, p, q, strict=True))

@@ -1,4 +1,4 @@
-"""Speculative sampling as the papers print it, on lists of Python floats; and draws of its noise, in Python ints."""
+"""Speculative sampling as in the papers, on lists of Python floats, and its noise in Python integers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.helpers.philox import ONES, philox_in_integers
 
 
 class Verdict(NamedTuple):
-    """`clear`: no decision was closer than BAND."""
+    """The tokens of a row. `clear` means that no decision was closer than BAND."""
 
     accepted: int
     token_id: int
@@ -20,7 +20,7 @@ class Verdict(NamedTuple):
     clear: bool
 
 
-# Relative distance of two numbers that float32 arithmetic may order either way.
+# float32 arithmetic may order two numbers with a smaller relative distance either way.
 BAND = 1e-5
 
 
@@ -32,7 +32,7 @@ def verify_row(
     uniform: Callable[[int, int], float],
     exponential: Callable[[int, int], float],
 ) -> Verdict:
-    """One row with float32 scores; uniform(i, token_id) and exponential(i, token_id) are its noise at position i."""
+    """Verifies one row of float32 scores. uniform(i, token_id), exponential(i, token_id): noise of position i."""
     clear = True
     for i, x in enumerate(target):
         token = drafts[i] if i < len(drafts) and 0 <= drafts[i] < len(x) else None
@@ -83,7 +83,7 @@ def to_float32(value: float) -> float:
 
 
 def philox_noise(row_seed: int, step: int) -> tuple[Callable[[int, int], float], Callable[[int, int], float]]:
-    """`uniform` and `exponential` of `verify_row` for a row seed, from the first draft's step."""
+    """Returns `uniform` and `exponential` for `verify_row`, from a row seed and the first draft's step."""
 
     def u(i: int, token_id: int, stream: int) -> float:
         word = philox_in_integers((token_id >> 2, (step + i) & ONES, stream, 0), (row_seed & ONES, row_seed >> 32))

@@ -1,4 +1,4 @@
-"""Diverse and constrained beam search with lists and no care for speed: every step forwards all sequences anew."""
+"""Simple, slow diverse and constrained beam search on lists: every step runs a forward over all whole sequences."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ class Hypothesis(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """log_probs: sequences that include the prompt -> a list of processed log-probabilities each; the second argument
-    names tokens to be avoided, as often as they were chosen."""
+    """The settings of a search.
+
+    log_probs: maps sequences with their prompt to a list of processed log-probabilities each. Its second argument lists
+    tokens to penalise, repeated as often as they were chosen.
+    """
 
     log_probs: Callable[[list[Tokens], list[int]], list[list[float]]]
     prompt: Tokens
@@ -36,7 +39,7 @@ class Task:
 
 
 class Pool:
-    """The best finished hypotheses of a beam search, and whether it can still find better ones."""
+    """The best finished hypotheses of a beam search, and whether the search can still improve on them."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -50,7 +53,7 @@ class Pool:
         return hypothesis._replace(score=hypothesis.score / len(hypothesis.tokens) ** self.task.length_penalty)
 
     def look_ahead(self, running: list[Hypothesis]) -> None:
-        """Ends the search if nothing in `running` can do better than all that is here."""
+        """Ends the search if no hypothesis in `running` can beat the worst one in the pool."""
         task = self.task
         if not running:
             self.over = True
@@ -76,7 +79,7 @@ def _candidates(task: Task, running: list[Hypothesis], log_probs: list[list[floa
 
 
 def diverse(task: Task, num_groups: int) -> list[Hypothesis]:
-    """All hypotheses of a prompt, best first; `task.num_beams` is the size of a group."""
+    """Returns all hypotheses of a prompt, best first. `task.num_beams` is the size of a group."""
     pools = [Pool(task) for _ in range(num_groups)]
     groups = [[Hypothesis(0.0, ())] for _ in range(num_groups)]
     for step in range(task.max_new_tokens):
@@ -95,8 +98,10 @@ def diverse(task: Task, num_groups: int) -> list[Hypothesis]:
 
 
 def progress(constraints: list[list[Tokens]], tokens: Tokens) -> tuple[int, bool, list[int]]:
-    """(bank, all met, tokens that are a step) after `tokens`; a constraint is a list of words, one of which is asked
-    for."""
+    """Returns (bank, whether all are met, tokens that advance) after `tokens`.
+
+    A constraint is a list of words; a text has to contain one of them.
+    """
     pending, current, num_met = list(range(len(constraints))), -1, 0
     seen: Tokens = ()
     for token in tokens:
@@ -126,7 +131,7 @@ def progress(constraints: list[list[Tokens]], tokens: Tokens) -> tuple[int, bool
 
 
 def constrained(task: Task, constraints: list[list[Tokens]]) -> list[Hypothesis]:
-    """The hypotheses of a prompt: those that meet all constraints, best first, and in places left those that do not."""
+    """Returns the hypotheses of a prompt, best first. Those that meet all constraints precede the others."""
 
     def state_of(hypothesis: Hypothesis) -> tuple[int, bool, list[int]]:
         return progress(constraints, task.prompt + hypothesis.tokens)
@@ -178,7 +183,7 @@ def _from_every_bank(
 def model_log_probs(
     model: Any, processors: Any, penalty: float = 0.0
 ) -> Callable[[list[Tokens], list[int]], list[list[float]]]:
-    """`Task.log_probs` of a model whose forward takes `input_ids`; tokens to be avoided lose `penalty` each time."""
+    """Returns `Task.log_probs` of a model whose forward takes `input_ids`. Each mention of a token costs `penalty`."""
 
     def log_probs(sequences: list[Tokens], avoid: list[int]) -> list[list[float]]:
         input_ids = torch.tensor(sequences)

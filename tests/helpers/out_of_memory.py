@@ -1,7 +1,7 @@
-"""Runs every op on the CPU with each of its allocations failing in turn, in a process that preloads failing_realloc.c.
+"""Makes each allocation of every CPU op fail in turn, in a process that preloads failing_realloc.c.
 
-`python -m tests.helpers.out_of_memory LIBRARY` prints the number of failed calls per op. It ends with an AssertionError
-where one was no MemoryError, changed its state, or made a later call of the same threads wrong.
+`python -m tests.helpers.out_of_memory LIBRARY` prints the number of failed calls per op. It raises AssertionError if a
+failed call does not raise MemoryError, changes its state, or breaks a later call of the same threads.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ generator = torch.Generator()
 
 
 class Case(NamedTuple):
-    """`call(state)` changes nothing but `state`, the generator and what it returns."""
+    """An op. `call(state)` changes only `state`, the generator and its result."""
 
     name: str
     state: Callable[[], Any]
@@ -126,7 +126,7 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def failures_of(case: Case, threads: int, shim: Any) -> int:
-    """Lets the first, the second, ... allocation fail, each time in new threads, until none is left to fail."""
+    """Makes the first, the second, ... allocation fail, each in new threads, until all have failed."""
     generator.manual_seed(7)
     expected_state = case.state()
     expected = case.call(expected_state)
@@ -150,7 +150,7 @@ def failures_of(case: Case, threads: int, shim: Any) -> int:
                 return
             assert equal(state, before), f"{case.name}: the state changed"
             assert generator.get_state().equal(noise), f"{case.name}: the generator advanced"
-            # The memory that the threads keep between calls is sound.
+            # The failure must not corrupt the memory that threads keep between calls.
             assert equal(case.call(state), expected), f"{case.name}: another result after allocation {number} failed"
             assert equal(state, expected_state), f"{case.name}: another state after allocation {number} failed"
 

@@ -1,4 +1,4 @@
-"""Philox4x32-10 in Python integers, as Salmon et al. 2011 define it."""
+"""Philox4x32-10 in Python integers (Salmon et al. 2011)."""
 
 from __future__ import annotations
 

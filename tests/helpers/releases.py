@@ -1,4 +1,4 @@
-"""Which release of transformers is the oracle."""
+"""The release of transformers that serves as the oracle."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from pygen.models.versions import release
 
 
 def since(version: str) -> bool:
-    """Whether the installed release is `version`, as "5.18", or a later one."""
+    """Returns whether the installed release is `version`, as "5.18", or later."""
     installed, wanted = (tuple(map(int, re.findall(r"\d+", text)[:2])) for text in (release(), version))
     return installed >= wanted

@@ -1,4 +1,4 @@
-"""transformers' own processors and warpers, assembled in the order of its generate(), as an oracle."""
+"""An oracle: transformers' processors and warpers in the order of its generate()."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers.generation import logits_process as hf
 
 @contextlib.contextmanager
 def stable_order() -> Iterator[None]:
-    """Equal scores keep the order of their ids in `torch.sort`, as on CUDA; `torch.topk` takes the lowest ids first."""
+    """Makes `torch.sort` keep equal scores in the order of their ids, as on CUDA; `torch.topk` takes low ids first."""
     sort = torch.sort
 
     def stable_sort(values: Tensor, dim: int = -1, descending: bool = False) -> Any:
@@ -31,7 +31,7 @@ def stable_order() -> Iterator[None]:
 
 @stable_order()
 def processed(logits: Tensor, knobs: dict[str, Any]) -> Tensor:
-    """(rows, vocab_size) float32 after every processor that scalar `knobs` ask for, ties in a stable order."""
+    """Returns (rows, vocab_size) float32 after every processor that scalar `knobs` enable, with a stable tie order."""
     input_ids = knobs.get("input_ids")
     scores = logits.float()
     if knobs.get("bias") is not None:
@@ -47,12 +47,12 @@ def processed(logits: Tensor, knobs: dict[str, Any]) -> Tensor:
 
 
 def drawn(scores: Tensor, generator: torch.Generator) -> Tensor:
-    """The tokens that transformers' sampling loop draws from processed scores."""
+    """Returns the tokens that transformers' sampling loop draws from processed scores."""
     return torch.multinomial(torch.softmax(scores, dim=-1), 1, generator=generator)[:, 0]
 
 
 def allowed_ids(token_bitmask: Tensor, vocab_size: int) -> Tensor:
-    """(..., vocab_size) bool from xgrammar's packed words."""
+    """Unpacks xgrammar's words into (..., vocab_size) bool."""
     words = np.ascontiguousarray(token_bitmask.numpy()).astype("<i4")
     bits = np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little")
     return torch.from_numpy(bits[..., :vocab_size].astype(bool))

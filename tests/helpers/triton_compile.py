@@ -1,8 +1,8 @@
-"""Compiles every specialisation of the Triton kernels ahead of time, without a GPU, and tells what each takes.
+"""Compiles every specialisation of the Triton kernels ahead of time, without a GPU, and reports its resources.
 
     python -m tests.helpers.triton_compile [--json FILE] [--only OP] [--arch 90]
 
-Has to run without TRITON_INTERPRET: interpreted kernels cannot be compiled.
+TRITON_INTERPRET must be unset, because interpreted kernels do not compile.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 FOLDER = Path(__file__).resolve().parents[2] / "triton_kernels"
-# Shared memory that a block may have, in bytes.
+# Maximum shared memory of a block, in bytes.
 SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 WORKERS = 2
 
 
 class Usage(NamedTuple):
-    """What one specialisation takes on one architecture; `error` tells why it did not compile."""
+    """The resources of one specialisation on one architecture. `error` says why it did not compile."""
 
     op: str
     name: str
@@ -38,7 +38,7 @@ class Usage(NamedTuple):
 
 
 def ops() -> list[str]:
-    """The modules that list specialisations."""
+    """Returns the modules that list specialisations."""
     return sorted(path.stem for path in FOLDER.glob("[!_]*.py") if "def specializations(" in path.read_text())
 
 
@@ -73,7 +73,7 @@ def _compile_job(job: tuple[str, int, int]) -> Usage:
 
 
 def usage(op: str, specialization: Any, arch: int, **options: Any) -> Usage:
-    """Compiles as a launch would: scalars that are typed and not specialised, pointers at multiples of 16 bytes."""
+    """Compiles as a launch would: scalars have types but no specialisation, pointers are 16-byte aligned."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -105,14 +105,14 @@ def usage(op: str, specialization: Any, arch: int, **options: Any) -> Usage:
 
 
 def _flat(kind: Any, path: tuple[int, ...]) -> dict[tuple[int, ...], str]:
-    """The types in a type, which may be a tuple of types, by path."""
+    """Flattens a type, which may be a nested tuple of types, into {path: type}."""
     if not isinstance(kind, tuple):
         return {path: kind}
     return {inner: one for i, nested in enumerate(kind) for inner, one in _flat(nested, (*path, i)).items()}
 
 
 def resources(cubin: bytes) -> tuple[int, int]:
-    """Registers of a thread, and bytes of stack and local memory."""
+    """Returns registers per thread, and bytes of stack and local memory."""
     import triton.backends.nvidia
 
     tool = Path(triton.backends.nvidia.__path__[0]) / "bin" / "cuobjdump"
@@ -126,7 +126,7 @@ def resources(cubin: bytes) -> tuple[int, int]:
 
 
 def table(usages: list[Usage]) -> str:
-    """One line per specialisation, registers / shared bytes / spills per architecture."""
+    """Returns one line per specialisation: registers / shared bytes / spills for each architecture."""
     by_name: dict[tuple[str, str], dict[int, Usage]] = {}
     for one in usages:
         by_name.setdefault((one.op, one.name), {})[one.arch] = one

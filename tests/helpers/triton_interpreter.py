@@ -1,5 +1,5 @@
-"""Makes Triton's interpreter faster: a third of its time goes into replacing the functions of the language anew for
-every call of one kernel function by another."""
+"""Makes Triton's interpreter faster. It spends a third of its time on patching the language's functions again for
+every nested kernel call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _scopes: dict[int, Any] = {}
 
 
 class _Scope:
-    """The outermost of nested replacements undoes them all."""
+    """Nested patches, of which only the outermost undoes all."""
 
     def __init__(self, outermost: bool) -> None:
         self._outermost = outermost

@@ -1,4 +1,4 @@
-"""Watches that Triton kernels are launched in the forms that are compiled ahead of time, and in no other."""
+"""Checks that every launch of a Triton kernel uses a form that is compiled ahead of time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.helpers.triton_compile import ops, specializations
 
 @contextmanager
 def only_listed_launches() -> Iterator[None]:
-    """A launch of anything that no op's `specializations()` has is an AssertionError."""
+    """Raises AssertionError for a launch that the `specializations()` of no op list."""
     observers.append(_check)
     try:
         yield

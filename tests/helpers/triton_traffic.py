@@ -1,4 +1,4 @@
-"""What a call of `sample` costs, told by Triton's interpreter: launches, and how often each logit is loaded.
+"""Counts, in Triton's interpreter, the launches of a `sample` call and the loads of each logit.
 
     TRITON_INTERPRET=1 python -m tests.helpers.triton_traffic
 
@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pygen.ops import prepare_sample
 from tests.helpers.logits import make_history, make_logits
 
-# Rows up to this many tokens are scanned and drawn from in one launch.
+# One launch scans rows of up to SMALL tokens and draws from them.
 SMALL, LARGE = 4096, 9001
 
 LOGITS: dict[str, Callable[[int], Tensor]] = {
@@ -53,12 +53,12 @@ CASES = [
 
 @contextmanager
 def counted_loads(tensor: Tensor) -> Iterator[np.ndarray]:
-    """Counts, per element of `tensor`, the loads that the interpreter carries out."""
+    """Counts the interpreter's loads of each element of `tensor`."""
     from triton.runtime import interpreter
 
     builder, size = interpreter.InterpreterBuilder, tensor.element_size()
     counts = np.zeros(tensor.untyped_storage().nbytes() // size, dtype=np.int64)
-    # A load without a mask is carried out as one with a mask of ones.
+    # The interpreter runs a load without a mask as one with a mask of ones.
     masked_load = builder.create_masked_load
 
     def counting(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
@@ -74,7 +74,7 @@ def counted_loads(tensor: Tensor) -> Iterator[np.ndarray]:
 
 
 class _TorchOps(TorchDispatchMode):
-    """Notes every op that torch carries out."""
+    """Records every op that torch runs."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
