@@ -1,4 +1,4 @@
-"""The same call by `pygen.generate` and by transformers' `generate`, and what has to be equal."""
+"""Runs the same call with `pygen.generate` and with transformers' `generate`, and compares the results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 def both(model: Any, *args: Any, seed: int = 0, **kwargs: Any) -> tuple[Any, Any]:
-    """(pygen's result, transformers' result) under one seed."""
+    """Returns (pygen's result, transformers' result) under one seed."""
     torch.manual_seed(seed)
     ours = generate(model, *args, **kwargs)
     torch.manual_seed(seed)
@@ -30,7 +30,7 @@ def both(model: Any, *args: Any, seed: int = 0, **kwargs: Any) -> tuple[Any, Any
 
 
 def assert_same(ours: Any, theirs: Any) -> None:
-    """The same tokens, and of every field the same shapes and close values."""
+    """Asserts equal tokens, and equal shapes and close values in every field."""
     if isinstance(theirs, Tensor):
         assert torch.equal(ours, theirs)
         return
@@ -54,7 +54,7 @@ def assert_both_same(model: Any, *args: Any, seed: int = 0, **kwargs: Any) -> An
 
 
 def _tensors(value: Any) -> Any:
-    """The tensors of nested tuples, with a mark for every end, so that the nesting is compared too."""
+    """Yields the tensors of nested tuples, and a marker at every end, so that a comparison covers the nesting."""
     if isinstance(value, tuple):
         for item in value:
             yield from _tensors(item)

@@ -1,4 +1,4 @@
-"""One thread for models this small: with more, handing out the work takes longer than the work."""
+"""Sets one thread: for models this small, distributing the work takes longer than the work."""
 
 from __future__ import annotations
 

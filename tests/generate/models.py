@@ -27,13 +27,13 @@ VOCAB_SIZE = 101
 FAMILIES = ("llama", "gpt2", "qwen2")
 ENCODER_DECODERS = ("t5", "bart", "whisper")
 
-# Wide enough that the scores of a random model are spread like those of a trained one.
+# With this standard deviation a random model's scores spread like those of a trained one.
 _SPREAD = 0.35
 
 
 @functools.cache
 def hf_model(family: str) -> Any:
-    """A random model of two layers; it has no special tokens, so that every call chooses its own."""
+    """Returns a random model of two layers, without special tokens, so that every call chooses its own."""
     tokens: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     sizes: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "initializer_range": _SPREAD, **tokens}
     decoder: dict[str, Any] = {
@@ -56,7 +56,7 @@ def hf_model(family: str) -> Any:
 
 @functools.cache
 def encoder_decoder(family: str) -> Any:
-    """A random encoder-decoder model of two layers each, without special tokens; "whisper" reads 8 x 40 features."""
+    """Returns a random encoder-decoder with two layers each and no special tokens; "whisper" reads 8 x 40 features."""
     tokens: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
     tokens["decoder_start_token_id"] = 1
     layers: dict[str, Any] = {
@@ -79,14 +79,14 @@ def encoder_decoder(family: str) -> Any:
         model = WhisperForConditionalGeneration(WhisperConfig(**layers, **sources))
     else:
         sizes: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
-        # Its queries are not scaled down, so that it takes less spread for the same scores.
+        # T5 does not scale its queries down, so it needs a smaller spread for the same scores.
         model = T5ForConditionalGeneration(T5Config(vocab_size=VOCAB_SIZE, initializer_factor=2.0, **sizes, **tokens))
     model.generation_config = GenerationConfig()
     return model.eval()
 
 
 class TableModel(nn.Module):
-    """Scores of the next token looked up by the last one: what it generates can be worked out by hand."""
+    """Looks up the scores of the next token by the last one, so that one can work out its text by hand."""
 
     table: Tensor
     generation_config: Any
@@ -102,7 +102,7 @@ class TableModel(nn.Module):
 
 
 def counting_table(vocab_size: int = 10) -> TableModel:
-    """After i comes i + 1; the runner-up is i + 2."""
+    """Returns a table in which i + 1 follows i, with i + 2 as the runner-up."""
     table = torch.full((vocab_size, vocab_size), -5.0)
     ids = torch.arange(vocab_size)
     table[ids, (ids + 1) % vocab_size] = 5.0
@@ -111,7 +111,7 @@ def counting_table(vocab_size: int = 10) -> TableModel:
 
 
 class SumCache:
-    """A cache of a shape nobody could guess: running sums over time, stored time-last."""
+    """A cache of an unguessable shape: running sums over time, with time as the last dimension."""
 
     def __init__(self, total: Tensor, length: int) -> None:
         self.total = total

@@ -1,4 +1,4 @@
-"""Plans for the tests: a call without a model, its plan over given scores, and the same done step by step."""
+"""Plans for the tests: a call without a model, its plan over given scores, and its processors one by one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VOCAB_SIZE = 31
 def make_call(
     input_ids: Tensor, *, mask: Tensor | None = None, encoder_ids: Tensor | None = None, **asked: Any
 ) -> Call:
-    """What `generate(input_ids, **asked)` would resolve to; `asked` holds settings and arguments of generate()."""
+    """Returns the call of `generate(input_ids, **asked)`. `asked` holds settings and arguments of generate()."""
     names = ("logits_processor", "prefix_allowed_tokens_fn", "negative_prompt_ids", "model", "generator")
     arguments = {name: asked.pop(name, None) for name in names}
     settings = resolve_settings(None, None, {"max_new_tokens": 8, **asked})
@@ -54,7 +54,7 @@ def make_state(call: Call, plan: Plan) -> DecodeState:
 
 
 def run_plan(call: Call, logits_of_steps: list[Tensor], seed: int) -> tuple[Tensor, list[Tensor], Plan]:
-    """Tokens (rows, prompt_length + steps), the scores of every step, and the plan."""
+    """Returns tokens (rows, prompt_length + steps), the scores of every step, and the plan."""
     plan = make_plan(call)
     state = make_state(call, plan)
     check_plan(plan, state)
@@ -69,7 +69,7 @@ def run_plan(call: Call, logits_of_steps: list[Tensor], seed: int) -> tuple[Tens
 
 
 def run_processors(call: Call, logits_of_steps: list[Tensor], seed: int) -> tuple[Tensor, list[Tensor]]:
-    """The same by pygen's processors called one after the other, as Hugging Face's loop does it."""
+    """Computes the same by calling pygen's processors in turn, as Hugging Face's loop does."""
     processors = step_by_step(call)
     sequences = call.prompt.input_ids.repeat_interleave(call.num_copies, dim=0)
     finished = torch.zeros(len(sequences), dtype=torch.bool)
@@ -88,7 +88,7 @@ def run_processors(call: Call, logits_of_steps: list[Tensor], seed: int) -> tupl
 
 
 def step_by_step(call: Call) -> built.LogitsProcessorList:
-    """Everything that a call asks for, built by hand in Hugging Face's order."""
+    """Returns all processors that a call asks for, built by hand in Hugging Face's order."""
     config: Any = call.config
     eos, length = call.tokens.eos, call.prompt.input_ids.shape[1]
     encoder_ids, given = call.prompt.main_input, list(call.logits_processor or ())
@@ -121,7 +121,7 @@ def step_by_step(call: Call) -> built.LogitsProcessorList:
     add(config.suppress_tokens, "SuppressTokensLogitsProcessor", config.suppress_tokens)
     begin = length + (1 if length <= 1 and config.forced_bos_token_id is not None else 0)
     add(config.begin_suppress_tokens, "SuppressTokensAtBeginLogitsProcessor", config.begin_suppress_tokens, begin)
-    # One of a class that was built stands at its place; here it is equal to what was built.
+    # A caller's processor replaces a built one of its class. Here the two are equal.
     classes = {type(processor).__name__ for processor in found}
     found += [processor for processor in given if type(processor).__name__ not in classes]
     if config.do_sample:

@@ -1,4 +1,4 @@
-"""Diverse and constrained beam search over a model, from settings to hypotheses."""
+"""Runs diverse and constrained beam search over a model, from settings to hypotheses."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ TABLE_SIZE = 23
 
 
 def table_model(seed: int) -> TableModel:
-    """Random scores, looked up by the last token."""
+    """Returns a model with random scores, looked up by the last token."""
     return TableModel(torch.randn(TABLE_SIZE, TABLE_SIZE, generator=torch.Generator().manual_seed(seed)) * 2)
 
 
 class PlacedTable(TableModel):
-    """A table whose scores also depend on the place, so that the same steps in another order score otherwise."""
+    """A table whose scores also depend on the position, so that the same steps in another order score differently."""
 
     places: Tensor
 
@@ -42,7 +42,7 @@ class PlacedTable(TableModel):
 
 
 class Found(NamedTuple):
-    """The hypotheses, the steps they took, and the records of the monitor."""
+    """The hypotheses, the number of steps, and the monitor's records."""
 
     sequences: Tensor
     sequences_scores: Tensor

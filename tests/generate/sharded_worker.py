@@ -1,4 +1,4 @@
-"""One process of a group that holds a model together, or a copy of it each; see `test_sharded.py`."""
+"""One process of a group that shards a model or replicates it; see `test_sharded.py`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def sharded(model: Any) -> Any:
-    """By FSDP2, the layers by themselves and what is around them together."""
+    """Shards with FSDP2: each layer separately, and the rest together."""
     for module in list(model.modules()):
         if type(module).__name__ in ("LlamaDecoderLayer", "T5Block"):
             fully_shard(module)
@@ -36,7 +36,7 @@ def sharded(model: Any) -> Any:
 
 
 def flattened(model: Any) -> Any:
-    """By FSDP1, in the same way."""
+    """Shards with FSDP1, in the same way."""
     wrapped = {type(module) for module in model.modules() if type(module).__name__ in ("LlamaDecoderLayer", "T5Block")}
     policy = torch.distributed.fsdp.wrap.ModuleWrapPolicy(wrapped)
     return FullyShardedDataParallel(model, auto_wrap_policy=policy, device_id=torch.device("cpu"))
@@ -47,12 +47,12 @@ def prepared(model: Any) -> Any:
 
 
 def in_training(model: Any) -> Any:
-    """A replica of distributed training, whose ranks need not generate in step."""
+    """Returns a replica of distributed training. Its ranks need not generate in lockstep."""
     return DistributedDataParallel(model)
 
 
 def cases(world_size: int) -> Iterator[tuple[str, Any, Callable[[Any], Any], dict[str, Any]]]:
-    """(name, model, wrapper, arguments)"""
+    """Yields (name, model, wrapper, arguments)."""
     for wrap in (sharded, flattened, in_training, prepared)[: None if world_size > 1 else 2]:
         for name, settings in SETTINGS.items():
             yield f"{wrap.__name__}: {name}", hf_model("llama"), wrap, settings
@@ -68,7 +68,7 @@ def run(rank: int, world_size: int, folder: str, failures: Any) -> None:
     store = f"file://{folder}/store{world_size}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size, timeout=limit)
     try:
-        # The ranks have prompts and lengths of their own.
+        # Each rank has other prompts and lengths.
         ids = torch.tensor([[5, 6, 7], [8, 9, 3]]) + rank
         for name, model, wrap, settings in cases(world_size):
             arguments = {"inputs": ids, "max_new_tokens": 3 + 2 * rank, **settings}
@@ -89,7 +89,7 @@ def run(rank: int, world_size: int, folder: str, failures: Any) -> None:
 
 
 def _in_parallel(folder: str) -> None:
-    """Each rank has a part of every layer, so all of them generate the same."""
+    """Runs tensor parallelism: each rank has a part of every layer, so all ranks generate the same."""
     whole = LlamaForCausalLM.from_pretrained(Path(folder) / "model").eval()
     parallel = LlamaForCausalLM.from_pretrained(Path(folder) / "model", tp_plan="auto").eval()
     for name, settings in SETTINGS.items():

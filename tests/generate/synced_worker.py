@@ -1,4 +1,4 @@
-"""One of two processes whose forwards wait for each other, as those of FSDP do; see `test_synced_gpus.py`."""
+"""One of two processes whose forwards wait for each other, as FSDP's do; see `test_synced_gpus.py`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IDS = torch.tensor([[5, 6, 7], [8, 9, 10]])
 
 
 def scenarios(rank: int) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """(model, arguments) by name; the two processes differ in how long they generate."""
+    """Returns (model, arguments) by name. The two processes generate texts of different lengths."""
     stopped = threading.Event()
     if rank == 0:
         stopped.set()
@@ -67,7 +67,7 @@ def run(rank: int, store: str, failures: Any) -> None:
 
 
 def _generate(model: Any, **arguments: Any) -> tuple[int, Any]:
-    """The number of forwards, each of which waited for one of the other process, and the result."""
+    """Returns the number of forwards and the result. Each forward waits for one of the other process."""
     forwards = 0
 
     def meet(*args: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the loops ask of an adapter: columns decoded at once, forgotten, and rows that go on from other rows."""
+"""What the loops need of an adapter: decoding several columns at once, rewinding, and reordering rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IDS = torch.tensor([[0, 5, 6, 7], [8, 9, 10, 11]])
 
 
 def started(model: Any, mode: GenerationMode, copies: int = 1, **kwargs: Any) -> Any:
-    """(adapter, prompt) ready for its prefill."""
+    """Returns (adapter, prompt), ready for the prefill."""
     adapter: ModelAdapter = adapt(model)
     settings = resolve_settings(None, None, {"pad_token_id": 0, "decoder_start_token_id": 1, **kwargs})
     tokens = resolve_special_tokens(settings.config)
@@ -86,7 +86,7 @@ def test_records_have_an_entry_per_forward() -> None:
 
 
 class Gathers(CachedModel):
-    """Its cache has a hook for beams."""
+    """A model with a hook that reorders its cache for beams."""
 
     def _reorder_cache(self, cache: SumCache, rows: Tensor) -> SumCache:
         return SumCache(cache.total[rows], cache.length)

@@ -1,4 +1,4 @@
-"""`prefix_allowed_tokens_fn` with a few paths: who is asked about, and what an empty answer does."""
+"""`prefix_allowed_tokens_fn` with a few paths: which texts it is called with, and what an empty answer does."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 class Trie:
-    """Allows the paths of a prompt, which end in `end`; `asked` are the prompt and the text of every question."""
+    """Allows the paths of a prompt, which end in `end`. `asked` records the prompt and the text of every call."""
 
     def __init__(self, paths: list[list[list[int]]], end: list[int]) -> None:
         self.paths = [[path + end for path in of_prompt] for of_prompt in paths]
@@ -59,7 +59,7 @@ def test_only_texts_that_go_on_are_asked_about(mode: str) -> None:
     begun = {(row, tuple(path[:length])) for row in (0, 1) for path in trie.paths[row] for length in range(len(path))}
     assert set(trie.asked) <= begun
     if "groups" not in mode and "assistant" not in mode:
-        # A text is that of one beam alone.
+        # No two beams share a text.
         assert len(set(trie.asked)) == len(trie.asked)
 
 
@@ -89,7 +89,7 @@ def test_an_end_needs_a_token() -> None:
 
 @pytest.mark.parametrize("num_beams", [1, 2, 4])
 def test_paths_that_end_by_themselves_are_found_as_transformers_does(num_beams: int) -> None:
-    """Its dead beams and ended rows are asked about too, and get an end token here."""
+    """transformers also calls the function for dead beams and ended rows, which get an end token here."""
     trie = Trie(PATHS, [EOS])
 
     def never_empty(batch_id: int, ids: Tensor) -> list[int]:

@@ -34,7 +34,7 @@ def target(name: str) -> Any:
 
 @functools.cache
 def assistant(name: str, noise: float = 0.03) -> Any:
-    """The model with some noise in its weights: many of its guesses are right."""
+    """Returns the model with noise in its weights, so that many of its guesses are right."""
     model = copy.deepcopy(target(name))
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -45,7 +45,7 @@ def assistant(name: str, noise: float = 0.03) -> Any:
 
 @pytest.fixture(autouse=True)
 def assistants_as_they_were() -> Iterator[None]:
-    """Nothing is left on the models by any test."""
+    """Checks that no test leaves a change on the models."""
     models = [target(name) for name in MODELS] + [assistant(name) for name in MODELS]
     before = [copy.deepcopy(model.generation_config.to_dict()) for model in models]
     layers = [model.config.num_hidden_layers for model in models]
@@ -55,7 +55,7 @@ def assistants_as_they_were() -> Iterator[None]:
 
 
 def make_case(name: str, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(arguments, settings of the assistant) of one configuration, a function of its number."""
+    """Returns (arguments, settings of the assistant) of one configuration, a function of its number."""
     draw = random.Random(f"assisted {name} {number}")
     length = draw.randint(1, 8)
     ids = [draw.randrange(4, VOCAB_SIZE) for _ in range(length)]
@@ -63,10 +63,10 @@ def make_case(name: str, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
     if source == "lookup":
         ids = (ids[:3] * 5)[: draw.randint(4, 12)]
     case: dict[str, Any] = {"input_ids": torch.tensor([ids]), "max_new_tokens": draw.choice([1, 2, 7, 16])}
-    # Assistants of 5.18 and later do not see what the model generated where it equals a pad id that is no EOS.
+    # Since 5.18 assistants do not see generated tokens that equal the pad id, unless the pad id is an EOS id.
     eos = [number % 90 + 5 + i for i in range(draw.choice([1, 1, 8]))]
     case |= {"pad_token_id": eos[0], "eos_token_id": eos}
-    # Over a text that ends with such a token transformers stops before it begins.
+    # transformers stops at once if the prompt ends with an EOS id.
     case["eos_token_id"] = [token for token in case["eos_token_id"] if token not in ids] or [3]
     if name == "t5":
         case["decoder_start_token_id"] = 1
@@ -88,7 +88,7 @@ def make_case(name: str, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
         case["suppress_tokens"] = draw.sample(range(3, VOCAB_SIZE), 10)
     if draw.random() < 0.2:
         case["min_new_tokens"] = min(3, case["max_new_tokens"])
-    # Over a cache transformers' encoder-decoder assistants read the whole text again, and draft something else.
+    # With a cache, transformers' encoder-decoder assistants read the whole text again and draft other tokens.
     if draw.random() < 0.6 and (name != "t5" or source == "lookup"):
         case["do_sample"] = True
         case |= draw.choice([{}, {"temperature": 0.5}, {"temperature": 1.5, "top_k": 20}])
@@ -98,7 +98,7 @@ def make_case(name: str, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def run(name: str, number: int, call: Any) -> tuple[Tensor, int | None]:
-    """The tokens, and the number of drafts that the assistant remembers."""
+    """Returns the tokens, and the number of drafts that the assistant stores for its next call."""
     case, own = make_case(name, number)
     if "assistant_model" not in case:
         torch.manual_seed(number)
@@ -120,7 +120,7 @@ def test_the_tokens_are_those_of_transformers(name: str, first: int) -> None:
     for number in range(first, first + CASES_PER_TEST):
         theirs, remembered = run(name, number, GenerationMixin.generate)
         ours, count = run(name, number, generate)
-        # A lookup that is right may take transformers beyond the end.
+        # A correct lookup may take transformers past the end.
         theirs = theirs[:, : ours.shape[1]] if "prompt_lookup_num_tokens" in make_case(name, number)[0] else theirs
         assert torch.equal(ours, theirs), f"{name} {number}: {make_case(name, number)}\n{ours}\n{theirs}"
         assert count == remembered or name == "t5", f"{name} {number}: {make_case(name, number)}"
@@ -160,7 +160,7 @@ def test_batches_and_seeds_get_the_tokens_of_a_call_without_drafts(
 @pytest.mark.parametrize("source", SOURCES, ids=range(len(SOURCES)))
 @pytest.mark.parametrize("name", ["llama", "t5"])
 def test_every_copy_of_a_prompt_has_drafts(name: str, source: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Prompts of other lengths, whose copies end at other places."""
+    """Prompts of several lengths, whose copies end at different positions."""
     if name == "t5" and "assistant_early_exit" in source:
         source = {"assistant_model": "noisy", "assistant_confidence_threshold": 0.6}
     ids = torch.tensor([[5, 17, 40, 5, 17], [0, 0, 9, 61, 9]])
@@ -227,7 +227,7 @@ def test_every_token_has_its_scores_and_states(name: str, source: dict[str, Any]
     ids=["p/q", "p/q of copies", "p"],
 )
 def test_sampled_rows_follow_the_models_distribution(source: dict[str, Any], copies: int) -> None:
-    """The second token of many rows, of which the drafts' distribution is another."""
+    """Checks the second token of many rows; the drafts have another distribution."""
     drafts = {name: assistant("llama", 0.2) if value == "noisy" else value for name, value in source.items()}
     ids = torch.tensor([[5, 17, 5]]).repeat(4000 // copies, 1)
     counts = []
@@ -246,7 +246,7 @@ def test_sampled_rows_follow_the_models_distribution(source: dict[str, Any], cop
 
 
 def test_what_is_kept_of_a_draft_is_what_sampling_twice_would_not() -> None:
-    """Without rejections the tokens would be the assistant's: the check above can fail."""
+    """Shows that the check above can fail: without rejections, the tokens follow the assistant's distribution."""
     ids = torch.tensor([[5, 17, 5]]).repeat(4000, 1)
     tokens = [
         generate_tokens(model, ids, do_sample=True, top_k=5, max_new_tokens=2, pad_token_id=0)[:, -1]
@@ -296,7 +296,7 @@ def test_criteria_end_inside_a_chunk() -> None:
 
 
 def forwards(model: Any) -> list[int]:
-    """Records the lengths that `model` forwards from now on."""
+    """Records the input lengths of the forwards of `model` from now on."""
     lengths: list[int] = []
     model.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
@@ -311,7 +311,7 @@ def test_settings_of_the_call_win_over_the_assistants() -> None:
     lengths = forwards(model)
     generate(model, IDS, **call)
     generate(model, IDS, **call, num_assistant_tokens=5)
-    # The prompt, then every time the last token and the drafts: all of these are right.
+    # The prompt, then the last token with the drafts, all of which are right.
     assert lengths == [6, 2, 3, 3, 3, 6, 5, 6]
     assert helper.generation_config.num_assistant_tokens == 2
 
@@ -337,7 +337,7 @@ def test_a_plain_module_assists_and_is_assisted() -> None:
 
 
 def whisper_decoder(model: Any) -> Any:
-    """The decoder of `model`, by itself, with its weights."""
+    """Returns the decoder of `model` as a separate model with the same weights."""
     config = copy.deepcopy(model.config)
     config.is_decoder, config.is_encoder_decoder = True, False
     decoder = WhisperForCausalLM(config).eval()
@@ -437,7 +437,7 @@ def test_refusals(arguments: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("kind", ["static", "dynamic_full", None])
 @pytest.mark.parametrize("window", [None, 6])
 def test_every_cache_serves_drafts(kind: str | None, window: int | None) -> None:
-    """Windows too, which may have dropped what a rejected draft would need again: all layers keep everything."""
+    """All layers keep all positions, sliding windows too, because a rejected draft may need dropped ones again."""
     sizes: dict[str, Any] = {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 32,

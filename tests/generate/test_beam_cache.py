@@ -1,4 +1,4 @@
-"""The cache of a beam search belongs to the sequences that come with it: a call goes on from it as without it."""
+"""A beam search returns the cache of its sequences: a call continues from it as without it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.helpers.generation import generate_output, generate_tokens
 IDS = torch.tensor([[0, 6, 7], [8, 9, 10]])
 CALL: dict[str, Any] = {"max_new_tokens": 6, "num_beams": 3, "pad_token_id": 0}
 DICT: dict[str, Any] = {"return_dict_in_generate": True}
-# Half of all tokens end a hypothesis.
+# Half of the vocabulary ends a hypothesis.
 ENDS: dict[str, Any] = {"eos_token_id": [*range(2, 50)]}
 SEARCHES: dict[str, dict[str, Any]] = {
     "search": {},
@@ -44,7 +44,7 @@ def longer(sequences: Tensor) -> Tensor:
 
 
 def goes_on(model: Any, output: Any, **inputs: Any) -> Tensor:
-    """What the model says next, with the cache of `output` and without; the same."""
+    """Returns the model's next tokens; asserts that they are equal with and without the cache of `output`."""
     name = "decoder_input_ids" if inputs else "inputs"
     inputs |= {name: longer(output.sequences), "max_new_tokens": 5, "pad_token_id": 0}
     whole = generate_tokens(model, **inputs)
@@ -117,7 +117,7 @@ def test_what_cannot_be_cut_is_refused_where_rows_differ(family: str) -> None:
     model = small(family)
     same = generate_output(model, IDS, num_return_sequences=3, **CALL, **DICT)
     if family != "mamba":
-        # That counts no positions, so a call cannot know what it has seen of a whole text.
+        # This cache counts no positions, so a call cannot know how much of the text it has read.
         goes_on(model, same)
     output = generate_output(model, IDS, num_return_sequences=3, eos_token_id=[*range(2, 20)], **CALL, **DICT)
     if family == "20":

@@ -1,4 +1,4 @@
-"""`output_logprobs` with beams: ln softmax of the processed scores at every token, along the beams it came by."""
+"""`output_logprobs` with beams: ln softmax of the processed scores at every token, along the ancestor beams."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WANTED: dict[str, Any] = {
     "output_logprobs": True,
     "top_logprobs": 3,
 }
-# Enough of them that hypotheses end at every step.
+# Enough end tokens that hypotheses end at every step.
 ENDS: dict[str, Any] = {"eos_token_id": list(range(40, 50))}
 
 
@@ -64,7 +64,7 @@ def test_as_the_scores_of_all_tokens_say(name: str, monkeypatch: pytest.MonkeyPa
         assert torch.allclose(output.top_logprobs.logprobs[row, step], of_beam.topk(3).values, atol=1e-5)
     assert bool((output.top_logprobs.token_ids[ended] == -1).all())
     assert bool((output.top_logprobs.logprobs[ended] == -math.inf).all())
-    # They do not depend on whether all scores are kept, and the sequences on neither.
+    # The log-probabilities do not depend on whether scores are returned, and the sequences on neither.
     alone = generate_output(model, IDS, **settings)
     assert torch.equal(alone.sequences, output.sequences) and alone.scores is None
     assert same([alone.logprobs, *alone.top_logprobs], [output.logprobs, *output.top_logprobs])

@@ -1,4 +1,4 @@
-"""Searches with constraints and in groups through `generate`: wiring, outputs, and what is refused."""
+"""Constrained and diverse beam search through `generate`: wiring, outputs, and refusals."""
 
 from __future__ import annotations
 

@@ -17,19 +17,19 @@ CASES_PER_FAMILY = {"llama": 320, "gpt2": 320, "qwen2": 160, "t5": 120, "bart": 
 SAMPLED_PER_FAMILY = {"llama": 80, "gpt2": 80, "t5": 60}
 CASES_PER_TEST = 20
 
-# Sums of a dozen float32 scores of size up to 30 differ by this much when their terms were rounded elsewhere.
+# Sums of a dozen float32 scores up to 30 differ by this much if their terms are rounded differently.
 BAND = 5e-5
 SCORE_TOLERANCE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def make_case(family: str, number: int, sampled: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(inputs, settings) of one configuration, a function of its number."""
+    """Returns (inputs, settings) of one configuration, a function of its number."""
     draw = random.Random(f"beams {family} {number} {sampled}")
     batch_size, length = draw.choice([1, 1, 2, 3]), draw.randint(1, 6)
     ids = torch.tensor([[draw.randrange(4, VOCAB_SIZE) for _ in range(length)] for _ in range(batch_size)])
     mask = torch.ones_like(ids)
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-    # A pad id of 0 is not tried: transformers fills with the first EOS id then, pygen with 0.
+    # The pad id is never 0, because transformers would fill with the first EOS id, and pygen fills with 0.
     settings: dict[str, Any] = {"num_beams": draw.choice([2, 2, 3, 4, 4, 5, 8, 16]), "pad_token_id": 3}
     padded = length > 1 and draw.random() < 0.3
     if padded:
@@ -62,8 +62,8 @@ def make_case(family: str, number: int, sampled: bool) -> tuple[dict[str, Any], 
     if draw.random() < 0.2:
         settings["use_cache"] = False
     if sampled:
-        # Scores so flat that n * (1 + EOS ids) tokens can be drawn from the first step's only beam: where fewer have a
-        # probability, transformers goes on with an arbitrary order of the others.
+        # Flat scores, so that the first step's only beam has n * (1 + EOS ids) tokens to draw. If fewer have a positive
+        # probability, transformers continues with the others in an arbitrary order.
         choices = {"temperature": [4.0, 8.0]} if family == "t5" else SAMPLING
         settings |= {"do_sample": True, "top_k": 0, "num_beams": draw.choice([2, 3, 4])}
         settings |= {name: draw.choice(values) for name, values in choices.items() if draw.random() < 0.5}
@@ -84,7 +84,7 @@ SAMPLING: dict[str, list[Any]] = {
 
 
 def same(ours: Any, theirs: Any) -> bool:
-    """Nested tuples of tensors, equal up to rounding."""
+    """Compares nested tuples of tensors, up to rounding."""
     if isinstance(theirs, Tensor):
         largest = float(theirs[theirs.isfinite()].abs().max()) if bool(theirs.isfinite().any()) else 0.0
         return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=0, atol=2e-4 * (1 + largest))
@@ -94,7 +94,7 @@ def same(ours: Any, theirs: Any) -> bool:
 
 
 def is_close_call(ours: Any, theirs: Any) -> bool:
-    """Whether the first row that differs may: the two hypotheses score the same within the band."""
+    """Returns whether the first differing row may differ: its two hypotheses score the same within BAND."""
     width = min(ours.sequences.shape[1], theirs.sequences.shape[1])
     rows = (ours.sequences[:, :width] != theirs.sequences[:, :width]).any(1)
     rows |= torch.tensor(ours.sequences.shape[1] != theirs.sequences.shape[1])

@@ -1,4 +1,4 @@
-"""Beams in `generate`: caches, criteria, streaming, seeds, outputs, and what is refused."""
+"""Beams in `generate`: caches, criteria, streaming, seeds, outputs, and refusals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PLAIN: dict[str, Any] = {"num_beams": 4, "max_new_tokens": 8, "pad_token_id": 3}
 
 
 def both(**settings: Any) -> tuple[Any, Any]:
-    """(pygen's, transformers') output for two prompts of the small Llama."""
+    """Returns (pygen's, transformers') output for two prompts of the small Llama."""
     model = hf_model("llama")
     settings = {**PLAIN, "return_dict_in_generate": True, "output_scores": True, **settings}
     torch.manual_seed(0)
@@ -92,7 +92,7 @@ def test_criteria_end_hypotheses() -> None:
     ours, theirs = both(stopping_criteria=[ends_in_a_multiple_of_five], num_return_sequences=4)
     assert torch.equal(ours.beam_indices, theirs.beam_indices)
     torch.testing.assert_close(ours.sequences_scores, theirs.sequences_scores)
-    # Where no token ends a text transformers pads with -1, whatever the pad id is.
+    # Without an EOS id transformers pads with -1, whatever the pad id is.
     assert torch.equal(ours.sequences, theirs.sequences.masked_fill(theirs.sequences == -1, 3))
     assert set(ours.finish_reason) <= {"stop", "length"}
 
@@ -161,7 +161,7 @@ def test_events_of_beams() -> None:
 
 
 def test_tokens_are_streamed_as_soon_as_all_beams_share_them() -> None:
-    # After 1 comes 2 whatever else; so the first tokens are certain long before the end.
+    # Every beam has 2 after 1, so the first tokens are final long before the end.
     table = torch.full((10, 10), -20.0)
     table[torch.arange(10), (torch.arange(10) + 1) % 10] = 5.0
     table[9] = torch.tensor([5.0, 4.9, -20, -20, -20, -20, -20, -20, -20, -20])
@@ -268,7 +268,7 @@ def test_an_error_at_any_step_leaves_the_model_usable(where: str, step: int) -> 
 
     broken: dict[str, Any] = {where: FailingStreamer() if where == "streamer" else [fail]}
     if where == "streamer":
-        # Few beams agree on anything in so short a text: the prompt and the end are certain.
+        # Beams of so short a text agree on little: only the prompt and the end are final.
         calls = max(0, step - 1)
     with pytest.raises(Fails):
         generate(model, prompt, **broken, **PLAIN)

@@ -1,4 +1,4 @@
-"""Every kind of cache, prompts read in pieces, continuing from a cache, and what is refused."""
+"""Every kind of cache, prompts read in chunks, continuation from a cache, and refusals."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ IDS = torch.tensor([[0, 5, 6, 7], [8, 9, 10, 11]])
 KEEP: dict[str, Any] = {"return_dict_in_generate": True, "output_scores": True, "output_hidden_states": True}
 COPIES = {"do_sample": True, "num_return_sequences": 2}
 STATIC = {"cache_implementation": "static"}
-# Later releases have no "dynamic_full".
+# Later releases lack "dynamic_full".
 KINDS = sorted({"static", "sliding_window", "hybrid", "hybrid_chunked", "dynamic", "dynamic_full"} & {*THEIR_KINDS})
 
 
 def without_static_cache(model: Any) -> Any:
-    """transformers leaves a static cache on the model."""
+    """Removes the static cache that transformers leaves on the model."""
     vars(model).pop("_cache", None)
     return model
 
@@ -67,7 +67,7 @@ def test_a_static_cache_that_transformers_left_is_not_touched() -> None:
     output = generate_output(
         model, IDS + 1, max_new_tokens=6, cache_implementation="static", return_dict_in_generate=True
     )
-    # Later releases leave none.
+    # Later releases leave no cache on the model.
     assert getattr(model, "_cache", left) is left and torch.equal(left.layers[0].keys, keys)
     assert output.past_key_values is not left
     without_static_cache(model)
@@ -101,7 +101,7 @@ def test_prompts_in_pieces(family: str, size: int, settings: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_what_transformers_does_not_read_in_pieces(size: int) -> None:
-    """Embeddings, a text that a cache has seen the beginning of, and the prompt of a decoder."""
+    """Embeddings, a text whose beginning is cached, and the prompt of a decoder."""
     model = hf_model("llama")
     at_once = generate_tokens(model, TEXT, max_new_tokens=8)
     embeds = model.get_input_embeddings()(TEXT).detach()
@@ -224,7 +224,7 @@ def test_wrong_caches(arguments: Any, error: type[Exception], message: str, monk
 
 
 class Rounded(QuantizedLayer):
-    """Keeps its quantised part, too: here rounded to multiples of 1/64."""
+    """Also stores its quantised part, here rounded to multiples of 1/64."""
 
     def _quantize(self, tensor: Tensor, axis: int) -> Tensor:
         return (tensor * 64).round()
@@ -234,7 +234,7 @@ class Rounded(QuantizedLayer):
 
 
 def test_quantized_caches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The packages that quantise are not needed here: only the way there is tested."""
+    """Tests only the dispatch, so it needs no package that quantises."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(cache_utils, "QuantoQuantizedLayer", Rounded)
     config = {"residual_length": 3}
@@ -249,7 +249,7 @@ def test_quantized_caches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_beams_over_quantized_caches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Older releases have no way to reorder what is quantized, and transformers itself reads another beam's there."""
+    """Older releases cannot reorder quantized layers; transformers itself reads another beam's positions there."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(cache_utils, "QuantoQuantizedLayer", Rounded)
     beams: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The cache verbs, and which caches they refuse. Reordering is held against transformers' gather of everything."""
+"""The cache verbs, and the caches that they refuse. transformers' full gather checks the reordering."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ CACHES: dict[str, Callable[[], Any]] = {
 
 
 def prompt_states(length: int) -> tuple[Tensor, Tensor]:
-    """Keys and values of prompts: the rows of a prompt are equal."""
+    """Returns keys and values of prompts. The rows of a prompt are equal."""
     torch.manual_seed(length)
     keys, values = torch.randn(2, PROMPTS, 2, length, 4).repeat_interleave(BEAMS, dim=1)
     return keys, values
@@ -152,7 +152,7 @@ def tensors_of(cache: Any) -> list[Tensor]:
 
 
 class Ancestry:
-    """What each row has generated so far, as a list of distinct numbers, through random moves among a prompt's rows."""
+    """Each row's generated history, as a list of distinct numbers, under random moves among a prompt's rows."""
 
     def __init__(self, seed: int) -> None:
         torch.manual_seed(seed)
@@ -163,10 +163,10 @@ class Ancestry:
             history.append(len(history) * len(self.histories) + row)
 
     def move(self) -> tuple[Tensor, Tensor]:
-        """source_rows and shared."""
+        """Moves rows at random; returns source_rows and shared."""
         sources = torch.randint(BEAMS, (PROMPTS, BEAMS)) + torch.arange(PROMPTS)[:, None] * BEAMS
         taken = [self.histories[source] for source in sources.flatten()]
-        # A number is in two histories only if all before it are.
+        # Two histories share a number only if they share all numbers before it.
         shared = [len({*one} & {*other}) for one, other in zip(self.histories, taken, strict=True)]
         self.histories = [list(history) for history in taken]
         return sources.flatten(), torch.tensor(shared)
@@ -220,7 +220,7 @@ def test_other_caches_reorder_themselves() -> None:
 
 
 class Rounded(cache_utils.QuantizedLayer):
-    # What quantized layers inherit in older releases.
+    # Quantized layers inherit this method in older releases.
     reorder_cache = cache_utils.DynamicLayer.reorder_cache
 
     def _quantize(self, tensor: Tensor, axis: int) -> Tensor:
@@ -231,7 +231,7 @@ class Rounded(cache_utils.QuantizedLayer):
 
 
 class Indexed(cache_utils.DynamicLayer):
-    """Holds more than keys and values, and inherits a method that does not know."""
+    """Holds more than keys and values, but inherits a method that reorders only those."""
 
     def update(self, *states: Any, **kwargs: Any) -> Any:
         self.by_name = {"index": [states[0].clone()]}

@@ -1,4 +1,4 @@
-"""Processors of the caller's that keep a state, or look at their rows: what they are called with."""
+"""Custom processors that keep a state or depend on their rows: what pygen calls them with."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ IDS = torch.tensor([[5, 17, 40, 5, 17], [8, 9, 61, 8, 9]])
 
 
 class Counts:
-    """A grammar with a state: a token has the remainder by 7 that the sum of the tokens before it has.
+    """A grammar with a state: a token is congruent modulo 7 to the sum of the tokens before it.
 
-    calls: the texts that it was called with.
+    calls: the texts of its calls.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Counts:
 
 
 class CopiedCounts(Counts):
-    """`copies` are those that drafts were made with."""
+    """`copies` are the clones that drafting used."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def test_drafts_leave_a_processors_state_alone(drafts: str, kind: type[Counts]) 
 
 
 def test_drafts_are_made_with_copies_of_a_processor_that_has_clone() -> None:
-    """The model drafts for itself, so a draft is wrong only where the grammar was not obeyed."""
+    """The model drafts for itself, so a draft is wrong only if drafting ignores the grammar."""
     grammar, model = CopiedCounts(), hf_model("llama")
     drafts: dict[str, Any] = {"num_assistant_tokens": 4, "num_assistant_tokens_schedule": "constant"}
     drafts["assistant_confidence_threshold"] = 0.0
@@ -90,7 +90,7 @@ def test_drafts_are_made_with_copies_of_a_processor_that_has_clone() -> None:
 
 
 def by_place(input_ids: Tensor, scores: Tensor) -> Tensor:
-    """Other scores for every place among the rows."""
+    """Returns different scores for every row index."""
     rows = torch.randn(scores.shape, generator=torch.Generator().manual_seed(input_ids.shape[1]))
     return scores + rows
 
@@ -126,7 +126,7 @@ def test_the_best_beam_is_shown_first(settings: dict[str, Any]) -> None:
 
 
 class Follows:
-    """Keeps the text of every row by itself, and is told how the beams move."""
+    """Keeps the text of every row, and has a hook that reorders the texts with the beams."""
 
     def __init__(self) -> None:
         self.texts: Tensor | None = None
@@ -192,7 +192,7 @@ def test_a_processor_that_takes_beam_group_idx_learns_the_group() -> None:
 
 KEYS = list(range(11, 21))
 SEARCHES: dict[str, dict[str, Any]] = {
-    # Without filters, before which the caller's processors come, and a setting's watermark after.
+    # No filters, because custom processors run before them and a watermark setting after them.
     "sampling": {"do_sample": True, "top_k": 0, "num_return_sequences": 2},
     "beams": {"num_beams": 4},
     "groups": GROUPS,

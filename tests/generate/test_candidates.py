@@ -1,4 +1,4 @@
-"""Candidate generators by themselves, in transformers' loop, and with another tokenizer."""
+"""Candidate generators: alone, in transformers' loop, and with another tokenizer."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ TEXTS = [
 @pytest.mark.skipif(transformers.__version__ != "5.6.1", reason="the signatures are those of 5.6.1")
 @pytest.mark.parametrize("name", candidates.__all__)
 def test_signatures(name: str) -> None:
-    """Those of 5.6.1; `get_candidates` takes the arguments by name that later releases hand over."""
+    """Compares with 5.6.1's. `get_candidates` also takes the keywords that later releases pass."""
     ours, other = getattr(candidates, name), getattr(theirs, name)
     for method in ("__init__", "get_candidates", "update_candidate_strategy", "get_translator", "get_target_ids"):
         assert hasattr(ours, method) == hasattr(other, method)
@@ -181,7 +181,7 @@ def language_model(size: int, seed: int) -> Any:
 
 
 def other_vocabulary() -> tuple[Any, Tensor, dict[str, Any]]:
-    """(model, prompt, arguments of an assistant that spells with 50 of the model's 80 tokens)."""
+    """Returns (model, prompt, arguments of an assistant that uses 50 of the model's 80 tokens)."""
     prompt = tokenizer(80)("the quick model drafts ", return_tensors="pt")["input_ids"]
     drafts = {
         "assistant_model": language_model(50, 1),
@@ -206,10 +206,10 @@ def test_another_tokenizer_changes_no_token(settings: dict[str, Any], lookbehind
 
 
 def test_text_that_comes_back_the_same_is_drafted() -> None:
-    """The model as its own assistant: every draft is right, in the first round and after it."""
+    """The model assists itself: every draft is right, in the first round and after it."""
     model, prompt, _ = other_vocabulary()
     model = copy.deepcopy(model)
-    # Texts come back without special tokens.
+    # Decoded texts lack special tokens, so the model must not choose one.
     model.lm_head.weight.data[tokenizer(80).eos_token_id] = 0
     expected = generate_tokens(model, prompt, max_new_tokens=30, pad_token_id=0)
     text = tokenizer(80).decode(expected[0])
@@ -296,7 +296,7 @@ def test_generators_with_another_tokenizer_take_one_row() -> None:
 
 
 def prompts() -> tuple[Tensor, Tensor]:
-    """Three prompts of the larger tokenizer, padded on the left with token 7, and their mask."""
+    """Returns three prompts of the larger tokenizer, left-padded with token 7, and their mask."""
     texts = ["the quick model drafts ", "the lazy dog ", "a small model checks the drafts of "]
     rows = [tokenizer(80)(text)["input_ids"] for text in texts]
     width = max(map(len, rows))
@@ -337,7 +337,7 @@ def test_batches_with_another_tokenizer(settings: dict[str, Any], lookbehind: in
 
 
 def test_rows_of_other_lengths_are_drafted() -> None:
-    """The model with a wider head as its own assistant: the drafts of every row are right."""
+    """A copy of the model with a wider head assists it: the drafts of every row are right."""
     model, _, _ = other_vocabulary()
     model = copy.deepcopy(model)
     model.lm_head.weight.data[tokenizer(80).eos_token_id] = 0

@@ -1,4 +1,4 @@
-"""Compiled forwards: one graph each, no more of them than with transformers' own loop, and the same tokens."""
+"""Compiled forwards: one graph each, no more graphs than in transformers' loop, and the same tokens."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _forward(model: Any, **options: Any) -> Any:
 
 
 def graphs_and_tokens(how: Callable[..., Any], run: Callable[..., Tensor]) -> tuple[int, list[Tensor]]:
-    """How many graphs the prompts took, one call each, and the tokens of the calls."""
+    """Returns the number of graphs for all prompts, one call each, and the tokens of the calls."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")
     config = copy.deepcopy(hf_model("llama").config)

@@ -1,4 +1,4 @@
-"""Constrained beam search: against a naive one, by its properties, and what it returns."""
+"""Constrained beam search: against a naive search, by its properties, and its outputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Words = list[list[tuple[int, ...]]]
 
 
 def draw_words(draw: random.Random, vocab_size: int) -> Words:
-    """One to three constraints, each a list of words of which one has to occur."""
+    """Draws one to three constraints, each a list of words of which the text must contain one."""
     constraints: Words = []
     for _ in range(draw.choice([1, 1, 2, 3])):
         lengths = [draw.choice([1, 1, 2, 3]) for _ in range(draw.choice([1, 1, 2, 3]))]
@@ -42,7 +42,7 @@ def draw_words(draw: random.Random, vocab_size: int) -> Words:
 
 
 def make_case(number: int) -> tuple[Any, Tensor, Words, dict[str, Any]]:
-    """(model, prompts, constraints, settings), a function of the number."""
+    """Returns (model, prompts, constraints, settings), a function of the number."""
     draw = random.Random(f"constrained {number}")
     family = draw.choice(["table", "table", "llama", "gpt2"])
     model = PlacedTable(number) if family == "table" else hf_model(family)
@@ -93,7 +93,7 @@ def naive(model: Any, prompts: Tensor, words: Words, settings: dict[str, Any]) -
 
 
 def forced(words: Words) -> list[Any]:
-    """As `force_words_ids`."""
+    """Returns the words as `force_words_ids`."""
     return [list(options[0]) if len(options) == 1 else [list(word) for word in options] for options in words]
 
 
@@ -124,7 +124,7 @@ def test_against_a_naive_search(first: int) -> None:
             )
 
 
-# What transformers 4.55.4 returns for the table model of that seed: the generated tokens, and their scores.
+# Recorded from transformers 4.55.4, for the table model of that seed: the generated tokens, and their scores.
 RECORDED: list[tuple[int, dict[str, Any], list[list[int]], list[float]]] = [
     (
         0,
@@ -177,7 +177,7 @@ def test_hypotheses_that_meet_constraints_come_first() -> None:
         met = [contains(row, [11, 12]) and (contains(row, [13]) or contains(row, [14, 15])) for row in tokens]
         assert met[0] and not met[-1] and met == sorted(met, reverse=True)
         assert scores[: sum(met)] == sorted(scores[: sum(met)], reverse=True)
-        # transformers 4 returned these, which lack words, before the others.
+        # transformers 4 returned these hypotheses first, although they lack words.
         assert max(scores[sum(met) :]) > scores[0]
 
 
@@ -207,7 +207,7 @@ def test_hidden_prompt_tokens_meet_nothing() -> None:
     alone = constrained(hf_model("llama"), torch.tensor([[6, 7]]), **settings)
     assert 33 in found.sequences[0, 1:].tolist() and 33 not in found.sequences[1, 1:].tolist()
     assert torch.equal(found.sequences[0, 1:], alone.sequences[0])
-    # Nor do they come between others.
+    # Hypotheses that lack words do not come between others either.
     split = constrained(
         hf_model("llama"),
         torch.tensor([[33, 6, 7]]),
@@ -250,7 +250,7 @@ def test_a_word_may_end_with_the_end() -> None:
 @pytest.mark.parametrize("first", [5, 8])
 def test_a_dead_end_gives_what_there_is(first: int) -> None:
     def only_the_end(input_ids: Tensor, scores: Tensor) -> Tensor:
-        """At the third step of the prompt that begins with `first`."""
+        """Allows only the end at the third step of the prompt that begins with `first`."""
         hidden = torch.arange(scores.shape[1]) != 11
         return scores.masked_fill(
             ((input_ids[:, 0] == first) & (input_ids.shape[1] == 5))[:, None] & hidden, -torch.inf

@@ -1,4 +1,4 @@
-"""Contrastive search: against its definition, and against what transformers 4.55 made of the same calls."""
+"""Contrastive search: against its definition, and against recorded results of transformers 4.55."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_calls_give_what_transformers_4_55_gave(name: str) -> None:
     assert_as_recorded("contrastive", name)
 
 
-# Full attention, windows, recurrent states in the cache, beside attention, and in the modules.
+# Full attention, sliding windows, and recurrent states: in the cache, beside attention, and in the modules.
 @pytest.mark.parametrize(
     "name",
     [
@@ -62,7 +62,7 @@ def test_tokens_are_those_of_the_definition(name: str) -> None:
         return [prompt + search(prompt) for prompt in prompts]
 
     if found.tolist() != expected():
-        # Some releases read texts beyond the window otherwise with a cache of full layers, which candidates need.
+        # Candidates need a cache of full layers. With it, some releases read texts beyond the window differently.
         reader = readings.Reader(model, window=False)
         assert not reader.reads_alike(found[:, :-1], 5)
         with reader.by_token(5):
@@ -131,7 +131,7 @@ def test_outputs(low_memory: bool) -> None:
     assert output.top_logprobs.token_ids.shape == (2, 5, 6)
     assert output.finish_reason == ["eos" if 8 in row else "length" for row in tokens.tolist()]
     assert [states[-1].shape for states in output.hidden_states] == [(2, 6, 32), *[(2, 1, 32)] * 4]
-    # States and cache are those of the returned text.
+    # The returned states and cache belong to the returned text.
     model = cases.seeded_model("llama")
     with torch.no_grad():
         mask = torch.cat([MASK, torch.ones_like(tokens)], dim=1)
@@ -150,7 +150,7 @@ def test_outputs(low_memory: bool) -> None:
 
 
 def test_a_banned_token_never_follows() -> None:
-    """transformers takes it where it is less like the text than what is allowed."""
+    """transformers picks a banned token if it resembles the text less than the allowed tokens."""
     allowed = [[21, 22, 23], [33, 34]]
     result = search(prefix_allowed_tokens_fn=lambda row, ids: allowed[row], penalty_alpha=0.99)
     assert {*result[0, 6:].tolist()} <= {*allowed[0]}
@@ -225,7 +225,7 @@ def test_positions_end_before_the_candidates_of_the_last_token() -> None:
 
 
 class Contrasted(nn.Module):
-    """A plain module with a cache in tuples and hidden states."""
+    """A plain module with hidden states and a tuple cache."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Loops of the caller's: what they are called with, and code from folders, which has to be allowed."""
+"""Custom loops: their arguments, and code from folders, which needs the caller's permission."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def hugging_face_loop(
     extra: int = 0,
     **model_kwargs: Any,
 ) -> Tensor:
-    """A loop in the manner of those on the Hub: the model's hooks, the lists, the special tokens as tensors."""
+    """A loop in the style of the Hub's: the model's hooks, the lists, the special tokens as tensors."""
     running = torch.ones(input_ids.shape[0], dtype=torch.long)
     is_first = True
     while running.max() > 0:

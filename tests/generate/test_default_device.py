@@ -1,4 +1,4 @@
-"""A default device that the caller has set is for the caller's tensors: a call makes its own where its model is."""
+"""A caller's default device does not affect a call, which creates its tensors on the model's device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`pygen.generate` against transformers on every device of this machine: a CPU, and a GPU where there is one."""
+"""`pygen.generate` against transformers on every device of this machine: the CPU, and a GPU if present."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Diverse beam search: against a naive one, by its properties, and what it returns."""
+"""Diverse beam search: against a naive search, by its properties, and its outputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 def make_case(number: int) -> tuple[Any, Tensor, dict[str, Any]]:
-    """(model, prompts, settings), a function of the number."""
+    """Returns (model, prompts, settings), a function of the number."""
     draw = random.Random(f"diverse {number}")
     family = draw.choice(["table", "table", "llama", "gpt2"])
     model = PlacedTable(number) if family == "table" else hf_model(family)
@@ -85,7 +85,7 @@ def generated(found: Found, prompts: Tensor) -> list[tuple[int, ...]]:
 
 
 def assert_scores_add_up(found: Found, prompts: Tensor, length_penalty: float) -> None:
-    """A hypothesis' score is the sum of its tokens' scores, which `beam_indices` lead to."""
+    """Asserts that a hypothesis scores the sum of its tokens' scores, found through `beam_indices`."""
     for row, tokens in enumerate(generated(found, prompts)):
         beams = found.beam_indices[row].tolist()
         total = sum(float(found.scores[t][beams[t], token]) for t, token in enumerate(tokens))
@@ -106,7 +106,7 @@ def test_against_a_naive_search(first: int) -> None:
         assert_scores_add_up(found, prompts, settings["length_penalty"])
 
 
-# After token i the scores of what follows; from 0, group by group.
+# Row i has the scores of the tokens after i. The search starts at 0, group by group.
 HAND_TABLE = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4], [0.25] * 4, [0.25] * 4]).log()
 
 
@@ -115,7 +115,7 @@ HAND_TABLE = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4], [0.25] * 
     [
         # The second group takes .4 e^-.2 = .327 over .3, the third .3 over .4 e^-.4; then the second pays once more.
         (0.2, [(0, 0), (1, 3), (0, 0)], [0.16, 0.12, 0.327492**2]),
-        # Each group begins otherwise. The third finds .25 everywhere, but 0 and 3 taken.
+        # Each group begins with another token. The third finds .25 everywhere, and pays for 0 and 3.
         (1.0, [(0, 0), (1, 3), (2, 1)], [0.16, 0.12, 0.05]),
     ],
 )
@@ -127,7 +127,7 @@ def test_by_hand(penalty: float, tokens: list[tuple[int, int]], scores: list[flo
     torch.testing.assert_close(found.sequences_scores.exp(), torch.tensor(scores))
 
 
-# What transformers 4.55.4 returns for the table model of that seed: the generated tokens, and their scores.
+# Recorded from transformers 4.55.4, for the table model of that seed: the generated tokens, and their scores.
 RECORDED: list[tuple[int, dict[str, Any], list[list[int]], list[float]]] = [
     (
         0,
@@ -184,7 +184,7 @@ def test_one_group_is_beam_search(family: str, early_stopping: bool | str) -> No
 
 def test_groups_differ_more_with_a_larger_penalty() -> None:
     def num_shared(penalty: float) -> int:
-        """Pairs of hypotheses with the same token at the same place, over some models."""
+        """Counts pairs of hypotheses with the same token at the same position, over some models."""
         count = 0
         for seed in range(12):
             found = diverse(table_model(seed), PROMPTS, diversity_penalty=penalty, num_return_sequences=6, **BEAMS)
@@ -220,7 +220,7 @@ def test_prompts_and_padding_do_not_meet(family: str) -> None:
 
 @pytest.mark.parametrize("early_stopping", [False, True, "never"])
 def test_a_group_that_is_done_chooses_nothing(early_stopping: bool | str) -> None:
-    # The first group goes 2, 1 and has ended; the second goes 4, 5 and then finds 3 the best, the pad token.
+    # The first group writes 2, 1 and ends. The second writes 4, 5; its best next token is 3, the pad token.
     eos, pad = 1, 3
     table = torch.zeros(6, 6)
     table[[0, 0, 2, 4, 5], [2, 4, eos, 5, pad]] = torch.tensor([6.0, 5.0, 9.0, 9.0, 6.0])
@@ -242,7 +242,7 @@ def test_criteria_end_hypotheses() -> None:
 
 
 def test_criteria_end_the_search() -> None:
-    # From 1 only 3 is left and from 2 nothing, so that the finished hypotheses do not fill up.
+    # 1 allows only 3 and 2 allows nothing, so the pool of finished hypotheses does not fill up.
     table = torch.full((4, 4), -torch.inf)
     table[[0, 0, 1, 3], [1, 2, 3, 3]] = torch.tensor([2.0, 1.0, 0.0, 0.0])
     settings: dict[str, Any] = {"num_beams": 4, "num_beam_groups": 2, "max_new_tokens": 6, "pad_token_id": 0}

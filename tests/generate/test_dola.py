@@ -1,4 +1,4 @@
-"""DoLa: against its definition, and against what transformers 4.55 made of the same calls."""
+"""DoLa: against its definition, and against recorded results of transformers 4.55."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_calls_give_what_transformers_4_55_gave(name: str) -> None:
 
 
 def test_every_row_is_contrasted_as_it_would_be_alone() -> None:
-    """transformers takes the layer that is furthest on average over the batch, rows that have ended included."""
+    """transformers picks the layer with the largest distance on average over the batch, ended rows included."""
     model = cases.seeded_model("llama")
     expected = [naive_contrasts.dola(model, prompt, ALL, 10) for prompt in PROMPTS]
     assert search()[:, 6:].tolist() == expected
@@ -86,7 +86,7 @@ def test_contrast_by_hand() -> None:
     near = torch.tensor([[0.5, 0.25, 0.2, 0.05], [0.2, 0.4, 0.2, 0.2]])
     far = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.25, 0.25]])
     result = contrast(p.log() + 3.0, [near.log(), far.log() - 2.0])
-    # Row 0 is further from the second layer, row 1 from the first; 0.04 is less than a tenth of 0.5.
+    # Row 0 is further from the second layer, row 1 from the first. 0.04 is below a tenth of 0.5.
     expected = torch.stack([(p / far)[0], (p / near)[1]]).log()
     expected[0, 3] = -math.inf
     torch.testing.assert_close(result, expected)
@@ -102,7 +102,7 @@ def test_outputs() -> None:
     )
     tokens = output.sequences[:, 6:]
     assert output.finish_reason == ["eos" if 20 in row else "length" for row in tokens.tolist()]
-    # Logits are the last layer's, scores what is contrasted, and log-probabilities those of the scores.
+    # `logits` are the last layer's, `scores` the contrast, and log-probabilities those of the scores.
     with torch.no_grad():
         position_ids = (MASK.cumsum(1) - 1).clamp(min=0)
         read = cases.seeded_model("llama")(PADDED, attention_mask=MASK, position_ids=position_ids)

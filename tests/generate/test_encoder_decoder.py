@@ -1,4 +1,4 @@
-"""Encoder-decoder models against transformers: the encoder, where the decoder starts, and every field of the output."""
+"""Encoder-decoder models against transformers: the encoder, the decoder's start, and every field of the output."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_every_field(family: str, copies: int, eager: None) -> None:
     assert isinstance(output, GenerateEncoderDecoderOutput)
     states: Any = output
     if family == "t5" and transformers.__version__ != "5.6.1":
-        return  # T5 of later releases returns no attentions, and as many are handed on
+        return  # T5 of later releases returns no attentions
     assert [t.shape for t in states.encoder_attentions] == [(3, 4, read, read)] * 2
     assert [t.shape for t in states.encoder_hidden_states] == [(3, read, 32)] * 3
     assert [[t.shape for t in step] for step in states.cross_attentions] == [[(rows, 4, 1, read)] * 2] * 7
@@ -135,7 +135,7 @@ def test_padding_of_the_decoder_prompt() -> None:
     padded = torch.tensor([[1, 5, 6], [0, 1, 6], [1, 5, 7]])
     mask = (padded != 0).long()
     for family in ("t5", "bart"):
-        for ids, starts in ((padded, 1), (padded, 9)):  # with 9 the start token is put in front
+        for ids, starts in ((padded, 1), (padded, 9)):  # with 9 the call prepends the start token
             assert_both_same(
                 encoder_decoder(family),
                 IDS,
@@ -185,7 +185,7 @@ def test_embeddings_for_the_encoder() -> None:
     embeds = model.get_input_embeddings()(IDS)
     assert_both_same(model, inputs_embeds=embeds, attention_mask=(IDS != 0).long(), **START)
     assert torch.equal(generate_tokens(model, inputs_embeds=embeds, **START), generate_tokens(model, IDS, **START))
-    # They take none of the decoder's length, and say nothing about its padding.
+    # The encoder's ids do not count towards the decoder's length, and do not affect its padding.
     lengths: dict[str, Any] = {"max_new_tokens": None, "max_length": 6, "min_length": 4, "eos_token_id": [*range(90)]}
     assert_both_same(model, inputs_embeds=embeds, **{**START, **lengths, "pad_token_id": 0})
     prompt: dict[str, Any] = {"decoder_input_ids": torch.tensor([[1, 9, 9], [1, 5, 6], [1, 1, 7]])}

@@ -1,4 +1,4 @@
-"""Layers that append in place against transformers' own, whatever is done to them, and who gets to see them."""
+"""Layers that append in place: against transformers' layers under all operations, and where they are visible."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_nothing_is_copied_while_there_is_room() -> None:
         assert layer.keys.data_ptr() == place
     layer.update(*states(2, 1))
     assert layer.keys.data_ptr() != place
-    # No more room than the call may need, unless it needs more.
+    # The layer allocates what the call may need, and grows only if it needs more.
     assert layer.keys.stride(1) == 100 * 4
     layer.update(*states(2, 40))
     assert layer.get_seq_length() == layer.keys.shape[2] == 115
@@ -106,7 +106,7 @@ def test_beams_move_their_suffix_in_place() -> None:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> set[type]:
-    """The kinds of layers that a forward of the model gets."""
+    """Returns a set that collects the layer classes that the model's forwards receive."""
     model = hf_model("llama")
     kinds: set[type] = set()
     forward = model.forward
@@ -141,7 +141,7 @@ def test_forwards_see_them_and_callers_do_not(settings: dict[str, Any], seen: se
 
 
 def assert_plain(cache: Any, rows: int, length: int) -> None:
-    """Whether nothing tells that a cache was another one before, its memory included."""
+    """Asserts that nothing, memory included, shows that a cache had other layers before."""
     for layer in cache.layers:
         states: tuple[Tensor, Tensor] = layer.keys, layer.values
         assert type(layer) is DynamicLayer and vars(layer).keys() == vars(fresh()).keys()

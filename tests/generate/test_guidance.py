@@ -1,4 +1,4 @@
-"""`guidance_scale` on every kind of model: the unconditional text is read as any text is."""
+"""`guidance_scale` on every kind of model, which reads the unconditional text as any text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SEARCHES: list[dict[str, Any]] = [
 
 
 def guided(unconditional: Any) -> Any:
-    """The processor that leads away from `unconditional(input_ids)`, logits (rows, vocab_size)."""
+    """Returns the processor that guides away from `unconditional(input_ids)`, logits (rows, vocab_size)."""
 
     def guide(input_ids: Tensor, scores: Tensor) -> Tensor:
         other: Tensor = unconditional(input_ids).log_softmax(-1)
@@ -40,7 +40,7 @@ def guided(unconditional: Any) -> Any:
 def test_an_encoder_decoder_reads_the_negative_prompt_with_its_encoder(
     family: str, given: bool, search: dict[str, Any]
 ) -> None:
-    """Without one, the last token of the prompt."""
+    """Without a negative prompt, the encoder reads the last token of the prompt."""
     model, negative = encoder_decoder(family), IDS.flip(1) if given else IDS[:, -1:]
 
     def unconditional(input_ids: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def test_padding_of_negative_prompts_changes_nothing(family: str, search: dict[s
 
 
 class Forms(TableModel):
-    """A plain module that returns its logits in one of the forms that `generate` takes."""
+    """A plain module that returns its logits in one of the forms that `generate` accepts."""
 
     def __init__(self, form: str) -> None:
         super().__init__(torch.randn(23, 23, generator=torch.Generator().manual_seed(1)))

@@ -1,4 +1,4 @@
-"""Token healing against transformers, with a tokenizer made here."""
+"""Token healing against transformers, with small tokenizers built here."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def made(backend: Tokenizer, alphabet: list[str]) -> Any:
 
 @functools.cache
 def tokenizer(adds_bos: bool = False) -> Any:
-    """Its tokens are their text: transformers looks for extensions among the names of tokens."""
+    """Returns a tokenizer whose tokens are their text. transformers looks for extensions among token names."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_next")
     backend.decoder = decoders.Fuse()
@@ -43,7 +43,7 @@ def tokenizer(adds_bos: bool = False) -> Any:
 
 @functools.cache
 def byte_level_tokenizer() -> Any:
-    """Its tokens write spaces as another letter, which transformers does not find where a space is no token."""
+    """Returns a tokenizer that writes spaces as another letter. Without a space token transformers misses it."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -95,12 +95,12 @@ def test_bos_is_shown_as_pad() -> None:
 
 @pytest.mark.parametrize("make", [tokenizer, byte_level_tokenizer])
 def test_a_healed_prompt_goes_on_with_the_text(make: Any) -> None:
-    """The model prefers what the text was cut from, if it may."""
+    """The model prefers the token that the text was cut from, if it is allowed."""
     words = make()
     ids = words(["the th", "there: th"], return_tensors="pt", padding=True).input_ids
     table = TableModel(torch.zeros(340, 340))
     table.table[:, words("the theory").input_ids[-1]] = 5.0
-    table.table[:, 2] = 9.0  # no extension, and yet the best
+    table.table[:, 2] = 9.0  # the best token, although it extends nothing
     healed = generate_tokens(table, ids, token_healing=True, tokenizer=words, pad_token_id=0, max_new_tokens=1)
     assert words.batch_decode(healed[:, :-1], skip_special_tokens=True) == ["the theory", "there: theory"]
     assert healed[:, -1].tolist() == [2, 2]

@@ -1,5 +1,7 @@
-"""Ids that cannot come, below 0 or beyond the head, in every setting that takes ids: they end and ban nothing, count
-from no end, and where one would have to come it is refused by name."""
+"""Ids below 0 or beyond the head, in every setting that takes ids.
+
+They end nothing, ban nothing and do not count from the end. If a setting would force one, the error names it.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ def generate(**settings: Any) -> Tensor:
 @pytest.mark.parametrize("eos", [-1, [5000]], ids=str)
 @pytest.mark.parametrize("search", SEARCHES)
 def test_an_end_that_cannot_come_is_none(search: str, eos: Any) -> None:
-    """Also for several rows without a pad id: `eos_token_id=-1` is how "never stop" is written."""
+    """Several rows need no pad id then: `eos_token_id=-1` means "never stop"."""
     others = {"min_new_tokens": 3, "exponential_decay_length_penalty": (1, 1.5)}
     endless = generate(**SEARCHES[search], pad_token_id=0)
     assert torch.equal(generate(**SEARCHES[search], **others, eos_token_id=eos), endless)
@@ -67,7 +69,7 @@ def test_what_ends_or_bans_ignores_them(settings: dict[str, Any]) -> None:
 
 
 def test_of_several_ids_those_that_exist_act() -> None:
-    """In the middle of ids that do not."""
+    """They act even between ids that do not exist."""
     mixed = [-1, 9, 5000]
     allowed = generate(prefix_allowed_tokens_fn=lambda row, ids: mixed, pad_token_id=0)
     assert set(allowed[:, 4:].flatten().tolist()) == {9}
@@ -76,7 +78,7 @@ def test_of_several_ids_those_that_exist_act() -> None:
 
 
 def test_rows_that_stop_without_a_pad_that_exists_go_on() -> None:
-    """What else stops rows works with "never stop", as it does without any end-of-sequence id."""
+    """Other criteria work with "never stop" as they do without any end-of-sequence id."""
 
     def stops(ids: Tensor, scores: Any) -> Tensor:
         return ids[:, -1] % 4 == 0

@@ -1,4 +1,4 @@
-"""What a call may start from: embeddings, features, models with inputs or hooks of their own."""
+"""Inputs of a call: embeddings, features, and models with custom inputs or hooks."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_models_with_other_states(name: str, settings: dict[str, Any]) -> None:
 
 
 def test_hooks_of_a_class_are_called() -> None:
-    """A model that reverses its prompts, counts positions by twos, and updates its inputs by itself."""
+    """The model reverses its prompts, counts positions by twos, and updates its inputs itself."""
 
     class Own(transformers.GPT2LMHeadModel):
         def _prepare_model_inputs(self, inputs: Any, bos_token_id: Any, model_kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Lists of ids of any length: as what the first of them says, and in a time that does not grow with their square."""
+"""Long lists of ids act as the processors do, in a time that does not grow quadratically."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pygen import processors
 from pygen.generate import generate
 from tests.helpers.generation import generate_output, generate_tokens
 
-VOCAB_SIZE = 5003  # of which a bitmask has a last word that is not full
+VOCAB_SIZE = 5003  # so that the last word of a bitmask is partly used
 IDS = torch.tensor([[3], [7]])
 
 
 class Scores(nn.Module):
-    """The same scores in every place, other ones for every last id."""
+    """Scores that depend on the last id alone, not on the position."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,9 +69,9 @@ def test_long_lists_take_little_time() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"do_sample": True, "prompt_lookup_num_tokens": 3}])
 def test_a_call_can_be_interrupted(settings: dict[str, Any]) -> None:
-    """Ctrl-C ends it after the step in progress, however many tokens it was asked for."""
+    """Ctrl-C ends a call after the current step, however many tokens remain."""
     words = [[3, 4, number] for number in range(2000)]
-    # A process that a shell has put into the background ignores the signal.
+    # A process in the background of a shell ignores the signal.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
     start = time.monotonic()

@@ -1,4 +1,4 @@
-"""Sizes that no memory holds: an error at once, which names the settings that chose them."""
+"""Sizes that exceed any memory raise an error at once, which names the responsible settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""States that a model keeps in its modules, as RecurrentGemma does, follow the rows of beams."""
+"""States inside a model's modules, as RecurrentGemma has, follow the rows of beams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain modules: what a forward may look like, and what it is given."""
+"""Plain modules: the forms of a forward, and the arguments that it receives."""
 
 from __future__ import annotations
 

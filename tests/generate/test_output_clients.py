@@ -1,4 +1,4 @@
-"""Code of transformers that takes outputs apart: Whisper's own `generate` and the pipelines."""
+"""transformers code that unpacks outputs: Whisper's `generate` and the pipelines."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def whisper() -> WhisperForConditionalGeneration:
     return model
 
 
-# With beams transformers returns the cache of the beams that ran on, pygen that of the sequences.
+# With beams transformers returns the cache of the running beams, pygen that of the sequences.
 CACHE_NAMES = {"past_key_values", "cache"}
 
 

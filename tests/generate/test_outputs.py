@@ -1,4 +1,4 @@
-"""What comes back: fields, shapes, log-probabilities, and the ways to reach a field."""
+"""Outputs: fields, shapes, log-probabilities, and ways to access a field."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_kept_tensors_are_independent() -> None:
 
 @pytest.fixture(params=["plain", "transformers"])
 def output(request: pytest.FixtureRequest) -> Any:
-    """Of a plain module and of a model of transformers: everything below holds for both."""
+    """The output of a plain module and of a transformers model; all tests below apply to both."""
     model = cached_model() if request.param == "plain" else hf_model("llama")
     settings = {name: value for name, value in ALL.items() if name != "output_hidden_states"}
     return generate_output(model, IDS, max_new_tokens=2, **settings)

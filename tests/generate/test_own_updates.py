@@ -1,4 +1,4 @@
-"""Drafts on models with an `_update_model_kwargs_for_generation` of their own."""
+"""Drafts on models that override `_update_model_kwargs_for_generation`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_text_is_that_of_a_call_without_drafts(name: str, source: str) -> No
     for rows in (1, 2):
         inputs = ARCHITECTURES[name].inputs(model.config, rows)
         expected = generate_tokens(model, **inputs, **CALL)
-        # The first call tries how the model reads.
+        # The first call probes how the model reads several tokens.
         assert torch.equal(generate_tokens(model, **inputs, **CALL, **drafts), expected)
         found, count = forwards(model, **inputs, **CALL, **drafts)
         assert torch.equal(found, expected)
@@ -60,7 +60,7 @@ def test_an_image_of_as_many_positions_as_the_text_stays_in_the_cache() -> None:
 
 
 class Steered(transformers.GPT2LMHeadModel):
-    """Each token's position depends on the logits before it, so no two tokens can be read at once."""
+    """Each token's position depends on the logits before it, so the model cannot read two tokens at once."""
 
     def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: Any, *args: Any, **kwargs: Any) -> Any:
         updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
@@ -112,7 +112,7 @@ def test_arguments_follow_the_tokens_that_stay() -> None:
     assert updates.arguments(0, 3)["seen"].tolist() == [[9, 9, 9]]
     assert updates.add(outputs(1, 2, 3))["seen"].tolist() == [[9, 1, 2, 3]]
     assert updates.arguments(1, 2)["seen"].tolist() == [[9, 1, 3]]
-    # Logits may be of the last token alone.
+    # Logits may cover the last token only.
     assert updates.add(outputs(5))["seen"].tolist() == [[9, 1, 5, 5]]
     updates.hold()
     assert updates.arguments(2, 1)["seen"].tolist() == [[9, 1, 5]]

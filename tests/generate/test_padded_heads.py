@@ -1,4 +1,4 @@
-"""Assistants with the model's tokenizer whose heads are padded to another width, as those of Qwen2.5 are."""
+"""Assistants with the model's tokenizer but a head padded to another width, as Qwen2.5 has."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pygen.generate import generate
 from tests.generate.models import VOCAB_SIZE, encoder_decoder, hf_model
 from tests.helpers.generation import generate_tokens
 
-# 99 is beyond the narrow assistants, in the prompt and, by the bias, in the text.
+# 99 exceeds the narrow assistants' heads. It is in the prompt and, because of the bias, in the text.
 IDS = torch.tensor([[5, 17, 99, 8, 9, 61], [0, 0, 40, 99, 7, 12]])
 CALL: dict[str, Any] = {
     "attention_mask": (IDS > 0).long(),
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 def padded(model: Any, width: int) -> Any:
-    """The model with a head and embeddings of another width."""
+    """Returns the model with another width of head and embeddings."""
     helper = copy.deepcopy(model)
     helper.resize_token_embeddings(width, mean_resizing=False)
     return helper
@@ -49,7 +49,7 @@ def test_drafts_change_no_token(name: str, settings: dict[str, Any], width: int)
 
 
 def test_what_both_have_is_drafted() -> None:
-    """The model as its own assistant, padded: every draft is right."""
+    """A padded copy of the model assists it: every draft is right."""
     model = copy.deepcopy(hf_model("llama"))
     helper, rounds = padded(model, 128), []
     model.register_forward_pre_hook(lambda *args: rounds.append(1))
@@ -59,7 +59,7 @@ def test_what_both_have_is_drafted() -> None:
 
 
 class Table(nn.Module):
-    """Scores of the next token by the last one."""
+    """Looks up the scores of the next token by the last one."""
 
     def __init__(self, width: int, seed: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Table(nn.Module):
 
 @pytest.mark.parametrize("width", [3, 5, 7])
 def test_sampled_texts_follow_the_models_distribution(width: int) -> None:
-    """All texts of three tokens, of a model with five of them."""
+    """Covers all texts of three tokens, for a model with five tokens."""
     model, rows = Table(5, 0), 40000
     torch.manual_seed(1)
     call: dict[str, Any] = {"do_sample": True, "top_k": 0, "max_new_tokens": 3, "eos_token_id": None}
@@ -86,7 +86,7 @@ def test_sampled_texts_follow_the_models_distribution(width: int) -> None:
     p = model.scores[:5].softmax(-1)
     expected = (p[2][:, None, None] * p[:, :, None] * p[None]).flatten()
     found = torch.bincount((texts * torch.tensor([25, 5, 1])).sum(1), minlength=125) / rows
-    # The mean of this distance is 0.02 for draws of `expected` itself.
+    # Draws from `expected` itself have a mean distance of 0.02.
     assert float((found - expected).abs().sum() / 2) < 0.035
 
 

@@ -1,4 +1,4 @@
-"""What the mask hides is no context: with every processor a padded row goes on as it does alone."""
+"""Masked tokens are not context: with every processor, a padded row continues as it does alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROW = [44, 9]
 OTHER = [11, 3, 22, 70]
 PADDED = torch.tensor([[0, 0, *ROW], OTHER])
 MASK = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
-# All that the padding would complete, or be completed by.
+# Sequences that only a text with its padding contains.
 AFTER_PADDING = {(0, 44, 9, token): 30.0 * (token % 2) for token in range(5, 95)}
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -45,7 +45,7 @@ def test_padding_is_no_context(name: str, search: dict[str, Any]) -> None:
 
 
 def loop(model: Any, input_ids: Any, logits_processor: Any, stopping_criteria: Any, **kwargs: Any) -> Any:
-    """Greedy search without a cache."""
+    """A custom loop: greedy search without a cache."""
     mask = kwargs["attention_mask"]
     while not bool(stopping_criteria(input_ids, None).all()):
         positions = (mask.cumsum(-1) - 1).clamp(min=0)

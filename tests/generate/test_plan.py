@@ -1,4 +1,4 @@
-"""The plan: what fuses and what does not, places of the caller's processors, and that both ways give the same."""
+"""The plan: what fuses, where custom processors run, and that fused and separate stages agree."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ STAGES: list[tuple[dict[str, Any], int, tuple[str, ...]]] = [
     ({"repetition_penalty": 1.2, "suppress_tokens": [3]}, 0, ("repetition_penalty + bans + argmax",)),
     ({"presence_penalty": 1.0, "frequency_penalty": 0.5}, 0, ("presence_penalty + frequency_penalty + argmax",)),
     ({"suppress_tokens": [], "bad_words_ids": [[1]], "eos_token_id": 1}, 0, ("argmax",)),
-    # what acts on some steps only
+    # settings that act on some steps only
     ({"begin_suppress_tokens": [3]}, 0, ("bans + argmax",)),
     ({"begin_suppress_tokens": [3]}, 1, ("argmax",)),
     ({"min_new_tokens": 3, "eos_token_id": 1}, 2, ("bans + argmax",)),
@@ -62,7 +62,7 @@ STAGES: list[tuple[dict[str, Any], int, tuple[str, ...]]] = [
     ({"sequence_bias": {(1,): 2.0}, **SAMPLE}, 0, ("bias + temperature + top_k + draw",)),
     ({**BIAS_OF_TWO, **SAMPLE}, 0, ("SequenceBiasLogitsProcessor", "temperature + top_k + draw")),
     ({"bad_words_ids": [[1], [2]], **SAMPLE}, 0, ("bans + temperature + top_k + draw",)),
-    # processors that only ban stand before the op
+    # processors that only ban run before the op
     (
         {
             "repetition_penalty": 1.2,
@@ -78,7 +78,7 @@ STAGES: list[tuple[dict[str, Any], int, tuple[str, ...]]] = [
             "repetition_penalty + bans + temperature + top_k + draw",
         ),
     ),
-    # others stand in their place
+    # others keep their position
     (
         {"sequence_bias": {(1,): 2.0}, "encoder_repetition_penalty": 1.5, "repetition_penalty": 1.2},
         0,
@@ -101,7 +101,7 @@ STAGES: list[tuple[dict[str, Any], int, tuple[str, ...]]] = [
     ),
     ({"renormalize_logits": True, **SAMPLE}, 0, ("temperature + top_k + draw",)),
     ({"renormalize_logits": True, "num_beams": 2, **SAMPLE}, 0, ("temperature + top_k", "LogitNormalization", "draw")),
-    # the caller's
+    # custom processors
     (
         {"repetition_penalty": 1.2, "logits_processor": [untouched, untouched], **SAMPLE},
         0,
@@ -173,7 +173,7 @@ def test_tokens_that_filters_have_to_keep(eos: Any, beams: int, keep: int) -> No
     assert plan.segment(0).last.knobs == {"temperature": 0.7, "top_k": 5, "top_p": 0.5, "min_tokens_to_keep": keep}
 
 
-# settings; the caller's processor that takes a place; another one that stands at the caller's place
+# settings; a custom processor that replaces a built one; another one that runs at the custom processors' position
 PLACES: list[tuple[dict[str, Any], str, Any]] = [
     ({"sequence_bias": {(1,): 2.0}}, "sequence_bias", built.SequenceBiasLogitsProcessor({(2,): 1.0})),
     ({"repetition_penalty": 1.2}, "repetition_penalty", transformers.RepetitionPenaltyLogitsProcessor(1.7)),

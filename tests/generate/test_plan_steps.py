@@ -1,4 +1,4 @@
-"""Fused or one after the other: generated settings give the same tokens and the same scores."""
+"""Generated settings give the same tokens and scores, fused or as single processors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers.releases import since
 
 CASES, CASES_PER_TEST = 480, 20
 STEPS = 5
-FORCED = (13, 5, 6, 7)  # ids that are forced and never suppressed, so that some token is always left
+FORCED = (13, 5, 6, 7)  # forced ids, never suppressed, so that some token is always allowed
 
 
 def doubled(input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ GIVEN: list[Any] = [
 
 
 def make_case(number: int) -> tuple[Tensor, dict[str, Any]]:
-    """Prompts and settings, a function of the number; each setting is on in about a quarter of the cases."""
+    """Returns prompts and settings, a function of the number. Each setting is on in about a quarter of the cases."""
     draw = random.Random(number)
     batch_size, length = draw.randint(1, 3), draw.choice([1, 1, 4, 9])
     input_ids = torch.tensor([[draw.randrange(8) for _ in range(length)] for _ in range(batch_size)])
@@ -77,7 +77,7 @@ def make_case(number: int) -> tuple[Tensor, dict[str, Any]]:
         "watermarking_config": WatermarkingConfig(bias=1.5),
     }
     settings = {name: value for name, value in settings.items() if draw.random() < 0.25}
-    if since("5.18"):  # It forces what the function allows where other settings ban all of it.
+    if since("5.18"):  # transformers forces the allowed tokens even if other settings ban all of them
         settings.pop("prefix_allowed_tokens_fn", None)
     settings["logits_processor"] = draw.sample(GIVEN, draw.choice([0, 0, 0, 1, 2, 4]))
     if draw.random() < 0.7:
@@ -110,6 +110,6 @@ def test_the_plan_does_what_its_processors_do(first: int) -> None:
         assert torch.equal(tokens, expected_tokens), message
         generated, ends = tokens[:, input_ids.shape[1] :], torch.tensor(settings["eos_token_id"])
         for step, (ours, theirs) in enumerate(zip(scores, expected_scores, strict=True)):
-            # `prefix_allowed_tokens_fn` is not asked about rows that have ended.
+            # pygen does not call `prefix_allowed_tokens_fn` for ended rows.
             runs = ~torch.isin(generated[:, :step], ends).any(1)
             assert torch.allclose(ours[runs], theirs[runs], rtol=2e-6, atol=2e-6), message

@@ -1,4 +1,4 @@
-"""Wrong plans that the comparison with processors called one after the other must notice."""
+"""Wrong plans, which the comparison with single processors must detect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.generate import test_plan_steps as steps
 
 
 def forgetting(*names: str) -> Callable[..., dict[str, Any]]:
-    """Ops that are prepared without these knobs."""
+    """Returns a mutant that prepares ops without these knobs."""
     complete = pipeline.op_knobs
 
     def op_knobs(*arguments: Any) -> dict[str, Any]:

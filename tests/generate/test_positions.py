@@ -1,4 +1,4 @@
-"""Texts at the end of the positions that a model has embeddings for."""
+"""Texts that reach the last position embedding of a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.shadow.tiny import built
 
 IDS = torch.full((1, 10), 5)
 SETTINGS: dict[str, Any] = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-# Where an embedding of 16 positions has entries that no text uses, it is larger by these.
+# Config fields for 16 usable positions. Some embeddings have one more entry, which no text uses.
 LEARNED = {
     "GPT2LMHeadModel": {"max_position_embeddings": 16},
     "OPTForCausalLM": {"max_position_embeddings": 16},
@@ -26,7 +26,7 @@ LEARNED = {
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_generation_ends_with_the_positions(name: str) -> None:
-    """The last of 17 tokens is never read, so it takes no position."""
+    """The model never reads the last of 17 tokens, so that token needs no position."""
     model = built(name, **LEARNED[name])
     message = f"{name} has no positions for 20 new tokens: generating up to 7"
     with pytest.warns(UserWarning, match=message):

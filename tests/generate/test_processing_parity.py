@@ -1,4 +1,4 @@
-"""Settings that act on scores: generate() against transformers', tokens and scores, over generated configurations."""
+"""Settings that act on scores: tokens and scores against transformers, over generated configurations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.helpers.generation import generate_output, generate_tokens
 from tests.helpers.releases import since
 
 CASES, CASES_PER_TEST = 40, 8
-FORCED = (13, 5, 6, 7)  # ids that are forced and never suppressed
+FORCED = (13, 5, 6, 7)  # forced ids, never suppressed
 BANS = (
     "no_repeat_ngram_size",
     "encoder_no_repeat_ngram_size",
@@ -60,7 +60,7 @@ def make_case(family: str, number: int) -> tuple[Tensor, dict[str, Any]]:
         "guidance_scale": draw.choice([0.5, 1.5]),
     }
     settings = {name: value for name, value in settings.items() if draw.random() < 0.25}
-    if since("5.18"):  # It forces what the function allows where other settings ban all of it.
+    if since("5.18"):  # transformers forces the allowed tokens even if other settings ban all of them
         settings.pop("prefix_allowed_tokens_fn", None)
     if "exponential_decay_length_penalty" in settings:  # transformers makes NaN of an end that is banned before it
         settings = {name: value for name, value in settings.items() if name not in BANS}
@@ -87,7 +87,7 @@ def test_tokens_and_scores_are_those_of_transformers(family: str, first: int) ->
         actual = generate_output(model, input_ids, **settings)
         assert torch.equal(actual.sequences, expected.sequences), (number, settings)
         for step, (ours, theirs) in enumerate(zip(actual.scores, expected.scores, strict=True)):
-            # About rows that have ended transformers asks `prefix_allowed_tokens_fn` too.
+            # transformers also calls `prefix_allowed_tokens_fn` for ended rows.
             runs = (actual.sequences[:, length : length + step] != 5).all(1)
             assert torch.allclose(ours[runs], theirs[runs], rtol=2e-4, atol=2e-4), (number, settings)
 
@@ -111,7 +111,7 @@ def test_negative_prompts(family: str, use_cache: bool) -> None:
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_guidance_follows_the_beams(family: str, use_cache: bool) -> None:
-    """transformers keeps the unconditional cache as it is when beams change rows; here it is as if computed anew."""
+    """transformers does not reorder the unconditional cache with the beams; pygen's equals a recomputation."""
     model, scale = hf_model(family), 1.8
     ids = torch.tensor([[21, 22, 23], [24, 25, 26]])
 

@@ -1,4 +1,4 @@
-"""What a call may generate costs nothing before it does: room for tokens grows as they come."""
+"""Memory for tokens grows as they come, so a large limit costs nothing up front."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Collected:
         self.tokens.append(value)
 
     def end(self) -> None:
-        """Nothing is left."""
+        """Does nothing: no text is buffered."""
 
 
 def tensors_of(output: Any) -> list[Tensor]:
@@ -66,7 +66,7 @@ def assert_equal(ours: list[Tensor], wanted: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_limit_far_away(mode: str) -> None:
-    """Room for 10^9 tokens would be terabytes with beams; these texts end after a few."""
+    """Memory for 10^9 tokens would be terabytes with beams; these texts end after a few."""
     ends = [token_id for token_id in range(VOCAB_SIZE) if token_id % 4]
     settings = {**MODES[mode], "eos_token_id": ends}
     if mode == "beams that never stop early":
@@ -100,7 +100,7 @@ def test_a_streamer_gets_what_is_generated(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_graph_needs_all_of_its_cache_at_once() -> None:
-    """Which a call with a limit far away does not get: it runs eagerly, and says why."""
+    """A call with a huge limit cannot get it: it runs eagerly, and says why."""
     from pygen.graph.eligibility import MOST_POSITIONS, _reason_of_length
     from tests.generate.plans import make_call
 

@@ -1,4 +1,4 @@
-"""Values per row, seeds, and what a row may not depend on."""
+"""Per-row values, seeds, and the independence of rows."""
 
 from __future__ import annotations
 
@@ -110,14 +110,14 @@ def test_one_value_per_prompt_or_per_returned_row() -> None:
 
 
 def test_presence_and_frequency_by_hand() -> None:
-    """The model always scores 2, 1, 0. The prompt's tokens do not count."""
+    """The model always scores 2, 1, 0. Tokens of the prompt do not count."""
     model, prompt = TableModel(torch.tensor([[2.0, 1.0, 0.0]] * 3)), torch.tensor([[0, 1, 2, 0]])
 
     def new_tokens(**penalty: Any) -> list[int]:
         return generate_tokens(model, prompt, max_new_tokens=5, **penalty)[0, 4:].tolist()
 
     assert new_tokens() == [0, 0, 0, 0, 0]
-    # 2 1 0 | .5 1 0 | .5 -.5 0, and so on: a penalty for being there is paid once.
+    # 2 1 0 | .5 1 0 | .5 -.5 0, and so on: a presence penalty applies once.
     assert new_tokens(presence_penalty=1.5) == [0, 1, 0, 0, 0]
     # 2 1 0 | .5 1 0 | .5 -.5 0 | -1 -.5 0 | -1 -.5 -1.5
     assert new_tokens(frequency_penalty=1.5) == [0, 1, 0, 2, 1]

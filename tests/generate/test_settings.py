@@ -1,4 +1,4 @@
-"""Which settings act, what is refused, and that nothing of the caller is changed."""
+"""Which settings act, what is refused, and that a call changes none of its arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models in the hands of FSDP, DDP, accelerate and tensor parallelism: the tokens of the model by itself."""
+"""Models under FSDP, DDP, accelerate and tensor parallelism generate the unwrapped model's tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.generate.models import hf_model
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_processes(world_size: int, tmp_path: Path) -> None:
-    # Tensor parallelism splits the head evenly.
+    # Tensor parallelism needs a head that splits evenly.
     even = copy.deepcopy(hf_model("llama"))
     even.resize_token_embeddings(102)
     even.save_pretrained(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""Drafts on models whose caches hold recurrent and convolution states, which are copied and put back."""
+"""Drafts on models whose caches hold recurrent and convolution states, which pygen saves and restores."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def model(name: str) -> Any:
 
 @functools.cache
 def helper(name: str) -> Any:
-    """An assistant: a copy of the model with noise in its weights, so that many of its drafts are right."""
+    """Returns an assistant: a copy of the model with noise in its weights, so that many drafts are right."""
     noisy, generator = copy.deepcopy(model(name)), torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in noisy.parameters():
@@ -59,8 +59,8 @@ def forwards(name: str, **call: Any) -> tuple[Any, int]:
 @pytest.mark.parametrize("source", ["lookup", "assistant"])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_text_is_that_of_a_call_without_drafts(name: str, source: str, caplog: pytest.LogCaptureFixture) -> None:
-    """One row, padded ones, seeds; the cache that comes back goes on."""
-    # transformers 5.6.1 cannot read padded rows with a cache of Mamba2.
+    """Covers one row, padded rows and seeds; a call continues from the returned cache."""
+    # transformers 5.6.1 cannot read padded rows with Mamba2's cache.
     inputs = {"inputs": IDS, "attention_mask": MASK} if name != "Mamba2ForCausalLM" else {"inputs": IDS[1:]}
     for call in ({"inputs": IDS[1:]}, inputs, {**inputs, "do_sample": True, "seed": 4}):
         plain: Any = generate(model(name), **call, **CALL)
@@ -91,7 +91,7 @@ def test_every_token_has_its_records_and_the_cache_goes_on(name: str) -> None:
 
 
 class Sums:
-    """A cache that holds the sum of what was read, and how it was read."""
+    """A cache that holds the sum of the tokens read, and the sizes of the pieces."""
 
     def __init__(self) -> None:
         self.total = torch.zeros(1, 1)
@@ -119,7 +119,7 @@ def test_what_stays_of_tokens_taken_back_is_read_again(at_once: bool) -> None:
     assert not rollback.take_back(seen + 1)
     rollback.catch_up()
     assert int(cache.total) == int(text.sum()) and rollback.unread == 0
-    # At most 16 unread tokens are read together with new ones.
+    # A forward reads at most 16 pending tokens together with new ones.
     assert max(cache.pieces) <= (16 + 5 if at_once else 1)
 
 

@@ -68,7 +68,7 @@ def test_eos_as_a_tensor() -> None:
 @pytest.mark.parametrize("limits", [{"min_new_tokens": 2}, {"min_length": 3}])
 def test_no_eos_before_the_minimum(limits: dict[str, int]) -> None:
     sequences, why = reasons(counting_table(), PROMPTS[:1], eos_token_id=[2, 3], max_new_tokens=6, **limits)
-    # 2 and 3 are banned: the best of the others is the lowest of the equal ones, 0; then 1, then 2.
+    # 2 and 3 are banned. The others are equal, so the lowest, 0, comes; then 1, then 2.
     assert (sequences, why) == ([[1, 0, 1, 2]], ["eos"])
 
 
@@ -89,7 +89,7 @@ def test_criteria_of_the_user(eos: int | None) -> None:
     sequences, why = reasons(
         counting_table(), PROMPTS, stopping_criteria=[ends_in_3], eos_token_id=eos, pad_token_id=0, max_new_tokens=4
     )
-    # Without an end-of-sequence token a stopped row goes on, as in transformers.
+    # Without an end-of-sequence token a stopped row continues, as in transformers.
     first = [1, 2, 3, 4, 5] if eos is None else [1, 2, 3, 0, 0]
     third = [7, 8, 9, 0, 1] if eos is None else [7, 8, 9, 0, 0]
     assert sequences == [first, [4, 5, 6, 7, 8], third]
@@ -133,7 +133,7 @@ def test_criteria_as_transformers(family: str, eos: list[int] | None) -> None:
 
 
 def test_criteria_of_transformers() -> None:
-    """One that knows the end-of-sequence token makes stopped rows emit pad."""
+    """A criterion that knows the end-of-sequence token makes stopped rows emit pad."""
     model, ids = hf_model("llama"), torch.randint(4, 100, (4, 3), generator=torch.Generator().manual_seed(8))
     criteria = transformers.StoppingCriteriaList(
         [EosTokenCriteria(list(range(40))), transformers.MaxTimeCriteria(60.0)]
@@ -143,7 +143,7 @@ def test_criteria_of_transformers() -> None:
 
 
 REPLACING: list[tuple[str, tuple[Any, ...], dict[str, Any], int, str | None]] = [
-    # criterion, its arguments, settings, tokens generated, setting whose place it takes
+    # criterion, its arguments, settings, tokens generated, criterion that it replaces
     ("MaxLengthCriteria", (4,), {"max_new_tokens": 2}, 3, "MaxLengthCriteria"),
     ("MaxLengthCriteria", (3,), {"max_new_tokens": 9}, 2, "MaxLengthCriteria"),
     ("MaxLengthCriteria", (1,), {"max_new_tokens": 9}, 1, "MaxLengthCriteria"),
@@ -230,16 +230,16 @@ def test_nothing_is_asked_for_nothing() -> None:
 
 @pytest.mark.parametrize("eos", [None, 9])
 def test_stop_strings_as_transformers(eos: int | None) -> None:
-    """Rows that stop, rows that never do; padding where a token could end a row."""
+    """Some rows stop and some never do; rows are padded if a token could end them."""
     tokenizer = byte_level()
     model, ids = hf_model("llama"), torch.randint(4, 100, (6, 3), generator=torch.Generator().manual_seed(8))
     text = [tokenizer.decode(row) for row in generate_tokens(model, ids, max_new_tokens=20)[:, 3:]]
-    # Parts of characters are where pygen matches bytes and transformers what they look like when shown alone.
+    # ASCII only: for parts of a character, pygen matches bytes and transformers the text of each token alone.
     strings = [re.findall("[!-~]{2}", row)[3] for row in text[:3]]
     settings: dict[str, Any] = {"max_new_tokens": 20, "eos_token_id": eos, "pad_token_id": 0, "tokenizer": tokenizer}
     expected = model.generate(ids, stop_strings=strings, **settings)
     assert torch.equal(generate_tokens(model, ids, stop_strings=strings, **settings), expected)
-    # By hand, and in place of the setting.
+    # A criterion built by hand replaces the setting.
     criterion = stopping.StopStringCriteria(tokenizer, strings)
     assert torch.equal(generate_tokens(model, ids, stopping_criteria=[criterion], **settings), expected)
     assert torch.equal(
@@ -313,7 +313,7 @@ def test_cancel_before_the_first_step() -> None:
 
 
 def broken_table(value: float) -> TableModel:
-    """After 5 come scores that are not numbers: token 3 is `value`."""
+    """Returns a table in which invalid scores follow 5: token 3 scores `value`."""
     model = counting_table()
     model.table[5, 3] = value
     return model

@@ -1,4 +1,4 @@
-"""Streamers: what they receive, what text they print, and how they end."""
+"""Streamers: the tokens they receive, the text they print, and how they end."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_returned_copies_are_streamed() -> None:
 
 @pytest.mark.parametrize("skip_prompt", [False, True])
 def test_pieces_of_any_tokens(skip_prompt: bool) -> None:
-    """What is final comes with its token; a streamer can be used again after its end."""
+    """Final text comes with its token; a streamer works again after its end."""
     draw, streamer = random.Random(0), Pieces(WordTokenizer(), skip_prompt=skip_prompt, skip_empty=True)
     for _ in range(50):
         values = [[draw.randrange(len(WORDS)) for _ in range(3)]]
@@ -93,7 +93,7 @@ def test_pieces_of_any_tokens(skip_prompt: bool) -> None:
 
 
 def byte_fallback(*pieces: str) -> Any:
-    """As Llama 2: the first space of a text is stripped, and what the vocabulary lacks is written in bytes."""
+    """Returns a tokenizer like Llama 2's: it strips a text's first space and writes unknown characters in bytes."""
     names = ["<unk>", *(f"<0x{value:02X}>" for value in range(256)), *pieces]
     vocabulary = {name: place for place, name in enumerate(names)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>"))
@@ -104,7 +104,7 @@ def byte_fallback(*pieces: str) -> Any:
 
 
 def streamed(tokenizer: Any, ids: list[int], **decode_kwargs: Any) -> list[str]:
-    """The pieces; together they are the decoded ids."""
+    """Returns the pieces; asserts that they join to the decoded ids."""
     streamer = Pieces(tokenizer, **decode_kwargs)
     streamer.put(torch.tensor([ids[:1]]))
     for token_id in ids[1:]:
@@ -132,7 +132,7 @@ def test_text_without_spaces_comes_at_once(text: str) -> None:
     for count, piece in enumerate(pieces[:-1], start=1):
         shown += piece
         assert shown == tokenizer.decode(ids[:count]).rstrip("�")
-    # Characters of bytes wait for the next token: an end that is none would change all of them.
+    # Byte characters wait for the next token, because an incomplete end would change all of them.
     fallback = byte_fallback(*sorted(set(text) - set("\n\t")))
     ids = [i for letter in text for i in letter_ids(fallback, letter)]
     for count, piece in enumerate(streamed(fallback, ids)[:-1], start=1):
@@ -146,7 +146,7 @@ def letter_ids(tokenizer: Any, letter: str) -> list[int]:
 
 
 class Cleaning:
-    """A tokenizer whose decoding cleans up spaces, and an old one's place for it."""
+    """A tokenizer that cleans up spaces when decoding, with the attribute of older releases."""
 
     clean_up_tokenization_spaces = True
 
@@ -227,7 +227,7 @@ def fail_at(length: int) -> Any:
 
 @pytest.mark.parametrize("settings", [{"max_new_tokens": 0}, {"stopping_criteria": [fail_at(4)], "max_new_tokens": 5}])
 def test_streamers_are_told_of_the_error(settings: dict[str, Any]) -> None:
-    """One with `fail` gets the error, also of a refused call; any other gets `end`."""
+    """A streamer with `fail` gets the error, even of a refused call; any other gets `end`."""
 
     class Told(Collect):
         def fail(self, error: BaseException) -> None:
@@ -332,7 +332,7 @@ def test_an_error_of_the_tokenizer_reaches_the_reader() -> None:
 @pytest.mark.parametrize("place", ["criterion", "processor", "streamer"])
 @pytest.mark.parametrize("step", range(4))
 def test_errors_leave_the_model_usable(place: str, step: int) -> None:
-    """Whatever raises at whatever step: config and cache are as they were, and the next call gives the right tokens."""
+    """An error at any step leaves config and cache unchanged, and the next call returns the right tokens."""
     model, ids = hf_model("llama"), torch.tensor([[5, 6, 7]])
     settings: dict[str, Any] = {"max_new_tokens": 4, "do_sample": True, "seed": 3}
     expected = generate_tokens(model, ids, **settings)
@@ -359,7 +359,7 @@ def test_errors_leave_the_model_usable(place: str, step: int) -> None:
         if "streamer" in failing:
             failing["streamer"].values.clear()
     assert (model.config.to_dict(), model.generation_config.to_dict()) == configs
-    # The cache holds exactly the tokens that the model has read; without those of the failed call it goes on.
+    # The cache holds exactly the tokens that the model has read. After a crop the next call continues from it.
     assert cache.get_seq_length() == 3 + step
     cache.crop(-(1 + step))
     assert torch.equal(generate_tokens(model, ids, past_key_values=cache, **settings), expected)

@@ -26,7 +26,7 @@ def running() -> bool:
 
 
 def test_events_by_step_and_row() -> None:
-    """Rows that ended yield nothing more; the last event of a row says why."""
+    """Ended rows yield nothing more; the last event of a row says why it ended."""
     events = list(stream(counting_table(), PROMPTS, eos_token_id=[3, 5], pad_token_id=0, max_new_tokens=3))
     assert [(e.row, e.token_id, e.finish_reason) for e in events] == [
         *[(0, 2, None), (1, 5, "eos"), (2, 8, None)],
@@ -66,7 +66,7 @@ def test_the_output_is_returned() -> None:
 
 
 def test_stopped_rows_end_though_the_others_make_them_go_on() -> None:
-    """Without an end-of-sequence token a stopped row emits tokens in `generate`, as in transformers."""
+    """In `generate`, as in transformers, a stopped row emits more tokens if there is no end-of-sequence token."""
     events = list(
         stream(counting_table(), PROMPTS, stopping_criteria=[lambda ids, scores: ids[:, -1] == 3], max_new_tokens=4)
     )
@@ -147,7 +147,7 @@ def test_the_callers_event_cancels_too() -> None:
 
 
 def test_the_thread_works_as_the_caller_would() -> None:
-    """The backend chosen by a `with` block, and automatic casts."""
+    """The thread inherits the backend of a `with` block, and autocast."""
     seen: list[Any] = []
 
     def look(input_ids: Tensor, scores: Any) -> bool:
@@ -162,7 +162,7 @@ def test_the_thread_works_as_the_caller_would() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("skip", [False, True])
 def test_pieces_make_up_the_decoded_row(kind: str, skip: bool) -> None:
-    """Of random tokens, parts of characters and special ones among them, and of text."""
+    """Uses random tokens, with parts of characters and special tokens among them, and text."""
     tokenizer, draw = KINDS[kind](), random.Random(4)
     everything = sorted(tokenizer.get_vocab().values())
     text_ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]

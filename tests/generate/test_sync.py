@@ -1,4 +1,4 @@
-"""The loop's order: scalar reads per token, and looking one step late with the same results."""
+"""The loop's order: scalar reads per token, and the same results when it looks one step late."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCALAR_READ = "aten::_local_scalar_dense"
 
 
 class Reads(TorchDispatchMode):
-    """Counts scalar reads and concatenations, outside the model's forward."""
+    """Counts scalar reads and concatenations outside the model's forward."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -57,13 +57,13 @@ class Reads(TorchDispatchMode):
         self.steps.append(self.counts[SCALAR_READ])
 
     def per_token(self) -> list[int]:
-        """Reads between one forward and the next, the set-up left out."""
+        """Returns the reads between consecutive forwards, without the set-up."""
         return [b - a for a, b in zip(self.steps, self.steps[1:], strict=False)]
 
 
 @pytest.fixture
 def ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """Makes `generate` launch the next forward before it looks, as on a GPU."""
+    """Makes `generate` launch the next forward before it reads the results, as on a GPU."""
     yield lambda: monkeypatch.setattr(MODULE, "sample", lambda *a, **k: sample(*a, **{**k, "ahead": a[0].can_rewind}))
 
 
@@ -108,7 +108,7 @@ def test_one_scalar_read_per_token(name: str, late: bool, ahead: Callable[[], No
     tokens = (result if isinstance(result, Tensor) else result.sequences).shape[1] - 4
     between = reads.per_token()
     assert sum(between) == tokens
-    # Looking late, nothing is read between the prefill and the second forward, and two steps after the last one.
+    # A late look reads nothing between the prefill and the second forward, and two steps after the last one.
     assert max(between[:-1], default=0) <= 1, between
     assert between[0] == (0 if late else 1)
     assert reads.counts["aten::cat"] <= 3, "inputs are grown once, not per token"
@@ -144,7 +144,7 @@ def test_every_step_a_row_may_end_at(ahead: Callable[[], None]) -> None:
         model = counting_table()
         drawn = generate_tokens(model, torch.tensor([[1]]), eos_token_id=end, max_new_tokens=8)
         assert drawn.tolist() == [list(range(1, end + 1))]
-        # One forward more than needed was launched, but for the step that the length ends.
+        # The loop launched one forward too many, unless the length ended the text.
         assert len(model.calls) == min(end, 8)
 
 

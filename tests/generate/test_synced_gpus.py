@@ -1,4 +1,4 @@
-"""`synced_gpus`: processes that share weights run as many forwards, and generate what each would alone."""
+"""`synced_gpus`: processes that share weights run equally many forwards, and generate what each would alone."""
 
 from __future__ import annotations
 

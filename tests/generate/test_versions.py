@@ -1,4 +1,4 @@
-"""Names and helpers that differ between the releases of transformers, under whichever of them is installed."""
+"""Names and helpers that differ between releases of transformers, tested with the installed one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CALL: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
 
 
 def read_lengths(model: nn.Module) -> list[int]:
-    """Fills up with the length of what each forward of `model` reads."""
+    """Returns a list that collects the input length of each forward of `model`."""
     lengths: list[int] = []
     forward = model.forward
 
@@ -101,7 +101,7 @@ def test_releases_outside_of_those_tested_are_named_once(
 
 
 class OlderLlama(LlamaForCausalLM):
-    """As written for a release that says `past_key_values`."""
+    """A model written for a release that calls the cache `past_key_values`."""
 
     def forward(  # type: ignore[override]
         self, input_ids: Tensor, attention_mask: Any = None, past_key_values: Any = None, **kwargs: Any

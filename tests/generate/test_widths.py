@@ -1,4 +1,4 @@
-"""The logits' width counts the tokens; what a config says is the vocabulary's size decides nothing."""
+"""The logits' width is the number of tokens; the config's `vocab_size` does not matter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IDS = torch.tensor([[5, 99, 7, 60, 5, 99, 60, 5, 99]])
 
 
 class OfTwoWidths(nn.Module):
-    """Reads 100 tokens, writes `head` of them, and has a config that says 50."""
+    """Embeds 100 tokens, has `head` logits, and a config with `vocab_size` 50."""
 
     def __init__(self, head: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ def test_prompt_lookup(head: int, settings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("head", [50, 100])
 def test_prompt_lookup_with_draws_of_torch(head: int) -> None:
-    """What transformers forbids as a draft is looked up in scores as wide as the model's."""
+    """The lookup of tokens that transformers forbids in a draft uses scores of the model's width."""
     call: dict[str, Any] = {
         "do_sample": True,
         "top_k": 1,
@@ -56,7 +56,7 @@ def test_prompt_lookup_with_draws_of_torch(head: int) -> None:
 @pytest.mark.parametrize("columns", [-7, 8])
 @pytest.mark.parametrize("whose", ["model", "assistant_model"])
 def test_another_tokenizer(whose: str, columns: int) -> None:
-    """Heads with more columns than the config says, and with fewer than the tokenizer has tokens."""
+    """Heads with more columns than the config's `vocab_size`, and with fewer than the tokenizer has tokens."""
     model, prompt, drafts = other_vocabulary()
     resized = copy.deepcopy(model if whose == "model" else drafts["assistant_model"])
     weight = resized.lm_head.weight.data

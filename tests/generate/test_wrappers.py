@@ -1,4 +1,4 @@
-"""Models as people hold them: offloaded, prepared, wrapped, patched; the tokens are those of the model by itself."""
+"""Offloaded, prepared, wrapped and patched models generate the plain model's tokens."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tokens(model: Any, inputs: Tensor | None = IDS, **settings: Any) -> Tensor:
 
 
 class TestOffloaded:
-    """Weights that accelerate holds elsewhere and brings for each layer's forward."""
+    """accelerate stores the weights elsewhere and loads them for each layer's forward."""
 
     @pytest.fixture(params=["cpu_offload", "disk_offload", "dispatch_model", "cpu_offload_with_hook"])
     def offloaded(self, request: pytest.FixtureRequest, tmp_path: Path) -> Any:
@@ -85,7 +85,7 @@ def test_wrapped_for_training(wrap: Callable[[Any], Any]) -> None:
 
 
 class Prompted(nn.Module):
-    """Puts a token before every prompt; its `generate` is the one way to its text."""
+    """Prepends a token to every prompt, and only its own `generate` does so."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class TestOwnGenerate:
 
 
 def test_hooks_that_know_the_rows() -> None:
-    """Like those of peft that choose an adapter for each row: every forward has a row per returned row."""
+    """Hooks like peft's, which choose an adapter for each row: every forward has one row per returned row."""
     rows: list[int] = []
     model = copy.deepcopy(hf_model("llama"))
     model.lm_head.register_forward_pre_hook(lambda module, arguments: rows.append(arguments[0].shape[0]))
@@ -184,7 +184,7 @@ def test_a_hook_writes_to_a_stand_in() -> None:
     assert stand_in.config == 3 and model.config is not stand_in.config
     assert stand_in.get_input_embeddings() is model.get_input_embeddings()
     assert stand_in.generate.__self__ is stand_in and stand_in.device == model.device
-    # Another test may have left them on the model that tests share.
+    # Another test may have left these attributes on the shared model.
     of_the_hook = ("_cache", "_previous_max_cache_length")
     before = [vars(model).pop(name, None) for name in of_the_hook]
     assert tokens(model, cache_implementation="static").equal(tokens(model))
