@@ -1,4 +1,4 @@
-"""Which backend runs: choice, precedence, reasons and the warning of a fall-back."""
+"""Which backend runs: choice, precedence, reasons, and the warning of a fallback."""
 
 from __future__ import annotations
 

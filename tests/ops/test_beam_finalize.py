@@ -1,4 +1,4 @@
-"""beam_finalize: a search checked by hand, then random ancestries against hypotheses kept as plain lists."""
+"""beam_finalize: a hand-checked search, then random ancestries against hypotheses as plain lists."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAD = 99
 
 
 def filled(num_beams: int, prompt: list[list[int]], max_new_tokens: int, **tables: list[list[Any]]) -> BeamState:
-    """A state of which the first rows of some tables are given; the others keep what `create` or poison put there."""
+    """Returns a state with the given first rows of some tables. Other rows keep what `create` or the poison wrote."""
     state = BeamState.create(torch.tensor(prompt), max_new_tokens, num_beams, pad_token_id=PAD)
     for name, rows in tables.items():
         table = getattr(state, name)
@@ -26,8 +26,11 @@ def filled(num_beams: int, prompt: list[list[int]], max_new_tokens: int, **table
 
 
 def hand_search() -> BeamState:
-    """Two prompts, two beams, three steps of five. Prompt 0 ended once in step 1 and once in step 2, prompt 1 in step 0
-    only, so its second place holds the bare prompt."""
+    """Two prompts, two beams, three steps of five.
+
+    Prompt 0 has a hypothesis that ended in step 1 and one in step 2. Prompt 1 has only one, from step 0, so its second
+    hypothesis is the bare prompt.
+    """
     return filled(
         2,
         [[7, 8], [9, 9]],
@@ -84,7 +87,7 @@ def test_nothing_was_generated(backend: str) -> None:
 @pytest.mark.parametrize("num_beams", [1, 2, 5])
 @pytest.mark.parametrize("num_steps", [1, 7, 60])
 def test_random_ancestries(backend: str, batch_size: int, num_beams: int, num_steps: int) -> None:
-    """Beams carry their tokens and parents along as lists; the op has to find the same in the tables."""
+    """The op must find the tokens and parents that beams keep as lists."""
     draw = random.Random(num_steps * 100 + num_beams * 10 + batch_size)
     rows, places = batch_size * num_beams, range(num_beams)
     prompt = [[draw.randrange(50) for _ in range(4)] for _ in range(batch_size)]
@@ -146,7 +149,7 @@ def test_what_no_returned_hypothesis_needs_may_be_anything(backend: str) -> None
     beam_finalize(state, 2, backend=backend)
 
 
-# What a wrong kernel could do; the search by hand has to see each.
+# Possible faults of a kernel; the hand-checked search must detect each.
 FAULTS = {
     "the parent's token of the same step": ("state.step_tokens[step - 1, safe]", "state.step_tokens[step, safe]"),
     "a stale parent": ("state.step_parents[step - 1, safe]", "state.step_parents[step, safe]"),

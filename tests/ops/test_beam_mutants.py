@@ -1,4 +1,4 @@
-"""Wrong variants of `beam_step`'s reference, and a short suite that has to see every one of them."""
+"""Mutants of `beam_step`'s reference, and a short suite that must detect every one."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ FAULTS = [
     ),
     beam_fault("over only when nothing is open", (" or (stops_when_full and bool(state.finished.all()))", "")),
     beam_fault("over when pools are full", ("(stops_when_full and bool", "(bool")),
-    # what stands in memory
+    # values in device memory
     beam_fault("the step of the call though the state has one", ("        step = int(state.steps[0])\n", "")),
     beam_fault("steps are not counted", ("        state.steps += 1\n", "        pass\n")),
     beam_fault(
@@ -248,7 +248,7 @@ def run_checks() -> None:
 
 
 def check_searches() -> None:
-    """Against lists, with caches that follow the beams."""
+    """Checks searches against lists, with caches that follow the beams."""
     for seed in range(20):
         wanted = searched(seed)
         state, num_steps = run(wanted, "torch")
@@ -257,7 +257,7 @@ def check_searches() -> None:
 
 
 def check_kernel() -> None:
-    """The kernel's steps, with a history that hides tokens, a draw, and criteria that look at the sequences."""
+    """Checks the kernel's steps with a history that hides tokens, a draw, and criteria that read the sequences."""
     for seed in range(4):
         kernel, reference = (advanced_state(3, 40, batch_size=2, seed=seed) for _ in range(2))
         for state in (kernel, reference):
@@ -281,7 +281,7 @@ def check_kernel() -> None:
 
 
 def check_counted_steps() -> None:
-    """The kernel's steps, where they are counted in memory, to a limit and past the end."""
+    """Checks the kernel's steps with a step counter in memory, to a limit and past the end."""
     logits = make_logits("normal", 6, 40)
     searches = []
     for name in ("cpu", "torch"):

@@ -1,4 +1,4 @@
-"""Whole beam searches over a table: against hypotheses kept as plain lists, with caches that follow the beams."""
+"""Whole beam searches over a table, against hypotheses as plain lists, with caches that follow the beams."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Search(NamedTuple):
 
 @functools.cache
 def searched(seed: int) -> Search:
-    """A random search and what the lists find. Sums of such log-probabilities are equal by chance only."""
+    """Returns a random search and the result of the lists. Sums of its log-probabilities tie only by chance."""
     draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     num_eos = draw.choice([0, 1, 1, 2, 3])
     num_beams = draw.choice([1, 2, 2, 3, 4, 5, 8, 16])
-    # Below num_candidates tokens the first step continues beams that are not there.
+    # With fewer than num_candidates tokens, the first step would continue beams that do not exist.
     vocab_size = draw.randint(max(2, 1 + num_eos), 14)
     table = torch.randn(97, vocab_size, generator=generator) * draw.choice([0.3, 1, 3])
     prompts = torch.randint(vocab_size, (draw.randint(1, 3), draw.randint(1, 4)), generator=generator)
@@ -48,7 +48,7 @@ def searched(seed: int) -> Search:
 
 
 def test_searches_against_lists(backend: str) -> None:
-    """Tokens, scores, beams and number of steps are equal, bit for bit; and in between so are sequences and caches."""
+    """Tokens, scores, beams and step counts are equal bit for bit, as are sequences and caches at every step."""
     for seed in range(SEARCHES if backend == "cpu" else SEARCHES // (30 if EMULATED else 6)):
         wanted = searched(seed)
         state, num_steps = run(wanted, backend)
@@ -94,7 +94,7 @@ def check_result(state: BeamState, wanted: Search, seed: int) -> None:
 
 
 def test_the_searches_are_of_every_kind() -> None:
-    """They end early under every rule, and with hypotheses of different lengths."""
+    """The searches end early under every rule, and with hypotheses of different lengths."""
     searches = [searched(seed) for seed in range(SEARCHES)]
     early = [s for s in searches if s.num_steps < s.settings["max_new_tokens"]]
     mixed = [s for s in searches if len({len(h.tokens) for of_prompt in s.finished for h in of_prompt if h.ended}) > 2]

@@ -1,4 +1,4 @@
-"""beam_step with a state that counts its steps, and with its limit, normalisers and noise in memory: as if named."""
+"""beam_step with step counter, limit, normalisers and noise in device memory equals a call with them as arguments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.helpers.logits import make_history, make_logits
 
 BATCH, NUM_BEAMS, VOCAB_SIZE, PROMPT, STEPS = 2, 3, 40, 3, 5
 ROWS = BATCH * NUM_BEAMS
-# What a search changes besides its texts and the tables of its steps.
+# Fields that a search changes, besides its texts and the tables of its steps.
 SEARCH = (
     "slots", "shared", "running_scores", "finished_scores", "finished", "finished_steps", "finished_tokens",
     "finished_parents", "open", "unfinished",
@@ -32,7 +32,7 @@ SOURCES: dict[str, dict[str, Any]] = {
 
 
 def make_state(seed: int = 0, *, room: int = STEPS, **fields: Any) -> BeamState:
-    """Token 7 ends, and the first place of the prompt is hidden."""
+    """Returns a state in which token 7 ends a text and the mask hides the first position of the prompt."""
     prompts = make_history(BATCH, PROMPT, VOCAB_SIZE, seed=seed)
     visible = (torch.arange(PROMPT) > 0).long().expand(BATCH, PROMPT)
     state = BeamState.create(prompts, room, NUM_BEAMS, eos_token_ids=[7], visible=visible)
@@ -65,7 +65,10 @@ def assert_same(counted: BeamState, wanted: BeamState, outputs: list[BeamStepOut
 def compare_searches(
     by_state: PreparedBeamStep, by_call: PreparedBeamStep, states: tuple[BeamState, BeamState]
 ) -> None:
-    """Both to the end, step by step, with torch's generator at the same place. Nothing comes of a step after that."""
+    """Runs both searches to the end and compares every step, torch's generator included.
+
+    A step after the end must change nothing.
+    """
     counted, wanted = states
     assert counted.steps is not None
     for step in range(wanted.max_new_tokens):
@@ -88,7 +91,7 @@ def compare_searches(
 @pytest.mark.parametrize("early_stopping", [False, True, "never"])
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_search_that_counts_its_steps(backend: str, source: str, early_stopping: bool | str) -> None:
-    """Where there is a limit it stands for `max_new_tokens`."""
+    """A limit in the state replaces `max_new_tokens`."""
     cases = [(1.3, STEPS, STEPS + 2), (0.0, STEPS, STEPS), (-1.0, None, STEPS)]
     for length_penalty, limit, room in cases[:1] if EMULATED else cases:
         knobs = {**SHAPED, **SOURCES[source], "length_penalty": length_penalty, "early_stopping": early_stopping}
@@ -101,7 +104,7 @@ def test_a_search_that_counts_its_steps(backend: str, source: str, early_stoppin
 
 
 def test_one_op_serves_search_after_search(backend: str) -> None:
-    """Prompts, limit, normalisers and seeds are read anew by every call."""
+    """Every call reads prompts, limit, normalisers and seeds again."""
     counted = counting(STEPS, room=STEPS)
     sampling: dict[str, Any] = {**SHAPED, "do_sample": True, "temperature": 0.8}
     by_state = prepare_beam_step(logits_of(0), counted, **sampling, seed=[0] * ROWS, backend=backend)

@@ -1,4 +1,4 @@
-"""beam_step: steps checked by hand, every kernel against the reference, draws against torch.multinomial."""
+"""beam_step: hand-checked steps, every kernel against the reference, draws against torch.multinomial."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Steps = Iterator[tuple[Tensor, dict[str, Any]]]
 
 
 def configuration(seed: int) -> tuple[BeamState, dict[str, Any], Steps]:
-    """A state, knobs of the whole search, and logits and noise of its steps."""
+    """Returns a state, the knobs of a search, and logits and noise of its steps."""
     draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     batch_size, num_beams = draw.randint(1, 3), draw.choice([1, 2, 3, 4, 8])
     vocab_size, prompt = draw.choice([1, 2, 17, 64, 101, 130, 1000]), (batch_size, draw.choice([1, 3]))
@@ -113,8 +113,11 @@ def test_a_kernel_equals_the_reference(kernel_backend: str) -> None:
 
 
 def check_configurations(seeds: range, kernels: Callable[[], Iterator[tuple[str, str]]]) -> None:
-    """Every step starts from the reference's state; searches go on when they are over. Differences are allowed where
-    rounding decides, and those are few. kernels: names and backends."""
+    """Compares `kernels`, (name, backend) pairs, with the reference.
+
+    Every step starts from the reference's state, and searches continue past their end. Results may differ where
+    rounding decides, which must be rare.
+    """
     num_steps = num_different = 0
     for seed in seeds:
         state, knobs, steps = configuration(seed)
@@ -136,8 +139,10 @@ def check_configurations(seeds: range, kernels: Callable[[], Iterator[tuple[str,
 
 
 def advanced_state(num_beams: int, vocab_size: int, batch_size: int = 1, seed: int = 0) -> BeamState:
-    """Before step 1, with different scores and tokens in every row, beams not in the order of the rows, and the number
-    of the row in the prompt."""
+    """Returns a state before step 1.
+
+    Every row has its own scores and tokens and holds its number in the prompt. The order of beams is not that of rows.
+    """
     generator = torch.Generator().manual_seed(seed)
     state = BeamState.create(torch.zeros(batch_size, 2, dtype=torch.int64), 3, num_beams, eos_token_ids=[1])
     state.token_ids[:, 0] = torch.arange(state.rows)
@@ -167,7 +172,7 @@ def test_many_beams(kernel_backend: str, num_beams: int) -> None:
 
 
 def test_more_continuations_than_multinomial_takes() -> None:
-    """Past 2 ** 24 categories transformers' draw of beams is refused."""
+    """torch.multinomial refuses transformers' draw of beams beyond 2 ** 24 categories."""
     state, generator = advanced_state(256, 65600), torch.Generator().manual_seed(1)
     logits = make_logits("normal", 256, 65600, dtype=torch.bfloat16)
     with pytest.raises(RuntimeError, match="number of categories"):
@@ -182,7 +187,10 @@ def test_more_continuations_than_multinomial_takes() -> None:
 def assert_best(
     candidates: tuple[Tensor, Tensor], state: BeamState, values: Tensor, order: Tensor | None = None
 ) -> None:
-    """The candidates have the largest values (B, n * vocab_size), up to BAND, in the order of `order` or of these."""
+    """Asserts that the candidates have the largest values (B, n * vocab_size), up to BAND.
+
+    They must be sorted by `order`, or by the values without it.
+    """
     token_ids, rows = candidates
     beams = (state.slots[:, None] == rows[..., None]).int().argmax(dim=2)
     places = beams * (values.shape[1] // state.num_beams) + token_ids
@@ -205,8 +213,10 @@ FILTERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("sort_draws", [True, False])
 @pytest.mark.parametrize("filters", FILTERS)
 def test_draws_are_those_of_multinomial(backend: str, filters: str, sort_draws: bool) -> None:
-    """Without replacement, from the softmax of accumulated scores, as transformers samples beams, sorted by score
-    from 5.24 on; and the generator is left where that leaves it."""
+    """Beams are drawn as in transformers: without replacement, from the softmax of accumulated scores.
+
+    Since 5.24 transformers sorts the draws by score. The generator's final state is the same.
+    """
     knobs, vocab_size = FILTERS[filters], 211
     num_swapped = 0
     for seed in range(40 if backend in ("cpu", "torch") else 4):
@@ -264,7 +274,7 @@ def test_normalized_takes_log_probabilities(backend: str) -> None:
 
 
 def test_stopping_criteria(backend: str) -> None:
-    """Called once with what would be the sequences; where it says so, a candidate ends like at an EOS."""
+    """The op calls it once with the candidates' sequences. A candidate that it stops ends as at an EOS."""
     state = advanced_state(2, 4)
     state.slots.copy_(torch.tensor([[1, 0]]))
     state.running_scores.copy_(torch.tensor([[-1, -1.5]]))
@@ -314,7 +324,7 @@ def test_no_rows(backend: str) -> None:
 
 
 def test_a_prepared_call_equals_fresh_ones(backend: str) -> None:
-    """Logits may change their stride, and a missing seed is drawn once."""
+    """Logits may change their stride, and the op draws a missing seed once."""
     torch.manual_seed(4)
     prepared_state, state = advanced_state(3, 50, 2), advanced_state(3, 50, 2)
     knobs: dict[str, Any] = {"do_sample": True, "top_p": 0.9, "no_repeat_ngram_size": 2, "backend": backend}

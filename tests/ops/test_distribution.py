@@ -1,4 +1,4 @@
-"""Chi-squared with merged bins over 2**20 draws at fixed seeds, and support: no removed token is ever drawn."""
+"""Chi-squared tests with merged bins over 2**20 draws at fixed seeds. No draw may be a removed token."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def test_torch_noise(setting: str) -> None:
 
 @pytest.mark.parametrize("setting", ["neutral", "all"])
 def test_the_reference(setting: str) -> None:
-    """Fewer draws: the reference takes one row at a time."""
+    """Uses fewer draws, because the reference processes one row at a time."""
     knobs, logits = SETTINGS[setting], _logits()
     tokens = sample(logits.expand(2**13, VOCAB_SIZE), seed=4, **knobs, backend="torch").token_ids
     assert_distribution(tokens, process_logits(logits, **knobs, backend="torch")[0])
 
 
 def test_neighbouring_tokens_are_independent() -> None:
-    """Two draws that differ in step only, as pairs: chi-squared of the product distribution."""
+    """Pairs of draws that differ only in step follow the product distribution (chi-squared)."""
     logits = torch.tensor([[0.0, 1.0, -1.0, 0.5]])
     seeds = rng.row_seeds(7, DRAWS)
     first, second = (sample(logits.expand(DRAWS, 4), seed=seeds, step=step, backend="cpu").token_ids for step in (0, 1))

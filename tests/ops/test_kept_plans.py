@@ -1,4 +1,4 @@
-"""One-off calls that are not checked again: the same results and refusals, and no tensor kept."""
+"""One-off calls that reuse a plan without new checks: the same results and refusals, and no tensor kept alive."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def assert_same(actual: Any, expected: Any) -> None:
 @pytest.mark.parametrize("knobs", KNOBS, ids=str)
 @pytest.mark.parametrize("source", [{"seed": 3}, {"seed": 2**64 - 1, "step": 5}, {}, {"rng": "torch"}], ids=str)
 def test_the_second_call_is_like_the_first(cpu_backend: str, knobs: dict[str, Any], source: dict[str, Any]) -> None:
-    """With other logits and tables of the same form, read where they lie now."""
+    """The second call has other logits and tables of the same form, at other addresses."""
     for number in range(3):
         logits = make_logits("normal", ROWS, VOCAB_SIZE, seed=number)
         if number == 2:

@@ -1,4 +1,4 @@
-"""All knobs together: hypothesis against the reference, and rows of different knobs against one call per row."""
+"""All knobs together: hypothesis against the reference, and rows with different knobs against one call per row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers.extra_backends import EMULATED
 from tests.helpers.kept_sets import assert_same_scores, knobs_of_row, unfiltered
 from tests.helpers.logits import KINDS, make_history, make_logits
 
-# The fixture only names the backend and its instruction set, which no example changes.
+# The fixture only selects the backend and its instruction set, which no example changes.
 bounded = settings(max_examples=15 if EMULATED else 150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -49,7 +49,7 @@ INTEGERS = {"prompt_lengths", *(knob.name for knob in KNOBS if knob.type is int)
 
 @st.composite
 def calls(draw: st.DrawFn) -> tuple[Tensor, dict[str, Any]]:
-    """Logits and per-row knobs of every kind."""
+    """Draws logits and per-row knobs of every kind."""
     rows = draw(st.integers(1, 4))
     vocab_size = draw(st.sampled_from([1, 2, 7, 33, 64, 65, 130, 700, 5000]))
     seed = draw(st.integers(0, 10**6))

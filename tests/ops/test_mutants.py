@@ -1,7 +1,7 @@
-"""Wrong variants of the reference, each one edit away from it, and a short suite that has to see every one of them.
+"""Mutants of the reference, each one edit away from it, and a short suite that must detect every one.
 
-The checks hold the reference against hand-checked rows, transformers, torch.multinomial and the kernels, with the
-tables and rules that the full suite uses.
+The suite compares the reference with hand-checked rows, transformers, torch.multinomial and the kernels. It uses the
+tables and rules of the full suite.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MODULES = (RNG, SHAPE, DRAW)
 
 
 def swapped(first: str, second: str) -> Fault:
-    """Two neighbouring filters in the wrong order."""
+    """Swaps two neighbouring filters."""
     lines = [line for line in source_of(SHAPE).splitlines() if "        s = keep_" in line]
     (one,) = (line for line in lines if f"keep_{first}(" in line)
     (other,) = (line for line in lines if f"keep_{second}(" in line)
@@ -199,7 +199,7 @@ def check_transformers() -> None:
 
 
 def check_draws() -> None:
-    """The kernel's tokens, row by row and for several steps: 200 races that are not close under these seeds."""
+    """Checks the kernel's tokens, row by row and over several steps: 200 races, none of them close."""
     logits = make_logits("normal", 10, 90, seed=1)
     knobs: dict[str, Any] = {
         "top_k": torch.arange(10) * 9,
@@ -231,7 +231,7 @@ def check_logprobs() -> None:
 
 
 def check_state() -> None:
-    """Three steps of two rows, of which the first ends at once; the second must not repeat itself."""
+    """Checks three steps of two rows. The first row ends at once; the second must not repeat itself."""
     visible = torch.tensor([[1, 0], [1, 0]])
     state = DecodeState.create(torch.tensor([[0, 1], [0, 1]]), 3, eos_token_ids=[8], pad_token_id=7, visible=visible)
     logits = torch.tensor([[0, 0, 0, 0, 0, 0, 0, 0, 9.0], [0, 0, 3, 2, 1, 0, 0, 0, 0]])

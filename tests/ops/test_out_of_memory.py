@@ -1,4 +1,4 @@
-"""Want of memory in any thread of a kernel is a MemoryError, and changes nothing."""
+"""A failed allocation in any thread of a kernel raises MemoryError and changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prepared ops: the same as fresh calls, with live tables, copied knobs and reused outputs."""
+"""Prepared ops equal fresh calls, with live tables, copied knobs and reused outputs."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_tables_are_read_anew_and_knobs_were_copied(backend: str) -> None:
 
 @pytest.mark.parametrize("source", [{"seed": 3}, {"rng": "torch"}])
 def test_a_prepared_op_keeps_its_tensors(backend: str, source: dict[str, Any]) -> None:
-    """The caller drops every tensor and the memory is used for something else."""
+    """The caller drops every tensor, and other tensors may reuse the memory."""
 
     def knobs() -> dict[str, Any]:
         return {

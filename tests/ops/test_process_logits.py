@@ -1,4 +1,4 @@
-"""process_logits: rows checked by hand, then every backend against transformers, then layouts and bad rows."""
+"""process_logits: hand-checked rows, then every backend against transformers, then layouts and invalid rows."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @functools.cache
 def _oracle(setting: str, kind: str, vocab_size: int, rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """What transformers has before and after its filters; every backend is held against the same."""
+    """Returns transformers' scores before and after its filters, shared by the tests of all backends."""
     logits = make_logits(kind, rows, vocab_size, seed=vocab_size, dtype=dtype)
     knobs = _settings(setting, vocab_size)
     before_filters = processed(logits, unfiltered(knobs))
@@ -70,7 +70,7 @@ def test_hand_checked_row(backend: str, row: HandRow) -> None:
 
 
 def test_a_temperature_that_does_not_fit(backend: str) -> None:
-    """Where the best score would leave float32's range, it becomes 2^100, of its sign."""
+    """If the best score would exceed float32's range, it becomes 2^100 with its sign."""
     logits = torch.tensor([[1.0, 2.0], [-1.0, -2.0], [0.0, -2.0], [1e-7, 0.0], [1.0, 2.0]])
     temperature = torch.tensor([1e-41, 1e-41, 1e-41, 1e-41, 1.0])
     scores = process_logits(logits, temperature=temperature, backend=backend)
@@ -195,7 +195,7 @@ FEW_LEFT: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("knobs", FEW_LEFT, ids=str)
 def test_rows_with_few_tokens_left(backend: str, knobs: dict[str, Any]) -> None:
-    """As a grammar leaves them: a look at a few hundred scores of such a row finds nothing but -inf."""
+    """Rows under a grammar: a sample of a few hundred scores finds only -inf."""
     logits = torch.full((3, 5001), -math.inf)
     left = torch.tensor([[1, 70, 4999], [2, 3, 5000], [64, 128, 2500]])
     logits.scatter_(1, left, torch.tensor([[1.0, 2.0, 0.5]] * 3))

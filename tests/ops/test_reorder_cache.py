@@ -1,4 +1,4 @@
-"""reorder_cache: a table checked by hand, then every backend against a gather on a copy; wrong ones must show."""
+"""reorder_cache: a hand-checked table, then every backend against a gather on a copy; the table detects mutants."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pygen.ops.reorder_cache import reorder_cache_unchecked
 
 POSITIONS = 4
 
-# beam_idx, start, length and what stands in the positions of every row afterwards; row r held r0 r1 r2 r3.
+# beam_idx, start, length, and the positions of every row afterwards; before, row r holds r0 r1 r2 r3.
 HAND_TABLE: dict[str, tuple[list[int], Any, int | None, list[str]]] = {
     "nothing moves": ([0, 1, 2], 0, None, ["00 01 02 03", "10 11 12 13", "20 21 22 23"]),
     "dead rows get copies": ([0, 0, 0], 0, None, ["00 01 02 03", "00 01 02 03", "00 01 02 03"]),
@@ -32,7 +32,7 @@ HAND_TABLE: dict[str, tuple[list[int], Any, int | None, list[str]]] = {
 
 
 def numbered() -> Tensor:
-    """(3, 1, POSITIONS, 1): row and position as a number of two digits."""
+    """Returns (3, 1, POSITIONS, 1): row and position as a two-digit number."""
     return (torch.arange(3)[:, None] * 10 + torch.arange(POSITIONS)).view(3, 1, POSITIONS, 1)
 
 
@@ -49,7 +49,7 @@ def test_hand_table(backend: str) -> None:
 
 
 def gathered(cache: Tensor, beam_idx: Tensor, start: int | Tensor, length: int) -> Tensor:
-    """The definition, row by row on a copy."""
+    """Reorders by definition, row by row on a copy."""
     after = cache.clone()
     for row, source in enumerate(beam_idx.tolist()):
         first = start if isinstance(start, int) else int(start[row])
@@ -76,7 +76,7 @@ MAPS: dict[str, Callable[[int], Tensor]] = {
 def test_any_map_over_any_layout(backend: str, kind: str, layout: str) -> None:
     torch.manual_seed(5)
     for rows, heads, positions, head_dim in ((1, 1, 1, 1), (3, 2, 7, 5), (9, 1, 111, 3), (33, 3, 20, 16)):
-        # int64 on purpose: every element is another one.
+        # int64, so that every element is unique.
         cache = LAYOUTS[layout](torch.randperm(rows * heads * positions * head_dim).view(rows, heads, positions, -1))
         beam_idx = MAPS[kind](rows)
         length = int(torch.randint(positions + 1, ()))
@@ -88,7 +88,7 @@ def test_any_map_over_any_layout(backend: str, kind: str, layout: str) -> None:
 
 @pytest.mark.parametrize("kind", MAPS)
 def test_a_span_stands_for_start_and_length(backend: str, kind: str) -> None:
-    """Where it is empty, begins behind the tensor or ends there, too."""
+    """The span may be empty, begin past the tensor or end there."""
     torch.manual_seed(3)
     shape, length = (9, 2, 40, 3), 36
     for first, end in ((0, 40), (5, 30), (5, 39), (17, 18), (12, 12), (12, 7), (0, 0), (36, 40), (50, 60)):
@@ -120,7 +120,7 @@ def check_several_tensors(backend: str) -> None:
         ((6, 2, 170, 640), torch.float32),  # many blocks
         ((6, 1, 150, 1), torch.int8),
         ((6, 3, 121, 80), torch.bfloat16),
-        ((6, 1, 120, 4200), torch.float64),  # one position is more than a block
+        ((6, 1, 120, 4200), torch.float64),  # one position exceeds a block
         ((6, 2, 120, 16), torch.bool),
     ]
     caches = [(torch.rand(shape) * 100).to(dtype) for shape, dtype in shapes_and_dtypes]
@@ -157,7 +157,7 @@ def test_leaves_of_autograd_are_written(backend: str) -> None:
     assert cache.equal(wanted)
 
 
-# What a wrong kernel could do; the hand table has to see each.
+# Possible faults of a kernel; the hand-checked table must detect each.
 FAULTS = {
     "start ignored": ("positions >= first[:, None]", "positions >= 0 * first[:, None]"),
     "length ignored": ("tensor[:, :, :length]", "tensor"),

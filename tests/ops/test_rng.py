@@ -1,4 +1,4 @@
-"""Seeds of rows and the Philox words, against published answers and an independent computation in Python integers."""
+"""Row seeds and Philox words, against published vectors and an independent computation in Python integers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def words(counter: tuple[int, ...], key: tuple[int, int]) -> list[int]:
 
 
 def test_known_answers() -> None:
-    """The vectors of Random123's kat_vectors for philox4x32-10."""
+    """Vectors for philox4x32-10 from Random123's kat_vectors."""
     assert words((0,) * 4, (0, 0)) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
     assert words((ONES,) * 4, (ONES, ONES)) == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
     pi = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
@@ -52,7 +52,7 @@ def test_as_int64() -> None:
 
 
 def test_the_kernel_uses_these_words(kernel_backend: str) -> None:
-    """With equal scores the winner is the id of the smallest word, so every word of a row takes part."""
+    """With equal scores the id with the smallest word wins, so every word of a row matters."""
     seeds = torch.cat([rng.row_seeds(6, 20 if EMULATED else 2000), torch.tensor([0, -1, 2**63 - 1, -(2**63)])])
     for vocab_size in (1, 3, 64, 133):
         for step in (0, 1, 2**32 - 1):

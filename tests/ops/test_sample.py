@@ -1,4 +1,4 @@
-"""sample: races checked by hand, noise word for word, and every backend against the reference and transformers."""
+"""sample: hand-checked races, noise word for word, and every backend against the reference and transformers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_status(backend: str, logprobs: int) -> None:
 
 @pytest.mark.parametrize("sampled", [True, False])
 def test_a_temperature_over_which_scores_overflow(backend: str, sampled: bool) -> None:
-    """It leaves the best token, as a greedy row does, which does not divide."""
+    """Such a temperature keeps only the best token. So does a greedy row, which does not divide."""
     logits = torch.tensor([[1.0, 2.0], [-1.0, -2.0]])
     knobs = {"temperature": torch.tensor([1e-41, 1e-41])} if sampled else {"do_sample": False, "temperature": 1e-41}
     out = sample(logits, seed=1, **knobs, backend=backend)

@@ -97,7 +97,7 @@ def test_a_bad_row_is_reported_and_appended_as_it_is(backend: str) -> None:
 
 
 def stepping(state: DecodeState) -> DecodeState:
-    """`state` with steps of its own, from which every call goes on."""
+    """Returns `state` with a step counter, which every call advances."""
     return dataclasses.replace(state, steps=torch.zeros(state.rows, dtype=torch.int64))
 
 

@@ -28,12 +28,12 @@ from pygen.ops import (
 from tests.helpers.logits import make_logits
 
 THREADS = 8
-# From 32,768 scores on the kernels run without the interpreter lock.
+# Kernels release the GIL from 32,768 scores on.
 WIDE = 40_000
 
 
 def in_threads(call: Callable[[int], Any], count: int) -> list[Any]:
-    """call(0), call(1), ... shared among threads that begin together."""
+    """Runs call(0), call(1), ... in threads that start together."""
     ready = threading.Barrier(THREADS)
 
     def share(first: int) -> list[Any]:
@@ -60,7 +60,7 @@ DRAWS: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("source", ["philox", "torch"])
 @pytest.mark.parametrize("own", [True, False], ids=["given", "default"])
 def test_threads_share_a_generator(op: str, source: str, own: bool) -> None:
-    """Every noise is drawn once: in some order the results are those of calls one after the other."""
+    """Each draw happens once: the results equal those of sequential calls in some order."""
     logits = torch.zeros(1, WIDE)
     generator = torch.Generator() if own else torch.default_generator
     knobs = {"rng": source, "generator": generator if own else None}
@@ -110,7 +110,7 @@ def test_a_lock_ends_with_its_generator() -> None:
 
 
 def test_kept_plans_serve_all_threads() -> None:
-    """Equal arguments, other tensors: no call reads the tables or writes the results of another."""
+    """Calls have equal arguments but other tensors: none reads the tables or writes the results of another."""
     logits = [make_logits("normal", 1, WIDE, seed=number) for number in range(THREADS)]
     bias = [make_logits("normal", 1, WIDE, seed=50 + number)[0] for number in range(THREADS)]
 
@@ -154,7 +154,7 @@ def test_a_second_thread_inside_a_prepared_op_is_refused(prepare: Any, monkeypat
     fresh = prepare(logits[0], **({"seed": 1} if prepare is prepare_sample else {}))(logits[0])
     results = [prepared.out, fresh] if isinstance(fresh, torch.Tensor) else [prepared.out[0], fresh[0]]
     assert results[0].equal(results[1])
-    # Nobody is inside any more, so it may be handed on.
+    # No thread runs the op any more, so another may use it.
     with ThreadPoolExecutor(1) as pool:
         pool.submit(prepared, logits[1]).result()
 
@@ -166,7 +166,7 @@ def test_threads_in_a_prepared_op_get_errors_or_right_tokens() -> None:
     turn = threading.Lock()
 
     def call(number: int) -> bool:
-        """A thread that waits its turn is never refused; one that does not is refused or alone."""
+        """A thread that waits for its turn always runs; one that does not wait is refused unless it is alone."""
         try:
             if number % 2:
                 with turn:

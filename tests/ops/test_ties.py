@@ -1,4 +1,4 @@
-"""Which of equal scores the filters keep: half-precision logits tie all the time, and transformers' order counts."""
+"""Which of equal scores the filters keep: half-precision logits tie often, and transformers' order decides."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.helpers.logits import make_logits
 from tests.helpers.transformers_oracle import processed
 
 COMMON = {"temperature": 0.7, "top_k": 50, "top_p": 0.9}
-# One that a list of the largest holds, and one that kernels look at as a whole.
+# One vocabulary fits a kernel's list of the largest scores; kernels scan the other as a whole.
 LARGE = 5003 if EMULATED else 128256
 
 
@@ -23,7 +23,7 @@ def tied_logits(rows: int, vocab_size: int) -> Tensor:
 
 
 def split_rows(scores: Tensor, before_filters: Tensor) -> int:
-    """How many rows lost some of several equal scores, and not all."""
+    """Counts the rows that lost some, but not all, of several equal scores."""
     split = 0
     for after, before in zip(scores, before_filters, strict=True):
         kept = after > -torch.inf
@@ -44,7 +44,7 @@ def split_rows(scores: Tensor, before_filters: Tensor) -> int:
     ids=str,
 )
 def test_kept_of_equal_scores(backend: str, vocab_size: int, rows: int, knobs: dict[str, Any]) -> None:
-    """The sets of transformers with a stable sort, token for token, from both ops that filter."""
+    """Both ops that filter keep exactly the tokens that transformers keeps with a stable sort."""
     rows = rows // 3 if EMULATED else rows
     logits = tied_logits(rows, vocab_size)
     wanted = processed(logits, knobs)
@@ -65,7 +65,7 @@ def test_a_row_of_equal_scores(backend: str, vocab_size: int) -> None:
     for top_p, count in ((0.0, 1), (0.5, (vocab_size + 1) // 2)):
         kept = torch.arange(vocab_size) >= vocab_size - count
         assert (process_logits(logits, top_p=top_p, backend=backend)[0] > -torch.inf).equal(kept)
-        # The race goes to the lowest of them, as greedy search does to the lowest of all.
+        # The lowest of equal ids wins the race, as the lowest of all wins greedy search.
         noise = torch.ones(1, vocab_size)
         assert sample(logits, top_p=top_p, noise=noise, backend=backend).token_ids.item() == vocab_size - count
     assert sample(logits, do_sample=False, backend=backend).token_ids.item() == 0

@@ -1,4 +1,4 @@
-"""Towards temperature 0 a draw becomes uniform among the largest scores, however small the temperature is."""
+"""As the temperature falls to 0, a draw becomes uniform among the largest scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.helpers.draws import chi_squared_p_value
 from tests.helpers.extra_backends import EMULATED
 from tests.helpers.transformers_oracle import drawn, processed
 
-# Kernels on a GPU that is emulated take long.
+# Emulated GPU kernels are slow.
 ROWS = 12 if EMULATED else 600
 TEMPERATURES = (1e-5, 1e-15, 1e-40) if EMULATED else (1e-5, 1e-9, 1e-15, 1e-30, 1e-38, 1e-40, 1e-45, 1e-60)
 LARGEST = (7.0,) if EMULATED else (7.0, -7.0, 3e38, -1e10)
@@ -24,7 +24,7 @@ FILTERS: tuple[dict[str, Any], ...] = ({}, {"top_k": 5}, {"min_p": 0.1}, {"typic
 
 
 def tied_logits(largest: float, rows: int = ROWS) -> Tensor:
-    """(rows, 150), the largest three times and scores below it that differ by a little and by much."""
+    """Returns (rows, 150): the largest score three times, and others that are a little or much smaller."""
     logits = torch.linspace(-30, -1, 150).repeat(rows, 1) + largest
     logits[:, 9] = torch.tensor(largest).nextafter(torch.tensor(-math.inf)) - abs(largest) * 1e-3
     logits[:, BEST] = largest
@@ -40,7 +40,7 @@ def assert_uniform(token_ids: Tensor, best: tuple[int, ...] = BEST) -> None:
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_draws_are_uniform_among_the_best(backend: str, temperature: float) -> None:
     for largest in LARGEST:
-        # The filters' paths differ, and the one without filters is another.
+        # Filters take different paths, and a draw without filters takes another.
         knobs = FILTERS[TEMPERATURES.index(temperature) % len(FILTERS)] if largest == 7.0 else {}
         logits = tied_logits(largest).clamp(min=-3e38)
         best = tuple((logits[0] == largest).nonzero()[:, 0].tolist())
@@ -92,13 +92,13 @@ def test_beams(backend: str, temperature: float) -> None:
 def test_drafts(backend: str, temperature: float) -> None:
     logits = tied_logits(7.0)[:, None].expand(ROWS, 2, 150).contiguous()
     drafts = torch.full((ROWS, 1), BEST[1])
-    # The draft is certain, so it stays with its own probability, 1/3, and else another of the best follows.
+    # The draft is certain, so it passes with the target's probability, 1/3; otherwise another of the best follows.
     out = verify_draft(logits, drafts, temperature=temperature, seed=list(range(ROWS)), backend=backend)
     assert (out.status == RowStatus.OK).all()
     first = torch.where(out.accepted_lengths > 0, BEST[1], out.token_ids)
     assert_uniform(first)
     drafts_of = logits[:, :1].clone()
     drafts_of[..., BEST[0]] = 8.0
-    # Drawn from a distribution without it: it stays always.
+    # The draft distribution lacks the token, so it always passes.
     out = verify_draft(logits, drafts, drafts_of, temperature=temperature, seed=list(range(ROWS)), backend=backend)
     assert (out.status == RowStatus.OK).all() and (out.accepted_lengths == 1).all()

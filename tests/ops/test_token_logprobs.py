@@ -1,4 +1,4 @@
-"""token_logprobs: rows checked by hand, then every backend against log_softmax in float64."""
+"""token_logprobs: hand-checked rows, then every backend against log_softmax in float64."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_log_softmax(backend: str, vocab_size: int, dtype: torch.dtype) -> None:
         wanted = torch.log_softmax(logits.double(), dim=1).float()
         ids = torch.randint(vocab_size, (rows, 5), generator=torch.Generator().manual_seed(1))
         order = torch.sort(logits.float(), dim=1, descending=True, stable=True).indices
-        # Interpreted, a long list of a large row takes half a minute.
+        # Triton's interpreter takes half a minute for a long list of a large row.
         long = (2000,) if small or backend != "triton" else ()
         for top in (0, 1, 20, *long) if small else (0, 20, *long):
             output = token_logprobs(strided_rows(logits), ids, top=top, backend=backend)

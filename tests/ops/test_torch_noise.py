@@ -1,4 +1,4 @@
-"""rng="torch": the token of `torch.multinomial(torch.softmax(scores, -1), 1)`, and its generator afterwards."""
+"""rng="torch": the token and generator state of `torch.multinomial(torch.softmax(scores, -1), 1)`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_many_seeds_against_transformers(backend: str, setting: str) -> None:
     scores = processed(logits, knobs)
     ours, theirs = torch.Generator(), torch.Generator()
     prepared = prepare_sample(logits, **knobs, rng="torch", generator=ours, backend=backend)
-    # The reference takes its time.
+    # The reference is slow.
     for seed in range(SEEDS // 5 if backend == "torch" else SEEDS):
         ours.manual_seed(seed)
         theirs.manual_seed(seed)
@@ -65,7 +65,7 @@ def test_large_rows_from_a_running_generator(backend: str, setting: str, dtype: 
 @pytest.mark.parametrize("vocab_size", [1, 2, 311, 312, 313, 624, 625])
 @pytest.mark.parametrize("rows", [1, 2, 9 if EMULATED else 70])
 def test_state_at_the_edges_of_a_block(backend: str, vocab_size: int, rows: int) -> None:
-    """624 words are tempered at a time: rows that end before, at and after that many."""
+    """The generator tempers 624 words at a time; rows end before, at and after that boundary."""
     logits = make_logits("normal", rows, vocab_size)
     ours, theirs = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
     for skipped in (0, 1, 311, 622, 623):

@@ -1,4 +1,4 @@
-"""Tensors of torch's other tools: an op takes what lies in memory as it says, and refuses the rest by name."""
+"""Tensors of torch's other tools: an op takes those with ordinary memory, and names the reason to refuse others."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _process_into(out: Tensor) -> Tensor:
     return ops.process_logits(LOGITS, out=out)
 
 
-# What is called with a tensor, and one that it takes.
+# A call of one tensor, and a tensor that it accepts.
 CALLS: dict[str, tuple[Callable[[Tensor], Any], Tensor]] = {
     "sample": (lambda x: ops.sample(x, seed=1), LOGITS),
     "sample(bias)": (lambda x: ops.sample(LOGITS, bias=x, seed=1), LOGITS),
@@ -90,7 +90,7 @@ def test_other_kinds_of_tensors_are_refused(name: str, kind: str) -> None:
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("kind", ["FakeTensorMode", "torch.jit.trace", "ProxyTorchDispatchMode"])
 def test_calls_are_not_recorded(name: str, kind: str) -> None:
-    """Neither by torch.jit.trace nor by make_fx, which torch.export without dynamo uses, nor with fake tensors."""
+    """Covers torch.jit.trace, make_fx, which torch.export without dynamo uses, and fake tensors."""
     call, given = CALLS[name]
     with pytest.raises(TypeError, match=f"` must be a tensor outside of {kind}, which cannot see into"):
         if kind == "FakeTensorMode":

@@ -1,4 +1,4 @@
-"""Triton: `sample` takes two launches at most and loads a logit twice at most, told by the interpreter."""
+"""Triton, counted by the interpreter: `sample` needs at most two launches and at most two loads of a logit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.helpers.triton_traffic import CASES, SMALL
 
 @cache
 def measured() -> dict[tuple[str, str, int], dict[str, Any]]:
-    """Of a process of its own, as the interpreter has to be chosen before Triton is imported."""
+    """Returns the counts from a separate process, which selects the interpreter before it imports Triton."""
     command = [sys.executable, "-m", "tests.helpers.triton_traffic"]
     lines = subprocess.run(
         command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=True
@@ -33,10 +33,10 @@ def test_traffic(case: tuple[str, str, int]) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_step_makes_no_tensor_and_asks_none(case: tuple[str, str, int]) -> None:
-    """So that a CUDA graph can hold it."""
+    """Otherwise a CUDA graph could not capture the step."""
     assert set(measured()[case]["torch_ops"]) <= {"aten.detach.default"}
 
 
 def test_rereading_is_counted() -> None:
-    """A filter reads the blocks again that it can keep, and no other."""
+    """A filter reads again only the blocks that may hold kept tokens."""
     assert any(traffic["most"] == 2 for traffic in measured().values())

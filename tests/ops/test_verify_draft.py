@@ -1,4 +1,4 @@
-"""verify_draft: rows checked by hand, a naive oracle on lists, and the distribution of what comes out."""
+"""verify_draft: hand-checked rows, a naive oracle on lists, and the distribution of the tokens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 class Row(NamedTuple):
-    """A row with given noise: `uniforms` per draft, and E of every token of the one draw."""
+    """A row with given noise: `uniforms` per draft, and E of every token of the final draw."""
 
     fact: str
     target: list[list[float]]
@@ -103,7 +103,7 @@ def test_by_hand(backend: str) -> None:
 
 
 def make_case(rows: int, n: int, vocab_size: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Target and draft scores that have something in common, and drafts drawn from the latter."""
+    """Returns correlated target and draft scores, and drafts drawn from the draft scores."""
     common = make_logits("normal", rows * (n + 1), vocab_size, seed).view(rows, n + 1, vocab_size)
     target = common + make_logits("masked", rows * (n + 1), vocab_size, seed + 1).view_as(common).clamp(max=1)
     target = torch.where(target == -INF, common - 1, target)
@@ -162,7 +162,7 @@ def test_large_vocabularies(kernel_backend: str, vocab_size: int, certain: bool)
 
 
 def test_ties_and_faults_far_apart(kernel_backend: str) -> None:
-    """Row by row: a tie, a NaN behind the largest, +inf, NaN among nothing; greedy and drawn."""
+    """The rows have a tie, a NaN after the largest score, a +inf, and a NaN among -inf; greedy and drawn."""
     target, _, draft = make_case(4, 1, 5003)
     target[0, 0, [1024, 3000, 5001]], target[1, 0, [100, 5002]] = 50, torch.tensor([50, NAN])
     target[2, 0, [2500, 4600]], target[3, 0, :], target[3, 0, 0] = INF, -INF, NAN
@@ -200,7 +200,7 @@ def test_a_row_does_not_depend_on_the_others(backend: str) -> None:
 
 
 def test_layouts_and_inputs(backend: str) -> None:
-    """Strided rows and positions, scores of two dtypes; nothing is written to, and nothing has a gradient."""
+    """Takes strided rows and positions, and scores of two dtypes; writes to no input, and has no gradient."""
     target, drafts, draft = make_case(5, 3, 65)
     target, draft = target.bfloat16().float(), draft.half()
     expected = verify_draft(target, drafts, draft, seed=1, backend=backend)
@@ -239,7 +239,7 @@ DRAWS = 2**19
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
 @pytest.mark.parametrize("kind", ["drawn", "certain", "unlike"])
 def test_distribution(kind: str, temperature: float) -> None:
-    """Whatever the drafts are drawn from, the token of every position that is reached is a draw from the target."""
+    """For any draft distribution, the token at every position reached is a draw from the target."""
     n, vocab_size = 2, 13
     target = make_logits("normal", n + 1, vocab_size, seed=5) * 1.5
     target[:, 3] = -INF
@@ -270,7 +270,7 @@ def test_distribution(kind: str, temperature: float) -> None:
 
 
 def test_the_share_that_stays_is_the_overlap() -> None:
-    """A draft stays with probability sum min(p, q), the most that any such rule can reach."""
+    """A draft passes with probability sum min(p, q), the maximum for any such rule."""
     p, q = torch.tensor([P, Q]).softmax(-1)
     drafts = sample(torch.tensor([Q]).expand(DRAWS, 4), seed=70, backend="cpu").token_ids[:, None]
     target, draft = torch.tensor([[P, P]]), torch.tensor([[Q]])

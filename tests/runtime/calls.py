@@ -1,4 +1,4 @@
-"""What a call shows of itself, and when that of two calls is the same."""
+"""Collects the visible results of a call, and compares those of two calls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.generate.models import hf_model
 
 
 class Collect:
-    """Everything that a streamer gets; it may fail, or do something else, at a step."""
+    """A streamer that collects everything; at a given step it may fail or run a callback."""
 
     def __init__(self, at: int = -1, action: Any = None) -> None:
         self.events: list[Any] = []
@@ -32,7 +32,10 @@ class Collect:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal, but for the last bits of log-probabilities: attention over more masked positions adds up otherwise."""
+    """Compares exactly, except for the last bits of log-probabilities.
+
+    Attention over more masked positions sums in another order.
+    """
     if isinstance(a, Tensor):
         return torch.allclose(a, b, atol=1e-4, equal_nan=True) if a.is_floating_point() else torch.equal(a, b)
     if isinstance(a, (list, tuple)):
@@ -41,7 +44,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def poisoned(token: int) -> Any:
-    """A model whose scores are NaN once a text holds `token`."""
+    """Returns a model whose scores are NaN once a text contains `token`."""
     model = copy.deepcopy(hf_model("llama"))
     with torch.no_grad():
         model.get_input_embeddings().weight[token] = torch.nan

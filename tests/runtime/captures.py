@@ -1,4 +1,4 @@
-"""What stands for a CUDA graph where there is no GPU: plain calls, and the forward's kernels without its Python."""
+"""Replacements for a CUDA graph on the CPU: plain calls, and the forward's kernels without its Python."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Part = Callable[[], None]
 
 
 class PlainCalls(Launches):
-    """Runs the parts again, Python and all."""
+    """Runs the parts again, Python included."""
 
     made = 0
 
@@ -31,7 +31,7 @@ class PlainCalls(Launches):
 
 
 class TapedForward(PlainCalls):
-    """Of the forward only what torch ran: whatever it took from the host stays as it was when it was captured."""
+    """Replays only torch's ops of the forward: values from the host stay as captured."""
 
     def __init__(self, parts: Sequence[Part], restore: Part, pool: Any) -> None:
         run, draw = parts

@@ -1,4 +1,4 @@
-"""A device for captures where there is none."""
+"""Makes captures possible on the CPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.runtime.captures import PlainCalls, TapedForward
 
 @pytest.fixture(params=[PlainCalls, TapedForward])
 def capture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """What captures steps on the CPU; `made` counts them."""
+    """The class that captures steps on the CPU; `made` counts its captures."""
     monkeypatch.setitem(CAPTURES, "cpu", request.param)
     monkeypatch.setattr(request.param, "made", 0)
     yield request.param
@@ -34,6 +34,6 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def small_models(one_thread: None) -> Iterator[None]:
-    """Forwards of models that are too small for several threads, without gradients."""
+    """Runs without gradients in one thread, because the models are too small for several."""
     with torch.no_grad():
         yield

@@ -1,4 +1,4 @@
-"""Models that read texts piece by piece, over the static cache and transformers' dynamic one side by side."""
+"""Models that read texts in pieces, over the static cache and transformers' dynamic cache side by side."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SIZES: dict[str, Any] = {
     "pad_token_id": 0,
 }
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
-# Windows that end inside the prompt, after it, and behind everything.
+# Windows that end inside the prompt, after it, and beyond the text.
 WINDOWED: dict[str, Callable[[], Any]] = {
     "mistral 4": lambda: transformers.MistralConfig(**SIZES, sliding_window=4),
     "mistral 9": lambda: transformers.MistralConfig(**SIZES, sliding_window=9),
@@ -46,7 +46,7 @@ WINDOWED: dict[str, Callable[[], Any]] = {
     ),
     "gemma2 mixed": lambda: transformers.Gemma2Config(**SIZES, sliding_window=4, layer_types=MIXED),
     "gemma3 mixed": lambda: transformers.Gemma3TextConfig(**SIZES, sliding_window=5, layer_types=MIXED),
-    # The last layers have no keys of their own.
+    # The last layers share keys and values of earlier ones.
     "gemma3n shared": lambda: transformers.Gemma3nTextConfig(
         **{**SIZES, "num_hidden_layers": 5, "intermediate_size": [48] * 5},
         sliding_window=4,
@@ -73,20 +73,20 @@ def model_of(family: str, attention: str = "sdpa") -> Any:
         model = transformers.AutoModelForCausalLM.from_config(WINDOWED[family]()).eval()
     else:
         model = copy.deepcopy(hf_model(family))
-    # Gemma2 lost it after 5.6.1.
+    # Gemma2 lost SDPA after 5.6.1.
     model.set_attn_implementation(attention if model._supports_sdpa else "eager")
     return model
 
 
 class Reader:
-    """A model that reads texts piece by piece over one cache."""
+    """A model that reads texts in pieces over one cache."""
 
     def __init__(self, model: Any, cache: Any, source: Tensor | None = None) -> None:
         self.model, self.cache, self.source = model, cache, source
         self.visible = torch.ones(0, 0, dtype=torch.int64)
 
     def read(self, ids: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Scores of the next token, (rows, vocab_size)."""
+        """Returns the scores of the next token, (rows, vocab_size)."""
         visible = torch.ones_like(ids) if visible is None else visible
         self.visible = torch.cat([self.visible.view(len(ids), -1), visible], dim=1)
         inputs: dict[str, Any] = {"past_key_values": self.cache, "use_cache": True}
@@ -107,7 +107,7 @@ class Reader:
 
 
 class Readers:
-    """The static cache and transformers' dynamic one side by side: every step gives the same scores."""
+    """The static cache and transformers' dynamic cache side by side; every step asserts equal scores."""
 
     def __init__(self, family: str, attention: str = "sdpa", *, rows: int = 3, capacity: int = CAPACITY) -> None:
         self.model = model_of(family, attention)
@@ -121,7 +121,7 @@ class Readers:
         self.length = 0
 
     def read(self, ids: Tensor, visible: Tensor | None = None) -> Tensor:
-        """The most likely tokens, (rows, 1)."""
+        """Returns the most likely tokens, (rows, 1)."""
         ours, theirs = (reader.read(ids, visible) for reader in self.both)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
         assert ours.argmax(-1).equal(theirs.argmax(-1))

@@ -1,4 +1,4 @@
-"""What a CUDA graph does with a step, on any device: its kernels again, on the same buffers, without its Python."""
+"""Does on any device what a CUDA graph does: runs a step's kernels again on the same buffers, without its Python."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 
 class Tape(TorchDispatchMode):
-    """Records what torch runs inside `with tape:`; `replay` runs it again. Numbers of the host stay as recorded."""
+    """Records torch's ops inside `with tape:`; `replay` runs them again. Host numbers stay as recorded."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -43,6 +43,6 @@ class _NoHostReads(TorchDispatchMode):
 
 @contextmanager
 def no_host_reads() -> Iterator[None]:
-    """An error wherever the host would wait for a value of a tensor."""
+    """Raises an error wherever the host would wait for a tensor's value."""
     with _NoHostReads():
         yield

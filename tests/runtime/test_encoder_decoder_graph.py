@@ -1,4 +1,4 @@
-"""Captured steps of encoder-decoder models against eager ones: tokens, noise and caches, whatever the encoder read."""
+"""Captured steps of encoder-decoder models against eager ones: tokens, noise and caches, for any encoder input."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def released() -> Iterator[None]:
 
 
 def run(runtime: str, model: Any, inputs: Any, **settings: Any) -> dict[str, Any]:
-    """Everything that a call leaves behind."""
+    """Returns all results and side effects of a call."""
     torch.manual_seed(5)
     streamer = Collect()
     settings = {**START, "return_dict_in_generate": True, "output_logprobs": True, **settings}
@@ -145,7 +145,7 @@ def run(runtime: str, model: Any, inputs: Any, **settings: Any) -> dict[str, Any
 
 
 def check(model: Any, inputs: Any, **settings: Any) -> dict[str, Any]:
-    """The graph path against the eager one; returns what both found."""
+    """Compares the graph path with the eager one; returns their common result."""
     eager, graph = (run(runtime, model, inputs, **settings) for runtime in ("eager", "graph"))
     assert eager.keys() == graph.keys()
     for name in eager:
@@ -192,7 +192,7 @@ def test_as_eager(family: str, name: str, capture: Any) -> None:
 
 @pytest.mark.parametrize("family", [*ENCODER_DECODERS, *CONFIGS])
 def test_families(family: str, capture: Any) -> None:
-    """What the encoder's output is padded with changes nothing, with a mask and without one."""
+    """The padding of the encoder's output has no effect, with a mask or without."""
     model = model_of(family)
     before = model.config._attn_implementation
     masks = [{}] if family in AUDIO else [{}, {"attention_mask": LEFT}, {"attention_mask": LEFT.flip(1)}]
@@ -217,7 +217,7 @@ CALLS: list[tuple[int, dict[str, Any]]] = [
 
 @pytest.mark.parametrize("family", ["t5", "bart"])
 def test_a_capture_serves_later_calls(family: str, capture: Any) -> None:
-    """Other texts, lengths and masks of the encoder, and other rows of the same number: one capture."""
+    """One capture serves other texts, lengths and masks of the encoder, and other rows of the same number."""
     model = model_of(family)
     for length, settings in CALLS:
         check(model, source(family, length=length), do_sample=True, **settings)
@@ -293,7 +293,7 @@ def test_cancelled_before_it_began(capture: Any) -> None:
 
 
 class ReadsTheEncoder(transformers.T5ForConditionalGeneration):
-    """Its scores depend on the encoder's output beside what its layers keep of it."""
+    """Its scores also read the encoder's output directly, not only the cached keys and values."""
 
     def forward(
         self, input_ids: Any = None, attention_mask: Any = None, encoder_outputs: Any = None, **kwargs: Any
@@ -313,7 +313,7 @@ def test_a_model_that_reads_the_encoders_output(capture: Any) -> None:
 
 @pytest.mark.parametrize("step", [1, 4])
 def test_invalid_rows(step: int, capture: Any) -> None:
-    """Once the first row has said what it says at `step`, its scores are NaN; a replay is made again to name the id."""
+    """The first row's scores turn NaN after its token at `step`; a second replay finds the id."""
     model = copy.deepcopy(model_of("bart"))
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     ids = source("bart")[:1] % 50
@@ -330,7 +330,7 @@ def test_invalid_rows(step: int, capture: Any) -> None:
 
 
 class Unread(PlainCalls):
-    """The forward reads no value on the host, as transformers runs it while a stream is captured."""
+    """The forward reads no value on the host, as in transformers during a stream capture."""
 
     def replay(self) -> None:
         with pytest.MonkeyPatch.context() as patch, no_host_reads():

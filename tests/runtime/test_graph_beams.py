@@ -1,4 +1,4 @@
-"""Captured steps with beams against eager ones: the same hypotheses, caches and noise, whatever a call asks for."""
+"""Captured steps with beams against eager ones: the same hypotheses, caches and noise, for any settings."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from tests.runtime.calls import Collect, poisoned, same
 STEPS = 9
 PROMPTS = torch.randint(1, VOCAB_SIZE, (3, 6), generator=torch.Generator().manual_seed(0))
 PADDED = {"attention_mask": torch.tensor([[1] * 6, [0] * 4 + [1] * 2, [0] + [1] * 5])}
-# Enough of them that hypotheses end at every step.
+# Enough end tokens that hypotheses end at every step.
 ENDS: dict[str, Any] = {"eos_token_id": list(range(40, 60)), "pad_token_id": 0}
 
 pytestmark = pytest.mark.usefixtures("capture", "one_thread")
 
 
 def run(runtime: str, model: Any, inputs: Tensor | None = PROMPTS, **settings: Any) -> dict[str, Any]:
-    """Everything that a call leaves behind; what a cache holds comes layer by layer."""
+    """Returns all results and side effects of a call, with the cache layer by layer."""
     torch.manual_seed(5)
     settings = {"max_new_tokens": STEPS, "num_beams": 3, "return_dict_in_generate": True, **settings}
     streamer = settings.setdefault("streamer", None)
     try:
         output = generate_output(model, inputs, runtime=runtime, **settings)
     except (RuntimeError, KeyError) as error:
-        # Where the first NaN was is known as long as the logits are there.
+        # Only the eager path still has the logits and names the first NaN.
         return {"error": re.sub(", first at token id [0-9]+", "", str(error)), "generator": torch.get_rng_state()}
     if isinstance(output, Tensor):
         return {"sequences": output, "generator": torch.get_rng_state()}
@@ -46,7 +46,7 @@ def run(runtime: str, model: Any, inputs: Tensor | None = PROMPTS, **settings: A
 
 
 def check(model: Any, inputs: Tensor | None = PROMPTS, **settings: Any) -> dict[str, Any]:
-    """The graph path against the eager one; returns what both found."""
+    """Compares the graph path with the eager one; returns their common result."""
     make = settings.pop("streamer", lambda: None)
     eager, graph = (run(runtime, model, inputs, streamer=make(), **settings) for runtime in ("eager", "graph"))
     for name in {*eager, *graph}:
@@ -95,7 +95,7 @@ def test_families(family: str, settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("allowed", [[], [5], [5, 6]])
 @pytest.mark.parametrize("early_stopping", [False, True])
 def test_what_comes_after_the_end_changes_nothing(allowed: list[int], early_stopping: bool) -> None:
-    """Where few tokens are allowed, beams die, and places of the finished stay free for what comes too late."""
+    """With few allowed tokens beams die, and the pool of finished hypotheses has space for late ones."""
     bans = [token for token in range(VOCAB_SIZE) if token not in (*allowed, 7)]
     for steps in (2, STEPS):
         found = check(
@@ -106,7 +106,7 @@ def test_what_comes_after_the_end_changes_nothing(allowed: list[int], early_stop
 
 
 def test_a_capture_serves_later_calls(capture: Any) -> None:
-    """Other penalties, seeds, ends, limits, prompts and masks: one capture."""
+    """One capture serves other penalties, seeds, ends, limits, prompts and masks."""
     model = hf_model("qwen2")
     first: dict[str, Any] = {"do_sample": True, "temperature": 0.7, "repetition_penalty": 1.1, "pad_token_id": 0}
     calls: list[dict[str, Any]] = [
@@ -134,7 +134,7 @@ def test_beams_and_rows_of_one_size_share_a_cache(capture: Any) -> None:
 
 
 class Tokens:
-    """Is told of tokens alone, not why texts end."""
+    """A streamer that receives tokens only, not why texts end."""
 
     def __init__(self) -> None:
         self.events: list[Any] = []
@@ -165,7 +165,7 @@ def test_a_failing_streamer(event: int) -> None:
 
 
 class SetAfter(threading.Event):
-    """Is set once it has been asked a number of times; both runtimes ask before the first step and then once a step."""
+    """Becomes set after a number of checks. Both runtimes check before the first step and then once per step."""
 
     def __init__(self, questions: int) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class SetAfter(threading.Event):
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_cancelled(steps: int) -> None:
-    """The step that is under way ends every continuation."""
+    """The current step ends every continuation."""
     eager, graph = (run(name, hf_model("llama"), cancel=SetAfter(1 + steps)) for name in ("eager", "graph"))
     assert all(same(eager[name], graph[name]) for name in eager)
     assert eager["sequences"].shape == (3, 6 + steps + 1) and eager["finish_reason"] == ["stop"] * 3
@@ -191,7 +191,7 @@ def test_cancelled_before_it_begins() -> None:
 
 
 def test_a_time_limit() -> None:
-    """Time is up at once: every continuation of the first step ends."""
+    """The time is over at once: every continuation of the first step ends."""
     found = check(hf_model("llama"), max_time=1e-9)
     assert found["sequences"].shape == (3, 7) and found["finish_reason"] == ["stop"] * 3
 
@@ -199,7 +199,7 @@ def test_a_time_limit() -> None:
 @pytest.mark.parametrize("step", [0, 3])
 @pytest.mark.parametrize("on_invalid", ["raise", "greedy"])
 def test_invalid_rows(step: int, on_invalid: str) -> None:
-    # The best beam grows it.
+    # A token of the best beam.
     model = poisoned(int(run("eager", hf_model("llama"))["sequences"][0, 6 + step]))
     ways: tuple[dict[str, Any], ...] = ({}, {"do_sample": True, "seed": 3})
     for settings in ways:

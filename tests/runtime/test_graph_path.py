@@ -1,4 +1,4 @@
-"""Captured steps against eager ones: the same tokens, records and noise, whatever a call asks for."""
+"""Captured steps against eager ones: the same tokens, records and noise, for any settings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("capture", "one_thread")
 
 
 def run(runtime: str, model: Any, inputs: Tensor = PROMPTS, **settings: Any) -> dict[str, Any]:
-    """Everything that a call leaves behind."""
+    """Returns all results and side effects of a call."""
     torch.manual_seed(5)
     streamer = settings.setdefault("streamer", Collect())
     settings = {"max_new_tokens": STEPS, "return_dict_in_generate": True, **settings}
@@ -47,7 +47,7 @@ def run(runtime: str, model: Any, inputs: Tensor = PROMPTS, **settings: Any) -> 
 
 
 def check(model: Any, inputs: Tensor = PROMPTS, **settings: Any) -> dict[str, Any]:
-    """The graph path against the eager one; returns what both found."""
+    """Compares the graph path with the eager one; returns their common result."""
     eager, graph = (
         run(
             runtime,
@@ -133,7 +133,7 @@ def test_families(family: str, settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("step", range(STEPS))
 @pytest.mark.parametrize("settings", [{}, {"do_sample": True}])
 def test_rows_end_at_different_steps(step: int, settings: dict[str, Any]) -> None:
-    """Every row ends at the latest where the given one first says what it says at `step`."""
+    """The end tokens are the given rows' tokens at `step`, so those rows end there at the latest."""
     model = hf_model("gpt2")
     free = run("eager", model, **settings)["sequences"][:, 6:]
     for rows in ([0], [1], [0, 1, 2]):
@@ -161,7 +161,7 @@ def test_embeddings_as_prompts() -> None:
 
 
 def test_a_capture_serves_later_calls(capture: Any) -> None:
-    """Other values of the same knobs, other prompts, lengths and masks, other ends: one capture."""
+    """One capture serves other values of the same knobs, other prompts, lengths and masks, and other ends."""
     model = hf_model("qwen2")
     first: dict[str, Any] = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1}
     calls: list[dict[str, Any]] = [
@@ -203,7 +203,7 @@ def fail() -> None:
 
 @pytest.mark.parametrize("step", [0, 1, 4, STEPS - 1])
 def test_a_failing_streamer(step: int, capture: Any) -> None:
-    """It sees what it would have seen, the generator stands where it would have stood, and the next call is right."""
+    """The streamer's tokens and the generator's state equal the eager path's, and the next call is right."""
     model = hf_model("llama")
     assert check(model, do_sample=True, streamer=lambda: Collect(step, fail))["error"] == "'from the streamer'"
     check(model, do_sample=True)
@@ -213,7 +213,7 @@ def test_a_failing_streamer(step: int, capture: Any) -> None:
 @pytest.mark.parametrize("step", [0, 1, 4])
 def test_cancelled(step: int) -> None:
     model = hf_model("llama")
-    # A row that would end in the overshoot has not ended.
+    # A row does not end in the overshoot.
     eos = int(run("eager", model)["sequences"][0, 6 + step + 1])
     found = []
     for runtime in ("eager", "graph"):
@@ -228,13 +228,13 @@ def test_cancelled(step: int) -> None:
 @pytest.mark.parametrize("step", [0, 1, 5])
 @pytest.mark.parametrize("on_invalid", ["raise", "greedy", "eos"])
 def test_invalid_rows(step: int, on_invalid: str) -> None:
-    # The first row says it.
+    # The first row generates it.
     model = poisoned(int(run("eager", hf_model("llama"))["sequences"][0, 6 + step]))
     settings: dict[str, Any] = {"on_invalid": on_invalid, "eos_token_id": 0, "pad_token_id": 0}
     assert ("error" in check(model, **settings)) == (on_invalid == "raise")
     check(model, do_sample=True, seed=3, **settings)
     if on_invalid == "raise":
-        # The cache that the failed call left holds NaN, which no later one may see.
+        # The failed call leaves NaN in the cache, which no later call may read.
         model.load_state_dict(hf_model("llama").state_dict())
         check(model, eos_token_id=0, pad_token_id=0)
 
@@ -248,7 +248,7 @@ def test_an_invalid_prompt() -> None:
 
 @pytest.mark.parametrize("copies", [{"do_sample": True, "num_return_sequences": 4}, {"num_beams": 4}])
 def test_prompts_are_read_once(copies: dict[str, Any]) -> None:
-    """The copies of a prompt, or its beams, share its forward."""
+    """The copies or beams of a prompt share its forward."""
     model, seen = copy.deepcopy(hf_model("llama")), []
     forward = model.model.forward
 

@@ -1,5 +1,7 @@
-"""The place of a generator whose noise a captured step takes: nobody else draws the same, and it ends behind what was
-taken."""
+"""The offset of a generator that lends its noise to a captured step.
+
+No other caller draws the same noise, and the generator ends after the noise that the step used.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from pygen.graph.generator import LentGenerator
 
 
 class DeviceGenerator:
-    """What a generator of CUDA has; this one is on no device."""
+    """The interface of a CUDA generator, without a device."""
 
     def __init__(self, offset: int) -> None:
         self.offset = offset

@@ -1,4 +1,4 @@
-"""`generate(runtime=)`: what runs when, every reason against a capture, and what a capture leaves behind."""
+"""`generate(runtime=)`: which runtime runs, every reason against a capture, and what a capture keeps."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ REASONS: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", REASONS)
 def test_reasons(name: str, capturing: Any) -> None:
-    """Asked for, a capture that is not possible is refused; otherwise `explain` tells why it is not made."""
+    """A requested but impossible capture is refused; otherwise `explain` says why the call is eager."""
     make, settings, reason = REASONS[name]
     model, asked = make(), {**LIMIT, **settings}
     ids = IDS[:1] if "prompt_lookup_num_tokens" in asked else IDS
@@ -196,7 +196,7 @@ def test_loops_of_others(capturing: Any) -> None:
 
 
 def test_auto(capturing: Any) -> None:
-    """Captures where it pays, and goes on with what was captured."""
+    """It captures if that pays, and reuses earlier captures."""
     model = llama()
     assert pygen.explain(model, IDS, **LIMIT).runtime == (
         f"eager: a capture does not pay for 4 tokens; it does from {LEAST_STEPS} on"
@@ -223,7 +223,7 @@ def test_the_bucket_holds_what_the_model_reads(prompt: int, steps: int, capacity
 
 
 class Failing(PlainCalls):
-    """Fails in the middle of the second run of a step."""
+    """Fails during the second run of a step."""
 
     def __init__(self, parts: Any, restore: Any, pool: Any) -> None:
         super().__init__(parts, restore, pool)
@@ -282,7 +282,7 @@ def test_the_sizes_that_are_kept(capturing: Any) -> None:
 
 
 class Nested:
-    """Generates with the same model in the middle of a call."""
+    """Generates with the same model during a call."""
 
     def __init__(self, runtime: str) -> None:
         self.runtime = runtime

@@ -1,4 +1,4 @@
-"""The static cache against transformers' dynamic one, step by step, and generation over it."""
+"""The static cache against transformers' dynamic cache, step by step, and generation with it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_buckets(length: int, capacity: int) -> None:
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("family", [*DECODERS, *PAIRS])
 def test_every_step_up_to_the_last_position(family: str, attention: str) -> None:
-    """Prompts of unequal length, then one token at a time until the cache is full, and one too many."""
+    """Reads prompts of unequal length, then one token at a time until the cache is full, and one too many."""
     readers = Readers(family, attention)
     token = readers.read(PROMPTS, VISIBLE)
     token = readers.go_on(token, CAPACITY - PROMPTS.shape[1])
@@ -55,7 +55,7 @@ def test_every_step_up_to_the_last_position(family: str, attention: str) -> None
 @pytest.mark.parametrize("family", ["llama", "mistral 4", "gemma3 mixed", "t5"])
 def test_prompts_in_pieces(family: str, ends: list[int]) -> None:
     readers = Readers(family)
-    # A piece of padding alone has scores that mean nothing.
+    # Scores of a piece with only padding are meaningless.
     visible = VISIBLE if ends[1] > 5 else torch.ones_like(VISIBLE)
     for start, end in itertools.pairwise(ends):
         token = readers.read(PROMPTS[:, start:end], visible[:, start:end])
@@ -65,7 +65,7 @@ def test_prompts_in_pieces(family: str, ends: list[int]) -> None:
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("family", [*DECODERS, *PAIRS])
 def test_a_prompt_is_read_once_and_its_copies_part(family: str, attention: str) -> None:
-    """Sampled sequences: no row is moved after the expansion, and no buffer ever is."""
+    """Sampled sequences move no row after the expansion, and never a buffer."""
     readers = Readers(family, attention, rows=6)
     readers.read(PROMPTS, VISIBLE)
     places = [tensor.data_ptr() for tensor in readers.buffers()]
@@ -108,7 +108,7 @@ def test_beams_move_their_suffixes_only(family: str, on_device: bool) -> None:
 @pytest.mark.parametrize("how", ["count", "length"])
 @pytest.mark.parametrize("family", [*DECODERS, *PAIRS])
 def test_what_was_cropped_never_was(family: str, how: str) -> None:
-    """A window, too, is what it was: nothing is forgotten when a text outgrows it."""
+    """A crop restores a window too, because the cache keeps positions that a text outgrows."""
     readers = Readers(family)
     token = readers.read(PROMPTS, VISIBLE)
     assert verbs.can_crop(readers.static)

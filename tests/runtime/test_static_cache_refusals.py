@@ -1,4 +1,4 @@
-"""What the static cache says of itself, and which arguments and models it refuses."""
+"""The static cache's attributes, and the arguments and models that it refuses."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_refused_call_changes_nothing() -> None:
 
 
 def stand_in(config: Any, **attributes: Any) -> Any:
-    """What `refusal` looks at of a model that is too large or too rare to build here."""
+    """Returns the attributes that `refusal` reads, for a model that is too large or too rare to build here."""
     return SimpleNamespace(**{"config": config, "_can_compile_fullgraph": True, **attributes})
 
 

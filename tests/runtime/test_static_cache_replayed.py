@@ -1,4 +1,4 @@
-"""Steps over the static cache that run again without the host."""
+"""Steps over the static cache that replay without the host."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("small_models")
 
 
 class Step:
-    """A step over static buffers: it reads a token and puts the next into its place."""
+    """A step over static buffers: it reads a token and replaces it with the next."""
 
     def __init__(self, reader: Reader, token: Tensor) -> None:
         rows, length = reader.visible.shape
@@ -52,7 +52,7 @@ class Step:
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("family", [*DECODERS, *PAIRS])
 def test_the_same_step_again_goes_on_by_itself(family: str, attention: str, replayed: bool) -> None:
-    """Without a value read by the host, and also without any of the Python that the first step ran."""
+    """The replay needs no value on the host and none of the first step's Python."""
     readers = Readers(family, attention)
     token = readers.read(PROMPTS, VISIBLE)
     ours, theirs = readers.both
@@ -76,7 +76,7 @@ def test_the_same_step_again_goes_on_by_itself(family: str, attention: str, repl
 
 
 def test_beams_in_a_replayed_step() -> None:
-    """The reordering is part of the step; how far the rows have come is counted on the device."""
+    """The step includes the reordering, and the device counts the rows' positions."""
     readers = Readers("llama", rows=6)
     ours, theirs = readers.both
     readers.read(PROMPTS, VISIBLE)
@@ -102,7 +102,7 @@ def test_beams_in_a_replayed_step() -> None:
 
 
 def test_a_compiled_forward_is_compiled_for_all_steps() -> None:
-    """A second time where the host's length turns out to change, and never again."""
+    """torch compiles a second time when the host's length changes, and then never again."""
     readers = Readers("gemma2 mixed")
     ours, theirs = readers.both
     step = Step(ours, readers.read(PROMPTS, VISIBLE))

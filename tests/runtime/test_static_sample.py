@@ -1,4 +1,4 @@
-"""The state behind a captured draw: what a call finds in it, and what it takes out of it."""
+"""The state of a captured draw: how a call fills it, and how it copies the results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_calls_one_after_the_other() -> None:
     draw = prepare_sample(scores_of([0, 0]), do_sample=False, state=state)
     assert draw.noise is not None
     form = form_of([draw], state, num_logprobs=0, on_invalid="raise")
-    # A pad token that is no id is never fed to a model.
+    # The model never reads a pad token outside the vocabulary.
     assert (form.num_eos, form.pad_token_id) == (8, 0)
     static = StaticSample(scores_of([0, 0]), form, capacity=6)
     for length, eos in ((5, [7, 8]), (2, [9])):
@@ -37,7 +37,7 @@ def test_calls_one_after_the_other() -> None:
         assert own.history[:, :6].tolist() == [[-1] * (6 - length) + row for row in state.tokens(0).tolist()]
         for tokens in ([1, 2], [eos[0], 3], [4, eos[-1]]):
             static(scores_of(tokens))
-        # Of the third step nothing is left.
+        # Nothing of the third step remains.
         static.finish(state, 2)
         assert state.tokens(2)[:, length:].tolist() == [[1, eos[0]], [2, 3]]
         assert state.num_generated.tolist() == [2, 2]

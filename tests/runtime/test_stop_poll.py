@@ -1,4 +1,4 @@
-"""The protocol of the late host: whatever arrives late, no token is wrong, missing or too many."""
+"""The protocol of a host that reads results late: no token is wrong, missing or extra."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAGS = range(4)
 
 
 class LateMailbox:
-    """Nothing is in a slot before the host waits for it; then the slot has what was sent, and its neighbours do not."""
+    """A slot stays empty until the host waits for it; then only that slot has its message."""
 
     def __init__(self, words: Tensor, slots: int) -> None:
         self._sent: dict[int, Tensor] = {}
@@ -40,7 +40,7 @@ class LateMailbox:
 
 
 def scores_of(script: list[list[int]], step: int) -> Tensor:
-    """Row r chooses script[r][step], or where that is -1 has a NaN."""
+    """Returns scores for which row r chooses script[r][step]; -1 stands for a NaN."""
     wanted = torch.tensor([row[step] for row in script])
     logits = torch.zeros(len(script), VOCAB_SIZE)
     logits[torch.arange(len(script)), wanted.clamp(min=0)] = 50.0
@@ -59,7 +59,7 @@ class Streamer:
 
 
 def run(script: list[list[int]], lag: int, *, late: bool = True, **asked: Any) -> tuple[list[list[int]], Any, int]:
-    """Rows that say what `script` says, told late: the tokens, the monitor, and how many steps were launched."""
+    """Runs rows that follow `script`, with late results; returns tokens, monitor, and number of launched steps."""
     rows, max_steps = len(script), len(script[0])
     message = StepMessage(rows, 0, torch.device("cpu"))
     state = DecodeState.create(torch.zeros(rows, PROMPT, dtype=torch.int64), max_steps, eos_token_ids=[EOS])
@@ -86,7 +86,7 @@ def run(script: list[list[int]], lag: int, *, late: bool = True, **asked: Any) -
 
 
 def endings(ends: tuple[int, ...], max_steps: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Rows that end at the given steps, if at all: what they say, and what has to come out."""
+    """Returns the script of rows that end at the given steps, if at all, and the expected texts."""
     script = [[EOS if step == end else (row + step) % 8 for step in range(max_steps)] for row, end in enumerate(ends)]
     steps = min(max(ends) + 1, max_steps)
     expected = [
@@ -118,7 +118,7 @@ def test_rows_that_end_at_every_step(lag: int, late: bool) -> None:
 def test_cancelled_by_the_streamer_at_every_step(lag: int, step: int) -> None:
     cancel = threading.Event()
     streamer = Streamer(lambda number: cancel.set() if number == step else None)
-    # A row that ends in the overshoot has not ended.
+    # A row does not end in the overshoot.
     script, _ = endings((step + 1, 9), 6)
     tokens, monitor, launched = run(script, lag, streamer=streamer, cancel=cancel)
     assert tokens == [row[: step + 1] for row in script]
@@ -142,7 +142,7 @@ def test_an_invalid_row_is_named_at_its_step(lag: int, step: int) -> None:
     with pytest.raises(RuntimeError, match=f"row 1 at step {step} hold NaN, first at token id 5;"):
         run(script, lag, streamer=streamer)
     assert len(streamer.steps) == step
-    # What happens to a row that has ended before concerns nobody.
+    # Later results of an ended row do not matter.
     if step > 0:
         script[1][step - 1] = EOS
         tokens, _, _ = run(script, lag)
