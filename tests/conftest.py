@@ -22,7 +22,7 @@ INT_POISON = -0x5A5A5A5A5A5A5A5A
 
 
 def _cpu_isas() -> list[str]:
-    """The instruction sets that the extension was built for and this machine runs."""
+    """Returns the instruction sets that the extension was built for and that this machine supports."""
     if available_backends()["cpu"] is not None:
         return ["missing"]
     from pygen import _C
@@ -39,7 +39,7 @@ def _cpu_isas() -> list[str]:
 
 
 CPU_ISAS = _cpu_isas()
-# torch, cpu (once per instruction set), triton and cuda (in the interpreter; with a GPU on it), cuda_host.
+# torch, cpu (once per instruction set), triton (in the interpreter, or on a GPU), cuda (on a GPU), cuda_host.
 CHOSEN = os.environ.get("PYGEN_TEST_BACKENDS", "")
 BACKENDS = [
     parameter
@@ -50,7 +50,7 @@ BACKENDS = [
 
 @pytest.fixture(autouse=True)
 def verbosity() -> Iterator[None]:
-    """Tests may change transformers' verbosity, which is one for the process and which pygen follows."""
+    """Restores transformers' verbosity, a global setting that pygen follows and tests may change."""
     loaded = sys.modules.get("transformers.utils.logging")
     before = logging.WARNING if loaded is None else loaded.get_verbosity()
     yield
@@ -61,28 +61,28 @@ def verbosity() -> Iterator[None]:
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name for `backend=`; the CPU kernels come once per instruction set. A missing extension is a failure."""
+    """The value for `backend=`; the CPU kernels run once per instruction set. A missing extension is a failure."""
     yield from _backend(request.param)
 
 
 @pytest.fixture(params=[parameter for parameter in BACKENDS if parameter != "torch"])
 def kernel_backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """`backend` without the reference."""
+    """Like `backend`, without the reference."""
     yield from _backend(request.param)
 
 
 @pytest.fixture(params=[f"cpu-{isa}" for isa in CPU_ISAS])
 def cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The CPU kernels alone, for what is theirs alone."""
+    """The CPU kernels only, for behaviour that no other backend has."""
     yield from _backend(request.param)
 
 
-# What takes a minute or more: first, so that in the end no process waits for another.
+# Tests of a minute or more run first, so that no process idles at the end.
 LONGEST = ("test_triton_compile.py::test_ahead_of_time[", "test_build.py::test_wheel")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A choice of backends runs the tests that take a backend, and no other."""
+    """Runs only tests that take a backend if PYGEN_TEST_BACKENDS chooses backends."""
     if not CHOSEN:
         items.sort(key=lambda item: not any(name in item.nodeid for name in LONGEST))
         return
@@ -96,7 +96,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _backend(parameter: str) -> Iterator[str]:
     name, _, isa = parameter.partition("-")
     if name == "triton":
-        # Where pygen is only on the path, and not installed, its Triton kernels are not there.
+        # If pygen is only on the path and not installed, it lacks its Triton kernels.
         from tests.helpers.triton_launches import only_listed_launches
 
         with only_listed_launches():
@@ -118,7 +118,7 @@ def _backend(parameter: str) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fills what torch.empty returns with NaN, a wild id or ones, so that reading it before writing shows."""
+    """Fills tensors of torch.empty with NaN, an invalid id or ones, which reveals reads of uninitialised memory."""
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, _poisoning(getattr(owner, name)))
 
@@ -140,9 +140,9 @@ def _poisoning(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Ten
 
 @pytest.fixture
 def whole_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers' biases and bad words also where a sequence is the whole text and one token, which it leaves out.
+    """Makes transformers apply a bias or bad word that is the whole text and one token, which it leaves out.
 
-    It gets a column more in front, with an id that is in no sequence.
+    The fixture prepends a column with an id that no sequence contains.
     """
     from transformers import SequenceBiasLogitsProcessor
 

@@ -1,4 +1,4 @@
-"""The harness of the benchmarks: what is timed in which order, and what a row may claim."""
+"""The harness of the benchmarks: what it times in which order, and what a row may claim."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MACHINE = {"device": "abacus", "threads": "2", "pygen": "0", "transformers": "5.
 
 
 class FakeTimer:
-    """A timer on which every variant takes the microseconds that its call returns; it writes down who was called."""
+    """A timer on which a variant takes the microseconds that its call returns. It records the calls."""
 
     def __init__(self) -> None:
         self.visits: list[tuple[float, int]] = []
@@ -300,7 +300,7 @@ def test_check_is_red_for_a_wrong_reordering(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("settings", [bench_beam_step.SEARCH, bench_beam_step.DRAWS, bench_beam_step.PENALTIES])
 def test_beam_step_case_end_to_end(settings: Settings) -> None:
-    """A search is timed past its end, and is right again after it."""
+    """The timing runs a search past its end, and the search is correct afterwards."""
     spec = bench_beam_step.Spec(settings, 2, 3, 500)
     case = bench_beam_step.make_case(spec, OPTIONS, torch.device("cpu"), "cpu")
     rows = harness.run_case(case, OPTIONS)
@@ -319,7 +319,7 @@ def test_check_is_red_for_a_wrong_beam_step(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def rehearse(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, str]]:
-    """Exit status and the printed line of every engine."""
+    """Returns the exit status and the printed line of every engine."""
     given = ("--quick", "--device", "cpu", "--threads", "1", "--quiet", "--no-save", *arguments)
     status = bench_gpu_generate.main(given)
     lines = capsys.readouterr().out.splitlines()
@@ -343,7 +343,7 @@ def test_gpu_calls_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("mode", ["greedy", "beams"])
 def test_captured_gpu_calls(mode: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The graph engine, its captures replaced by plain calls; a prompt that is too long is left out."""
+    """Plain calls replace the captures of the graph engine. The bench skips a prompt that is too long."""
     monkeypatch.setitem(CAPTURES, "cpu", PlainCalls)
     monkeypatch.setattr("pygen.graph.eligibility.LEAST_STEPS", 2)
     asked = ("--models", "gpt2", "--modes", mode, "--engines", "transformers", "pygen")
@@ -354,7 +354,7 @@ def test_captured_gpu_calls(mode: str, capsys: pytest.CaptureFixture[str], monke
 
 
 def test_pieces_of_gpu_calls_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command replaces the jobs that it has measured, and no others; what it has no time for stays as it was."""
+    """A command replaces only the jobs that it measured; jobs that it had no time for keep their rows."""
     name, make = gpu_models.MODELS["llama"]
     small = functools.partial(make, **gpu_models._SMALL["llama"])
     monkeypatch.setitem(gpu_models.MODELS, "llama", (name, small))
@@ -395,7 +395,7 @@ def test_order_and_targets_of_gpu_calls() -> None:
 
 
 def test_bytes_of_a_step() -> None:
-    """All weights but tables, an encoder, and what only its output passes; keys and values of what is in use."""
+    """A step reads all weights except tables, the encoder and projections of its output, and the cache in use."""
     cpu = torch.device("cpu")
     sizes = {name: gpu_models.load(name, True, cpu) for name in gpu_models.MODELS}
     every = {name: sum(p.numel() for p in model.parameters()) for name, model in sizes.items()}
@@ -409,7 +409,7 @@ def test_bytes_of_a_step() -> None:
 
 
 class Event:
-    """One of Kineto's."""
+    """An event of Kineto."""
 
     def __init__(self, name: str, start: int, end: int = 0, on_gpu: bool = False) -> None:
         self.name, self.start_ns, self.end_ns = (lambda: name), (lambda: start), (lambda: end)

@@ -1,4 +1,4 @@
-"""The build: what it reports, what importing it does, and what a wheel of it holds."""
+"""The build: its report, the effects of an import, and the contents of a wheel."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_build_info() -> None:
     assert isinstance(isas, list) and isas[0] == "generic" and set(isas) <= {"generic", "avx2", "avx512"}
     assert info["cpu_isa"] in isas
     assert isinstance(info["cuda"], bool)
-    # nvcc present and absent are both normal, and either way the report says so in words.
+    # A build with or without nvcc is normal; the report says why there are no CUDA kernels.
     assert isinstance(info["cuda_reason"], str) and (info["cuda"] or "nvcc" in info["cuda_reason"])
     assert isinstance(info["nvcc_version"], str)
 
@@ -65,7 +65,7 @@ def test_triton_kernels_is_a_subpackage_and_imports_no_triton() -> None:
 def test_cpu_isa_from_the_environment() -> None:
     for isa in pygen.build_info()["cpu_isas"]:  # type: ignore[attr-defined]
         done = run_python("import pygen; print(pygen.build_info()['cpu_isa'])", PYGEN_CPU_ISA=isa)
-        # A set that was built but that this processor lacks is refused like an unknown one.
+        # pygen refuses a set that was built but that this processor lacks, like an unknown one.
         assert done.stdout.strip() == isa or "ValueError: `PYGEN_CPU_ISA` must be one of" in done.stderr
     assert (
         run_python("import pygen; print(pygen.build_info()['cpu_isa'])", PYGEN_CPU_ISA="generic").stdout == "generic\n"
@@ -106,7 +106,7 @@ def test_no_torch_header_and_one_pybind11_user() -> None:
 
 
 def test_wheel(tmp_path: Path) -> None:
-    """A wheel built without network holds the package and the kernels, and runs in an environment with no source."""
+    """A wheel, built offline, holds the package and the kernels, and runs in an environment without sources."""
     for tool in ("pybind11", "setuptools"):
         pytest.importorskip(tool)
     source, environment = tmp_path / "source", tmp_path / "environment"
@@ -117,7 +117,7 @@ def test_wheel(tmp_path: Path) -> None:
     for name in ("cmake", "csrc", "pygen", "triton_kernels"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-index", "--no-build-isolation"]
-    # The CUDA kernels take minutes and were built once already.
+    # Other tests build the CUDA kernels, which takes minutes.
     env = {**os.environ, "CMAKE_ARGS": "-DPYGEN_WITH_CUDA=OFF"}
     done = subprocess.run(
         [*command, "--wheel-dir", str(tmp_path), str(source)], capture_output=True, text=True, timeout=300, env=env
@@ -140,7 +140,7 @@ def test_wheel(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)]
     done = subprocess.run(pip, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    # torch is too large to be installed twice; it comes behind what the wheel has installed.
+    # torch is too large to install twice. It comes after the wheel's packages on the path.
     (installed,) = (environment / "lib").glob("python*/site-packages")
     (installed / "torch.pth").write_text(str(Path(torch.__file__).parent.parent))
     code = (

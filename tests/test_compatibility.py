@@ -1,4 +1,4 @@
-"""docs/compatibility.md leaves nothing out and says what is so."""
+"""docs/compatibility.md is complete and correct."""
 
 from __future__ import annotations
 

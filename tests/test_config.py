@@ -1,4 +1,4 @@
-"""GenerationConfig in memory: facts stated by hand."""
+"""GenerationConfig in memory: hand-written facts."""
 
 from __future__ import annotations
 
@@ -409,7 +409,7 @@ def test_watermarking_configs(mine: Any, other: Any, tmp_path: Any) -> None:
     other.to_json_file(tmp_path / "b")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert type(mine).from_dict(mine.to_dict(), ignored=1) == mine
-    # A dict is read by its fields, where transformers takes every dict for the first kind.
+    # The fields of a dict select the kind of watermark. transformers takes every dict for the first kind.
     assert GenerationConfig(watermarking_config=mine.to_dict()).watermarking_config == mine
     mine.update(ignored=1)
 

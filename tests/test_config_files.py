@@ -1,4 +1,4 @@
-"""Config files: saving, strict reading, both directions with transformers, and the hub client."""
+"""Config files: saving, strict reading, exchange with transformers, and the hub client."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pygen.config.rules import EXTENSION_RULES, METADATA_RULES, RULES
 NAME = "generation_config.json"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
-# Values as they stand in a file. Every one is refused by its key.
+# JSON values. The error for each names its key.
 NOT_A_BOOLEAN = ["1", "0", '"true"', "[true]", "{}", "0.0"]
 NOT_AN_INTEGER = ["1.5", "2.0", '"3"', "true", "[3]", "{}", "1e999", "NaN", "99999999999999999999", "9" * 5000]
 NOT_A_NUMBER = ['"1.0"', "true", "[0.5, 0.5]", "{}", "NaN", "Infinity", "-Infinity", "1e999", "9" * 5000]
@@ -119,7 +119,7 @@ MALFORMED: dict[str, list[str]] = {
     "frequency_penalty": ["Infinity"],
     "seed": ["-1", "0.5", "[1, 2]"],
     "on_invalid": ['"exit"'],
-    # unknown settings: free in type, but finite, of bounded depth, and never a part of the class
+    # unknown settings: of any type, but finite, of bounded depth, and never an attribute of the class
     "alignment_heads": [
         "[[1, NaN]]",
         '{"a": {"b": Infinity}}',
@@ -190,7 +190,7 @@ def test_malformed_file_is_refused_by_file_key_and_value(tmp_path: Path, key: st
     shown = f"got {inner!r}"
     tail = message[message.index(", got ") + 2 :]
     if key in ("bad_words_ids", "alignment_heads", "watermarking_config", "__reduce__") or key == "sequence_bias":
-        # containers may be cut, and the keys of a bias are tuples again by the time it is judged
+        # The message may shorten containers, and it shows the keys of a bias as tuples.
         assert len(tail) > len("got ")
     else:
         assert shown in tail
@@ -333,7 +333,7 @@ def test_unused_keywords_as_documented(tmp_path: Path) -> None:
     assert not hasattr(config, "foo")
     config, unused = GenerationConfig.from_dict({"top_p": 0.5}, do_sample=True, foo=1, return_unused_kwargs=True)
     assert (config.top_p, unused) == (0.5, {"foo": 1})
-    # Without the flag a model-specific setting may be given as a keyword.
+    # Without the flag a keyword may be a model-specific setting.
     assert GenerationConfig.from_pretrained(tmp_path, foo=3).foo == 3
     assert GenerationConfig.from_dict({}, foo=3).foo == 3
 

@@ -1,4 +1,4 @@
-"""GenerationConfig against transformers as oracle: model configs, and more than a thousand random settings."""
+"""GenerationConfig against transformers: model configs, and more than a thousand random settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pygen.config.config import GenerationConfig
 from pygen.config.rules import RULES
 from pygen.knobs import NEUTRAL
 
-# What releases after 5.6.1 have added; left unset, it changes nothing.
+# Settings that releases after 5.6.1 added. Unset, they change nothing.
 NEWER_SETTINGS = vars(TheirConfig()).keys() - vars(GenerationConfig()).keys()
 
 
@@ -30,7 +30,7 @@ def quiet() -> None:
 
 
 def in_our_version(text: str) -> str:
-    """Their JSON as 5.6.1 would have written it."""
+    """Returns transformers' JSON as 5.6.1 would write it."""
     text = text.replace(f'"transformers_version": "{transformers.__version__}"', '"transformers_version": "5.6.1"')
     return re.sub(rf'  "({"|".join(NEWER_SETTINGS)})": null,\n', "", text)
 
@@ -105,7 +105,7 @@ def random_settings(seed: int) -> dict[str, Any]:
 
 
 def both(settings: dict[str, Any]) -> tuple[Any, Any]:
-    """(our config, their config) or the exceptions instead."""
+    """Returns (our config, their config), or the exceptions instead."""
     result = []
     for module in (ours, theirs):
         values = copy.deepcopy(settings)
@@ -137,7 +137,7 @@ def issues(config: Any) -> list[str]:
 
 
 def knobs_in_order(names: list[str]) -> list[str]:
-    """`names` with the knobs among them in the order in which they act."""
+    """Returns `names` with the knobs among them in the order in which they act."""
     ordered = iter([name for name in NEUTRAL if name in names])
     return [next(ordered) if name in NEUTRAL else name for name in names]
 
@@ -161,7 +161,7 @@ def test_random_settings_agree(block: int) -> None:
                     text = in_our_version(other.to_json_string(use_diff, ignore_metadata, keys_to_pop))
                     assert mine.to_json_string(use_diff, ignore_metadata, keys_to_pop) == text
         assert repr(mine) == repr(other)
-        # Of contrastive search, which left transformers, `top_k` is the number of candidates.
+        # In contrastive search, which transformers removed, `top_k` is the number of candidates.
         acting = {"top_k"} if settings.get("penalty_alpha") else set()
         assert issues(mine) == knobs_in_order([name for name in issues(other) if name not in acting])
         for assistant in (None, object()):
@@ -187,15 +187,15 @@ def update(config: Any, values: dict[str, Any]) -> Any:
     try:
         return sorted(config.update(defaults_only=True, **values))
     except ValueError as error:
-        # Later releases refuse this combination; here the scores, all -inf, are reported when it comes to that step.
+        # Later releases refuse this combination. pygen reports the scores, all -inf, at the step concerned.
         return "forces what it suppresses" if "also in `suppress_tokens`" in str(error) else "refused"
 
 
 def check_round_trips(mine: Any, other: Any) -> None:
-    """Each side reads the JSON of the other and writes the same text again."""
+    """Checks that each library reads the JSON of the other and writes the same text again."""
     text = mine.to_json_string(keys_to_pop=["compile_config"])
     theirs_text = other.to_json_string(keys_to_pop=["compile_config"])
     assert GenerationConfig.from_dict(json.loads(theirs_text)).to_json_string() == text
-    # Their reader takes the fields of any watermark for those of WatermarkingConfig, and fails on the other kind.
+    # transformers reads any watermark as a WatermarkingConfig, and fails on the other kind.
     if not isinstance(mine.watermarking_config, ours.SynthIDTextWatermarkingConfig):
         assert in_our_version(TheirConfig.from_dict(json.loads(text)).to_json_string()) == text

@@ -1,4 +1,4 @@
-"""Constraints alone: their progress, token by token, and what is refused."""
+"""Constraints alone: their progress, token by token, and refusals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def token_ids(constraint: Constraint) -> list[Any]:
     return constraint.token_ids
 
 
-# What is fed, and after each token: (stepped, completed, reset), what may come next, and how many more it takes.
+# Each token, then (stepped, completed, reset), the tokens that advance, and how many tokens are missing.
 WALKS: list[tuple[PhrasalConstraint | DisjunctiveConstraint, list[tuple[int, tuple[bool, bool, bool], Any, int]]]] = [
     (phrase(7), [(7, (True, True, False), None, 0)]),
     (phrase(7, 8), [(7, (True, False, False), 8, 1), (8, (True, True, False), None, 0)]),
@@ -93,7 +93,7 @@ def test_a_broken_constraint_goes_to_the_end() -> None:
     state = ConstraintListState([phrase(1, 2), phrase(3)])
     state.reset([1, 5])
     assert [token_ids(c) for c in state.pending_constraints] == [[3], [1, 2]]
-    # A token does one thing: it breaks a phrase, but does not begin it anew.
+    # A token does one thing: it breaks a phrase, but does not restart it.
     state.reset([1, 1, 2])
     assert state.get_bank() == 0
 
@@ -123,7 +123,7 @@ def test_list_of_constraints_against_a_naive_one(number: int) -> None:
 
 
 class AnyOrder(Constraint):
-    """All of some ids, wherever and in whatever order."""
+    """Requires all of some ids, at any positions and in any order."""
 
     def __init__(self, token_ids: set[int], broken: str = "") -> None:
         self.wanted, self.broken, self.seqlen = token_ids, broken, len(token_ids)

@@ -1,4 +1,4 @@
-"""What nvcc made of the CUDA kernels: the targets that are there, and registers, shared memory and spills of each."""
+"""nvcc's output for the CUDA kernels: the targets, and the registers, shared memory and spills of each kernel."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pygen import _C, backends
 BUILD = _C.build_info()
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = {"80", "90", "100", "120"}
-# Bytes of registers that wait in local memory: known where beams are drawn and drafts are verified; a few on sm_90 in
-# one form of `sample`, float32 rows, and one of `process_logits`, behind the scan.
+# Known bytes of registers spilled to local memory: in draws of beams and in verification of drafts. On sm_90 one form
+# of `sample`, for float32 rows, and one of `process_logits`, after the scan, spill a few.
 SPILLS_AT_MOST = {
     "select_continuationsILNS_5DTypeE.ELb1": 320,
     "verify_draft_cu": 800,
@@ -32,7 +32,7 @@ def test_a_build_tells_why_it_has_no_cuda_kernels() -> None:
 
 
 def reports() -> dict[tuple[str, str], dict[str, int]]:
-    """(target, mangled kernel) -> registers, stack, spills (bytes stored and loaded), as ptxas told while it built."""
+    """Returns {(target, mangled kernel): registers, stack, spills (bytes stored and loaded)}, from ptxas's reports."""
     usage: dict[tuple[str, str], dict[str, int]] = {}
     folder = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
     for path in folder.glob("CMakeFiles/pygen_cuda.dir/csrc/cuda/*.report"):

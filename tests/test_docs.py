@@ -1,4 +1,4 @@
-"""Every page of the documentation: its code runs, outputs and commands are real, links lead somewhere."""
+"""Every page of the documentation: its code runs, its outputs and commands are real, its links resolve."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAGES = [
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 CHECKPOINT = "HuggingFaceTB/SmolLM2-135M-Instruct"
-# What a block may lack here, and whether this machine has it. Such a block is compiled; it runs where that is there.
+# What a block may need, and whether this machine has it. Without it, the test only compiles the block.
 NEEDS = {
     "a GPU": torch.cuda.is_available(),
     "a build with sanitizers": False,
@@ -46,8 +46,10 @@ def blocks(page: Path) -> list[Block]:
 
 @functools.cache
 def checkpoint() -> dict[str, Any]:
-    """The checkpoint that the pages load, from its package and not from the hub, with two of its layers: no block
-    depends on what a text says."""
+    """Provides the checkpoint that the pages load, from its package and not from the hub.
+
+    It keeps two layers, because no block depends on the generated text.
+    """
     folder = smollm2.model_dir(progress=False)
     return {
         "AutoModelForCausalLM": transformers.AutoModelForCausalLM.from_pretrained(folder, num_hidden_layers=2),

@@ -1,4 +1,4 @@
-"""One row per wrong argument of an op: its type and its exact message. A refused call changes nothing."""
+"""One row per wrong argument of an op: the error's type and exact message. A refused call changes nothing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tensor(*values: Any) -> torch.Tensor:
 
 
 def float_range(name: str, words: str, *values: float, **others: Any) -> list[Wrong]:
-    """Values outside the range of a float knob, as a number and in row 1 of a tensor."""
+    """Returns rows for values outside the range of a float knob, as a number and in row 1 of a tensor."""
     rows: list[Wrong] = []
     for value in values:
         rows.append(({name: value, **others}, ValueError, f"`{name}` must be {words}, got {value}"))
@@ -397,7 +397,7 @@ def beams_with(**changes: Any) -> BeamState:
 
 
 BEAM: list[Wrong] = [
-    # what it shares with the other ops; the history is the state's
+    # arguments shared with the other ops; the state has the history
     *[
         ({name: value for name, value in keywords.items() if name != "input_ids"}, error, message)
         for keywords, error, message in SHAPING

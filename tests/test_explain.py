@@ -1,4 +1,4 @@
-"""`pygen.explain`: what it says is what the call does, and saying it runs nothing."""
+"""`pygen.explain` describes what the call does, and runs nothing."""
 
 from __future__ import annotations
 

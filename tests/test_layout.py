@@ -1,4 +1,4 @@
-"""One op is one stem in every folder, and its function has the same parameters in every place."""
+"""An op has one file stem in every folder, and its function has the same parameters everywhere."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ FOLDERS = {
     "tests/ops": "test_{}.py",
     "benchmarks": "bench_{}.py",
 }
-# The first is called with other tensors at every step, as a cache grows by new ones, and so are the last two, as the
-# number of drafts changes; the second once per generation.
+# `beam_finalize` runs once per generation. The others get other tensors at every step: a growing cache allocates new
+# ones, and the number of drafts changes.
 WITHOUT_PREPARED_FORM = {"reorder_cache", "beam_finalize", "token_logprobs", "verify_draft"}
-# Parameters that say how a call runs and not what it computes.
+# Parameters for how a call runs, not for what it computes.
 CALL_ONLY = {"backend", "out", "state"}
-# Parameters of the reference for what a captured step has in device memory.
+# Parameters of the reference for values that a captured step keeps in device memory.
 DEVICE_ONLY = {"normalisers", "span"}
 
 
@@ -85,7 +85,7 @@ def test_the_reference_has_the_parameters_of_the_op(stem: str) -> None:
 def test_the_prepared_form_has_the_parameters_of_the_op(stem: str) -> None:
     public = parameters(getattr(module("ops", stem), stem))
     prepared = parameters(getattr(module("ops", stem), f"prepare_{stem}"))
-    # The step may be left to the calls.
+    # Each call may pass the step instead.
     assert {*prepared, "step"} == {*public, "state", "step"}
     assert all(prepared[name] == public[name] for name in public if name not in ("step", "state"))
 

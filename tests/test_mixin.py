@@ -1,4 +1,4 @@
-"""`pygen.GenerationMixin`: what a class of one's own needs, and every hook that it may replace."""
+"""`pygen.GenerationMixin`: what a custom class needs, and every hook that it may override."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class Table(TableModel, pygen.GenerationMixin):
-    """The least: a forward over ids that returns logits."""
+    """The minimum: a forward over ids that returns logits."""
 
 
 class Model(CachedModel, pygen.GenerationMixin):
-    """With cache, mask and positions."""
+    """A model with cache, mask and positions."""
 
     def _reorder_cache(self, past_key_values: SumCache, beam_idx: Tensor) -> SumCache:
         return SumCache(past_key_values.total[beam_idx], past_key_values.length)
@@ -80,7 +80,7 @@ def test_generation_config() -> None:
 
 
 def test_prepare_inputs_for_generation() -> None:
-    """The default gives what forward names; a class may take other arguments and pass what it likes."""
+    """The default passes the arguments that forward names; an override may take and pass others."""
     seen: list[tuple[Any, ...]] = []
 
     class Shifted(Model):
@@ -106,7 +106,7 @@ def test_prepare_inputs_for_generation() -> None:
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_update_model_kwargs_for_generation(settings: str) -> None:
-    """State that a class carries from step to step by itself; the default written out gives what pygen slices."""
+    """A class may carry state from step to step. The default, written out, passes the inputs that pygen slices."""
 
     class Counting(Model):
         steps = 0
@@ -185,7 +185,7 @@ def test_prepare_cache_for_generation() -> None:
     model = seeded(Prepared)
     model.generate(PROMPTS, max_new_tokens=4)
     assert model.sizes == (4, "greedy_search", 2, 6)
-    with pytest.raises(AssertionError):  # no cache is wanted, so none is made
+    with pytest.raises(AssertionError):  # the call wants no cache, so pygen makes none
         model.generate(PROMPTS, max_new_tokens=4, use_cache=False)
 
 
@@ -261,7 +261,7 @@ def test_methods_that_would_not_be_called_are_refused(method: str) -> None:
 
 
 def test_models_of_transformers() -> None:
-    """On its model classes without a head of transformers the mixin works; two mixins are refused."""
+    """The mixin works on transformers' headless model classes. A class with both mixins is refused."""
 
     class Head(LlamaPreTrainedModel, pygen.GenerationMixin):  # type: ignore[misc]
         def __init__(self, config: Any) -> None:

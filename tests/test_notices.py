@@ -1,4 +1,4 @@
-"""What calls warn of: how often, at whose line, and how loudly."""
+"""Warnings and log messages of calls: how often, at which line, and at which level."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pygen
 from tests.generate.models import encoder_decoder, hf_model
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 10]])
-# Of two logged messages one is about every step; the third is a warning.
+# The call logs two messages, one of them about every step, and warns once.
 TALKATIVE: dict[str, Any] = {
     "eos_token_id": -1,
     "watermarking_config": pygen.WatermarkingConfig(seeding_scheme="selfhash", context_width=40),
@@ -29,7 +29,7 @@ def quiet() -> None:
 
 
 def said(caplog: pytest.LogCaptureFixture, **settings: Any) -> tuple[list[str], list[warnings.WarningMessage]]:
-    """What a call logs, and what it warns of."""
+    """Returns a call's log messages and warnings."""
     caplog.clear()
     with caplog.at_level(logging.WARNING), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -50,7 +50,7 @@ def test_each_is_said_once_a_call_at_the_callers_line(caplog: pytest.LogCaptureF
 def test_nothing_is_said_where_transformers_is_quiet(quiet: None, caplog: pytest.LogCaptureFixture) -> None:
     assert said(caplog, **TALKATIVE) == ([], [])
     monkey = pytest.MonkeyPatch()
-    with monkey.context() as patch:  # as where it is not loaded
+    with monkey.context() as patch:  # as if it were not loaded
         patch.delitem(sys.modules, "transformers.utils.logging")
         assert len(said(caplog, **TALKATIVE)[0]) == 2
 
@@ -83,6 +83,6 @@ def test_penalties_that_see_no_prompt(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("embeds", [torch.ones(2, 3, 32, dtype=torch.int64), torch.ones(2), [1.0]], ids=str)
 def test_ids_and_embeddings_of_an_encoder_exclude_each_other(embeds: Any) -> None:
-    """Whatever the embeddings are."""
+    """The error comes first, whatever the embeddings are."""
     with pytest.raises(ValueError, match="`input_ids` and `inputs_embeds` exclude each other"):
         pygen.generate(encoder_decoder("bart"), input_ids=IDS, inputs_embeds=embeds, max_new_tokens=2)

@@ -19,15 +19,15 @@ ALL_FAMILIES = (*FAMILIES, "t5", "bart")
 CASES_PER_FAMILY = 384
 CASES_PER_TEST = 16
 
-# Two runs may choose different tokens only where the two best race scores (scores, for a greedy row) are this close:
-# float32 scores of size up to about 30 carry an error of some 4e-6 each after a few operations. T5's scores are larger.
+# Two runs may choose different tokens only if the two best race scores (scores, for a greedy row) are this close.
+# float32 scores up to about 30 carry an error of some 4e-6 each after a few operations. T5's scores are larger.
 BAND = {"t5": 2e-4}
 SMALLEST_BAND = 2e-5
 TOLERANCE = 2e-4
 
 
 def make_case(family: str, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(inputs, settings) of one configuration, a function of its number."""
+    """Returns (inputs, settings) of one configuration, a function of its number."""
     draw = random.Random(f"{family} {number}")
     batch_size, length = draw.choice([1, 1, 2, 3, 4]), draw.randint(1, 7)
     ids = torch.tensor([[draw.randrange(4, VOCAB_SIZE) for _ in range(length)] for _ in range(batch_size)])
@@ -96,14 +96,14 @@ def _warpers(draw: random.Random) -> dict[str, Any]:
         "typical_p": [0.2, 0.6, 0.95],
         "epsilon_cutoff": [0.003, 0.02],
         "eta_cutoff": [0.003, 0.02],
-        "top_h": [0.3, 0.7, 0.95],  # at 1 the last token stands or falls with the rounding of a sum
+        "top_h": [0.3, 0.7, 0.95],  # at 1 the rounding of a sum decides the last token
     }
     rates = {"temperature": 0.6, "top_k": 0.5, "top_p": 0.5}
     return {name: draw.choice(values) for name, values in choices.items() if draw.random() < rates.get(name, 0.15)}
 
 
 def race_gap(scores: Tensor, row: int, ours: int, theirs: int, settings: dict[str, Any], seed: int, step: int) -> float:
-    """How far apart two tokens were in the race of `step`, by transformers' scores."""
+    """Returns the distance of two tokens in the race of `step`, by transformers' scores."""
     race = scores[row].double()
     if settings.get("do_sample"):
         generator = torch.Generator().manual_seed(seed)
@@ -114,7 +114,7 @@ def race_gap(scores: Tensor, row: int, ours: int, theirs: int, settings: dict[st
 
 
 def first_difference(ours: Tensor, theirs: Tensor) -> tuple[int, int] | None:
-    """(column, row) of the earliest difference; the later ones follow from it."""
+    """Returns (column, row) of the earliest difference, which causes the later ones."""
     width = min(ours.shape[1], theirs.shape[1])
     places = (ours[:, :width] != theirs[:, :width]).nonzero()
     if len(places) == 0:

@@ -1,4 +1,4 @@
-"""`pygen.patch`: whose `generate` runs, what is left afterwards, in which order, and what copies do."""
+"""`pygen.patch`: which `generate` runs, what an undo leaves, the order of patches, and copies of models."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BASE = transformers.GenerationMixin
 
 
 class OwnGenerate(LlamaForCausalLM):
-    """As many multimodal models do: prepares something and hands over."""
+    """Overrides `generate` as many multimodal models do: prepares inputs and calls super()."""
 
     def generate(self, *args: Any, shift: int = 0, **kwargs: Any) -> Any:
         prepared: Any = super()
@@ -60,7 +60,7 @@ def nothing_left() -> Iterator[None]:
 
 
 def is_pygens(generate: Any) -> bool:
-    """Whether a call goes to pygen: it alone knows `seed`."""
+    """Returns whether pygen runs the call: only pygen accepts `seed`."""
     try:
         generate(IDS, max_new_tokens=1, do_sample=True, seed=3)
     except ValueError as error:
@@ -141,7 +141,7 @@ def test_any_order(order: tuple[int, ...]) -> None:
     for count, number in enumerate(order):
         assert is_pygens(model.generate), count
         patches[number].undo()
-        patches[number].undo()  # once more changes nothing
+        patches[number].undo()  # a second undo changes nothing
     assert not is_pygens(model.generate)
 
 
@@ -182,7 +182,7 @@ def test_something_else_on_top_is_not_removed() -> None:
 
 
 def test_a_generate_of_its_own() -> None:
-    """Below a patched base it stays in force; it is never dropped in silence."""
+    """An override below a patched base stays in force; a patch never drops it silently."""
     model = own_generate()
     expected = model.generate(IDS, max_new_tokens=3, shift=1)
     with pygen.patch(BASE):
@@ -197,14 +197,14 @@ def test_a_generate_of_its_own() -> None:
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
 def test_copies_are_patched_too(how: str) -> None:
-    model = LlamaForCausalLM(hf_model("llama").config).eval()  # a used model of later releases cannot be pickled
+    model = LlamaForCausalLM(hf_model("llama").config).eval()  # later releases cannot pickle a used model
     with pygen.patch(model):
         twin = copied(model, how)
     assert not is_pygens(model.generate)
     assert is_pygens(twin.generate)
     with torch.no_grad():
         twin.lm_head.weight.zero_()
-    assert twin.generate(IDS, max_new_tokens=1)[:, -1].tolist() == [0, 0]  # of its own weights
+    assert twin.generate(IDS, max_new_tokens=1)[:, -1].tolist() == [0, 0]  # from the twin's weights
     pygen.patch(twin).undo()
     assert "generate" not in vars(twin)
     assert not is_pygens(twin.generate)

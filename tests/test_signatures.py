@@ -1,4 +1,4 @@
-"""The public classes and functions of transformers.generation take the same parameters here, by `inspect.signature`."""
+"""pygen's classes and functions take the parameters of transformers.generation's, by `inspect.signature`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from transformers.generation import logits_process
 
 from tests.helpers.compatibility import Name, names
 
-# Parameters that pygen has more: what all subclasses of a base take.
+# Parameters that only pygen has, because all subclasses of a base take them.
 MORE = {
     "BaseWatermarkingConfig.construct_processor": ["device"],
 }
-# Parameters that transformers added after 5.6.1 and pygen has in every release.
+# Parameters that transformers added after 5.6.1. pygen takes them with every release.
 LATER = ["user_set_attributes", "new_token_length", "kwargs"]
-# The newer name of a parameter, and the one that pygen's classes without transformers have.
+# The newer name of a parameter, and its name in those classes of pygen that do not depend on transformers.
 RENAMED = {"cache": "past_key_values"}
-# Methods that pygen does not have, and why.
+# Methods that pygen lacks, and why.
 NO_METHOD = {
     "GenerationMixin.adjust_generation_fn": "from_pretrained of transformers calls it",
     "StopStringCriteria.clean_tokenizer_vocab": "a part of transformers' algorithm",
@@ -33,7 +33,7 @@ def parameters(function: Any) -> list[tuple[str, Any, Any]]:
 
 
 def methods(cls: type) -> Iterator[str]:
-    """The public methods that transformers.generation itself defines, and how objects are called."""
+    """Yields the public methods that transformers.generation itself defines, and `__call__`."""
     for base in cls.__mro__:
         if base.__module__.startswith("transformers.generation") and "continuous_batching" not in base.__module__:
             for name, value in vars(base).items():

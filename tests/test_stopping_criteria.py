@@ -1,4 +1,4 @@
-"""Stopping criteria by themselves, and the bytes of tokens: hand-made rows, then transformers' classes."""
+"""Stopping criteria and the bytes of tokens: hand-made rows, then transformers' classes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def byte_level() -> Any:
 
 
 def sentence_piece() -> Any:
-    """As Llama 2: ▁ for spaces, bytes for characters that the vocabulary lacks."""
+    """Returns a tokenizer like Llama 2's: ▁ for spaces, bytes for unknown characters."""
     spaced = TEXT.replace(" ", "▁").replace("🦊", "").replace("好", "")
     trained = Tokenizer(models.BPE())
     trained.train_from_iterator([spaced], trainers.BpeTrainer(vocab_size=150))
@@ -83,7 +83,7 @@ def end_of_word() -> Any:
 
 
 def words() -> Any:
-    """Without a decoder, so that words are joined by spaces."""
+    """Returns a tokenizer without a decoder, which joins words with spaces."""
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.train_from_iterator([TEXT], trainers.WordLevelTrainer(special_tokens=["<unk>"]))
@@ -91,7 +91,7 @@ def words() -> Any:
 
 
 class Asked:
-    """A tokenizer of which nothing is known: its tokens' text is that of `tokenizer`."""
+    """A tokenizer of unknown kind, which only decodes; it delegates to `tokenizer`."""
 
     def __init__(self, tokenizer: Any) -> None:
         for name in ("get_vocab", "convert_tokens_to_string", "convert_ids_to_tokens", "__call__"):
@@ -124,7 +124,7 @@ def as_bytes(tokenizer: Any) -> dict[int, bytes]:
 
 
 def ends_in_last_token(pieces: list[bytes], strings: list[str]) -> bool:
-    """The definition: some string ends in the text after the start of the last token."""
+    """The definition: an occurrence of some string ends inside the last token."""
     text, before = b"".join(pieces), len(b"".join(pieces[:-1]))
     return any(
         text[end - len(string.encode()) : end] == string.encode()
@@ -155,7 +155,7 @@ def test_simple_criteria(name: str, arguments: dict[str, Any], expected: list[bo
 
 
 def test_confidence_by_row() -> None:
-    """Of each row, where transformers looks at the first only."""
+    """pygen judges each row; transformers looks at the first only."""
     scores = (torch.zeros(2, 8), torch.tensor([[0.0] * 7 + [3.0], [0.0] * 8]))
     criterion = stopping.ConfidenceCriteria(0.5)
     assert criterion(IDS, scores).tolist() == [False, True]
@@ -206,7 +206,7 @@ def test_bytes_are_what_decoding_adds(kind: str, tokenizers: dict[str, Any]) -> 
     anchor = tokenizer("fox", add_special_tokens=False)["input_ids"]
     start = len(tokenizer.decode([*anchor, *anchor])) if kind == "end_of_word" else len(tokenizer.decode(anchor))
     for token_id, piece in found.items():
-        if kind == "end_of_word":  # the last word of a text has no space behind it
+        if kind == "end_of_word":  # no space follows the last word of a text
             text = tokenizer.decode([*anchor, *anchor, token_id, *anchor])
             assert text[:start] + " " + piece.decode() + "fox" == text, token_id
         elif "�" not in (text := tokenizer.decode([*anchor, token_id])):
@@ -249,7 +249,7 @@ def test_bytes_are_read_once_until_tokens_are_added() -> None:
 
 @pytest.fixture(params=["tables", "suffixes"])
 def either_search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Strings of any length are searched for in the one way and in the other."""
+    """Runs a test with both search algorithms, for strings of any length."""
     monkeypatch.setattr(stop_search, "_BYTES_FOR_TABLES", 10**6 if request.param == "tables" else 0)
     monkeypatch.setattr(stop_search, "_cache", OrderedDict())
 
@@ -257,7 +257,7 @@ def either_search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.usefixtures("either_search")
 @pytest.mark.parametrize("kind", KINDS)
 def test_stop_strings_by_definition(kind: str, tokenizers: dict[str, Any]) -> None:
-    """Random tokens and the tokens of text, at every step; strings that overlap themselves and each other."""
+    """Checks random tokens and tokens of text at every step, with strings that overlap themselves and others."""
     tokenizer, draw = tokenizers[kind], random.Random(1)
     pieces = as_bytes(tokenizer)
     text_ids = tokenizer(TEXT[:200], add_special_tokens=False)["input_ids"]
@@ -285,7 +285,7 @@ def test_stop_strings_by_definition(kind: str, tokenizers: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("kind", sorted({*KINDS} - {"end_of_word"}))
 def test_stop_strings_as_transformers(kind: str, tokenizers: dict[str, Any]) -> None:
-    """On text of ASCII, of which no token is a part of a character. It takes the space from marked ends of words."""
+    """Uses ASCII text, so that no token is part of a character. transformers drops the space of end-of-word marks."""
     tokenizer, draw = tokenizers[kind], random.Random(2)
     text = TEXT.encode("ascii", "ignore").decode()
     ids = torch.tensor([tokenizer(text[i : i + 150], add_special_tokens=False)["input_ids"][:24] for i in (0, 60, 90)])
@@ -330,7 +330,7 @@ def test_characters_over_several_tokens(kind: str, tokenizers: dict[str, Any]) -
 
 @pytest.mark.usefixtures("either_search")
 def test_long_strings(tokenizers: dict[str, Any]) -> None:
-    """More steps than are composed at once, and more text before than is looked at."""
+    """The text has more steps than one composition covers, and is longer than the search window."""
     tokenizer = tokenizers["byte_level"]
     pieces = {piece: token_id for token_id, piece in as_bytes(tokenizer).items()}
     for length in (31, 32, 33, 34, 64, 65, 100):
@@ -378,7 +378,7 @@ def test_strings_without_a_token_that_ends_them(tokenizers: dict[str, Any]) -> N
 
 
 def test_huge_strings_and_many(tokenizers: dict[str, Any]) -> None:
-    """A million characters, a hundred thousand strings: seconds at most, and what is kept is bounded."""
+    """A million characters or a hundred thousand strings take seconds at most, and bounded memory."""
     tokenizer, draw = tokenizers["byte_level"], random.Random(4)
     text = "".join(draw.choices("abcdefgh ", k=10**6))
     many = ["".join(draw.choices("abcdefgh ", k=draw.randint(9, 30))) for _ in range(10**5)]
@@ -403,7 +403,7 @@ def test_tables_are_kept(tokenizers: dict[str, Any], monkeypatch: pytest.MonkeyP
 
 
 def test_set_up_of_a_large_vocabulary_is_quick() -> None:
-    """50,000 tokens take about 40 ms, a third of a second in transformers; the bound leaves room for a busy machine."""
+    """50,000 tokens take about 40 ms (330 ms in transformers); the bound allows for a busy machine."""
     letters = pre_tokenizers.ByteLevel.alphabet()
     draw = random.Random(3)
     vocabulary = {letter: i for i, letter in enumerate(sorted(letters))}
@@ -412,7 +412,7 @@ def test_set_up_of_a_large_vocabulary_is_quick() -> None:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.decoder = decoders.ByteLevel()
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # with more, one that is not scheduled holds up the others
+    torch.set_num_threads(1)  # with more threads, an unscheduled one delays the others
     times = []
     for string in ("stop", "\nUser:", "hello"):
         begin = time.process_time()

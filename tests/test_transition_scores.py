@@ -1,4 +1,4 @@
-"""Transition scores: by hand, against transformers after greedy search, sampling and beams, and refused arguments."""
+"""Transition scores: hand-checked, against transformers with and without beams, and refused arguments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCORES = (torch.tensor([[1.0, 2, 3], [4, 5, 6]]), torch.tensor([[7.0, 8, 9], [10
         ([[9, 0, 2], [9, 1, 1]], [[1, 0], [0, 1]], [[4, 9], [2, 11]]),
         ([[9, 9, 2, 2], [9, 9, 1, 0]], [[0, -1, -1], [1, 1, -1]], [[3, 0], [5, 10]]),
         ([[9, 2], [9, 1]], [[0, -1], [1, -1]], [[3], [5]]),
-        ([[9, 2, -5], [9, 1, 0]], [[0, -1], [1, 0]], [[3, 0], [5, 7]]),  # what stands behind the end is not read
+        ([[9, 2, -5], [9, 1, 0]], [[0, -1], [1, 0]], [[3, 0], [5, 7]]),  # ids after the end do not matter
     ],
 )
 def test_by_hand(sequences: list[list[int]], beam_indices: Any, expected: list[list[float]]) -> None:

@@ -1,4 +1,4 @@
-"""Every compiled form of a Triton kernel, ahead of time for its GPUs: each fits, and no other form is launched."""
+"""Compiles every form of the Triton kernels ahead of time: each fits its GPUs, and no other form is launched."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_compiled(folder: Path, *arguments: str) -> str:
-    """Runs Python with Triton's compiler instead of its interpreter, and a cache of its own."""
+    """Runs Python with Triton's compiler instead of its interpreter, and with a separate cache."""
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
@@ -74,7 +74,7 @@ def test_integers_are_parameters(tmp_path: Path) -> None:
 
 
 class FakeKernel:
-    """Stands for a kernel of this module."""
+    """A substitute for a kernel of this module."""
 
     __name__ = "fake"
 

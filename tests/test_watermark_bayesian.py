@@ -1,4 +1,4 @@
-"""The trainable SynthID-Text classifier against transformers' one, and what its files may hold."""
+"""The trainable SynthID-Text classifier against transformers' classifier, and the contents of its files."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_evidence_by_hand() -> None:
 
 @pytest.mark.parametrize(("depth", "length"), [(3, 1), (1, 5)])
 def test_texts_do_not_mix(depth: int, length: int) -> None:
-    # transformers drops dimensions of size 1 here, and with them which text is which.
+    # transformers squeezes dimensions of size 1 here, and so mixes up texts.
     mine, _ = both(depth)
     given = example(depth, length=length)
     with torch.no_grad():
@@ -127,7 +127,7 @@ def test_files_of_either_serve_both(tmp_path: Path) -> None:
         with torch.no_grad():
             model.prior.fill_(0.25)
         model.save_pretrained(tmp_path / folder)
-    # 5.6.1 has no from_pretrained that works for this class.
+    # from_pretrained of 5.6.1 does not work for this class.
     theirs.load_state_dict(load_file(tmp_path / "mine" / "model.safetensors"))
     assert transformers.BayesianDetectorConfig.from_pretrained(tmp_path / "mine").watermarking_config == MARK
 

@@ -1,4 +1,4 @@
-"""The detectors against transformers, where they differ on purpose, and on texts that a small model wrote."""
+"""The detectors: against transformers, their deliberate differences, and texts of a small model."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_p_value_where_transformers_is_off() -> None:
     if not since("5.23"):
         assert their_detectors.WatermarkDetector._compute_pval(cast(Any, None), 1.0) == pytest.approx(0.2645, abs=1e-4)
     detector: Any = pygen.WatermarkDetector(MODEL_CONFIG, "cpu", {"greenlist_ratio": 0.5})
-    ids = torch.randint(50, (200, 26))  # 25 n-grams: 15 of them green are one standard deviation above
+    ids = torch.randint(50, (200, 26))  # 25 n-grams: 15 green ones are one standard deviation above the mean
     found = detector(ids, return_dict=True)
     assert found.p_value[found.num_green_tokens == 15] == pytest.approx(0.158655, abs=1e-6)
 
@@ -147,7 +147,7 @@ def one_thread() -> Any:
 
 
 def write(processor: Any, *, seed: int = 0, texts: int = 3, length: int = 50, **settings: Any) -> Tensor:
-    """What the model writes after one token; without the prompt."""
+    """Returns the model's texts after one token, without the prompt."""
     prompt = torch.arange(3, 3 + texts)[:, None]
     settings = {"do_sample": True, "top_k": 0, "temperature": 1.5, "max_new_tokens": length, **settings}
     torch.manual_seed(seed)

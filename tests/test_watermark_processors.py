@@ -1,4 +1,4 @@
-"""The watermark processors: rows that a reader can check, and the scores of transformers bit for bit."""
+"""The watermark processors: hand-checked rows, and transformers' scores bit for bit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZES: dict[str, Any] = {
     "device": "cpu",
 }
 KEYS = [654, 400, -836, 123, 2**62, 443]
-# (1 + id) * multiplier + 1 = 0 modulo 2**64; zeros are what an empty history holds.
+# (1 + id) * multiplier + 1 = 0 modulo 2**64. An empty history holds zeros.
 HASHES_TO_ZERO = 2**63 - 1 - (pow(6364136223846793005, -1, 2**64) + 2**63) % 2**64
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -98,12 +98,12 @@ def test_green_lists_are_theirs(vocab_size: int, knobs: dict[str, Any], scheme: 
     assert torch.equal(mine.fixed_table, other.fixed_table)
     for _ in range(3):
         ids = torch.randint(vocab_size, (3, 6))
-        # Wider than the vocabulary, with many equal scores, and after some filter.
+        # The scores are wider than the vocabulary, with many ties, as after some filter.
         scores = torch.randint(-40, 40, (3, vocab_size + 3)).to(dtype) / 7
         scores[1, torch.randperm(vocab_size)[30:]] = -torch.inf
         scores[2, 5:7] = torch.tensor([math.nan, math.inf])
         before = scores.clone()
-        for _ in range(2):  # the second time from the cache
+        for _ in range(2):  # the second call reads the cache
             assert same(mine(ids, scores), other(ids, scores))
         assert same(scores, before)
         assert torch.equal(mine._get_greenlist_ids(ids[0]), other._get_greenlist_ids(ids[0]))
@@ -126,7 +126,7 @@ def test_what_breaks_in_transformers() -> None:
     ids, scores = torch.zeros(2, 3, dtype=torch.int64), torch.randn(2, 5)
     few = ours.WatermarkLogitsProcessor(5, "cpu", 0.5, seeding_scheme="selfhash")
     marked = few(ids, scores) - scores
-    assert set(marked.round(decimals=4).unique().tolist()) == {0.0, 2.0}  # fewer than 40 tokens in all
+    assert set(marked.round(decimals=4).unique().tolist()) == {0.0, 2.0}  # the vocabulary has fewer than 40 tokens
     none = ours.WatermarkLogitsProcessor(5, "cpu", 0.1, seeding_scheme="selfhash")
     assert torch.equal(none(ids, scores), scores)  # no candidate is green
     assert none(ids[:0], scores[:0]).shape == (0, 5)
@@ -177,7 +177,7 @@ def test_a_layer_moves_mass_to_the_tokens_that_win() -> None:
 def test_synthid_scores_are_theirs(ngram_len: int, knobs: dict[str, Any], dtype: torch.dtype) -> None:
     torch.manual_seed(1)
     mine, other = both(SYNTHID, ngram_len, KEYS, **{**SIZES, **knobs})
-    ids = torch.randint(3, (4, 12))  # contexts of three tokens come back soon
+    ids = torch.randint(3, (4, 12))  # contexts of three tokens soon repeat
     for length in range(5, 12):
         scores = (torch.randn(4, 211) * 3).to(dtype)
         scores[:, torch.randperm(211)[:60]] = -torch.inf
@@ -214,7 +214,7 @@ def test_synthid_marks_what_beams_find(search: dict[str, Any]) -> None:
     arguments: dict[str, Any] = {"max_new_tokens": 24, "pad_token_id": 0, "watermarking_config": config, **search}
     text = generate_tokens(hf_model("llama"), prompts, **arguments)[:, 4:]
     values = processor.compute_g_values(text).double()[processor.compute_context_repetition_mask(text)]
-    # Of a text without a mark, 0.5.
+    # An unmarked text has a mean of 0.5.
     assert values.mean() > 0.6
 
 

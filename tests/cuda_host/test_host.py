@@ -1,4 +1,4 @@
-"""The runtime that carries out CUDA kernels on the CPU: what it computes, and that it reports every planted mistake."""
+"""The runtime that executes CUDA kernels on the CPU computes correctly and reports every planted mistake."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ print(json.dumps(results))
 """
 
 LANES = range(32)
-# The first words that a kernel wrote.
+# The first words of each kernel's output.
 COMPUTED: dict[str, list[int]] = {
     "indices": [3_070_000 + i for i in range(210)] + [0],
     "block_barriers": [(63 - i) ** 2 for i in range(64)] + [10 * 64, 64, 0, 64, 0],
@@ -66,10 +66,10 @@ COMPUTED: dict[str, list[int]] = {
     "dependent": [1, 4],
     "many_barriers": [100],
 }
-# What `in` was loaded: number and bytes.
+# Number and bytes of the loads from `in`.
 LOADS = {"vectors_and_bytes": (8, 128), "dependent": (4, 16)}
 
-# The kind, and words of the report.
+# The kind, and words of the report, of each mistake.
 MISTAKES = {
     "barrier_of_some": ("barrier", "__syncthreads was reached by 32 of 64 threads; thread 32 of block 0 returned"),
     "barrier_after_return": ("barrier", "reached by 63 of 64 threads; thread 5 of block 0 returned"),
@@ -120,7 +120,7 @@ MISTAKES = {
     "load_before_wait": ("dependent", "loads `in` before wait_for_previous_kernel"),
     "store_to_input": ("store", "wrote to byte 12 of `in`"),
 }
-# For the sanitizers, which end the process.
+# Mistakes that the sanitizers find; these end the process.
 ENDS = {
     "global_bounds": "heap-buffer-overflow",
     "stack_bounds": "stack-buffer-overflow",
@@ -183,7 +183,7 @@ def test_it_reports(name: str, seed: int, results: dict[int, dict[str, Any]]) ->
     assert result["values"][-1] != 0
     found = [failure for failure in result["failures"] if failure["kind"] == kind]
     assert any(words in failure["text"] for failure in found), result["failures"]
-    # A race may also be seen as a word read too early, and nothing else is said of any mistake.
+    # A race may also appear as a read of an unwritten word. No other report is allowed.
     assert {failure["kind"] for failure in result["failures"]} <= {kind, *(["unwritten"] if kind == "race" else [])}
     if kind not in ("launch", "store"):
         kernel, where = found[0]["kernel"], found[0]["where"]
@@ -216,7 +216,7 @@ cuda_host.host("_self_test").set_device(8, 0, 108, 2048, 166912)
 
 
 def test_barriers_are_cheap(results: dict[int, dict[str, Any]]) -> None:
-    """51,200 switches between threads; other processors than x86-64 make a system call of each."""
+    """Makes 51,200 switches between threads; each is a system call on processors other than x86-64."""
     limit = 0.1 if platform.machine() == "x86_64" else 5.0
     assert min(results[seed]["many_barriers"]["seconds"] for seed in SEEDS) < limit
 

@@ -1,7 +1,7 @@
-"""`python -m tests.fuzz --seconds 60`: random calls of every CPU op under ASan, UBSan and TSan, for that long in all.
+"""`python -m tests.fuzz --seconds 60`: random calls of every CPU op under ASan, UBSan and TSan, for 60 s in total.
 
-First in Python, with results compared with the reference (calls.py), then in many threads (threads.cpp). A failure
-prints the seed that repeats it: `python -m tests.fuzz --seed SEED --seconds 0` makes its call alone.
+Python calls compare results with the reference (calls.py). Then C++ calls run in many threads (threads.cpp). A failure
+prints its seed: `python -m tests.fuzz --seed SEED --seconds 0` repeats that call alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Random calls of the ops with kernels under ASan and UBSan, from several threads: `python -m tests.fuzz.calls SEED
-SECONDS`, in an environment of tests.helpers.cuda_host.
+"""Random calls of the ops from several threads, with kernels under ASan and UBSan.
 
-Sane calls have to agree with the reference. Hostile ones, with any value and layout that passes the checks, have to
-give ids of the vocabulary and known statuses, or an error of the documented kinds.
+`python -m tests.fuzz.calls SEED SECONDS` needs an environment of tests.helpers.cuda_host. Sane calls must agree with
+the reference. Hostile calls use any value and layout that passes the checks. They must return ids of the vocabulary
+and known statuses, or raise a documented error.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ SPECIAL = (math.inf, -math.inf, math.nan, 0.0, -0.0, 1e-45, 3.4e38, -3.4e38)
 
 
 class Dice(Random):
-    """Everything that a call draws, from its seed; torch's default generator is shared by the threads."""
+    """All random choices of a call, from its seed. Threads share torch's default generator, so calls do not use it."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
         self.generator = torch.Generator().manual_seed(seed)
 
     def chance(self, shape: torch.Size, share: float) -> Tensor:
-        """True in a share of the places."""
+        """Returns a bool tensor that is True in `share` of its elements."""
         return torch.rand(shape, generator=self.generator) < share
 
     def ints(self, low: int, high: int, shape: tuple[int, ...]) -> Tensor:
@@ -87,7 +87,7 @@ class Dice(Random):
 
 
 def load_kernels(folder: Path) -> None:
-    """Puts the module under sanitizers in the place of pygen._C."""
+    """Replaces pygen._C with the module built with sanitizers."""
     loader = ExtensionFileLoader("pygen._C", str(folder / f"_C{EXTENSION_SUFFIXES[0]}"))
     spec = spec_from_loader(loader.name, loader)
     assert spec is not None
@@ -97,7 +97,7 @@ def load_kernels(folder: Path) -> None:
 
 
 def knobs_of(dice: Dice, rows: int, hostile: bool) -> dict[str, Any]:
-    """A number, or one per row, for every knob."""
+    """Draws a number, or one per row, for every knob."""
     knobs: dict[str, Any] = {}
     for name, values in SANE.items():
         if hostile and name in HOSTILE and dice.random() < 0.3:
@@ -113,7 +113,7 @@ def knobs_of(dice: Dice, rows: int, hostile: bool) -> dict[str, Any]:
 
 
 def odd_rows(dice: Dice, table: Tensor) -> Tensor:
-    """The same values at other strides, with the end of the memory right behind them."""
+    """Returns the same values with other strides, with the memory ending right after them."""
     rows, width = table.shape
     kind = dice.randrange(4)
     if kind == 0 and rows > 0:
@@ -271,7 +271,7 @@ CALLS: tuple[Callable[[Dice, bool], None], ...] = (
 
 
 def call_of(seed: int) -> str:
-    """Makes the call of a seed, and says which."""
+    """Runs the call of a seed, and returns its description."""
     dice = Dice(seed)
     hostile, call = dice.random() < 0.6, dice.choice(CALLS)
     torch.set_num_threads(dice.choice([1, 1, 2]))

@@ -1,4 +1,4 @@
-"""What the processor tests run: constructions of every class, rows of scores, and the rule for what may differ."""
+"""Inputs of the processor tests: arguments of every class, rows of scores, and the tolerance rule."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ inf, nan = math.inf, math.nan
 
 
 class Warper(NamedTuple):
-    """A filter: its class, its arguments, and the knob of the op that says the same."""
+    """A filter: its class, its arguments, and the equivalent knob of the op."""
 
     name: str
     arguments: dict[str, Any]
@@ -27,7 +27,7 @@ class Warper(NamedTuple):
 
 
 def warpers() -> list[Warper]:
-    """A grid over values, filter values and numbers of tokens to keep."""
+    """Returns a grid over values, filter values and minimum numbers of tokens to keep."""
     grid: dict[tuple[str, str, str], list[float]] = {
         ("TopKLogitsWarper", "top_k", "top_k"): [1, 3, 10, 1000],
         ("TopPLogitsWarper", "top_p", "top_p"): [0.0, 0.3, 0.8, 0.99],
@@ -48,7 +48,7 @@ def warpers() -> list[Warper]:
 
 
 class Other(NamedTuple):
-    """A processor that is no filter, and its arguments for a vocabulary of `vocab_size`."""
+    """A processor that isn't a filter, and its arguments for a vocabulary of `vocab_size`."""
 
     name: str
     arguments: dict[str, Any]
@@ -58,7 +58,7 @@ PROMPT_LENGTH = 4
 
 
 def others(vocab_size: int) -> list[Other]:
-    """Every other class that works on any scores. `V` stands for the last id of the vocabulary."""
+    """Returns every other class that works on any scores. `V` is the last id of the vocabulary."""
     last, middle = vocab_size - 1, vocab_size // 2
     encoder_ids = torch.randint(0, min(vocab_size, 6), (3, 12), generator=torch.Generator().manual_seed(5))
     ends: list[Any] = [0, [last, 0], torch.tensor([middle])]
@@ -128,7 +128,7 @@ def others(vocab_size: int) -> list[Other]:
 
 
 def rows_of(vocab_size: int, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """(label, (3, vocab_size)): random rows and edges."""
+    """Yields (label, (3, vocab_size)): random rows and edge cases."""
     generator = torch.Generator().manual_seed(vocab_size)
     normal = torch.randn(3, vocab_size, generator=generator)
     middle = torch.tensor([vocab_size // 2])
@@ -149,12 +149,12 @@ def rows_of(vocab_size: int, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]
 
 
 def ids_of(vocab_size: int, length: int) -> Tensor:
-    """(3, length) ids, few of them different so that they repeat."""
+    """Returns (3, length) ids with few distinct values, so that they repeat."""
     return torch.randint(0, min(vocab_size, 4), (3, length), generator=torch.Generator().manual_seed(length))
 
 
 def assert_same(actual: Tensor, expected: Tensor, message: str = "") -> None:
-    """The same infinities, NaN and dtype; numbers within the rounding of float32, or of a narrower dtype."""
+    """Asserts equal infinities, NaN and dtype, and numbers within the rounding of float32 or a narrower dtype."""
     tolerance = max(torch.finfo(actual.dtype).eps * 2, 5e-7)
     torch.testing.assert_close(
         actual, expected, rtol=tolerance, atol=tolerance, equal_nan=True, msg=lambda text: f"{message}\n{text}"
@@ -162,10 +162,10 @@ def assert_same(actual: Tensor, expected: Tensor, message: str = "") -> None:
 
 
 def check_filter(ours: Any, theirs: Any, warper: Warper, label: str, scores: Tensor) -> None:
-    """`ours` on `scores` is `theirs`, up to the tokens that rounding may decide.
+    """Asserts that `ours` on `scores` equals `theirs`, up to the tokens that rounding may decide.
 
-    transformers computes in the dtype of the scores. Softmax and sums in half precision are no reference, so it gets
-    those scores as float32. Rows that are not ok lose no token here; transformers raises or, with top-k, ranks NaN.
+    transformers computes in the dtype of the scores. Half-precision softmax and sums are too inaccurate, so it gets
+    such scores as float32. Invalid rows lose no token in pygen; transformers raises or, with top-k, ranks NaN.
     """
     with stable_order():
         expected = theirs(None, scores if scores.dtype.itemsize > 2 else scores.float())

@@ -1,4 +1,4 @@
-"""Guidance: both classes against transformers, with models and without a cache."""
+"""Guidance: both classes against transformers, with models, with and without a cache."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NEGATIVE: list[dict[str, Any]] = [
 @pytest.mark.parametrize("negative", range(len(NEGATIVE)))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_unbatched(family: str, negative: int, scale: float, use_cache: bool) -> None:
-    """Every row as in transformers alone, where there is no padding, whose positions are wrong there."""
+    """Every row equals transformers' result for that row alone. Its positions are wrong with padding."""
     arguments = {"model": hf_model(family), "use_cache": use_cache}
     ours = processors.UnbatchedClassifierFreeGuidanceLogitsProcessor(scale, **arguments, **NEGATIVE[negative])
     prompts, mask = (NEGATIVE[negative].get(f"unconditional_{name}") for name in ("ids", "attention_mask"))

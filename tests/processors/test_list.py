@@ -1,4 +1,4 @@
-"""The list: its order, its keywords, strangers in it, and strangers that hold it."""
+"""The list: its order, its keywords, foreign processors in it, and foreign lists that contain it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wrong processors that the comparison with transformers must notice."""
+"""Wrong processors, which the comparison with transformers must detect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Wrong = Callable[[dict[str, Any]], Any]
 
 
 def changed(**changes: Callable[[Any], Any]) -> Wrong:
-    """Other arguments than asked for."""
+    """Returns a mutant that changes the given arguments."""
     return lambda arguments: {name: changes.get(name, lambda value: value)(value) for name, value in arguments.items()}
 
 

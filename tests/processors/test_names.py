@@ -1,4 +1,4 @@
-"""Names, signatures, attributes and errors of the constructors are those of transformers."""
+"""Names, signatures, attributes and constructor errors equal transformers'."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pygen import processors
 from tests.helpers.releases import since
 from tests.processors.cases import Other, Warper, others, warpers
 
-# Bound to one model; the state of a watermark is no processor.
+# Processors of one model only, and the watermark's state, which isn't a processor.
 MODEL_BOUND = ("Bark", "Dia", "Whisper", "SynthIDTextWatermarkState")
 # Buffers of transformers' own methods, and of its continuous batching.
 INNER = {
@@ -147,7 +147,7 @@ def test_refused_arguments(number: int) -> None:
         getattr(processors, name)(**arguments)
 
 
-# What transformers takes and pygen does not.
+# Arguments that transformers accepts and pygen refuses.
 STRICTER: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("TopPLogitsWarper", {"top_p": float("nan")}, ValueError, "`top_p` must be a number in [0, 1], got nan"),
     ("TopPLogitsWarper", {"top_p": "0.9"}, TypeError, "`top_p` must be a number in [0, 1], got '0.9'"),

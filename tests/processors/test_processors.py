@@ -1,4 +1,4 @@
-"""Every processor that is no filter against the class of transformers: lengths, vocabularies, dtypes and edge rows."""
+"""Every processor except filters, against transformers' class: lengths, vocabularies, dtypes and edge rows."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_processors_as_transformers(number: int, vocab_size: int) -> None:
 
 
 def _accepted_by_transformers(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Its list form of biases refuses token 0."""
+    """Replaces the list form of biases, which refuses token 0 in transformers."""
     bias = arguments.get("sequence_bias")
     return {"sequence_bias": {tuple(ids): b for ids, b in bias}} if isinstance(bias, list) else arguments
 

@@ -1,4 +1,4 @@
-"""What 5.6.1 gets wrong and pygen does not copy, one test each. (Arguments are in test_names.py.)"""
+"""Bugs of 5.6.1 that pygen does not copy, one test each. (test_names.py covers arguments.)"""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ def test_a_list_in_a_list_is_called() -> None:
 
 
 def test_rows_beside_the_beams_are_constrained() -> None:
-    """transformers leaves the rows after the last full group without any token."""
+    """transformers allows no token in the rows after the last full group."""
     processor = processors.PrefixConstrainedLogitsProcessor(lambda batch_id, ids: [batch_id], num_beams=3)
     assert processor(IDS, torch.zeros(4, 3)).argmax(1).tolist() == [0, 0, 0, 1]
 
 
 @pytest.mark.parametrize("text", [[4, 6], [9, 4, 6]], ids=["whole", "longer"])
 def test_a_sequence_may_be_the_whole_text_and_a_token(text: list[int]) -> None:
-    """And one that is longer by two tokens is not completed, whatever would stand before the text."""
+    """A sequence with two more tokens than the text does not match, whatever precedes the text in memory."""
     ids, scores = torch.tensor([text]), torch.zeros(1, 10)
     biases: Any = {(4, 6, 5): -9.0, (0, 4, 6, 7): 3.0, (1, 2, 3, 4, 5, 0, 0, 4, 6, 8): 2.0}
     expected = torch.tensor([[0, 0, 0, 0, 0, -9.0, 0, 0, 0, 0]])

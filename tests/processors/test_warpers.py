@@ -1,4 +1,4 @@
-"""Every filter against the class of transformers, over values, vocabularies, dtypes and edge rows."""
+"""Every filter against transformers' class, over values, vocabularies, dtypes and edge rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WARPERS = warpers()
 
 @pytest.fixture(autouse=True)
 def validated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where anything was compiled before, torch's distributions, which top-h uses, let everything pass."""
+    """Restores validation in torch's distributions, which top-h uses: torch.compile switches it off."""
     monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)
 
 
@@ -37,7 +37,7 @@ def test_filters_as_transformers(number: int, vocab_size: int) -> None:
 
 
 def assert_nothing_lost(ours: Any, theirs: Any, label: str, scores: torch.Tensor) -> None:
-    """Rows that cannot be filtered stay; transformers raises (top_h, eta) or ranks what is no number (top_k)."""
+    """Asserts that rows with invalid scores stay unfiltered. transformers raises (top_h, eta) or ranks NaN (top_k)."""
     torch.testing.assert_close(ours(None, scores), scores, rtol=0, atol=0, equal_nan=True)
     try:
         expected = theirs(None, scores)

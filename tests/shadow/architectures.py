@@ -1,4 +1,4 @@
-"""The architectures that run in both libraries, a row each: the class of the model, and fields of its config."""
+"""The architectures that run in both libraries, one row each: the model class and fields of its config."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from tests.shadow.tiny import built
 
 Inputs = dict[str, Any]
-# The id that stands for a place of an image.
+# The placeholder id for a token of an image.
 IMAGE = 60
 
 
 def texts(config: Any, rows: int) -> Inputs:
-    """Prompts of nine tokens that repeat themselves."""
+    """Returns repetitive prompts of nine tokens."""
     generator = torch.Generator().manual_seed(5)
     ids = torch.randint(3, 50, (rows, 9), generator=generator)
     ids[:, 6:8] = ids[:, 1:3]
@@ -25,7 +25,7 @@ def texts(config: Any, rows: int) -> Inputs:
 
 
 def features(name: str, *shape: int) -> Callable[[Any, int], Inputs]:
-    """Random features of `shape` (one row's), by the name that the model has for them."""
+    """Returns a function that makes random features of `shape` per row, under the model's name for them."""
 
     def read(config: Any, rows: int) -> Inputs:
         return {name: torch.randn(rows, *shape, generator=torch.Generator().manual_seed(6))}
@@ -34,14 +34,17 @@ def features(name: str, *shape: int) -> Callable[[Any, int], Inputs]:
 
 
 def patches(config: Any, rows: int) -> Inputs:
-    """Flattened patches (rows, 6, 2 + 12) that begin with the place of each, 1 and more."""
+    """Returns flattened patches (rows, 6, 2 + 12). Each begins with its position, counted from 1."""
     places = torch.tensor([[1 + i // 3, 1 + i % 3] for i in range(6)]).expand(rows, 6, 2)
     pixels = torch.randn(rows, 6, 12, generator=torch.Generator().manual_seed(6))
     return {"flattened_patches": torch.cat([places, pixels], dim=-1), "attention_mask": torch.ones(rows, 6)}
 
 
 def images(tokens: int, *shape: int, **more: Any) -> Callable[[Any, int], Inputs]:
-    """Texts with `tokens` places for an image, and one image of `shape` a row. more: functions of the ids."""
+    """Returns a function that makes texts with `tokens` placeholders and one image of `shape` per row.
+
+    more: further inputs, as functions of the ids.
+    """
 
     def read(config: Any, rows: int) -> Inputs:
         ids = texts(config, rows)["input_ids"]
@@ -55,7 +58,7 @@ def images(tokens: int, *shape: int, **more: Any) -> Callable[[Any, int], Inputs
 
 
 def qwen_images(config: Any, rows: int) -> Inputs:
-    """Texts with one image a row, of 4 x 4 patches that become 2 x 2 tokens."""
+    """Returns texts with one image per row, of 4 x 4 patches that become 2 x 2 tokens."""
     ids = texts(config, rows)["input_ids"]
     image = torch.tensor([[58, *[IMAGE] * 4, 59]]).expand(rows, 6)
     pixels = torch.randn(rows * 16, 3 * 2 * 2 * 2, generator=torch.Generator().manual_seed(6))
@@ -72,11 +75,11 @@ def qwen_images(config: Any, rows: int) -> Inputs:
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """
-    model, fields: the class, and fields of its config. inputs: of a number of rows.
-    all_modes: else each architecture runs in some of them.
-    has_attentions: whether its outputs have a place for them.
-    refused: modes that pygen alone refuses, with a part of what it says.
-    own: modes in which pygen's results are others than transformers', and right, with the reason.
+    model, fields: the model class, and fields of its config. inputs: makes the inputs for a number of rows.
+    all_modes: run all modes; otherwise each architecture runs in some of them.
+    has_attentions: whether its outputs have attentions.
+    refused: modes that only pygen refuses, with part of the message.
+    own: modes in which pygen's results differ from transformers' and are right, with the reason.
     own_lately: the same, with later releases than 5.6.1.
     """
 
@@ -95,7 +98,7 @@ ARCHITECTURES: dict[str, Architecture] = {}
 
 @functools.lru_cache(maxsize=4)
 def tiny_model(name: str, seed: int = 0) -> Any:
-    """The model of a row."""
+    """Builds the model of a row."""
     architecture = ARCHITECTURES[name]
     return built(architecture.model, seed, **architecture.fields)
 
@@ -279,7 +282,7 @@ for name in _ENCODER_DECODERS.split():
     row(name, decoder_start_token_id=1)
 row("ProphetNetForConditionalGeneration", ngram=2, decoder_start_token_id=1)
 row("FSMTForConditionalGeneration", langs=["a", "b"], src_vocab_size=64, tgt_vocab_size=64, decoder_start_token_id=1)
-# Its logits with a cache differ from those without one, and transformers' of drafts are those without.
+# Its logits with a cache differ from those without. With drafts transformers returns the latter.
 row(
     "T5GemmaForConditionalGeneration",
     encoder={},

@@ -1,4 +1,4 @@
-"""One call in both libraries, and everything in which their results differ."""
+"""Runs one call in both libraries, and finds all differences of the results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TOLERANCE = {"rtol": 1e-3, "atol": 1e-3}
 
 
 def result_of(call: Callable[[], Any], seed: int = 3) -> Any:
-    """What `call` returns under `seed`, or the exception that it raises."""
+    """Returns the result of `call` under `seed`, or the exception that it raises."""
     torch.manual_seed(seed)
     try:
         return call()
@@ -40,7 +40,7 @@ def by_transformers(model: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def differences(ours: Any, theirs: Any, ignored: tuple[str, ...] = ()) -> list[str]:
-    """Every field in which two results differ, with how; none where they are the same. ignored: ends of names."""
+    """Returns every field in which two results differ, and how. ignored: suffixes of names to skip."""
     if not hasattr(theirs, "sequences"):
         return list(_differences("", ours, theirs))
     found = [] if isinstance(ours, type(theirs)) else [f"{type(ours).__name__} for {type(theirs).__name__}"]
@@ -54,7 +54,7 @@ def differences(ours: Any, theirs: Any, ignored: tuple[str, ...] = ()) -> list[s
 
 def _differences(path: str, ours: Any, theirs: Any) -> Iterator[str]:
     if isinstance(theirs, Tensor):
-        # A cache is the state of rows that may be in another order.
+        # The rows of a cache may have another order.
         yield from _of_tensors(path, ours, theirs, values="cache" not in path and "past_key_values" not in path)
     elif isinstance(theirs, (tuple, list)):
         if type(ours) is not type(theirs) or len(ours) != len(theirs):
@@ -83,7 +83,7 @@ def _of_tensors(path: str, ours: Any, theirs: Tensor, values: bool) -> Iterator[
 
 
 def _length(cache: Any) -> int | None:
-    with contextlib.suppress(Exception):  # caches of states know no length
+    with contextlib.suppress(Exception):  # caches of recurrent states have no length
         return int(cache.get_seq_length())
     return None
 

@@ -1,6 +1,6 @@
-"""What models of transformers make of a text that they read in pieces, by their own forwards and caches alone.
+"""Reads a text in pieces with a transformers model, using only its own forwards and caches.
 
-Some read otherwise with a cache than without one. Where they do, pygen's results are compared with these readings.
+Some models give different logits with and without a cache. Tests compare pygen's results with these readings then.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import torch
 import transformers
 from torch import Tensor
 
-# More than rounding makes of logits.
+# A difference of logits that rounding cannot explain.
 _DIFFERENT = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """token_ids (rows, length): what a forward reads, behind the first `start` columns of the text."""
+    """The input of a forward: token_ids (rows, length), after the first `start` columns of the text."""
 
     start: int
     token_ids: Tensor
 
 
 def one_by_one(token_ids: Tensor, prompt_length: int) -> list[Piece]:
-    """The prompt, and each token after it."""
+    """Returns the prompt as one piece, and each token after it as another."""
     places = range(prompt_length, token_ids.shape[1])
     return [Piece(0, token_ids[:, :prompt_length]), *(Piece(i, token_ids[:, i : i + 1]) for i in places)]
 
@@ -39,9 +39,9 @@ def one_by_one(token_ids: Tensor, prompt_length: int) -> list[Piece]:
 class Reader:
     """
     model: a decoder, or a decoder with an encoder.
-    mask: of the prompts, (rows, prompt_length).
-    encoder_inputs: what the encoder reads, by name.
-    window: whether layers with a window keep only it, as transformers' own cache does but for drafts.
+    mask: the prompts' mask, (rows, prompt_length).
+    encoder_inputs: the encoder's inputs, by name.
+    window: whether layers with a window keep only the window, as transformers' cache does except for drafts.
     """
 
     model: Any
@@ -50,7 +50,7 @@ class Reader:
     window: bool = True
 
     def read(self, pieces: list[Piece]) -> Iterator[Any]:
-        """The outputs of a forward for each piece. Columns behind its start are taken back before."""
+        """Yields the outputs of a forward for each piece. It first crops columns after the piece's start."""
         cache, encoded, name = self._empty_cache(), self._encoded(), _cache_name(self.model)
         text, before = pieces[0].token_ids[:, :0], {0: copy.deepcopy(cache)}
         for piece in pieces:
@@ -72,7 +72,7 @@ class Reader:
             yield outputs
 
     def reads_alike(self, token_ids: Tensor, prompt_length: int) -> bool:
-        """Whether logits with a cache, token by token, are those without one."""
+        """Returns whether logits with a cache, token by token, equal those without."""
         cached = [outputs.logits[:, -1] for outputs in self.read(one_by_one(token_ids, prompt_length))]
         encoded = self._encoded()
         inputs = (
@@ -86,7 +86,7 @@ class Reader:
 
     @contextlib.contextmanager
     def by_token(self, prompt_length: int) -> Iterator[None]:
-        """Without a cache the decoder gives what it gives with one: it reads each text anew, token by token."""
+        """Makes cacheless forwards return the logits with a cache: the decoder reads each text token by token."""
         forward = self.model.forward
 
         @functools.wraps(forward)
@@ -121,7 +121,7 @@ class Reader:
         return {"encoder_outputs": outputs} | ({} if mask is None else {"attention_mask": mask})
 
     def _places(self, text: Tensor) -> dict[str, Tensor]:
-        """The mask of a text, and the positions of its tokens where the model takes them."""
+        """Returns the mask of a text, and the positions of its tokens if the model takes them."""
         visible = torch.ones_like(text)
         if self.mask is not None:
             visible[:, : self.mask.shape[1]] = self.mask
@@ -143,7 +143,7 @@ def _cache_name(model: Any) -> str:
 
 @contextlib.contextmanager
 def recorded(model: Any) -> Iterator[list[Piece]]:
-    """Every forward that somebody makes `model` do, as a piece."""
+    """Yields a list that records every forward of `model` as a piece."""
     pieces, name = [], _cache_name(model)
 
     def keep(module: Any, args: Any, kwargs: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The rule for models that read otherwise with a cache finds the faults that it is there to find."""
+"""The rule for models whose logits depend on the cache detects planted faults."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.shadow.architectures import tiny_model
 from tests.shadow.compare import EVERYTHING, by_pygen, differences
 from tests.shadow.test_shadow import SETTINGS, assert_read_as_drafts, assert_read_by_token
 
-# The end repeats the beginning, so that drafts are found, and some of them are right.
+# The end repeats the beginning, so that the lookup finds drafts, and some of them are right.
 IDS = torch.tensor([[4, 9, 31, 7, 22, 4, 9, 31, 7, 22, 4, 9]])
 PADDED = torch.tensor([[0, 0, 0, 22, 35, 9], [5, 11, 4, 3, 8, 12]])
 LOOKUP: dict[str, Any] = {**SETTINGS, **EVERYTHING, "prompt_lookup_num_tokens": 3, "max_new_tokens": 12}
@@ -35,7 +35,7 @@ def alike() -> Any:
 
 @pytest.fixture
 def otherwise(alike: Any) -> Iterator[Any]:
-    """A model that takes tokens behind a cache to stand further away, the more the more of them it reads at once."""
+    """Yields a model that shifts the positions of tokens after a cache, further if it reads more of them at once."""
 
     def shift(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         cache = kwargs.get("past_key_values", kwargs.get("cache"))

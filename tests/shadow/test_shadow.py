@@ -1,6 +1,6 @@
-"""Each architecture in both libraries: the same call, from the same seed, and everything that comes back is the same.
+"""Each architecture in both libraries: the same call from the same seed returns the same results.
 
-A mode and a way of handing over the inputs are paired anew for each architecture, so that all pairs occur.
+Modes and ways of passing the inputs are paired differently for each architecture, so that all pairs occur.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def cases() -> list[Any]:
 
 
 def call(name: str, mode: str, number: int) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """(model, positional arguments, keywords) of a case."""
+    """Returns (model, positional arguments, keywords) of a case."""
     model, row = tiny_model(name), ARCHITECTURES[name]
     inputs = row.inputs(model.config, 4 if mode == "copies" else 1 if mode in DRAFTED else 2)
     settings = {**SETTINGS, **MODES[mode]}
@@ -68,7 +68,7 @@ def call(name: str, mode: str, number: int) -> tuple[Any, tuple[Any, ...], dict[
 
 
 def _ways(model: Any, inputs: dict[str, Any], mode: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """The same inputs by name, by position, padded on the left, as embeddings, and with a beginning for the decoder."""
+    """Returns the inputs by name, by position, left-padded, as embeddings, and with decoder inputs."""
     main = model.main_input_name if model.main_input_name in inputs else next(iter(inputs))
     rest = {name: value for name, value in inputs.items() if name != main}
     ways: list[tuple[tuple[Any, ...], dict[str, Any]]] = [((), inputs), ((inputs[main],), rest)]
@@ -108,10 +108,10 @@ def test_shadow(name: str, mode: str, number: int) -> None:
     else:
         ignored: tuple[str, ...] = ()
         if mode in DRAFTED:
-            # transformers cuts those of the first round at other places for some families.
+            # transformers splits those of the first round differently for some families.
             ignored = ("attentions", "hidden_states")
         elif "num_beams" in MODES[mode]:
-            # pygen gives back the cache of the returned sequences, transformers that of the last beams.
+            # pygen returns the cache of the returned sequences, transformers that of the last beams.
             ignored = ("past_key_values", "cache")
         found = differences(ours, theirs, ignored)
         own = mode in row.own or (mode in row.own_lately and transformers.__version__ != "5.6.1")
@@ -132,15 +132,18 @@ def without_drafts(kwargs: dict[str, Any]) -> dict[str, Any]:
 def assert_own_refusal_or_models_error(
     ours: Exception, theirs: Exception, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """What pygen says by itself, or the model's error: that of transformers' call, or of one without copies, since
-    pygen reads a prompt once for all of them."""
+    """Asserts that the error is pygen's refusal, or the model's error.
+
+    The model's error is that of transformers' call, or of a call without copies, because pygen reads a prompt once for
+    all its copies.
+    """
     if not isinstance(ours, REFUSALS) and type(ours) is not type(theirs):
         alone = by_transformers(model, *args, **kwargs | {"num_beams": 1, "num_return_sequences": 1})
         assert repr(ours) == repr(alone)
 
 
 def reader_of(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], **options: Any) -> readings.Reader:
-    """Reads the texts of a call that hands over ids and masks alone."""
+    """Returns a reader of a call's texts; the call passes only ids and masks."""
     handed = {name for name in kwargs if name.endswith(("_ids", "_mask", "_values", "_features", "embeds"))}
     assert handed <= {"input_ids", "attention_mask", "decoder_input_ids"}
     mask = kwargs.get("attention_mask")
@@ -153,11 +156,10 @@ def reader_of(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], **optio
 def assert_read_as_drafts(
     ours: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: list[str]
 ) -> None:
-    """What a model makes of drafts that it reads otherwise at once than one by one.
+    """Checks drafts for a model whose logits depend on how many tokens it reads at once.
 
-    Its logits have to be those of transformers' forwards over the very pieces that pygen hands to it, and the tokens
-    their best. Drafts get a cache of full layers in both libraries. Where the model reads alike, nothing but the same
-    result will do.
+    Its logits must equal those of transformers' forwards over pygen's pieces, and the tokens must be their best. Drafts
+    use a cache of full layers in both libraries. If the logits do not depend on the pieces, results must be equal.
     """
     begin = ours.sequences.shape[1] - len(ours.logits)
     assert not reader_of(model, args, kwargs).reads_alike(ours.sequences[:, :-1], begin), found
@@ -177,7 +179,7 @@ def assert_read_as_drafts(
 
 
 def assert_right(ours: Any, model: Any, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """The text of a call without drafts, or else without a cache, which embeddings always get."""
+    """Asserts the text of a call without drafts, or without a cache, which a call with embeddings always has."""
     plain = without_drafts(kwargs)
     if "inputs_embeds" in plain and not model.config.is_encoder_decoder:
         plain["input_ids"] = texts(model.config, len(plain.pop("inputs_embeds")))["input_ids"]
@@ -196,8 +198,10 @@ def same_texts(ours: Any, expected: Any) -> bool:
 
 
 def assert_read_by_token(ours: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """What transformers' own search finds where the model, which reads otherwise with a cache than without one, gives
-    it the logits of each text as with a cache."""
+    """Checks a model whose logits differ with and without a cache.
+
+    The result must be that of transformers' search, if its model returns the logits with a cache for each text.
+    """
     reader, begin = reader_of(model, args, kwargs), (args[0] if args else kwargs["input_ids"]).shape[1]
     best = ours.sequences[:: kwargs.get("num_return_sequences", 1)]
     assert not reader.reads_alike(best[:, :-1], begin)

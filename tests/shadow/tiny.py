@@ -1,4 +1,4 @@
-"""Models of two narrow layers, built from the config of any architecture."""
+"""Builds models with two narrow layers from the config of any architecture."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import transformers
 
 VOCAB_SIZE = 64
-# What makes a model small, by the names that configs have for it; a config takes those that it knows.
+# Small sizes, under all names that configs have for them. A config takes those that it knows.
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "initializer_range": 0.35,
@@ -36,7 +36,7 @@ _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def tiny_config(config_class: Any, **overrides: Any) -> Any:
-    """A config of `config_class` with small sizes, in its parts too. overrides: fields, dicts of fields for parts."""
+    """Returns a `config_class` with small sizes, in sub-configs too. overrides: fields, or dicts for sub-configs."""
     default = config_class()
     fields = {name: size for name, size in _SIZES.items() if _takes(default, name, size)}
     if "kv_lora_rank" in fields:
@@ -59,13 +59,13 @@ def _takes(config: Any, name: str, size: Any) -> bool:
         setattr(config, name, size)
     except (AttributeError, NotImplementedError):  # a property
         return False
-    except RuntimeError:  # one that differs by layer, and is set for all of them
+    except RuntimeError:  # a per-layer field, set for all layers
         return True
     return True
 
 
 def built(model: str, seed: int = 0, **fields: Any) -> Any:
-    """A random model of the class of that name."""
+    """Returns a random model of the class with the name `model`."""
     model_class = getattr(transformers, model)
     torch.manual_seed(seed)
     return model_class._from_config(tiny_config(model_class.config_class, **fields), attn_implementation="eager").eval()

@@ -1,4 +1,4 @@
-"""Tests of the CUDA sources themselves: `make test-cuda-host` runs them, in a process with the sanitizers."""
+"""Tests of the CUDA sources: `make test-cuda-host` runs them in a process with the sanitizers."""
 
 from __future__ import annotations
 

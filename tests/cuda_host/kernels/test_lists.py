@@ -1,4 +1,4 @@
-"""More best tokens than a list of the kernels holds (2,048): they come a list at a time, in order, and then nobody."""
+"""More best tokens than a kernel's list holds (2,048): kernels write one full list after another, in order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from pygen.ops import TopLogprobs, sample, token_logprobs
 from tests.helpers.logits import make_logits
 
-# Twice a list, so that the last one comes out full and the next one empty; fewer best tokens; more than there are.
+# The vocabulary is two lists, so the last is full and the next is empty. Counts go from fewer to more than exist.
 VOCAB, COUNTS = 4096, [2048, 3000, 4096, 5000]
 
 

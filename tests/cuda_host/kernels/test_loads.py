@@ -1,6 +1,6 @@
-"""How much of the logits a kernel takes from global memory: the argument for its speed that needs no GPU.
+"""Counts a kernel's loads of logits from global memory: evidence for its speed that needs no GPU.
 
-Once, and with a list of the largest scores a sparse second look at the few stretches that hold them.
+A kernel loads each logit once. With a list of the largest scores it loads the few blocks with these scores again.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ VOCAB = 151936
 ONCE, SPARSE = 1.0, 1.04
 HOPPER, AMPERE = (9, 0, 132, 2048, 232448), (8, 0, 108, 2048, 166912)
 PENALTY = {"repetition_penalty": 1.1, "input_ids": make_history(1, 1024, VOCAB)}
-# knobs, and reads of the whole row at most: on a GPU with clusters, on one without
+# knobs, and the maximum of reads of the whole row: on a GPU with clusters, and without
 CASES: dict[str, tuple[dict[str, Any], float, float]] = {
     "penalty, temperature, top-k, top-p": ({**PENALTY, "temperature": 0.7, "top_k": 50, "top_p": 0.9}, SPARSE, SPARSE),
     "greedy": ({"do_sample": False}, SPARSE, SPARSE),
     "no filter": ({}, ONCE, ONCE),
-    # Where no list holds the nucleus, the row is looked through again: in the shared memory of a cluster that holds it,
-    # or without one in the second-level cache.
+    # If no list holds the nucleus, the kernel scans the row again: in the shared memory of a cluster, or else in L2.
     "a nucleus": ({"top_p": 0.5}, SPARSE, 5.0),
     "a wide nucleus": ({"top_p": 0.9, "temperature": 3.0}, ONCE, 5.0),
 }
@@ -40,7 +39,7 @@ def device(request: pytest.FixtureRequest, backend: str) -> Iterator[tuple[int, 
 
 
 def reads_of(logits: Tensor, call: Any) -> float:
-    """Bytes that `call` loads out of `logits`, over their size."""
+    """Returns the bytes that `call` loads from `logits`, divided by their size."""
     host = cuda_host.host()
     host.watch("logits", logits.data_ptr(), logits.nbytes)
     try:

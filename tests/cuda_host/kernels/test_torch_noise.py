@@ -1,4 +1,4 @@
-"""rng="torch" on CUDA: the noise that torch's `exponential_` gives an element there, and where its generator goes."""
+"""rng="torch" on CUDA: the noise of torch's `exponential_` for each element, and the generator's final offset."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ UNROLL, BLOCK = 4, 256
 
 
 def launch(numel: int, multiprocessors: int, threads_per_multiprocessor: int) -> tuple[int, int]:
-    """Threads of torch's launch over `numel` elements, and by how much it advances the generator."""
+    """Returns the threads of torch's launch over `numel` elements, and its advance of the generator."""
     blocks = min(-(-numel // BLOCK), multiprocessors * (threads_per_multiprocessor // BLOCK))
     threads = blocks * BLOCK
     return threads, UNROLL * -(-numel // (UNROLL * threads))
 
 
 def exponential(rows: int, vocab_size: int, threads: int, offset: int) -> Tensor:
-    """Element n is draw n // threads of thread n % threads; four draws share a Philox block."""
+    """Computes the noise: element n is draw n // threads of thread n % threads. Four draws share a Philox block."""
     element = torch.arange(rows * vocab_size)
     draw, thread = element // threads, element % threads
     position = offset // UNROLL + draw // UNROLL
@@ -44,7 +44,7 @@ def exponential(rows: int, vocab_size: int, threads: int, offset: int) -> Tensor
 
 @pytest.fixture
 def torch_backend(backend: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The CUDA entry with a generator of CUDA's kind in the place of the CPU's."""
+    """Gives the CUDA entry a generator with CUDA's state instead of the CPU's."""
     monkeypatch.setattr(_cuda, "taken_noise", lambda generator, increment: nullcontext((SEED, OFFSET)))
     table = importlib.import_module("pygen.ops.sample")._dispatch.entries
     monkeypatch.setitem(table, backend, cuda_host.entry(table["cuda"]))
@@ -52,7 +52,7 @@ def torch_backend(backend: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize("knobs", [{}, {"top_k": 40}, {"top_p": 0.8, "temperature": 0.7}], ids=str)
-# The second device is so small that torch's launch goes over the elements many times.
+# On the second, small device, torch's launch loops over the elements many times.
 @pytest.mark.parametrize("limits", [(132, 2048), (1, 512)], ids=str)
 def test_tokens(torch_backend: str, limits: tuple[int, int], knobs: dict[str, Any]) -> None:
     rows, vocab_size = 3, 5003
@@ -69,7 +69,7 @@ def test_tokens(torch_backend: str, limits: tuple[int, int], knobs: dict[str, An
 def test_a_generator_on_the_device_goes_on(torch_backend: str) -> None:
     rows, vocab_size, steps = 2, 5003, 3
     state = DecodeState.create(torch.ones(rows, 1, dtype=torch.int64), steps)
-    # As long as the state of a generator of the CPU, for the check of the op; the kernel takes the first two words.
+    # The op's check requires the length of a CPU generator's state. The kernel reads the first two words.
     state.generator_state = torch.get_rng_state().clone()
     words = state.generator_state.view(torch.int64)[:2]
     words.copy_(torch.tensor([SEED, OFFSET]))
