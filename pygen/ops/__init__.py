@@ -57,5 +57,5 @@ __all__ = [
 ]
 
 _TABLES = (_beam_finalize, _beam_step, _process_logits, _reorder_cache, _sample, _token_logprobs, _verify_draft)
-# The table of backends of every op, by its name.
+# The backend table of every op, by the op's name.
 DISPATCHERS: dict[str, Dispatcher[Any]] = {table.op: table for table in _TABLES}

@@ -1,4 +1,4 @@
-"""A checked call of `beam_step`, as backends take it, and what its two halves share."""
+"""A checked call of `beam_step`, as backends take it, and the workspace that its two halves share."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from pygen.ops._noise import Noise
 from pygen.ops._outputs import BeamStepOutput
 from pygen.ops._shaping import Shaping
 
-# (B * K, prompt_length + step + 1) int64 candidates -> which of them cannot go on, (B * K,) bool or one bool for all.
+# (B * K, prompt_length + step + 1) int64 candidates -> which of them end, (B * K,) bool or one bool for all.
 StoppingCriteria = Callable[[Tensor], "Tensor | bool"]
 
 
 @dataclass(frozen=True)
 class BeamCall:
-    """Everything checked. The Prepared keeps `out` and the tensors behind pointers alive."""
+    """The checked arguments. The Prepared keeps `out` and the tensors behind pointers alive."""
 
     shaping: Shaping
     state: BeamState
     noise: Noise
     normalized: bool
-    stops_when_full: bool  # nothing joins n finished hypotheses
+    stops_when_full: bool  # once a prompt has n finished hypotheses, none joins
     normalisers: Tensor
     stopping_criteria: StoppingCriteria | None
-    sorts_draws: bool  # by score
+    sorts_draws: bool  # sort drawn candidates by score
     out: BeamStepOutput
 
     @property
     def held_generator(self) -> int:
-        """The address of the state that replaces the generator, or 0."""
+        """The address of the state that replaces the generator's, or 0."""
         return 0 if self.state.generator_state is None else self.state.generator_state.data_ptr()
 
     def ends(self, token_ids: Tensor, parents: Tensor, step: int) -> Tensor:
-        """(B, K) bool: what `stopping_criteria` says about candidates (B, K); a missing one is -1."""
+        """Returns (B, K) bool: the answer of `stopping_criteria` for candidates (B, K); a missing one has id -1."""
         rows = self.state.slots.gather(1, parents.clamp(min=0)).flatten()
         last = token_ids.masked_fill(token_ids < 0, self.state.pad_token_id)
         sequences = torch.cat([self.state.tokens(step)[rows], last.view(-1, 1)], dim=1)
         return self.answer(sequences).view(token_ids.shape)
 
     def answer(self, sequences: Tensor) -> Tensor:
-        """(B * K,) bool: what `stopping_criteria` says about the candidates."""
+        """Returns (B * K,) bool: the checked answer of `stopping_criteria` for the candidates' sequences."""
         assert self.stopping_criteria is not None
         answer = torch.as_tensor(self.stopping_criteria(sequences), device=sequences.device)
         name, count = "stopping_criteria(candidates)", len(sequences)
@@ -57,12 +57,12 @@ class BeamCall:
 
 @dataclass(frozen=True)
 class BeamWorkspace:
-    """What the selection of candidates hands to the update of the beams."""
+    """The candidates that the first half of a step passes to the second."""
 
     candidate_ids: Tensor  # (B, K) int64
     candidate_parents: Tensor  # (B, K) int64
     candidate_scores: Tensor  # (B, K) float32
-    ends: Tensor  # (B, K) bool, of the caller's criteria
+    ends: Tensor  # (B, K) bool, from the stopping criteria
     best_of_row: Tensor  # (rows, K) of 24 bytes each
     count_of_row: Tensor  # (rows,) int64
 

@@ -1,5 +1,7 @@
-"""The checks of tensors that all ops share: every function raises in one sentence (name, rule, value) or returns the
-value in the form that backends take."""
+"""The checks of tensors that all ops share.
+
+Every function raises an error of one sentence (name, rule, value), or returns the value in the form that backends take.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,12 @@ FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Like:
-    """What the other arguments of a call have to agree with."""
+    """The shape and device with which the other arguments of a call must agree."""
 
     rows: int
     vocab_size: int
     device: torch.device
-    name: str = "logits"  # of the argument that says so
+    name: str = "logits"  # of the argument that determines them
 
 
 def check_logits(logits: Tensor) -> Like:
@@ -69,7 +71,7 @@ def check_contiguous(name: str, value: Tensor) -> None:
 
 
 def check_output(name: str, value: object, dtype: torch.dtype, words: str, shape: tuple[int, ...], like: Like) -> None:
-    """A contiguous tensor to write into."""
+    """Checks a contiguous tensor to write into."""
     check_tensor(name, value)
     assert isinstance(value, Tensor)
     check_dtype(name, value, dtype)
@@ -93,8 +95,7 @@ def count_up_to(name: str, value: object, last: int) -> int:
 
 
 def row_table(name: str, value: object, dtype: torch.dtype, words: str, width: int | None, like: Like) -> Tensor:
-    """A table shared by all rows, (width,) or (1, width), or one row of it each, (rows, width), read in place at every
-    call.
+    """Checks a table for all rows, (width,) or (1, width), or for each row, (rows, width). Calls read it in place.
 
     width None: any.
     """
@@ -119,8 +120,7 @@ def check_ids(name: str, value: object) -> None:
 
 
 def id_table(name: str, value: object, like: Like) -> Tensor:
-    """Token ids for all rows, from a sequence of ints or (n,) or (1, n), or for each row, (rows, n): int64 or int32, as
-    they are."""
+    """Checks token ids, int64 or int32: for all rows, a sequence of ints, (n,) or (1, n); for each row, (rows, n)."""
     if isinstance(value, Tensor):
         check_ids(name, value)
         return row_table(name, value, value.dtype, "n", None, like)
@@ -144,14 +144,14 @@ def int_list(name: str, value: object) -> list[int]:
 
 
 def check_rows_apart(name: str, value: Tensor) -> None:
-    """Refuses a table to write into whose rows share elements."""
+    """Refuses a table to write into if its rows share elements."""
     if value.shape[0] > 1 and value.stride(0) < value.shape[1]:
         strides, shape = value.stride(), tuple(value.shape)
         raise ValueError(f"`{name}` must have rows apart, got strides {strides} for shape {shape}")
 
 
 def check_no_overlap(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """Refuses two tensors whose elements lie between the same first and last byte."""
+    """Refuses two tensors whose address ranges overlap."""
     first, last = _byte_range(value)
     other_first, other_last = _byte_range(other)
     if first < other_last and other_first < last:

@@ -1,5 +1,4 @@
-"""What every launch of a CUDA kernel needs: the extension, the device made current with its stream, a workspace, and
-the place of torch's generator."""
+"""The needs of every CUDA launch: the extension, the current device and stream, a workspace, and torch's generator."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from pygen.rng import lock_of
 
 
 def kernels() -> Any:
-    """The extension that holds the kernels."""
+    """Returns the extension with the kernels."""
     from pygen import _C
 
     return _C
@@ -22,15 +21,15 @@ def kernels() -> Any:
 
 @contextmanager
 def on(device: torch.device) -> Iterator[tuple[int, int]]:
-    """Makes `device` current; gives its number and the address of its current stream."""
+    """Makes `device` current; yields its index and the address of its current stream."""
     with torch.cuda.device(device):
         yield torch.cuda.current_device(), torch.cuda.current_stream().cuda_stream
 
 
 class Launches:
-    """The launches of a plan of the extension on one device: `launches(*arguments)` is `plan.launch_on(stream, ...)`.
+    """Launches a plan of the extension on one device: `launches(*arguments)` calls `plan.launch_on(stream, ...)`.
 
-    The workspace lives as long as the plan, so that nothing is allocated per launch.
+    The workspace lives as long as the plan, so that a launch allocates nothing.
     """
 
     def __init__(self, plan: Any, device: torch.device) -> None:
@@ -48,9 +47,9 @@ class Launches:
 
 @contextmanager
 def taken_noise(generator: torch.Generator, increment: int) -> Iterator[tuple[int, int]]:
-    """Seed and offset at which a draw of torch begins; the generator then stands behind it.
+    """Yields the seed and offset of a draw from torch's generator, and advances the generator past the draw.
 
-    Where the body, a launch, raises, the generator is put back. increment 0: nothing is drawn.
+    If the body, a launch, raises, the generator gets its earlier state. increment 0 draws nothing.
     """
     if increment == 0:
         yield 0, 0

@@ -11,7 +11,7 @@ from pygen.ops._noise import Noise
 
 @dataclass(frozen=True)
 class DraftCall:
-    """Everything checked, as backends take it. `temperature` is 0 in greedy rows."""
+    """The checked arguments, as backends take them. `temperature` is 0 in greedy rows."""
 
     target: Tensor
     draft_token_ids: Tensor

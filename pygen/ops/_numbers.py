@@ -1,4 +1,4 @@
-"""The checks of numbers that an op takes once for all rows, or one per row: knobs, seeds and steps."""
+"""The checks of numbers that an op takes for all rows or per row: knobs, seeds and steps."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ _SMALLEST_FLOAT32 = 2.0**-149
 
 
 def float_knob(name: str, value: object, rule: NumberRule, like: Like) -> float | Tensor:
-    """A number, or one per row in a list or a floating (rows,) tensor, as float32: that is the value the rule is about.
-    Tensors are copied; one without dimensions is a number."""
+    """Checks a number, or one per row in a list or a floating (rows,) tensor, and returns float32.
+
+    The rule applies to the float32 value. Tensors are copied; one without dimensions is a number.
+    """
     value = number_or_rows(name, value, Real, torch.float64, like)
     if isinstance(value, Tensor):
         if not value.is_floating_point():
@@ -44,7 +46,7 @@ def float_knob(name: str, value: object, rule: NumberRule, like: Like) -> float 
 
 
 def temperature_knob(value: object, rule: NumberRule, like: Like) -> float | Tensor:
-    """As `float_knob`; a temperature that float32 rounds to 0 is no greedy one: it becomes the smallest there is."""
+    """As `float_knob`. A positive temperature that float32 rounds to 0 becomes the smallest float32, and not greedy."""
     value = number_or_rows("temperature", value, Real, torch.float64, like)
     if isinstance(value, Tensor):
         if value.is_floating_point() and value.dtype.itemsize > 4:
@@ -55,8 +57,10 @@ def temperature_knob(value: object, rule: NumberRule, like: Like) -> float | Ten
 
 
 def int_knob(name: str, value: object, rule: NumberRule, like: Like) -> int | Tensor:
-    """An int, or one per row in a list or a (rows,) int64 or int32 tensor, as int64. Tensors are copied; one without
-    dimensions is an int."""
+    """Checks an int, or one per row in a list or a (rows,) int64 or int32 tensor, and returns int64.
+
+    Tensors are copied; one without dimensions is an int.
+    """
     value = number_or_rows(name, value, Integral, torch.int64, like)
     if isinstance(value, Tensor):
         if value.dtype not in (torch.int64, torch.int32):
@@ -70,7 +74,10 @@ def int_knob(name: str, value: object, rule: NumberRule, like: Like) -> int | Te
 
 
 def bool_knob(name: str, value: object, like: Like) -> bool | Tensor:
-    """A bool, or one per row in a list or a (rows,) bool tensor, which is copied; one without dimensions is a bool."""
+    """Checks a bool, or one per row in a list or a (rows,) bool tensor.
+
+    Tensors are copied; one without dimensions is a bool.
+    """
     value = number_or_rows(name, value, bool, torch.bool, like)
     if isinstance(value, Tensor):
         checks.check_dtype(name, value, torch.bool)
@@ -83,7 +90,7 @@ def bool_knob(name: str, value: object, like: Like) -> bool | Tensor:
 
 
 def seed_words(name: str, value: object, like: Like) -> Tensor:
-    """Row seeds: (rows,) int64 of bit patterns, from such a tensor (copied) or from one int per row."""
+    """Returns row seeds, (rows,) int64 bit patterns, from such a tensor (copied) or from one int per row."""
     if isinstance(value, Tensor):
         checks.check_dtype(name, value, torch.int64)
         checks.check_shape(name, value, "(rows,)", (like.rows,))
@@ -113,7 +120,7 @@ def _to_int64(value: Any) -> int:
     return max(-LARGEST_INT, min(int(value), LARGEST_INT))
 
 
-# What a list may hold: the words of the message, and the value that a tensor takes.
+# For each kind of list: the words of the message, and the conversion of an item.
 _KINDS: dict[type, tuple[str, Callable[[Any], Any]]] = {
     Real: ("numbers", _to_float64),
     Integral: ("ints", _to_int64),
@@ -122,7 +129,7 @@ _KINDS: dict[type, tuple[str, Callable[[Any], Any]]] = {
 
 
 def number_or_rows(name: str, value: object, kind: type, dtype: torch.dtype, like: Like) -> object:
-    """`value` with a tensor without dimensions as its number, and a list of numbers as a tensor."""
+    """Converts a tensor without dimensions to a number, and a list of numbers to a tensor."""
     if isinstance(value, Tensor):
         check_plain(name, value)
         return value if value.dim() or value.is_meta else value.item()
@@ -153,7 +160,7 @@ def _to_float32(value: Any) -> float:
 
 
 def steps_of(name: str, value: object, like: Tensor) -> int | Tensor:
-    """The step of a call: an int, also from a tensor without dimensions, or one per row, also from a list."""
+    """Returns the step of a call, an int or one per row, from an int, a tensor or a list."""
     if type(value) is int and 0 <= value < STEP_LIMIT:
         return value
     if isinstance(value, (list, tuple)):

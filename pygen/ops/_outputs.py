@@ -1,4 +1,4 @@
-"""What the ops return, and for `sample` and `beam_step` also empty results, checks of `out=` and pointers."""
+"""The results of ops; for `sample` and `beam_step` also empty results, checks of `out=` and pointers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pygen.ops._checks import Like
 
 
 class RowStatus(IntEnum):
-    """What is wrong with a row of logits, in `SampleOutput.status`. A row that is not OK is not drawn."""
+    """The status of a row of logits, as in `SampleOutput.status`. Ops do not draw from a row that is not OK."""
 
     OK = 0
     NAN = 1
@@ -22,10 +22,10 @@ class RowStatus(IntEnum):
 
 
 class TopLogprobs(NamedTuple):
-    """The n most probable tokens of every row, best first, the lower id first where they tie.
+    """The n most probable tokens of every row, best first; of equal tokens the lower id comes first.
 
-    Where a row has fewer survivors than n the rest is id -1 with log-probability -inf; a row that is not OK holds id -1
-    and NaN throughout.
+    A row with fewer than n survivors ends in id -1 with log-probability -inf. A row that is not OK has only id -1 and
+    NaN.
     """
 
     token_ids: Tensor  # (rows, n) int64
@@ -33,7 +33,7 @@ class TopLogprobs(NamedTuple):
 
 
 class SampleOutput(NamedTuple):
-    """One token per row, with log-probabilities where `logprobs=n` asked for them."""
+    """One token per row, with log-probabilities if the call had `logprobs=n`."""
 
     token_ids: Tensor  # (rows,) int64
     logprobs: Tensor | None  # (rows,) float32
@@ -42,24 +42,24 @@ class SampleOutput(NamedTuple):
 
 
 class BeamStepOutput(NamedTuple):
-    """What a beam search's loop needs to go on: the next forward of every row, and what the rows of a cache become."""
+    """The input of the next forward for every row, and the moves of the cache's rows."""
 
     token_ids: Tensor  # (rows,) int64, the token that each row feeds to the model next
-    source_rows: Tensor  # (rows,) int64, the row whose generated positions each row takes over; its own: none
-    shared: Tensor  # (rows,) int64, how many of those positions the two have in common already
+    source_rows: Tensor  # (rows,) int64, the row from which each row copies generated positions; itself for no copy
+    shared: Tensor  # (rows,) int64, the number of those positions that the two rows already have in common
     status: Tensor  # (rows,) int32, values of `RowStatus`
 
 
 class BeamOutput(NamedTuple):
-    """The best hypotheses of every prompt, best first, those of a prompt side by side."""
+    """The best hypotheses of every prompt, best first; those of a prompt are adjacent."""
 
     sequences: Tensor  # (batch_size * num_return_sequences, prompt_length + longest) int64, prompt first
     sequences_scores: Tensor  # (batch_size * num_return_sequences,) float32, normalised by length
-    beam_indices: Tensor  # (batch_size * num_return_sequences, longest) int32, the flat beam that each token grew from
+    beam_indices: Tensor  # (batch_size * num_return_sequences, longest) int32, the flat parent beam of each token
 
 
 class TokenLogprobs(NamedTuple):
-    """Log-probabilities of the tokens asked for, and of the n best where `top=n` asked for them."""
+    """Log-probabilities of the given tokens, and of the n best if the call had `top=n`."""
 
     logprobs: Tensor  # float32, of the shape of token_ids
     top_logprobs: TopLogprobs | None  # (rows, top)
@@ -67,7 +67,7 @@ class TokenLogprobs(NamedTuple):
 
 
 class DraftOutput(NamedTuple):
-    """Row r goes on with its first `accepted_lengths[r]` drafts and then `token_ids[r]`."""
+    """Row r continues with its first `accepted_lengths[r]` drafts, followed by `token_ids[r]`."""
 
     accepted_lengths: Tensor  # (rows,) int64
     token_ids: Tensor  # (rows,) int64, in [0, vocab_size)
@@ -80,7 +80,7 @@ def empty_beam_output(like: Like) -> BeamStepOutput:
 
 
 def check_beam_out(out: BeamStepOutput, like: Like) -> None:
-    """Checks what a caller wants the result of a step written into."""
+    """Checks `out=` of a step."""
     if not isinstance(out, BeamStepOutput):
         raise TypeError(f"`out` must be a BeamStepOutput, got {type(out).__name__}")
     for name, value in out._asdict().items():
@@ -89,7 +89,7 @@ def check_beam_out(out: BeamStepOutput, like: Like) -> None:
 
 
 def empty_output(rows: int, n: int, device: torch.device) -> SampleOutput:
-    """Room for the result of a call with logprobs=n."""
+    """Allocates the result of a call with logprobs=n."""
     token_ids = torch.empty(rows, dtype=torch.int64, device=device)
     status = torch.empty(rows, dtype=torch.int32, device=device)
     if n == 0:
@@ -101,7 +101,7 @@ def empty_output(rows: int, n: int, device: torch.device) -> SampleOutput:
 
 
 def check_out(out: SampleOutput, n: int, like: Like) -> None:
-    """Checks what a caller wants the result of a call with logprobs=n written into."""
+    """Checks `out=` of a call with logprobs=n."""
     if not isinstance(out, SampleOutput):
         raise TypeError(f"`out` must be a SampleOutput, got {type(out).__name__}")
     rows = like.rows
@@ -120,7 +120,7 @@ def check_out(out: SampleOutput, n: int, like: Like) -> None:
 
 
 def tensors_of(output: SampleOutput) -> list[Tensor]:
-    """The tensors that are there, always in the same order."""
+    """Returns the result's tensors, in a fixed order."""
     tensors = [output.token_ids, output.status]
     if output.logprobs is not None and output.top_logprobs is not None:
         tensors += [output.logprobs, *output.top_logprobs]
@@ -128,7 +128,7 @@ def tensors_of(output: SampleOutput) -> list[Tensor]:
 
 
 def output_arguments(out: SampleOutput, n: int) -> dict[str, Any]:
-    """Keyword arguments of pygen._C.SamplePlan. The tensors have to outlive the plan."""
+    """Returns keyword arguments for pygen._C.SamplePlan. The tensors must outlive the plan."""
     top = out.top_logprobs
     return {
         "token_ids_ptr": out.token_ids.data_ptr(),

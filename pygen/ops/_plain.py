@@ -1,4 +1,4 @@
-"""Whether a kernel may use a tensor through its address: the one place that knows torch's other kinds of tensors."""
+"""Decides whether a kernel may access a tensor through its address. Only this module knows other kinds of tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _bits(name: str) -> int:
     return int(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)).raw_repr())
 
 
-# What the elements of a tensor with this dispatch key are not: those at its address. What the message says of it.
+# Dispatch keys of tensors whose elements are not those at the tensor's address, and their words for the message.
 _KINDS = {
     "FuncTorchBatched": "one of torch.vmap: call the op outside of it, with all rows at once",
     "FuncTorchGradWrapper": "one of a transform of torch.func: call the op outside of it",
@@ -27,7 +27,7 @@ _KINDS = {
     "ZeroTensor": "one without memory of torch's own: give its clone()",
 }
 _ADVICE = {"DTensor": "give its to_local() or full_tensor()", "FakeTensor": "it has no values"}
-# Every call of an op asks these: the look-ups of their names would cost as much as they do.
+# Every call of an op uses these functions. Looking their names up would cost as much as the calls.
 _keys_of = torch._C._dispatch_keys
 _is_tracing = torch._C._is_tracing
 _transform = torch._C._functorch.peek_interpreter_stack
@@ -40,9 +40,9 @@ for _name in _KINDS:
 
 
 def is_plain(value: Tensor) -> bool:
-    """Whether the elements of `value` are those at its address, and the call is not being recorded or imitated.
+    """Returns whether the elements of `value` are those at its address, and no tool records or imitates the call.
 
-    A tensor on the device "meta" is plain: it is refused for its device.
+    A tensor on the device "meta" is plain: the check of devices refuses it.
     """
     return (
         _keys_of(value).raw_repr() & _LOOKED_AT == _DENSE
@@ -73,8 +73,10 @@ def _kind(value: Tensor) -> str:
 
 
 def _recorder() -> str | None:
-    """What records the calls of torch, imitates them with fake tensors or transforms them; modes that only watch do
-    not."""
+    """Returns the tool that records torch's calls, imitates them with fake tensors or transforms them, or None.
+
+    Modes that only watch calls do not count.
+    """
     if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace"
     transform = torch._C._functorch.peek_interpreter_stack()

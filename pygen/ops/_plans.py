@@ -1,4 +1,4 @@
-"""Checked one-off calls, kept by what their arguments are: a call like one before is not checked again."""
+"""Caches the plans of checked one-off calls, so that a call like an earlier one skips the checks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from pygen.backends import Dispatcher
 from pygen.ops._plain import is_plain
 
-# Types whose equal values mean the same; 1, 1.0 and True are equal, so a key holds the types too.
+# Types whose equal values have the same meaning. 1, 1.0 and True are equal, so a key also holds the types.
 _SCALARS = frozenset((int, float, bool, str, type(None), torch.device))
 _MOST_IDS = 64
 
@@ -21,10 +21,9 @@ Plan = TypeVar("Plan")
 
 
 class Plans(Generic[Plan]):
-    """The plans of `size` different calls of an op: once they are as many, of those made last. They hold no tensor of a
-    caller.
+    """The plans of up to `size` different calls of an op, the most recently used ones. Plans hold no caller's tensor.
 
-    The elements of tensors are no part of a key: only calls without checks of elements may be kept.
+    A key does not contain the elements of tensors, so only calls without checks of elements are cached.
     """
 
     def __init__(self, dispatcher: Dispatcher[Any], size: int = 256) -> None:
@@ -34,7 +33,7 @@ class Plans(Generic[Plan]):
         self._lock = threading.Lock()
 
     def key(self, backend: str, scalars: tuple[object, ...], tensors: tuple[object, ...]) -> Hashable:
-        """Everything about a call that its checks look at; None where it cannot be kept, as a per-row knob cannot."""
+        """Returns everything that the checks of a call depend on; None if it cannot be cached (per-row knobs)."""
         types = tuple(map(type, scalars))
         if not _SCALARS.issuperset(types) or type(backend) is not str:
             return None
@@ -52,7 +51,7 @@ class Plans(Generic[Plan]):
         if key is None:
             return None
         plan = self._plans.get(key)
-        # Which plan was used last matters only where the next new one takes the place of another; the look-up is dear.
+        # The order of use only matters for evictions, and updating it is expensive.
         if plan is not None and len(self._plans) >= self._size:
             with self._lock:
                 if key in self._plans:
@@ -67,7 +66,7 @@ class Plans(Generic[Plan]):
 
 
 def scalars_of_ids(ids: object) -> tuple[object, ...]:
-    """Few ids as a part of a key; something that is no scalar, so that there is no key, where they are many."""
+    """Returns a few ids as part of a key. For many ids it returns a value that isn't a scalar, which prevents a key."""
     if ids is None or isinstance(ids, Tensor):
         return (None,)
     if type(ids) in (list, tuple) and len(ids) <= _MOST_IDS:  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pygen.ops._beam_state import BeamState
     from pygen.ops._state import DecodeState
 
-# What a backend makes of checked arguments: (logits, step, length) -> None, writing into outputs it was given before.
+# A backend turns checked arguments into a function (logits, step, length) -> None, which writes into fixed outputs.
 Run = Callable[[Tensor, int, int], None]
 
 Output = TypeVar("Output")
@@ -29,16 +29,16 @@ class Prepared(Generic[Output]):
     """`prepared(logits, *, step=0, length=None)` runs one step and returns `prepared.out`, the same tensors every time.
 
     logits: shape, dtype, device and contiguous last dimension as in preparation; the rows may have another stride.
-    step: tokens generated so far, an int in [0, 2**32); with a state, the column to write has to exist.
-        Without effect where the state counts the steps itself.
+    step: tokens generated so far, an int in [0, 2**32); with a state, the column to write must exist. A state with a
+        step counter ignores it.
     length: columns of `input_ids` in use; default all, or with a state its prompt length + step.
 
-    Tables given in preparation (input_ids, bias, suppress, token_bitmask, noise, a tensor `step`) are read anew by
-    every call, so that they can be changed in place; per-row knobs and seeds were copied, into `shaping` and `noise`.
+    Every call reads the tables of the preparation again (input_ids, bias, suppress, token_bitmask, noise, a tensor
+    `step`), so that callers can change them in place. `shaping` and `noise` hold copies of per-row knobs and seeds.
 
-    The outputs are one call's at a time, so threads need a prepared op each. One may be handed from thread to thread; a
-    call while another is inside is a RuntimeError and changes nothing. It holds addresses of tensors, so it can neither
-    be copied nor pickled.
+    A prepared op reuses its outputs, so each thread needs its own. Threads may pass one on. A call while another one
+    runs raises RuntimeError and changes nothing. A prepared op holds addresses of tensors, so it cannot be copied or
+    pickled.
     """
 
     __slots__ = (
@@ -70,7 +70,7 @@ class Prepared(Generic[Output]):
         noise: Noise | None = None,
     ) -> None:
         self.out = out
-        # Kernels use these tensors through pointers, and the caller may drop his.
+        # Kernels access these tensors through pointers, and the caller may drop them.
         self.shaping, self.noise = shaping, noise
         self._turn = threading.Lock()
         self._widened = shaping.widened
@@ -93,7 +93,7 @@ class Prepared(Generic[Output]):
                 self._growth = 0
 
     def __call__(self, logits: Tensor, *, step: int = 0, length: int | None = None) -> Output:
-        # One condition that costs about a microsecond; the sentences are made where it fails.
+        # One condition costs about a microsecond. The messages are built only if it fails.
         if not (
             type(logits) is Tensor
             and is_plain(logits)
@@ -137,11 +137,11 @@ class Prepared(Generic[Output]):
 
 
 def _nothing_to_do(logits: Tensor, step: int, length: int) -> None:
-    """A call with no rows."""
+    """Runs a call without rows."""
 
 
 def detached(run: Run) -> Run:
-    """`run` without autograd."""
+    """Returns `run` without autograd."""
 
     def run_detached(logits: Tensor, step: int, length: int) -> None:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""How an op has its signature written out for its readers, and takes the knobs of the table by name."""
+"""Spells out an op's signature for its readers, while its implementation takes the table's knobs by name."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Result = TypeVar("Result")
 def implemented_by(
     function: Callable[..., Result],
 ) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
-    """Decorates a signature with its documentation: calls go to `function`, and the body never runs.
+    """Decorates a documented signature: calls go to `function`, and the body never runs.
 
-    `function` takes knobs as `**knobs`, so that no list of them stands between a call and its checks. A test compares
-    the rest of its parameters with the signature.
+    `function` takes knobs as `**knobs`, so that a call reaches the checks without another list of knobs. A test
+    compares its other parameters with the signature.
     """
 
     def declare(signature: Callable[Parameters, Result]) -> Callable[Parameters, Result]:

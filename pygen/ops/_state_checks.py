@@ -1,4 +1,4 @@
-"""The sequences that `sample` extends: checked once, and their pointers."""
+"""Checks a DecodeState once, and passes its pointers to kernels."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ARGUMENTS = (
 
 
 def check_state(state: DecodeState, like: Like) -> None:
-    """The tensors of a DecodeState, as far as a kernel that writes to them depends on it."""
+    """Checks the tensors of a DecodeState, as far as a kernel that writes to them depends on it."""
     words, capacity = "(rows, capacity)", state.token_ids.shape[-1]
     for name, value in (("state.token_ids", state.token_ids), ("state.history", state.history)):
         checks.check_tensor(name, value)
@@ -54,7 +54,7 @@ def check_state(state: DecodeState, like: Like) -> None:
 
 
 def check_captured_fields(state: DecodeState | BeamState, like: Like) -> None:
-    """What a captured step keeps on the device: its number, and where torch's noise stands."""
+    """Checks the fields that a captured step keeps on the device: the step counter and the generator's state."""
     if state.steps is not None:
         checks.check_output("state.steps", state.steps, torch.int64, "(rows,)", (like.rows,), like)
     if state.generator_state is not None:
@@ -66,7 +66,7 @@ def check_captured_fields(state: DecodeState | BeamState, like: Like) -> None:
 
 @contextmanager
 def generator_of(state: DecodeState | BeamState | None, generator: torch.Generator) -> Iterator[torch.Generator]:
-    """For draws with torch itself: `generator`, or one that goes on where `state.generator_state` stands."""
+    """Yields the generator for torch's own draws: `generator`, or one that continues `state.generator_state`."""
     held = None if state is None else state.generator_state
     if held is None:
         with lock_of(generator):
@@ -79,7 +79,7 @@ def generator_of(state: DecodeState | BeamState | None, generator: torch.Generat
 
 
 def state_arguments(state: DecodeState | None) -> dict[str, Any]:
-    """Keyword arguments of pygen._C.SamplePlan. The tensors have to outlive the plan."""
+    """Returns keyword arguments for pygen._C.SamplePlan. The tensors must outlive the plan."""
     arguments = dict.fromkeys(_ARGUMENTS, 0)
     if state is None:
         return arguments
