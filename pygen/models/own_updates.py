@@ -130,12 +130,16 @@ def _changed(outputs: Any, change: Callable[[Tensor, int], Tensor]) -> Any:
         value = outputs.get(name) if is_mapping else getattr(outputs, name, None)
         if value is None:
             continue
-        value = map_leaves(lambda tensor, dim=dim: change(tensor, dim), value)
+        value = map_leaves(functools.partial(_at, dim, change), value)
         if is_mapping:
             found[name] = value
         else:
             setattr(found, name, value)
     return found
+
+
+def _at(dim: int, change: Callable[[Tensor, int], Tensor], tensor: Tensor) -> Tensor:
+    return change(tensor, dim)
 
 
 def _noise(tensor: Tensor, dim: int, seed: int) -> Tensor:
