@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import ModuleType
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from pygen.rng import lock_of
 
 
-def kernels() -> Any:
+def kernels() -> ModuleType:
     """Returns the extension with the kernels."""
     from pygen import _C
 
@@ -26,13 +27,21 @@ def on(device: torch.device) -> Iterator[tuple[int, int]]:
         yield torch.cuda.current_device(), torch.cuda.current_stream().cuda_stream
 
 
+class Plan(Protocol):
+    """A plan of the extension with CUDA kernels."""
+
+    def set_device(self, ordinal: int, /) -> int: ...
+    def set_workspace(self, address: int, /) -> None: ...
+    def launch_on(self, stream: int, /, *arguments: int) -> None: ...
+
+
 class Launches:
     """Launches a plan of the extension on one device: `launches(*arguments)` calls `plan.launch_on(stream, ...)`.
 
     The workspace lives as long as the plan, so that a launch allocates nothing.
     """
 
-    def __init__(self, plan: Any, device: torch.device) -> None:
+    def __init__(self, plan: Plan, device: torch.device) -> None:
         self._plan = plan
         self._device = device
         with on(device) as (ordinal, _):

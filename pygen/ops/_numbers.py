@@ -6,7 +6,7 @@ import math
 import struct
 from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ def float_knob(name: str, value: object, rule: NumberRule, like: Like) -> float 
         return _per_row(name, value, value.to(torch.float32, copy=True).contiguous(), rule, like)
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"`{name}` must be a number or a (rows,) tensor, got {type(value).__name__}")
-    rounded = _to_float32(value)
+    rounded = _to_float32(cast(float, value))
     if not rule.holds(rounded):
         raise ValueError(f"`{name}` must be {rule.range}, got {value}")
     return rounded
@@ -109,19 +109,19 @@ def check_seed(name: str, value: int) -> None:
         raise ValueError(f"`{name}` must be in [0, 2**64), got {value}")
 
 
-def _to_float64(value: Any) -> float:
+def _to_float64(value: float) -> float:
     try:
         return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
 
 
-def _to_int64(value: Any) -> int:
+def _to_int64(value: float) -> int:
     return max(-LARGEST_INT, min(int(value), LARGEST_INT))
 
 
 # For each kind of list: the words of the message, and the conversion of an item.
-_KINDS: dict[type, tuple[str, Callable[[Any], Any]]] = {
+_KINDS: dict[type, tuple[str, Callable[[float], float]]] = {
     Real: ("numbers", _to_float64),
     Integral: ("ints", _to_int64),
     bool: ("bools", bool),
@@ -152,7 +152,7 @@ def _per_row(name: str, given: Tensor, folded: Tensor, rule: NumberRule, like: L
     return folded
 
 
-def _to_float32(value: Any) -> float:
+def _to_float32(value: float) -> float:
     try:
         return float(struct.unpack("f", struct.pack("f", value))[0])
     except OverflowError:

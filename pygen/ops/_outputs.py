@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -127,7 +127,7 @@ def tensors_of(output: SampleOutput) -> list[Tensor]:
     return tensors
 
 
-def output_arguments(out: SampleOutput, n: int) -> dict[str, Any]:
+def output_arguments(out: SampleOutput, n: int) -> dict[str, int]:
     """Returns keyword arguments for pygen._C.SamplePlan. The tensors must outlive the plan."""
     top = out.top_logprobs
     return {

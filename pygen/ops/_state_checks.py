@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -78,7 +78,7 @@ def generator_of(state: DecodeState | BeamState | None, generator: torch.Generat
     held.copy_(in_its_place.get_state().view(held.dtype))
 
 
-def state_arguments(state: DecodeState | None) -> dict[str, Any]:
+def state_arguments(state: DecodeState | None) -> dict[str, int]:
     """Returns keyword arguments for pygen._C.SamplePlan. The tensors must outlive the plan."""
     arguments = dict.fromkeys(_ARGUMENTS, 0)
     if state is None:

@@ -1,4 +1,4 @@
-"""The result of a beam search: its best hypotheses, walked from the last token back to the first."""
+"""The result of a beam search: its best hypotheses, traced from the last token back to the first."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pygen.ops._outputs import BeamOutput
 
 
 def beam_finalize(state: BeamState, num_return_sequences: int = 1, *, backend: str = "auto") -> BeamOutput:
-    """The first `num_return_sequences` finished hypotheses of every prompt. `state` is not modified.
+    """Returns the first `num_return_sequences` finished hypotheses of every prompt, and leaves `state` unchanged.
 
     For rank i of prompt b::
 
@@ -25,16 +25,16 @@ def beam_finalize(state: BeamState, num_return_sequences: int = 1, *, backend: s
             sequence[prompt_length + step], beam_indices[step] = token, beam
             token, beam = step_tokens[step - 1, beam], step_parents[step - 1, beam]
 
-    Shorter hypotheses end in `pad_token_id`, and in -1 in `beam_indices`; both results are as wide as the longest
-    returned one needs. A place that holds no hypothesis (`finished_steps` -1) returns the prompt.
+    Shorter hypotheses end in `pad_token_id`, and in -1 in `beam_indices`. The longest returned hypothesis sets the
+    width of both. A missing hypothesis (`finished_steps` -1) returns the prompt.
 
     Arguments:
         state: a `BeamState`.
         num_return_sequences: in [1, state.num_beams].
         backend: "auto", "cpu", "cuda", "triton" or "torch".
 
-    Raises TypeError for types and dtypes, ValueError for values and shapes, also where a walk leaves the beams of its
-    prompt, and BackendError where the backend cannot run.
+    Raises TypeError for types and dtypes, ValueError for values and shapes, also if a trace leaves the beams of its
+    prompt, and BackendError if the backend cannot run.
     """
     check_is_beam_state(state)
     device = state.token_ids.device
@@ -62,7 +62,7 @@ def _check_walks(state: BeamState, num_return_sequences: int, beam_indices: Tens
     walked = torch.arange(beam_indices.shape[1], device=steps.device) <= steps
     prompts = torch.arange(len(steps), device=steps.device)[:, None] // num_return_sequences
     astray = walked & (beam_indices // state.num_beams != prompts)
-    # Walks go from the last step to the first, so this is where one left its prompt.
+    # Traces go from the last step to the first, so a trace first leaves its prompt here.
     for row, step in astray.nonzero()[-1:].tolist():
         beam, prompt = int(beam_indices[row, step]), row // num_return_sequences
         raise ValueError(
@@ -96,7 +96,7 @@ def _triton(state: BeamState, num_return_sequences: int, longest: int) -> tuple[
 def _arguments(
     state: BeamState, num_return_sequences: int, longest: int
 ) -> tuple[tuple[Tensor, Tensor], dict[str, int]]:
-    """Room for the sequences and the beam indices, and the keyword arguments that fill it."""
+    """Allocates the sequences and the beam indices; also returns the kernel's keyword arguments."""
     rows, device = state.batch_size * num_return_sequences, state.token_ids.device
     sequences = torch.empty((rows, state.prompt_length + longest), dtype=torch.int64, device=device)
     beam_indices = torch.empty((rows, longest), dtype=torch.int32, device=device)

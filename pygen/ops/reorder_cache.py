@@ -20,29 +20,29 @@ def reorder_cache(
     *,
     backend: str = "auto",
 ) -> None:
-    """Row r of every tensor takes over positions [start, length) of row `beam_idx[r]`, in place.
+    """Copies positions [start, length) of row `beam_idx[r]` into row r of every tensor, in place.
 
-    For every tensor t, all rows at once, so that swaps and cycles are right::
+    All rows of a tensor t move at once, so that swaps and cycles are correct::
 
         before = t.clone()
         for r in range(rows):
             t[r, :, start_r:length] = before[beam_idx[r], :, start_r:length]
 
-    Nothing else is written, and nothing of rows with beam_idx[r] == r. Rows whose beam died and that receive copies of
-    living ones, the usual step of a beam search, cost one read and one write of the positions that move; a cycle of
-    rows costs those of one more row.
+    The op writes nothing else, and nothing in rows with beam_idx[r] == r. In the usual step of a beam search, rows of
+    dead beams receive copies of living ones. That costs one read and one write of the positions that move. A cycle of
+    rows costs one more row.
 
     Arguments:
         cache_tensors: a tensor, or several: (rows, heads, positions, head_dim) of any dtype, last dimension contiguous,
-            otherwise strided at will as long as no two elements share memory. Only the rows have to agree.
+            other strides free as long as no two elements share memory. Tensors need equal rows only.
         beam_idx: (rows,) int64 or int32, in [0, rows).
-        start: in [0, length], an int or (rows,) int64 or int32: what lies before is the same in both rows, as a
-            prompt is.
-        length: positions in use; by default all, of which the tensors then have to have equally many.
+        start: in [0, length], an int or (rows,) int64 or int32. Both rows are equal before it, for example in the
+            prompt.
+        length: positions in use. The default is all positions, if all tensors have equally many.
         backend: "auto", "cpu", "cuda", "triton" or "torch".
 
-    Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError where the backend cannot run;
-    a refused call changes nothing.
+    Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError if the backend cannot run. A
+    refused call changes nothing.
     """
     tensors = _check_tensors(cache_tensors)
     rows, device = tensors[0].shape[0], tensors[0].device
@@ -71,9 +71,9 @@ def reorder_cache_unchecked(
     *,
     backend: str = "auto",
 ) -> None:
-    """`reorder_cache` of arguments known to be right: the host reads nothing of them, so that it can be captured.
+    """`reorder_cache` without checks: the host reads no value of a tensor, so that a CUDA graph can capture the call.
 
-    span: (2,) int64 on the device of the tensors, or None. Where given, row r takes over positions
+    span: (2,) int64 on the device of the tensors, or None. If given, row r copies positions
         [span[0] + start_r, min(span[1], length)).
     """
     _, entry = _dispatch.resolve(tensors[0].device, backend)
@@ -90,7 +90,7 @@ def _check_tensors(cache_tensors: object) -> list[Tensor]:
         raise TypeError(f"`cache_tensors` must be a tensor or a sequence of tensors, got {kind}")
     if not tensors:
         raise ValueError("`cache_tensors` must hold at least one tensor, got none")
-    # The layers of a model are mostly alike: a layout is checked where it differs from the one before.
+    # Most layers of a model have equal layouts, so a layout is checked only if it differs from the one before.
     checked: object = None
     for i, tensor in enumerate(tensors):
         checks.check_tensor(name.format(i), tensor)

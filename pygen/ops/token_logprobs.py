@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,29 +18,29 @@ from pygen.ops._shaping import DTYPE_CODES
 def token_logprobs(
     logits: Tensor, token_ids: Tensor, *, top: int = 0, backend: str = "auto", out: TokenLogprobs | None = None
 ) -> TokenLogprobs:
-    """ln softmax(logits) of given tokens: what perplexities, importance weights and scores of choices need.
+    """Returns ln softmax(logits) of given tokens, for perplexities, importance weights and scores of choices.
 
     Per row x of the logits::
 
         logprob of id = x[id] - ln(sum over i of exp(x[i]))      NaN for an id outside the vocabulary
         top_logprobs  = the `top` largest with their ids, ties to the lowest id
 
-    Ids outside the vocabulary are no error on any device, so that a whole batch keeps its logits in place: labels that
-    were shifted by one, with -100 where nothing follows, give NaN there. A row with NaN, +inf or nothing but -inf has
-    NaN throughout, the ids of its best are -1, and its status says why; a removed token (-inf) of another row has -inf.
-    The logits are read once, and nothing of their size is allocated. The result carries no gradient.
+    Ids outside the vocabulary give NaN and never an error, so that a batch needs no copy of its logits: shifted labels
+    may have -100 at the end. In a row with NaN, +inf or only -inf all values are NaN, the ids of its best tokens are
+    -1, and its status says why. A removed token (-inf) of another row has -inf. The op reads the logits once and
+    allocates nothing of their size. The result has no gradient.
 
     Arguments:
         logits: (rows, vocab_size) float32, float16 or bfloat16, last dimension contiguous; rows may be strided.
-        token_ids: (rows,) int64 or int32, or (rows, n), of which the last dimension is contiguous.
-        top: how many of the best tokens to return; where fewer are finite the rest is id -1 with -inf.
+        token_ids: (rows,) int64 or int32, or (rows, n) with a contiguous last dimension.
+        top: how many of the best tokens to return. If fewer are finite, the rest is id -1 with -inf.
         backend: "auto", "cpu", "cuda", "triton" or "torch".
         out: a TokenLogprobs of contiguous tensors to write into, shaped like the result.
 
     Returns TokenLogprobs(logprobs, top_logprobs, status); top_logprobs is None with top=0.
 
-    Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError where the backend cannot run;
-    a refused call changes nothing.
+    Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError if the backend cannot run. A
+    refused call changes nothing.
     """
     key = None if out is not None else _plans.key(backend, (top,), (logits, token_ids))
     entry = _plans.find(key)
@@ -56,7 +55,7 @@ def token_logprobs(
             _plans.keep(key, entry)
     if out is None:
         out = _empty(token_ids.shape, top, logits)
-    # len() and a conversion to the same dtype would be calls of torch.
+    # len(), or a conversion to the same dtype, would call torch.
     if logits.shape[0] > 0:
         entry(logits, token_ids if token_ids.dtype is torch.int64 else token_ids.long(), out)
     return out
@@ -117,7 +116,7 @@ def _triton(logits: Tensor, token_ids: Tensor, out: TokenLogprobs) -> None:
     kernel(logits, token_ids, out)
 
 
-def _arguments(logits: Tensor, token_ids: Tensor, out: TokenLogprobs) -> dict[str, Any]:
+def _arguments(logits: Tensor, token_ids: Tensor, out: TokenLogprobs) -> dict[str, int]:
     top = out.top_logprobs
     return {
         "rows": logits.shape[0],
