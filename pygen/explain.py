@@ -161,7 +161,7 @@ def explain(model: Any, *args: Any, **kwargs: Any) -> Explanation:
         stages=tuple(Stages(s.first, s.end, plan.stages(s.first, _choice(call))) for s in plan.segments),
         not_fused=plan.reasons(),
         backends={op: _backend(op, call) for op in _ops(call, plan)},
-        noise=_noise(call),
+        noise=_noise_words(call),
         cache=_cache(call),
         stopping=tuple(_stopping(call)),
         notes=tuple(notes),
@@ -258,7 +258,7 @@ def _backend(op: str, call: Call) -> str:
     return "; ".join([name, *passed_over])
 
 
-def _noise(call: Call) -> str:
+def _noise_words(call: Call) -> str:
     seed = getattr(call.config, "seed", None)
     if not call.config.do_sample:
         return "none: nothing is drawn"

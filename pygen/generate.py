@@ -19,9 +19,11 @@ from pygen.call.memory import named_sizes
 from pygen.call.remote_code import load_custom_generate
 from pygen.config.config import GenerationMode
 from pygen.decode.assisted import generate_assisted
-from pygen.decode.beam import generate_with_beams, generate_with_constraints, generate_with_groups
+from pygen.decode.beam import generate_with_beams
+from pygen.decode.constrained_beam import generate_with_constraints
 from pygen.decode.contrastive import generate_contrastively
 from pygen.decode.custom import own_loop
+from pygen.decode.diverse_beam import generate_with_groups
 from pygen.decode.dola import generate_by_contrasting_layers
 from pygen.decode.sample import generate_by_sampling
 from pygen.graph.eligibility import CAPTURED_MODES, check_runtime, choose_runtime

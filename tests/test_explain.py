@@ -103,8 +103,13 @@ def test_settings_of_other_models() -> None:
         ({"do_sample": True, "num_return_sequences": 3}, "sample", "pygen.decode.sample", 6),
         ({"num_beams": 4}, "beam_search", "pygen.decode.beam", 8),
         ({"num_beams": 4, "do_sample": True}, "beam_sample", "pygen.decode.beam", 8),
-        ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}, "group_beam_search", "pygen.decode.beam", 8),
-        ({"num_beams": 4, "force_words_ids": [[7]]}, "constrained_beam_search", "pygen.decode.beam", 8),
+        (
+            {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5},
+            "group_beam_search",
+            "pygen.decode.diverse_beam",
+            8,
+        ),
+        ({"num_beams": 4, "force_words_ids": [[7]]}, "constrained_beam_search", "pygen.decode.constrained_beam", 8),
         ({"prompt_lookup_num_tokens": 3}, "assisted_generation", "pygen.decode.assisted", 2),
     ],
 )

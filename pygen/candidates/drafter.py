@@ -19,7 +19,7 @@ from pygen.models.adapter import ModelAdapter
 from pygen.models.widths import embedded_ids
 from pygen.models.wrappers import inner
 from pygen.ops import DecodeState
-from pygen.ops._room import first_room
+from pygen.ops._growth import first_capacity
 from pygen.plan.pipeline import Chooser, Pipeline, SampleBinding, bind_plan
 from pygen.plan.plan import Plan
 from pygen.request.prompt import Prompt
@@ -233,7 +233,7 @@ def state_for(call: Call, plan: Plan, max_new_tokens: int) -> DecodeState:
     return DecodeState.create(
         call.prompt.input_ids.repeat_interleave(call.num_copies, dim=0),
         max_new_tokens,
-        room=first_room(max_new_tokens),
+        step_capacity=first_capacity(max_new_tokens),
         eos_token_ids=call.stopping.eos_token_ids,
         pad_token_id=call.tokens.pad or 0,
         visible=None if visible is None else visible.repeat_interleave(call.num_copies, dim=0),
@@ -243,7 +243,7 @@ def state_for(call: Call, plan: Plan, max_new_tokens: int) -> DecodeState:
 def resume(state: DecodeState, input_ids: Tensor) -> None:
     """Makes `state` that of a text (rows, length) of which no row has ended."""
     start, length = state.prompt_length, input_ids.shape[1]
-    state.make_room(length - start)
+    state.reserve(length - start)
     state.token_ids[:, start:length] = input_ids[:, start:]
     state.history[:, start:length] = input_ids[:, start:]
     state.num_generated.fill_(length - start)

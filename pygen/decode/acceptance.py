@@ -1,7 +1,7 @@
 """Which token follows where drafts are checked: the choice of every position, in the order of the text.
 
-A chooser is told the drafts of a round and then called for one position after the other, as long as it chose what was
-drafted. So a processor sees the tokens of the text and no other, and each position is chosen as if it came alone.
+A chooser receives the drafts of a round. The loop then calls it for one position after the other, as long as it chose
+the draft. So processors see only tokens of the text, and each position is chosen as in a call without drafts.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pygen import rng
 from pygen.ops import DecodeState, RowStatus, prepare_sample
-from pygen.plan.pipeline import Choice, Pipeline, SampleBinding, SamplePipeline
+from pygen.ops._bookkeeping import append_tokens
+from pygen.plan.pipeline import Pipeline, SampleBinding, SamplePipeline, StepResult
 from pygen.plan.plan import Plan
-from pygen.reference.sample import append_tokens
 
 
 class DraftChooser(Protocol):
@@ -24,7 +24,7 @@ class DraftChooser(Protocol):
         """A round begins: its drafts (rows, k) int64, and the scores (rows, k, vocab_size) they were drawn from."""
         ...
 
-    def __call__(self, logits: Tensor, step: int) -> Choice:
+    def __call__(self, logits: Tensor, step: int) -> StepResult:
         """Chooses the next position's tokens from `logits` (rows, vocab_size) and appends them to the state."""
         ...
 
@@ -43,7 +43,7 @@ def bind_chooser(plan: Plan, logits: Tensor, state: DecodeState, *, drafts_have_
 
 
 class _Independent:
-    """What is chosen does not depend on the drafts, nor on how many there are."""
+    """The choice depends neither on the drafts nor on their number."""
 
     def __init__(self, plan: Plan, logits: Tensor, state: DecodeState) -> None:
         self._choose = SamplePipeline(plan, logits, state)
@@ -51,7 +51,7 @@ class _Independent:
     def begin(self, drafts: Tensor, scores: Tensor | None) -> None:
         """Nothing to prepare."""
 
-    def __call__(self, logits: Tensor, step: int) -> Choice:
+    def __call__(self, logits: Tensor, step: int) -> StepResult:
         return self._choose(logits, step)
 
 
@@ -69,7 +69,7 @@ class _RoundNoise:
         noise = rng.torch_exponential(positions * rows, vocab_size, self._generator, self._noise.device)
         self._positions = iter(noise.view(positions, rows, vocab_size))
 
-    def __call__(self, logits: Tensor, step: int) -> Choice:
+    def __call__(self, logits: Tensor, step: int) -> StepResult:
         self._noise.copy_(next(self._positions))
         return self._choose(logits, step)
 
@@ -91,7 +91,7 @@ class _Speculative:
         plan = dataclasses.replace(plan, keep_scores=True)
         self._pipeline = Pipeline(plan, logits, SampleBinding(plan, state))
         self._state = state
-        self._greedy = _greedy_rows(plan, state)
+        self._greedy = plan.greedy_mask(state)
         example = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
         # Finds rows without any choice, and the log-probabilities.
         self._judge = prepare_sample(example, do_sample=False, logprobs=plan.num_logprobs)
@@ -103,7 +103,7 @@ class _Speculative:
         with self._turn:
             self._uniform = torch.rand(drafts.shape, generator=self._generator, device=drafts.device)
 
-    def __call__(self, logits: Tensor, step: int) -> Choice:
+    def __call__(self, logits: Tensor, step: int) -> StepResult:
         scores = self._pipeline.kept(self._pipeline.shape(logits, step), step)
         assert scores is not None
         judged = self._judge(scores)
@@ -114,7 +114,7 @@ class _Speculative:
         output = judged._replace(token_ids=tokens)
         if judged.logprobs is not None:
             output = output._replace(logprobs=scores.log_softmax(-1).gather(1, tokens[:, None])[:, 0])
-        return Choice(output, scores if self._keeps_scores else None)
+        return StepResult(output, scores if self._keeps_scores else None)
 
     def _tokens(self, p: Tensor) -> Tensor:
         """(rows,) the tokens of the next position."""
@@ -142,16 +142,6 @@ class _Speculative:
         if self._greedy is None:
             return probabilities
         return torch.where(self._greedy[:, None], _one_hot(scores.argmax(-1), scores), probabilities)
-
-
-def _greedy_rows(plan: Plan, state: DecodeState) -> Tensor | None:
-    """(rows,) bool, or None where every row is drawn."""
-    greedy = torch.zeros_like(state.finished)
-    if isinstance(plan.do_sample, Tensor):
-        greedy |= ~plan.do_sample
-    if plan.greedy_rows is not None:
-        greedy |= torch.as_tensor(plan.greedy_rows, device=greedy.device) == 0
-    return greedy if bool(greedy.any()) else None
 
 
 def _one_hot(token_ids: Tensor, like: Tensor) -> Tensor:

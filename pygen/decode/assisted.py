@@ -15,8 +15,9 @@ from pygen.candidates.vocabulary import check_same_tokens
 from pygen.decode.acceptance import DraftChooser, bind_chooser
 from pygen.decode.draft_source import DraftSource
 from pygen.decode.monitor import Monitor
+from pygen.decode.observer import Recorder, StepObserver
 from pygen.decode.records import keep_records
-from pygen.decode.sample import generate_tokens
+from pygen.decode.sample import generate_tokens, observer
 from pygen.models.adapter import ModelAdapter
 from pygen.models.widths import head_width
 from pygen.models.wrappers import inner
@@ -24,6 +25,8 @@ from pygen.notices import log
 from pygen.ops import DecodeState
 from pygen.outputs import GenerateOutput
 from pygen.plan.plan import make_plan
+from pygen.plan.report import StepReport
+from pygen.request.protocols import Streamer
 
 logger = logging.getLogger(__name__)
 
@@ -48,18 +51,19 @@ def generate_assisted(call: Call) -> Tensor | GenerateOutput:
             )
         return bind_chooser(plan, logits, state, drafts_have_scores=source.has_scores)
 
-    def loop(state: DecodeState, monitor: Monitor) -> int:
-        assert isinstance(monitor, ChunkMonitor)
+    def loop(state: DecodeState, recorder: Recorder, monitor: Monitor) -> int:
+        assert isinstance(monitor, RoundMonitor)
         return assisted(
             call.adapter,
             state,
             lambda logits: bind(logits, state),
             lambda vocab_size: source.generator(state, vocab_size),
+            observer(call, state, recorder),
             monitor,
             max_new_tokens=call.lengths.max_new_tokens,
         )
 
-    result = generate_tokens(call, plan, loop, ChunkMonitor)
+    result = generate_tokens(call, plan, loop, RoundMonitor)
     source.remember()
     return result
 
@@ -69,7 +73,8 @@ def assisted(
     state: DecodeState,
     bind: Callable[[Tensor], DraftChooser],
     make_generator: Callable[[int], CandidateGenerator],
-    monitor: ChunkMonitor,
+    steps: StepObserver,
+    monitor: RoundMonitor,
     *,
     max_new_tokens: int,
 ) -> int:
@@ -112,9 +117,8 @@ def assisted(
             if not model.reads_at_once and step > seen:
                 logits[:, i] = model.decode(state.tokens(step))
                 seen = step
-            choice = choose(logits[:, i], step)
-            signal = monitor.observe(step, logits[:, i], choice)
-            over = monitor.must_stop(step, signal, logits[:, i], choice)
+            steps.observe(step, logits[:, i], choose(logits[:, i], step))
+            over = monitor.look(step, steps.report())
             step += 1
             over |= step == max_new_tokens
             if over or i == count or not _drafted(state, step, drafts[:, i]):
@@ -123,7 +127,8 @@ def assisted(
             keep_records(model.records, first + count - seen, step - 1 - seen)
             model.crop(first + count - (step - 1))
             seen = step - 1
-        monitor.flush(first, step)
+        if monitor.sends_rounds:
+            monitor.send_round(state.tokens(step)[:, state.prompt_length + first :].to("cpu", copy=True))
         generator.update_candidate_strategy(state.tokens(step), logits, step - first - 1)
         if over:
             model.catch_up()
@@ -135,18 +140,21 @@ def _drafted(state: DecodeState, step: int, drafts: Tensor) -> bool:
     return bool(((state.column(step - 1) == drafts) | state.finished).all())
 
 
-class ChunkMonitor(Monitor):
-    """A monitor whose streamer gets the tokens of a round at once, (rows, n), unless it takes steps (`put_step`)."""
+class RoundMonitor(Monitor):
+    """A monitor whose streamer gets the tokens of a round at once, unless it takes steps (`put_step`)."""
 
-    def flush(self, first: int, end: int) -> None:
-        """Sends the tokens of the steps in [first, end)."""
-        if self._streamer is not None and not hasattr(self._streamer, "put_step"):
-            tokens = self._state.tokens(end)[:, self._state.prompt_length + first :]
-            self._streamer.put(tokens.to("cpu", copy=True))
+    @property
+    def sends_rounds(self) -> bool:
+        return self._streamer is not None and self._put_step is None
 
-    def _send(self, step: int, over: bool) -> None:
-        if hasattr(self._streamer, "put_step"):
-            super()._send(step, over)
+    def send_round(self, tokens: Tensor) -> None:
+        """tokens: (rows, n) int64 on the CPU, of the round."""
+        assert self._streamer is not None
+        self._streamer.put(tokens)
+
+    def _send(self, streamer: Streamer, step: int, report: StepReport, over: bool) -> None:
+        if not self.sends_rounds:
+            super()._send(streamer, step, report, over)
 
 
 def _check(call: Call) -> None:

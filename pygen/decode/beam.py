@@ -1,31 +1,30 @@
-"""Beam search, beam sampling, and searches with constraints or in groups: from a resolved call to its output."""
+"""Beam search and beam sampling: forward, choose, move the cache, repeat; from a resolved call to its output."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import torch
 from torch import Tensor
 
-from pygen import rng
 from pygen.call.call import Call
 from pygen.config.config import GenerationMode
 from pygen.decode.beam_cache import align_cache
-from pygen.decode.beam_logprobs import BeamLogprobs
-from pygen.decode.beam_monitor import BeamMonitor, SharedTokens
-from pygen.decode.constrained_beam import ConstrainedBinding
-from pygen.decode.constraints import make_constraints
-from pygen.decode.diverse_beam import DiverseBeamState, check_groups, diverse_beam
+from pygen.decode.beam_monitor import BeamMonitor
+from pygen.decode.beam_observer import BeamRecorder, EagerBeamReport, SharedTokens, candidate_criteria
+from pygen.decode.group_plans import check_groups
 from pygen.decode.progress import progress_bar
+from pygen.decode.run import run
 from pygen.graph.eligibility import choose_slot, compile_options
 from pygen.models.adapter import ModelAdapter
 from pygen.models.rows import select_rows
-from pygen.ops import BeamOutput, BeamState, beam_finalize
-from pygen.ops._room import first_room
+from pygen.ops import BeamOutput, BeamState, BeamStepOutput, beam_finalize
+from pygen.ops._growth import first_capacity
 from pygen.outputs import GenerateOutput, make_output
-from pygen.plan.beam_pipeline import BeamBinding
+from pygen.plan.beam_logprobs import BeamLogprobs, Beams
+from pygen.plan.beam_pipeline import BeamBinding, SearchArguments
+from pygen.plan.noise import beam_noise
 from pygen.plan.pipeline import Pipeline, check_knobs
 from pygen.plan.plan import Plan, make_plan, num_top_logprobs
 
@@ -39,155 +38,176 @@ def generate_with_beams(call: Call) -> Tensor | GenerateOutput:
     if not isinstance(call.settings.do_sample, bool | None):
         raise ValueError("`do_sample` must be one bool for all rows with `num_beams` > 1, got several")
     check_groups(call.num_copies, 1, call.config.diversity_penalty, call.config.do_sample)
-    plan = dataclasses.replace(make_plan(call), noise=_noise(call))
+    plan = dataclasses.replace(make_plan(call), noise=beam_noise(call))
     slot = choose_slot(call, plan)
     if slot is not None:
         with slot.taken():
             return _generate_captured(call, plan, slot)
-    state = BeamState.create(*_sizes(call), **_texts(call, plan), room=_room(call))
+    state = BeamState.create(*sizes(call), **texts(call, plan), step_capacity=first_steps(call))
 
-    def run(monitor: BeamMonitor) -> int:
-        return _beam(call, plan, state, BeamBinding(plan, state, _search(call, monitor)), monitor)
+    def loop(search: Search) -> int:
+        return searched_eagerly(call, plan, state, BeamBinding(plan, state, search.arguments), search)
 
-    return _searched(call, state, run, lambda count: beam_finalize(state, count))
-
-
-def _generate_captured(call: Call, plan: Plan, slot: Slot) -> Tensor | GenerateOutput:
-    from pygen.graph.decode import beam_captured, dynamic_copy
-    from pygen.graph.late_beam_monitor import LateBeamMonitor
-    from pygen.models.transformers import TransformersAdapter
-
-    adapter = call.adapter
-    assert isinstance(adapter, TransformersAdapter)
-    state = BeamState.create(*_sizes(call), **_texts(call, plan))
-
-    def run(monitor: BeamMonitor) -> int:
-        assert isinstance(monitor, LateBeamMonitor)
-        search = _search(call, monitor)
-        check_knobs(plan, BeamBinding(plan, state, search), state.rows, state.token_ids.device)
-        call.start(cache=slot.cache)
-        steps = beam_captured(
-            adapter,
-            state,
-            plan,
-            search,
-            monitor,
-            slot,
-            max_new_tokens=call.lengths.max_new_tokens,
-            compile_options=compile_options(call.config),
-            must_capture=call.runtime == "graph",
-        )
-        if call.wants_dict:
-            # The slot's own is the next call's.
-            adapter.replace_cache(dynamic_copy(slot.cache, call.model.config))
-        return steps
-
-    return _searched(call, state, run, lambda count: beam_finalize(state, count), LateBeamMonitor)
-
-
-def generate_with_constraints(call: Call) -> Tensor | GenerateOutput:
-    """Constrained beam search: every hypothesis holds the words of `force_words_ids` and meets `constraints`."""
-    _refuse_with("force_words_ids" if call.config.force_words_ids is not None else "constraints", call)
-    plan = make_plan(call)
-    constraints = make_constraints(call.config.constraints, call.config.force_words_ids)
-    state = BeamState.create(*_sizes(call), **_texts(call, plan), room=_room(call))
-
-    def run(monitor: BeamMonitor) -> int:
-        binding = ConstrainedBinding(plan, state, constraints, **_search(call, monitor))
-        return _beam(call, plan, state, binding, monitor)
-
-    return _searched(call, state, run, lambda count: beam_finalize(state, count))
-
-
-def generate_with_groups(call: Call) -> Tensor | GenerateOutput:
-    """Diverse beam search: `num_beam_groups` groups of beams that avoid each other's tokens."""
-    config = call.config
-    groups = config.num_beam_groups or 1
-    check_groups(call.num_copies, groups, config.diversity_penalty, config.do_sample)
-    _refuse_with("num_beam_groups", call)
-    plan = make_plan(dataclasses.replace(call, num_copies=call.num_copies // groups))
-    # Beams that no memory holds are refused here, and not after very many groups.
-    torch.empty((call.rows, call.prompt.input_ids.shape[1] + 1), dtype=torch.int64)
-    state = DiverseBeamState.create(*_sizes(call), groups, **_texts(call, plan), room=_room(call))
-
-    def run(monitor: BeamMonitor) -> int:
-        search = _search(call, monitor)
-        for group in state.groups:
-            check_knobs(plan, BeamBinding(plan, group, search), group.rows, group.token_ids.device)
-        call.start()
-        return diverse_beam(
-            call.adapter,
-            state,
-            plan,
-            search,
-            monitor,
-            diversity_penalty=config.diversity_penalty or 0.0,
-            max_new_tokens=call.lengths.max_new_tokens,
-        )
-
-    return _searched(call, state, run, state.finalize)
-
-
-def _beam(call: Call, plan: Plan, state: BeamState, binding: BeamBinding, monitor: BeamMonitor) -> int:
-    # Before the model runs.
-    check_knobs(plan, binding, state.rows, state.token_ids.device)
-    call.start()
-    return beam(call.adapter, state, plan, binding, monitor, max_new_tokens=call.lengths.max_new_tokens)
+    return searched(call, state, loop, lambda count: beam_finalize(state, count))
 
 
 def beam(
     model: ModelAdapter,
-    state: BeamState,
-    plan: Plan,
-    binding: BeamBinding,
+    state: Beams,
+    chooser: BeamChooser,
+    report: EagerBeamReport,
     monitor: BeamMonitor,
     *,
     max_new_tokens: int,
 ) -> int:
-    """Searches until no prompt can improve, and returns the number of steps.
-
-    The beams go into `state`. Each step reads one scalar from the device, and copies in the cache only what a row that
-    changes beams does not share with its new beam.
-    """
+    """Searches until no prompt can improve, and returns the number of steps. The beams go into `state`."""
     if monitor.cancelled():
         return 0
-    logits = model.prefill(state.tokens(0))
-    pipeline = Pipeline(plan, logits, binding)
-    for step in range(max_new_tokens):
-        scores = pipeline.shape(logits, step)
+    return run(EagerBeam(model, state, chooser, report), monitor, max_steps=max_new_tokens)
+
+
+class EagerBeam:
+    """An `Engine` whose launch is a forward and its choice. Each step copies in the cache only what a row that changes
+    beams does not share with its new beam."""
+
+    lag = 0
+
+    def __init__(self, model: ModelAdapter, state: Beams, chooser: BeamChooser, report: EagerBeamReport) -> None:
+        self._model, self._state, self._choose, self._report = model, state, chooser, report
+        self._logits = model.prefill(state.tokens(0))
+        chooser.bind(self._logits)
+        self._output: BeamStepOutput | None = None
+
+    def launch(self, step: int) -> None:
+        output = self._output
+        if output is not None:
+            self._model.reorder(output.source_rows, output.shared, step - 1)
+            self._choose.reorder(step - 1, output)
+            self._logits = self._model.decode(self._state.tokens(step))
+        self._output = self._choose(self._logits, step)
+
+    def report(self, step: int) -> EagerBeamReport:
+        assert self._output is not None
+        return self._report.read(step, self._logits, self._output)
+
+    def finish(self, steps: int) -> None:
+        if self._output is not None:
+            self._model.reorder(self._output.source_rows, self._output.shared, steps - 1)
+
+    def close(self) -> None:
+        """An eager engine holds nothing that must be given back."""
+
+
+class BeamChooser(Protocol):
+    """What chooses the beams of a step, and records them."""
+
+    def bind(self, logits: Tensor) -> None:
+        """logits: an example of what will come."""
+        ...
+
+    def __call__(self, logits: Tensor, step: int) -> BeamStepOutput: ...
+    def reorder(self, step: int, output: BeamStepOutput) -> None:
+        """Tells processors with a memory how rows moved in `step`."""
+        ...
+
+
+class PipelineChooser:
+    """The `BeamChooser` of a plan that is bound to one state."""
+
+    def __init__(self, plan: Plan, state: BeamState, binding: BeamBinding, recorder: BeamRecorder) -> None:
+        self._plan, self._state, self._binding, self._recorder = plan, state, binding, recorder
+
+    def bind(self, logits: Tensor) -> None:
+        self._pipeline = Pipeline(self._plan, logits, self._binding)
+
+    def __call__(self, logits: Tensor, step: int) -> BeamStepOutput:
+        scores = self._pipeline.shape(logits, step)
         # Before the beams move.
-        monitor.record(logits, pipeline.processed(scores, step))
-        output = pipeline.choose(scores, step=step)
-        stop = monitor.must_stop(step, logits, output)
-        model.reorder(output.source_rows, output.shared, step)
-        if stop or step + 1 == max_new_tokens:
-            return step + 1
-        pipeline.reorder(output.source_rows, state.step_parents[step])
-        logits = model.decode(state.tokens(step + 1))
-    return max_new_tokens
+        self._recorder.see(logits, self._pipeline.processed(scores, step))
+        output: BeamStepOutput = self._pipeline.choose(scores, step=step)
+        self._recorder.add(step)
+        return output
+
+    def reorder(self, step: int, output: BeamStepOutput) -> None:
+        self._pipeline.reorder(output.source_rows, self._state.step_parents[step])
 
 
-def _logprobs(call: Call, state: BeamState | DiverseBeamState) -> BeamLogprobs | None:
+def _generate_captured(call: Call, plan: Plan, slot: Slot) -> Tensor | GenerateOutput:
+    from pygen.graph.cache_copy import dynamic_copy
+    from pygen.graph.engines import CapturedBeam
+    from pygen.models.transformers import TransformersAdapter
+
+    adapter, max_new_tokens = call.adapter, call.lengths.max_new_tokens
+    assert isinstance(adapter, TransformersAdapter)
+    state = BeamState.create(*sizes(call), **texts(call, plan))
+
+    def loop(search: Search) -> int:
+        # Nothing asks about candidates: a captured step cannot call Python, and the engine ends a call that gave up.
+        arguments: SearchArguments = {**search.arguments, "stopping_criteria": None}
+        check_knobs(plan, BeamBinding(plan, state, arguments), state.rows, state.token_ids.device)
+        call.start(cache=slot.cache)
+        steps = 0
+        if not search.monitor.cancelled():
+            engine = CapturedBeam(
+                adapter,
+                state,
+                plan,
+                arguments,
+                slot,
+                logprobs=search.recorder.logprobs,
+                gave_up=search.monitor.gave_up,
+                certain=None if search.shared is None else search.shared.certain,
+                raises=vars(call.config)["on_invalid"] == "raise",
+                max_new_tokens=max_new_tokens,
+                compile_options=compile_options(call.config),
+                must_capture=call.runtime == "graph",
+            )
+            steps = run(engine, search.monitor, max_steps=max_new_tokens)
+        if call.wants_dict:
+            # The cache of the slot belongs to the next call.
+            adapter.replace_cache(dynamic_copy(slot.cache, call.model.config))
+        return steps
+
+    return searched(call, state, loop, lambda count: beam_finalize(state, count))
+
+
+def searched_eagerly(call: Call, plan: Plan, state: BeamState, binding: BeamBinding, search: Search) -> int:
+    """The loop of a search over one state; checks everything but the vocabulary before the model runs."""
+    check_knobs(plan, binding, state.rows, state.token_ids.device)
+    call.start()
+    chooser = PipelineChooser(plan, state, binding, search.recorder)
+    max_new_tokens = call.lengths.max_new_tokens
+    return beam(call.adapter, state, chooser, search.report, search.monitor, max_new_tokens=max_new_tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What the loop of one search needs besides model and state.
+
+    shared: finds the tokens to stream; None without a streamer.
+    """
+
+    arguments: SearchArguments
+    recorder: BeamRecorder
+    report: EagerBeamReport
+    monitor: BeamMonitor
+    shared: SharedTokens | None
+
+
+def _logprobs(call: Call, state: Beams) -> BeamLogprobs | None:
     num_top = num_top_logprobs(call.config)
-    return None if num_top is None else BeamLogprobs(state, _room(call), num_top)
+    return None if num_top is None else BeamLogprobs(state, first_steps(call), num_top)
 
 
-def _stream(call: Call, state: BeamState | DiverseBeamState, logprobs: BeamLogprobs | None) -> SharedTokens | None:
-    if call.streamer is None:
-        return None
-    assert isinstance(state, BeamState)
-    return SharedTokens(state, call.streamer, logprobs)
-
-
-def _sizes(call: Call) -> tuple[Tensor, int, int]:
+def sizes(call: Call) -> tuple[Tensor, int, int]:
     return call.prompt.input_ids, call.lengths.max_new_tokens, call.num_copies
 
 
-def _room(call: Call) -> int:
-    return first_room(call.lengths.max_new_tokens)
+def first_steps(call: Call) -> int:
+    return first_capacity(call.lengths.max_new_tokens)
 
 
-def _texts(call: Call, plan: Plan) -> dict[str, Any]:
+def texts(call: Call, plan: Plan) -> dict[str, Any]:
     """Arguments of a state about how texts begin and end."""
     return {
         "eos_token_ids": call.stopping.eos_token_ids,
@@ -201,43 +221,37 @@ def _is_constrained(call: Call) -> bool:
     return call.mode is GenerationMode.CONSTRAINED_BEAM_SEARCH
 
 
-def _search(call: Call, monitor: BeamMonitor) -> dict[str, Any]:
-    """Arguments of `beam_step` about the search."""
-    return {
-        "length_penalty": call.config.length_penalty,
-        "early_stopping": call.config.early_stopping,
-        "stopping_criteria": monitor.criteria,
-    }
-
-
-def _searched(
+def searched(
     call: Call,
-    state: BeamState | DiverseBeamState,
-    run: Callable[[BeamMonitor], int],
+    state: Beams,
+    loop: Callable[[Search], int],
     finalize: Callable[[int], BeamOutput],
-    monitor_class: type[BeamMonitor] = BeamMonitor,
 ) -> Tensor | GenerateOutput:
-    """What `run` finds; it returns the number of its steps."""
+    """What `loop` finds; it returns the number of its steps."""
     config = call.config
     _check(call)
     logprobs = _logprobs(call, state)
+    recorder = BeamRecorder(
+        state,
+        scores=call.wants_dict and bool(config.output_scores),
+        logits=call.wants_dict and bool(config.output_logits),
+        logprobs=logprobs,
+        keep_order=call.wants_dict,
+    )
+    shared = None
     if call.streamer is not None:
+        assert isinstance(state, BeamState)
+        shared = SharedTokens(state, logprobs)
         call.streamer.put(call.prompt.input_ids.to("cpu", copy=True))
+    report = EagerBeamReport(state, on_invalid=vars(config)["on_invalid"], shared=shared)
     with progress_bar(call.progress, call.lengths.max_new_tokens) as bar:
-        monitor = monitor_class(
-            state,
-            criteria=call.criteria,
-            on_invalid=vars(config)["on_invalid"],
-            max_time=call.stopping.max_time,
-            cancel=call.cancel,
-            stream=_stream(call, state, logprobs),
-            progress=bar,
-            scores=call.wants_dict and bool(config.output_scores),
-            logits=call.wants_dict and bool(config.output_logits),
-            logprobs=logprobs,
-            keep_order=call.wants_dict,
-        )
-        steps = run(monitor)
+        monitor = BeamMonitor(max_time=call.stopping.max_time, cancel=call.cancel, streamer=call.streamer, progress=bar)
+        arguments: SearchArguments = {
+            "length_penalty": cast(float, config.length_penalty),
+            "early_stopping": cast("bool | str", config.early_stopping),
+            "stopping_criteria": candidate_criteria(monitor, recorder, call.criteria),
+        }
+        steps = loop(Search(arguments, recorder, report, monitor, shared))
         best = finalize(config.num_return_sequences or 1)
         generated = best.sequences[:, state.prompt_length :]
         pad = -1 if call.tokens.pad is None else call.tokens.pad
@@ -251,10 +265,10 @@ def _searched(
         align_cache(call.adapter, state, best, steps)
     if not call.wants_dict:
         return best.sequences
-    return _output(call, monitor, best, reasons, logprobs=of_tokens, top_logprobs=of_best)
+    return _output(call, recorder, best, reasons, logprobs=of_tokens, top_logprobs=of_best)
 
 
-def _refuse_with(name: str, call: Call) -> None:
+def refuse_with(name: str, call: Call) -> None:
     if call.config.do_sample is not False:
         raise ValueError(f"`do_sample` must be False with `{name}`, got {call.settings.do_sample}")
     if call.streamer is not None:
@@ -272,24 +286,6 @@ def _check(call: Call) -> None:
         )
 
 
-def _noise(call: Call) -> dict[str, Any]:
-    """Arguments of `beam_step`: with seeds, the noise of a beam depends on its prompt's seed and its rank alone."""
-    config = call.config
-    if config.do_sample is not True:
-        return {}
-    seed = getattr(config, "seed", None)
-    if seed is None:
-        return {"rng": "torch", "generator": call.generator, "sort_draws": call.adapter.sorts_drawn_beams}
-    if call.generator is not None:
-        raise ValueError("`seed` and `generator` exclude each other")
-    if isinstance(seed, int):
-        seed = [rng.row_seed(seed, prompt) for prompt in range(call.batch_size)]
-    if len(seed) != call.batch_size:
-        raise ValueError(f"`seed` must be an int or one per prompt ({call.batch_size}), got {len(seed)}")
-    of_beams = torch.cat([rng.row_seeds(of_prompt, call.num_copies) for of_prompt in seed])
-    return {"rng": "philox", "seed": of_beams.to(call.prompt.input_ids.device)}
-
-
 def _lengths(best: BeamOutput) -> Tensor:
     """(rows,) tokens generated."""
     return (best.beam_indices >= 0).sum(1)
@@ -297,23 +293,23 @@ def _lengths(best: BeamOutput) -> Tensor:
 
 def _output(
     call: Call,
-    monitor: BeamMonitor,
+    recorder: BeamRecorder,
     best: BeamOutput,
     reasons: list[str],
     **logprobs: Any,
 ) -> GenerateOutput:
     adapter = call.adapter
     fields = adapter.recorded()
-    assert monitor.orders is not None
+    assert recorder.orders is not None
     for name, entries in adapter.records.items():
-        pairs, dims = zip(entries, monitor.orders, strict=True), adapter.record_dims.get(name)
+        pairs, dims = zip(entries, recorder.orders, strict=True), adapter.record_dims.get(name)
         fields[name] = tuple(select_rows(entry, order, dims) for entry, order in pairs)
     return make_output(
         adapter.output_class(beams=True),
         sequences=best.sequences,
         sequences_scores=best.sequences_scores if call.config.output_scores else None,
-        scores=monitor.scores,
-        logits=monitor.logits,
+        scores=recorder.scores,
+        logits=recorder.logits,
         beam_indices=best.beam_indices,
         cache=adapter.cache,
         finish_reason=reasons,

@@ -5,31 +5,47 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pygen.decode.constraints import Constraint, ConstraintListState
-from pygen.ops import BeamStepOutput, RowStatus, prepare_beam_step
-from pygen.ops._beam_state import NEVER_WINS, BeamState
-from pygen.plan.beam_pipeline import BeamBinding
-from pygen.plan.pipeline import Op
-from pygen.reference.beam_step import (
-    NONE,
-    Candidates,
-    candidate_sequences,
+from pygen.call.call import Call
+from pygen.decode.beam import Search, first_steps, refuse_with, searched, searched_eagerly, sizes, texts
+from pygen.decode.constrained_update import (
+    NO_TOKEN,
+    Chosen,
+    add_finished,
+    close_beaten,
     move_rows,
-    normalisers_of,
-    update_finished,
-    update_open,
-    update_running,
+    sequences_of,
+    set_running,
 )
-
-if TYPE_CHECKING:
-    from pygen.plan.plan import Plan
+from pygen.decode.constraints import Constraint, ConstraintListState, make_constraints
+from pygen.ops import BeamStepOutput, RowStatus, beam_finalize, prepare_beam_step
+from pygen.ops._beam_normalisers import normalisers_of
+from pygen.ops._beam_state import NEVER_WINS, BeamState
+from pygen.outputs import GenerateOutput
+from pygen.plan.beam_pipeline import BeamBinding, SearchArguments
+from pygen.plan.pipeline import Op
+from pygen.plan.plan import Plan, make_plan
 
 StoppingCriteria = Callable[[Tensor], "Tensor | bool"]
+
+
+def generate_with_constraints(call: Call) -> Tensor | GenerateOutput:
+    """Constrained beam search: every hypothesis holds the words of `force_words_ids` and meets `constraints`."""
+    refuse_with("force_words_ids" if call.config.force_words_ids is not None else "constraints", call)
+    plan = make_plan(call)
+    constraints = make_constraints(call.config.constraints, call.config.force_words_ids)
+    state = BeamState.create(*sizes(call), **texts(call, plan), step_capacity=first_steps(call))
+
+    def loop(search: Search) -> int:
+        return searched_eagerly(
+            call, plan, state, ConstrainedBinding(plan, state, constraints, **search.arguments), search
+        )
+
+    return searched(call, state, loop, lambda count: beam_finalize(state, count))
 
 
 class ConstrainedBinding(BeamBinding):
@@ -50,7 +66,7 @@ class ConstrainedBinding(BeamBinding):
         stopping_criteria: StoppingCriteria | None = None,
     ) -> None:
         super().__init__(plan, state, {})
-        search: dict[str, Any] = {
+        search: SearchArguments = {
             "length_penalty": length_penalty,
             "early_stopping": early_stopping,
             "stopping_criteria": stopping_criteria,
@@ -96,13 +112,13 @@ class ConstrainedSearch:
     A bank holds the continuations that have made equal progress (`ConstraintListState.get_bank`). Ties go to natural
     ones, and among them to the better parent, then to the lower token id. A forced continuation of score -inf is none.
 
-    A beam is stopped where there is no room for another token, or by `stopping_criteria`, which is called once a step
+    A beam stops at the length limit, or by `stopping_criteria`, which is called once a step
     with the beams (B * n, prompt_length + step + 1); one that it stops too early for its constraints goes on, and the
     search is over when all are stopped. `length_penalty`, `early_stopping` and what else ends the search are those of
     `beam_step`. Where a prompt's search ends with places left among its finished hypotheses, these take the best beams
     that miss constraints, in `finished` False.
 
-    The prompt's tokens count for the constraints, where they are not hidden: `history` tells.
+    Visible tokens of the prompt count for the constraints; `history` hides the others.
 
     So once a beam has met all constraints there is always one, and the search ends with a hypothesis that does.
 
@@ -159,22 +175,21 @@ class ConstrainedSearch:
         output = self._output(step)
         of_finished, of_running = self._normalisers[:, step]
         for b in prompts:
-            joins = finishing.exist[b]
-            update_finished(state, b, finishing, joins, step, of_finished, self._stops_when_full)
+            add_finished(state, b, finishing, step, of_finished, stops_when_full=self._stops_when_full)
             if over or not beams[b]:
                 self._fill_up(b, beams[b] or ended[b], step)
-            parents = update_running(state, b, running, torch.zeros_like(joins), step)
-            update_open(state, b, of_running)
+            parents = set_running(state, b, running, step)
+            close_beaten(state, b, of_running)
             move_rows(state, b, parents, step, output)
             self._progress[b] = [c.constraints for c in beams[b]]
             if was_open[b]:
-                self._tell(b, status, output)
+                self._report(b, status, output)
         full = self._stops_when_full and bool(state.finished.all())
         state.unfinished.fill_(0 if over or full else int(state.open.sum()))
         return output
 
-    def _tell(self, b: int, status: Tensor, output: BeamStepOutput) -> None:
-        """A row without an allowed token matters only where prompt b has nothing else left."""
+    def _report(self, b: int, status: Tensor, output: BeamStepOutput) -> None:
+        """Reports a row without an allowed token only if prompt b has no other continuation."""
         state = self._state
         rows = slice(b * state.num_beams, (b + 1) * state.num_beams)
         if self._progress[b] or bool((state.finished_steps[b] >= 0).any()):
@@ -218,11 +233,11 @@ class ConstrainedSearch:
         flat, vocab_size = sums.flatten(), sums.shape[1]
         count = min(self._state.num_candidates, len(flat))
         threshold = flat.topk(count).values[-1]
-        # Which of equal sums `topk` takes is open, so ties at the threshold are all looked at.
-        places = ((flat >= threshold) & (flat > -math.inf)).nonzero()[:, 0]
-        best = flat[places].sort(descending=True, stable=True)
-        for place, score in zip(places[best.indices[:count]].tolist(), best.values[:count].tolist(), strict=True):
-            yield place // vocab_size, place % vocab_size, score
+        # `topk` breaks ties arbitrarily, so all sums at the threshold are candidates.
+        indices = ((flat >= threshold) & (flat > -math.inf)).nonzero()[:, 0]
+        best = flat[indices].sort(descending=True, stable=True)
+        for index, score in zip(indices[best.indices[:count]].tolist(), best.values[:count].tolist(), strict=True):
+            yield index // vocab_size, index % vocab_size, score
 
     def _forced(self, b: int, sums: Tensor) -> Iterator[tuple[int, int, float]]:
         """(parent, token id, score) of every step that a constraint asks for."""
@@ -247,26 +262,26 @@ class ConstrainedSearch:
             progress.add(token_id)
         return Continuation(parent, token_id, score, progress)
 
-    def _stopped(self, beams: Candidates, step: int) -> Tensor:
-        """(B, n) bool: which of the new beams have no room for another token, or are stopped by the caller."""
+    def _stopped(self, beams: Chosen, step: int) -> Tensor:
+        """(B, n) bool: which of the new beams reach the length limit, or are stopped by the caller."""
         if step + 1 == self._state.max_new_tokens:
             return torch.ones_like(beams.exist)
         if self._stopping_criteria is None:
             return torch.zeros_like(beams.exist)
-        answer = self._stopping_criteria(candidate_sequences(beams, self._state, step))
+        answer = self._stopping_criteria(sequences_of(beams, self._state, step))
         return torch.as_tensor(answer, device=beams.exist.device).expand(beams.exist.numel()).view(beams.exist.shape)
 
     def _fill_up(self, b: int, continuations: list[Continuation], step: int) -> None:
-        """Gives the places that no finished hypothesis of prompt b holds to `continuations`, best first."""
+        """Fills the empty slots among the finished hypotheses of prompt b with `continuations`, best first."""
         state = self._state
         free = (~state.finished[b]).nonzero()[:, 0].tolist()
-        for place, best in zip(free, continuations, strict=False):
-            state.finished_scores[b, place] = best.score / self._normalisers[0, step]
-            state.finished_steps[b, place] = step
-            state.finished_tokens[b, place] = best.token_id
-            state.finished_parents[b, place] = b * state.num_beams + best.parent
+        for slot, best in zip(free, continuations, strict=False):
+            state.finished_scores[b, slot] = best.score / self._normalisers[0, step]
+            state.finished_steps[b, slot] = step
+            state.finished_tokens[b, slot] = best.token_id
+            state.finished_parents[b, slot] = b * state.num_beams + best.parent
 
-    def _table(self, continuations: list[list[Continuation]]) -> Candidates:
+    def _table(self, continuations: list[list[Continuation]]) -> Chosen:
         """At most n of every prompt, as (B, n) tensors."""
         n, device = self._state.num_beams, self._state.token_ids.device
 
@@ -274,9 +289,9 @@ class ConstrainedSearch:
             values = [[getattr(c, name) for c in row] + [missing] * (n - len(row)) for row in continuations]
             return torch.tensor(values, dtype=dtype, device=device)
 
-        return Candidates(
-            column("token_id", NONE, torch.int64),
-            column("parent", NONE, torch.int64),
+        return Chosen(
+            column("token_id", NO_TOKEN, torch.int64),
+            column("parent", NO_TOKEN, torch.int64),
             column("score", -math.inf, torch.float32),
         )
 

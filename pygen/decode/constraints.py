@@ -41,7 +41,7 @@ class Constraint(ABC):
 
     @abstractmethod
     def advance(self) -> int | list[int] | None:
-        """The token, or the tokens, any of which is a step towards completion; None where there is none."""
+        """The token, or the tokens, any of which is a step towards completion; None after the last."""
 
     @abstractmethod
     def does_advance(self, token_id: int) -> bool:
@@ -91,7 +91,7 @@ class PhrasalConstraint(Constraint):
         return True, self.completed, False
 
     def reset(self) -> None:
-        self.fulfilled_idx = -1  # the place of the last token that was met
+        self.fulfilled_idx = -1  # the index of the last token that was met
         self.completed = False
 
     def remaining(self) -> int:
@@ -145,8 +145,8 @@ class DisjunctiveConstraint(Constraint):
     def __init__(self, nested_token_ids: list[list[int]]) -> None:
         if not isinstance(nested_token_ids, list) or len(nested_token_ids) == 0:
             raise ValueError(f"`nested_token_ids` must be a non-empty list of words, got {nested_token_ids!r}")
-        for place, word in enumerate(nested_token_ids):
-            _check_word(f"nested_token_ids[{place}]", word)
+        for index, word in enumerate(nested_token_ids):
+            _check_word(f"nested_token_ids[{index}]", word)
         self.trie = DisjunctiveTrie(nested_token_ids)
         self.token_ids = nested_token_ids
         self.seqlen = self.trie.max_height
@@ -275,12 +275,12 @@ def make_constraints(constraints: Any, force_words_ids: Any) -> list[Constraint]
     if force_words_ids is not None and (not isinstance(force_words_ids, list) or len(force_words_ids) == 0):
         raise ValueError(f"`force_words_ids` must be a non-empty list of words, got {force_words_ids!r:.80}")
     made = made.copy()
-    for place, entry in enumerate(force_words_ids or ()):
+    for index, entry in enumerate(force_words_ids or ()):
         try:
             is_nested = isinstance(entry, list) and any(isinstance(word, list) for word in entry)
             made.append(DisjunctiveConstraint(entry) if is_nested else PhrasalConstraint(entry))
         except ValueError as error:
-            raise ValueError(f"`force_words_ids[{place}]`: {error}") from None
+            raise ValueError(f"`force_words_ids[{index}]`: {error}") from None
     if not made:
         raise ValueError("`constraints` must hold at least one Constraint, got []")
     return made

@@ -14,14 +14,17 @@ from pygen.call.call import Call
 from pygen.decode.contrastive_scores import Context, contrastive_scores
 from pygen.decode.lookahead import Lookahead, SequentialLookahead, TogetherLookahead
 from pygen.decode.monitor import Monitor
-from pygen.decode.sample import generate_tokens
+from pygen.decode.observer import Recorder, StepObserver
+from pygen.decode.run import run
+from pygen.decode.sample import generate_tokens, observer
 from pygen.models.cache import num_positions
 from pygen.models.versions import given_cache, given_cache_name
 from pygen.ops import DecodeState, RowStatus, SampleOutput, prepare_sample
+from pygen.ops._bookkeeping import append_tokens
+from pygen.ops._ties import lowest_argmax
 from pygen.outputs import GenerateOutput
-from pygen.plan.pipeline import Choice, Pipeline, SampleBinding
+from pygen.plan.pipeline import Pipeline, SampleBinding, StepResult
 from pygen.plan.plan import Plan, make_plan
-from pygen.reference.sample import append_tokens, argmax_lowest
 
 
 def generate_contrastively(call: Call) -> Tensor | GenerateOutput:
@@ -38,75 +41,68 @@ def generate_contrastively(call: Call) -> Tensor | GenerateOutput:
     else:
         model, copies = TogetherLookahead(call.adapter, count), call.num_copies * count
 
-    def loop(state: DecodeState, monitor: Monitor) -> int:
-        return contrastive(
+    def loop(state: DecodeState, recorder: Recorder, monitor: Monitor) -> int:
+        if monitor.cancelled():
+            return 0
+        engine = ContrastiveEngine(
             model,
             state,
+            observer(call, state, recorder),
             lambda logits: CandidateChooser(plan, logits, state, count),
             lambda states: Context(states, _visible(call, states.shape[1]), call.lengths.max_new_tokens),
-            monitor,
             penalty_alpha=penalty_alpha,
-            max_new_tokens=call.lengths.max_new_tokens,
         )
+        return run(engine, monitor, max_steps=call.lengths.max_new_tokens)
 
     # The model also reads candidates for the last token.
     longest = call.lengths.max_new_tokens + 1
-    start = {"num_copies": copies, "max_new_tokens": longest, "hidden_states": True}
-    return generate_tokens(call, plan, loop, Monitor, **start)
+    return generate_tokens(call, plan, loop, num_copies=copies, max_new_tokens=longest, hidden_states=True)
 
 
-def _visible(call: Call, length: int) -> Tensor | None:
-    """(rows, length), 0 where the prompts' states are those of padding; what a model puts before them is visible."""
-    mask = call.prompt.mask
-    if mask is None or mask.ndim != 2:
-        return None
-    mask = mask[:, -length:]
-    before = mask.new_ones((mask.shape[0], length - mask.shape[1]))
-    return torch.cat([before, mask], dim=1).repeat_interleave(call.num_copies, dim=0)
+class ContrastiveEngine:
+    """An `Engine` whose launch is a whole step: the candidates, their forward, and the choice between them."""
 
+    lag = 0
 
-def _check(call: Call) -> None:
-    kwargs = call.prompt.model_kwargs
-    if num_positions(given_cache(kwargs)):
-        name = given_cache_name(call.settings.model_kwargs)
-        raise ValueError(
-            f"`{name}` must be empty with `penalty_alpha`: candidates are compared with the hidden states of the whole "
-            f"text, which a cache does not hold; leave it out"
-        )
+    def __init__(
+        self,
+        model: Lookahead,
+        state: DecodeState,
+        steps: StepObserver,
+        bind: Callable[[Tensor], CandidateChooser],
+        begin: Callable[[Tensor], Context],
+        *,
+        penalty_alpha: float,
+    ) -> None:
+        """bind: the chooser for logits like those given. begin: the context of prompts with these states."""
+        self._model, self._state, self._steps = model, state, steps
+        self._penalty_alpha = penalty_alpha
+        self._logits, states = model.prefill(state.tokens(0))
+        self._choose, self._context = bind(self._logits), begin(states)
+        self._rows = torch.arange(state.rows, device=state.token_ids.device)
+        self._taken: tuple[Tensor, Tensor] | None = None
 
+    def launch(self, step: int) -> None:
+        if self._taken is not None:
+            states, best = self._taken
+            self._context.append(states[self._rows, best])
+            self._logits = self._model.take(self._state.tokens(step), best)
+        found = self._choose.find(self._logits, step)
+        states = self._model.look(self._state.tokens(step), found.token_ids)
+        scores = contrastive_scores(found.logprobs, self._context.similarity(states), self._penalty_alpha)
+        best = lowest_argmax(scores)
+        self._taken = states, best
+        self._steps.observe(step, self._logits, self._choose.take(best, step))
 
-def contrastive(
-    model: Lookahead,
-    state: DecodeState,
-    bind: Callable[[Tensor], CandidateChooser],
-    begin: Callable[[Tensor], Context],
-    monitor: Monitor,
-    *,
-    penalty_alpha: float,
-    max_new_tokens: int,
-) -> int:
-    """Generates until every row has finished, and returns the number of steps.
+    def report(self, step: int) -> StepObserver:
+        return self._steps.report()
 
-    bind: gives the chooser for logits like those given. begin: gives the context of prompts with these hidden states.
-    """
-    if monitor.cancelled():
-        return 0
-    logits, states = model.prefill(state.tokens(0))
-    choose, context = bind(logits), begin(states)
-    rows = torch.arange(state.rows, device=state.token_ids.device)
-    for step in range(max_new_tokens):
-        found = choose.find(logits, step)
-        states = model.look(state.tokens(step), found.token_ids)
-        scores = contrastive_scores(found.logprobs, context.similarity(states), penalty_alpha)
-        best = argmax_lowest(scores)
-        choice = choose.take(best, step)
-        signal = monitor.observe(step, logits, choice)
-        if monitor.must_stop(step, signal, logits, choice) or step + 1 == max_new_tokens:
-            model.leave()
-            return step + 1
-        context.append(states[rows, best])
-        logits = model.take(state.tokens(step + 1), best)
-    return max_new_tokens
+    def finish(self, steps: int) -> None:
+        if steps > 0:
+            self._model.leave()
+
+    def close(self) -> None:
+        """An eager engine holds nothing that must be given back."""
 
 
 class Candidates(NamedTuple):
@@ -143,11 +139,31 @@ class CandidateChooser:
         self._found = Candidates(token_ids, logprobs)
         return self._found
 
-    def take(self, best: Tensor, step: int) -> Choice:
+    def take(self, best: Tensor, step: int) -> StepResult:
         """Appends candidate best[r] to row r."""
         at = best[:, None]
         tokens = self._found.token_ids.gather(1, at)[:, 0]
         logprobs = self._found.logprobs.gather(1, at)[:, 0]
         append_tokens(self._state, tokens, step)
         output: SampleOutput = self._judged._replace(token_ids=tokens, logprobs=logprobs)
-        return Choice(output, self._scores if self._keeps_scores else None)
+        return StepResult(output, self._scores if self._keeps_scores else None)
+
+
+def _visible(call: Call, length: int) -> Tensor | None:
+    """(rows, length), 0 where the prompts' states are those of padding; what a model puts before them is visible."""
+    mask = call.prompt.mask
+    if mask is None or mask.ndim != 2:
+        return None
+    mask = mask[:, -length:]
+    before = mask.new_ones((mask.shape[0], length - mask.shape[1]))
+    return torch.cat([before, mask], dim=1).repeat_interleave(call.num_copies, dim=0)
+
+
+def _check(call: Call) -> None:
+    kwargs = call.prompt.model_kwargs
+    if num_positions(given_cache(kwargs)):
+        name = given_cache_name(call.settings.model_kwargs)
+        raise ValueError(
+            f"`{name}` must be empty with `penalty_alpha`: candidates are compared with the hidden states of the whole "
+            f"text, which a cache does not hold; leave it out"
+        )

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pygen.ops._room import first_room, grown_room, widened
+from pygen.ops._growth import first_capacity, grown_capacity, widened
 
 
 def contrastive_scores(logprobs: Tensor, similarity: Tensor, penalty_alpha: float) -> Tensor:
@@ -30,7 +30,7 @@ class Context:
         """states: (rows, length, width) of the prompts. visible: (rows, length), 0 for padding; None: nothing is."""
         rows, self._length, width = states.shape
         self._directions = states.new_empty(
-            (rows, self._length + first_room(max_new_tokens), width), dtype=torch.float32
+            (rows, self._length + first_capacity(max_new_tokens), width), dtype=torch.float32
         )
         self._directions[:, : self._length] = _directions(states)
         self._hidden = torch.zeros(self._directions.shape[:2], dtype=torch.bool, device=states.device)
@@ -47,9 +47,9 @@ class Context:
     def append(self, states: Tensor) -> None:
         """states: (rows, width) of the tokens that follow."""
         if self._length == self._directions.shape[1]:
-            room = grown_room(self._length, self._length + 1)
-            self._directions = widened(self._directions, room, dim=1)
-            self._hidden = widened(self._hidden, room, dim=1)
+            capacity = grown_capacity(self._length, self._length + 1)
+            self._directions = widened(self._directions, capacity, dim=1)
+            self._hidden = widened(self._hidden, capacity, dim=1)
         self._directions[:, self._length] = _directions(states)
         self._hidden[:, self._length] = False
         self._length += 1

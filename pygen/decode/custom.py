@@ -20,7 +20,7 @@ from pygen.processors.base import call_processor, process, skips_hidden
 from pygen.request.settings import config_for_hooks
 from pygen.stopping.criteria import EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria, StoppingCriteriaList
 
-# What every loop gets; the rest of its signature are settings of its own.
+# Every loop receives these; the rest of its signature are its own settings.
 _COMMON = ("input_ids", "logits_processor", "stopping_criteria", "generation_config")
 
 

@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pygen.decode.beam_monitor import BeamMonitor
-from pygen.decode.group_plans import group_plans
-from pygen.models.adapter import ModelAdapter
+from pygen.call.call import Call
+from pygen.decode.beam import Search, beam, first_steps, refuse_with, searched, sizes, texts
+from pygen.decode.beam_observer import BeamRecorder
+from pygen.decode.group_plans import check_groups, group_plans
 from pygen.ops import BeamOutput, BeamStepOutput, beam_finalize
 from pygen.ops._beam_state import NEVER_WINS, BeamState
-from pygen.plan.beam_pipeline import BeamBinding
-from pygen.plan.pipeline import Op, Pipeline
+from pygen.outputs import GenerateOutput
+from pygen.plan.beam_pipeline import BeamBinding, SearchArguments
+from pygen.plan.pipeline import Op, Pipeline, check_knobs
+from pygen.plan.plan import Plan, make_plan
 from pygen.plan.stages import Fused
 
-if TYPE_CHECKING:
-    from pygen.plan.plan import Plan
+
+def generate_with_groups(call: Call) -> Tensor | GenerateOutput:
+    """Diverse beam search: `num_beam_groups` groups of beams that avoid each other's tokens."""
+    config = call.config
+    groups = config.num_beam_groups or 1
+    check_groups(call.num_copies, groups, config.diversity_penalty, config.do_sample)
+    refuse_with("num_beam_groups", call)
+    plan = make_plan(dataclasses.replace(call, num_copies=call.num_copies // groups))
+    # Beams that no memory holds are refused here, and not after very many groups.
+    torch.empty((call.rows, call.prompt.input_ids.shape[1] + 1), dtype=torch.int64)
+    state = DiverseBeamState.create(*sizes(call), groups, **texts(call, plan), step_capacity=first_steps(call))
+
+    def loop(search: Search) -> int:
+        for group in state.groups:
+            check_knobs(plan, BeamBinding(plan, group, search.arguments), group.rows, group.token_ids.device)
+        call.start()
+        penalty = config.diversity_penalty or 0.0
+        chooser = GroupsChooser(plan, state, search.arguments, search.recorder, diversity_penalty=penalty)
+        max_new_tokens = call.lengths.max_new_tokens
+        return beam(call.adapter, state, chooser, search.report, search.monitor, max_new_tokens=max_new_tokens)
+
+    return searched(call, state, loop, state.finalize)
 
 
 @dataclass
@@ -44,7 +67,7 @@ class DiverseBeamState:
         num_beams: int,
         num_beam_groups: int,
         *,
-        room: int | None = None,
+        step_capacity: int | None = None,
         eos_token_ids: list[int] | None = None,
         pad_token_id: int = 0,
         visible: Tensor | None = None,
@@ -55,7 +78,7 @@ class DiverseBeamState:
                 prompt_ids,
                 max_new_tokens,
                 num_beams // num_beam_groups,
-                room=room,
+                step_capacity=step_capacity,
                 eos_token_ids=eos_token_ids,
                 pad_token_id=pad_token_id,
                 visible=visible,
@@ -113,7 +136,7 @@ class DiverseBeamState:
         return torch.stack([part.reshape(shape) for part in parts], dim=1).flatten(0, 2)
 
     def joined_rows(self, parts: Sequence[Tensor]) -> Tensor:
-        """The same for tables of rows, or of beams, of a group's own; what is negative stays as it is."""
+        """The same for tables that hold row or beam numbers within a group; negative numbers stay."""
         m, offsets = self.group_size, range(0, self.num_beams, self.group_size)
         moved = [part + offset + part // m * (self.num_beams - m) for part, offset in zip(parts, offsets, strict=True)]
         return self.joined([torch.where(part < 0, part, new) for part, new in zip(parts, moved, strict=True)])
@@ -121,7 +144,7 @@ class DiverseBeamState:
     def finalize(self, num_return_sequences: int = 1) -> BeamOutput:
         """The best hypotheses of every prompt, whichever group they are from, as `beam_finalize` returns them.
 
-        Ties go to the lower group, and within a group to the better place.
+        Ties go to the lower group, and within a group to the better rank.
         """
         outputs = [beam_finalize(group, self.group_size) for group in self.groups]
         longest = max(output.beam_indices.shape[1] for output in outputs)
@@ -143,67 +166,49 @@ class DiverseBeamState:
         )
 
 
-def diverse_beam(
-    model: ModelAdapter,
-    state: DiverseBeamState,
-    plan: Plan,
-    search: dict[str, Any],
-    monitor: BeamMonitor,
-    *,
-    diversity_penalty: float,
-    max_new_tokens: int,
-) -> int:
-    """Searches until no group can improve, and returns the number of steps. The beams go into `state`.
-
-    Each step, from the first group to the last::
+class GroupsChooser:
+    """The `BeamChooser` of a search in groups. Each step, from the first group to the last::
 
         s = log_softmax(logits) - diversity_penalty * (beams of earlier groups that this step continued with the token)
         the group's own beam_step, on s with every processor applied
 
     A group that has finished its search for a prompt chooses nothing there (Vijayakumar et al. 2018).
-
-    plan: for the rows of one group, without sampling; NotImplementedError as of `group_plans`.
-    search: `length_penalty`, `early_stopping` and `stopping_criteria` of `beam_step`.
     """
-    plans = group_plans(plan, len(state.groups))
-    if monitor.cancelled():
-        return 0
-    logits = model.prefill(state.tokens(0))
-    groups = _Groups(plans, logits, state, search, diversity_penalty)
-    for step in range(max_new_tokens):
-        output, processed = groups.advance(logits, step)
-        monitor.record(logits, processed)
-        state.update_slots()
-        stop = monitor.must_stop(step, logits, output)
-        model.reorder(output.source_rows, output.shared, step)
-        if stop or step + 1 == max_new_tokens:
-            return step + 1
-        groups.reorder(step)
-        logits = model.decode(state.tokens(step + 1))
-    return max_new_tokens
-
-
-class _Groups:
-    """The pipelines of all groups, and what they tell each other."""
 
     def __init__(
         self,
-        plans: Sequence[Plan],
-        logits: Tensor,
+        plan: Plan,
         state: DiverseBeamState,
-        search: dict[str, Any],
+        search: SearchArguments,
+        recorder: BeamRecorder,
+        *,
         diversity_penalty: float,
     ) -> None:
-        self._plans = plans
+        """plan: for the rows of one group, without sampling; NotImplementedError as of `group_plans`.
+
+        search: `length_penalty`, `early_stopping` and `stopping_criteria` of `beam_step`.
+        """
+        self._plans = group_plans(plan, len(state.groups))
         self._state = state
         self._search = search
+        self._recorder = recorder
         self._diversity_penalty = diversity_penalty
-        # What has been chosen in this step, (B * m, vocab_size); zero between steps.
-        self._penalties = torch.zeros((state.rows // len(state.groups), logits.shape[1]), device=logits.device)
         self._last_step = state.groups[0].max_new_tokens - 1
-        self._bind(logits, search)
 
-    def _bind(self, logits: Tensor, search: dict[str, Any]) -> None:
+    def bind(self, logits: Tensor) -> None:
+        rows = self._state.rows // len(self._state.groups)
+        # Of the tokens chosen in this step, (B * m, vocab_size); zero between steps.
+        self._penalties = torch.zeros((rows, logits.shape[1]), device=logits.device)
+        self._prepare(logits, self._search)
+
+    def __call__(self, logits: Tensor, step: int) -> BeamStepOutput:
+        output, processed = self._advance(logits, step)
+        self._recorder.see(logits, processed)
+        self._state.update_slots()
+        self._recorder.add(step)
+        return output
+
+    def _prepare(self, logits: Tensor, search: SearchArguments) -> None:
         groups = self._state.groups
         bindings = [BeamBinding(self._plans[0], groups[0], search)]
         bindings += [
@@ -215,11 +220,11 @@ class _Groups:
             for number, (plan, binding) in enumerate(zip(self._plans, bindings, strict=True))
         ]
 
-    def advance(self, logits: Tensor, step: int) -> tuple[BeamStepOutput, Tensor | None]:
+    def _advance(self, logits: Tensor, step: int) -> tuple[BeamStepOutput, Tensor | None]:
         """The moves of all rows, and what `Pipeline.processed` returns, by row."""
         state = self._state
         if step == self._last_step:
-            self._bind(logits, {**self._search, "stopping_criteria": self._look_at_candidates})
+            self._prepare(logits, {**self._search, "stopping_criteria": self._look_at_candidates})
         outputs = self._outputs = list[BeamStepOutput]()
         processed: list[Tensor] = []
         chosen: list[Tensor] = []
@@ -243,8 +248,7 @@ class _Groups:
         )
         return output, state.joined(processed) if processed else None
 
-    def reorder(self, step: int) -> None:
-        """Tells processors how the rows of their group have moved in `step`."""
+    def reorder(self, step: int, output: BeamStepOutput) -> None:
         for group, pipeline, output in zip(self._state.groups, self._pipelines, self._outputs, strict=True):
             pipeline.reorder(output.source_rows, group.step_parents[step])
 
@@ -283,7 +287,7 @@ class _Groups:
 class _GroupBinding(BeamBinding):
     """The rows of one group; `penalties` (rows, vocab_size) float32 is added to every step's log-probabilities."""
 
-    def __init__(self, plan: Plan, state: BeamState, search: dict[str, Any], penalties: Tensor) -> None:
+    def __init__(self, plan: Plan, state: BeamState, search: SearchArguments, penalties: Tensor) -> None:
         super().__init__(plan, state, search)
         self._penalties = penalties
 
@@ -300,19 +304,3 @@ class _GroupBinding(BeamBinding):
             return super().choose(example, first, bias=self._penalties, **knobs)
         op = super().choose(self._penalties, False, **knobs)
         return lambda scores, *, step: op(self.start(scores), step=step)
-
-
-def check_groups(num_beams: int, num_beam_groups: int, diversity_penalty: float | None, do_sample: bool | None) -> None:
-    """ValueError where the settings do not go together."""
-    if num_beam_groups == 1:
-        if diversity_penalty:
-            raise ValueError(f"`diversity_penalty` needs `num_beam_groups` > 1, got {diversity_penalty}")
-        return
-    if num_beams % num_beam_groups != 0:
-        raise ValueError(f"`num_beam_groups` must divide `num_beams` ({num_beams}), got {num_beam_groups}")
-    if diversity_penalty is None or not 0 < diversity_penalty < math.inf:
-        raise ValueError(
-            f"`diversity_penalty` must be finite and > 0 with `num_beam_groups` > 1, got {diversity_penalty}"
-        )
-    if do_sample:
-        raise ValueError("`do_sample` must be False with `num_beam_groups` > 1, got True")

@@ -16,7 +16,7 @@ from pygen.models.sharding import with_root_weights
 from pygen.models.wrappers import inner
 from pygen.ops import DecodeState
 from pygen.outputs import GenerateOutput
-from pygen.plan.pipeline import Choice, Chooser, bind_plan
+from pygen.plan.pipeline import Chooser, StepResult, bind_plan
 from pygen.plan.plan import make_plan
 
 
@@ -43,7 +43,7 @@ class ContrastChooser:
         self._head = head
         self._layers = layers
 
-    def __call__(self, logits: Tensor, step: int) -> Choice:
+    def __call__(self, logits: Tensor, step: int) -> StepResult:
         states = [layer[:, -1] for layer in self._model.take_hidden_states(self._layers)]
         # Copies of a prompt may have been read once.
         copies = logits.shape[0] // states[0].shape[0]

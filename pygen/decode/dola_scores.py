@@ -20,7 +20,7 @@ def candidate_layers(dola_layers: str | list[int], num_layers: int, *, tied: boo
 
     "low": every second layer of the lower half, or of the lowest 20 of more than 40; "high": of the upper half, or the
     highest 20. A list: those of its layers that are below the last one.
-    tied: whether the head is the embeddings, so that these alone would only tell the token that was read: "low" then
+    tied: whether the head shares the embeddings' weights, which then predict the token that was read: "low" then
     begins with layer 2, or with 1 of two layers.
 
     ValueError for a list without such a layer.

@@ -102,7 +102,7 @@ def _with_other_tokens(call: Call, settings: dict[str, Any], *, draws: bool) -> 
 
 
 def _lookup_plan(call: Call) -> Plan:
-    """What tells which drafts are forbidden, made anew: processors may keep states. Guidance forbids nothing."""
+    """A new plan that shows which drafts are forbidden, since processors may keep states. Guidance forbids nothing."""
     plan = for_drafts(make_plan(call))
     return dataclasses.replace(plan, items=tuple(item for item in plan.items if item.name != "guidance_scale"))
 

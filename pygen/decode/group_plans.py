@@ -1,8 +1,9 @@
-"""The plan of every group of beams: processors that keep a state get a copy per group, or are refused."""
+"""Groups of beams: which settings go together, and the plan of each group, whose processors may keep a state."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -41,9 +42,9 @@ def _refusal(name: str) -> NotImplementedError:
 
 
 class _Shared:
-    """A processor of the caller's that groups share, told which one is asking if it takes `beam_group_idx`.
+    """A processor of the caller that groups share. It receives the number of the group if it takes `beam_group_idx`.
 
-    One that does not, and whose attributes are others after each of its calls, cannot be shared.
+    A processor whose attributes change with each call cannot be shared.
     """
 
     def __init__(self, name: str, processor: Any, group: int) -> None:
@@ -65,9 +66,25 @@ class _Shared:
 
 
 def _attributes(processor: Any) -> dict[str, tuple[int, int]]:
-    """What tells whether an attribute was set anew, or is a tensor or list that was changed in place."""
+    """Marks that differ once an attribute is set anew, or its tensor or list changes in place."""
 
     def mark(value: Any) -> int:
         return value._version if isinstance(value, Tensor) else len(value) if isinstance(value, list) else 0
 
     return {name: (id(value), mark(value)) for name, value in getattr(processor, "__dict__", {}).items()}
+
+
+def check_groups(num_beams: int, num_beam_groups: int, diversity_penalty: float | None, do_sample: bool | None) -> None:
+    """ValueError where the settings do not go together."""
+    if num_beam_groups == 1:
+        if diversity_penalty:
+            raise ValueError(f"`diversity_penalty` needs `num_beam_groups` > 1, got {diversity_penalty}")
+        return
+    if num_beams % num_beam_groups != 0:
+        raise ValueError(f"`num_beam_groups` must divide `num_beams` ({num_beams}), got {num_beam_groups}")
+    if diversity_penalty is None or not 0 < diversity_penalty < math.inf:
+        raise ValueError(
+            f"`diversity_penalty` must be finite and > 0 with `num_beam_groups` > 1, got {diversity_penalty}"
+        )
+    if do_sample:
+        raise ValueError("`do_sample` must be False with `num_beam_groups` > 1, got True")

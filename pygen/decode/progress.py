@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 
-def progress_bar(progress: bool, total: int) -> Any:
-    """A context with a bar to `update`, or with None where nobody asked for one."""
+class ProgressBar(Protocol):
+    def update(self, n: int) -> object: ...
+
+
+def progress_bar(progress: bool, total: int) -> AbstractContextManager[ProgressBar | None]:
+    """A context with a bar, or with None if progress is off."""
     if not progress:
         return contextlib.nullcontext()
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, desc="generate", unit="token")
+    bar: AbstractContextManager[ProgressBar] = tqdm(total=total, desc="generate", unit="token")
+    return bar

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from pygen.call.call import Call
-from pygen.decode.monitor import Monitor, Recorder
+from pygen.decode.monitor import Monitor
+from pygen.decode.observer import Recorder, StepObserver
 from pygen.decode.progress import progress_bar
+from pygen.decode.run import run
 from pygen.graph.eligibility import choose_slot, compile_options
 from pygen.models.adapter import ModelAdapter
 from pygen.models.widths import embedded_ids
 from pygen.ops import DecodeState
-from pygen.ops._room import first_room
+from pygen.ops._growth import first_capacity
 from pygen.outputs import GenerateOutput, make_output
 from pygen.plan.pipeline import Chooser, bind_plan, check_plan
 from pygen.plan.plan import Plan, make_plan, num_top_logprobs
 
 if TYPE_CHECKING:
     from pygen.graph.captures import Slot
-
-
-AnyMonitor = TypeVar("AnyMonitor", bound=Monitor)
 
 
 def generate_by_sampling(call: Call) -> Tensor | GenerateOutput:
@@ -43,95 +42,135 @@ def generate_step_by_step(
 ) -> Tensor | GenerateOutput:
     """One forward and one choice after the other. bind: see `sample`. start: arguments of `Call.start`."""
 
-    def loop(state: DecodeState, monitor: Monitor) -> int:
-        ahead = state.token_ids.device.type != "cpu" and call.adapter.can_rewind
-        return sample(call.adapter, state, bind, monitor, max_new_tokens=call.lengths.max_new_tokens, ahead=ahead)
+    def loop(state: DecodeState, recorder: Recorder, monitor: Monitor) -> int:
+        return sample(
+            call.adapter,
+            state,
+            bind,
+            observer(call, state, recorder),
+            monitor,
+            max_new_tokens=call.lengths.max_new_tokens,
+            ahead=state.token_ids.device.type != "cpu" and call.adapter.can_rewind,
+        )
 
-    return generate_tokens(call, plan, loop, Monitor, **start)
+    return generate_tokens(call, plan, loop, **start)
 
 
 def sample(
     model: ModelAdapter,
     state: DecodeState,
     bind: Callable[[Tensor, DecodeState], Chooser],
+    steps: StepObserver,
     monitor: Monitor,
     *,
     max_new_tokens: int,
     ahead: bool,
 ) -> int:
-    """Generates until every row has finished, and returns the number of steps.
+    """Generates until every row has finished, and returns the number of steps. The tokens go into `state`.
 
-    bind: prepares the choice for logits like those given, as `Plan.bind` does.
-
-    The tokens go into `state`. Each step reads one scalar from the device: right after the draw, or with `ahead` after
-    the next forward was launched, so that a GPU never waits for the host. The forward that turns out to be one too many
-    is taken back; no token is drawn from it, so both orders give the same result.
+    bind: prepares the choice for logits like those given, as `bind_plan` does.
+    ahead: launches a forward before it looks at the step before, so that a GPU never waits for the host.
     """
     if monitor.cancelled():
         return 0
-    logits = model.prefill(state.tokens(0))
-    choose = bind(logits, state)
-    for step in range(max_new_tokens):
-        choice = choose(logits, step)
-        signal = monitor.observe(step, logits, choice)
-        more = step + 1 < max_new_tokens
-        upcoming = model.decode(state.tokens(step + 1)) if ahead and more else None
-        if monitor.must_stop(step, signal, logits, choice) or not more:
-            if upcoming is not None:
-                model.rewind()
-            return step + 1
-        logits = upcoming if upcoming is not None else model.decode(state.tokens(step + 1))
-    return max_new_tokens
+    return run(EagerSample(model, state, bind, steps, lag=int(ahead)), monitor, max_steps=max_new_tokens)
+
+
+class EagerSample:
+    """An `Engine` whose launch is a forward. No token is drawn from a forward too many, so the lag changes nothing."""
+
+    def __init__(
+        self,
+        model: ModelAdapter,
+        state: DecodeState,
+        bind: Callable[[Tensor, DecodeState], Chooser],
+        steps: StepObserver,
+        *,
+        lag: int,
+    ) -> None:
+        self.lag = lag
+        self._model, self._state, self._steps = model, state, steps
+        self._logits = model.prefill(state.tokens(0))
+        self._choose = bind(self._logits, state)
+        self._launched = self._chosen = 0
+
+    def launch(self, step: int) -> None:
+        if step > self._chosen:
+            self._advance()
+        if step > 0:
+            self._logits = self._model.decode(self._state.tokens(step))
+        self._launched = step + 1
+
+    def report(self, step: int) -> StepObserver:
+        if step >= self._chosen:
+            self._advance()
+        return self._steps.report()
+
+    def finish(self, steps: int) -> None:
+        if self._launched > steps:
+            self._model.rewind()
+
+    def close(self) -> None:
+        """An eager engine holds nothing that must be given back."""
+
+    def _advance(self) -> None:
+        """Chooses the tokens of the next step."""
+        step, logits = self._chosen, self._logits
+        self._chosen = step + 1
+        self._steps.observe(step, logits, self._choose(logits, step))
 
 
 def _generate_captured(call: Call, plan: Plan, slot: Slot) -> Tensor | GenerateOutput:
-    from pygen.graph.decode import dynamic_copy, sample_captured
-    from pygen.graph.late_monitor import LateMonitor
+    from pygen.graph.cache_copy import dynamic_copy
+    from pygen.graph.engines import CapturedSample
     from pygen.models.transformers import TransformersAdapter
 
-    adapter = call.adapter
+    adapter, max_new_tokens = call.adapter, call.lengths.max_new_tokens
     assert isinstance(adapter, TransformersAdapter)
 
-    def loop(state: DecodeState, monitor: LateMonitor) -> int:
-        steps = sample_captured(
-            adapter,
-            state,
-            plan,
-            monitor,
-            slot,
-            max_new_tokens=call.lengths.max_new_tokens,
-            on_invalid=vars(call.config)["on_invalid"],
-            compile_options=compile_options(call.config),
-            must_capture=call.runtime == "graph",
-        )
+    def loop(state: DecodeState, recorder: Recorder, monitor: Monitor) -> int:
+        steps = 0
+        if not monitor.cancelled():
+            engine = CapturedSample(
+                adapter,
+                state,
+                plan,
+                slot,
+                record=recorder.add,
+                max_new_tokens=max_new_tokens,
+                on_invalid=vars(call.config)["on_invalid"],
+                compile_options=compile_options(call.config),
+                must_capture=call.runtime == "graph",
+            )
+            steps = run(engine, monitor, max_steps=max_new_tokens)
         if call.wants_dict:
-            # The slot's own is the next call's.
+            # The cache of the slot belongs to the next call.
             adapter.replace_cache(dynamic_copy(slot.cache, call.model.config))
         return steps
 
-    return generate_tokens(call, plan, loop, LateMonitor, room=call.lengths.max_new_tokens, cache=slot.cache)
+    return generate_tokens(call, plan, loop, capacity=max_new_tokens, cache=slot.cache)
 
 
 def generate_tokens(
     call: Call,
     plan: Plan,
-    loop: Callable[[DecodeState, AnyMonitor], int],
-    monitor_class: type[AnyMonitor],
-    room: int | None = None,
+    loop: Callable[[DecodeState, Recorder, Monitor], int],
+    monitor_class: type[Monitor] = Monitor,
+    *,
+    capacity: int | None = None,
     **start: Any,
 ) -> Tensor | GenerateOutput:
     """Runs a loop that appends a token to every row in each of its steps, of which it returns the number.
 
-    room: steps that the state has room for from the start; None where the loop makes more as it goes.
+    capacity: steps that the state holds from the start; None where the loop makes it grow.
     start: arguments of `Call.start`.
     """
     config, adapter, max_new_tokens = call.config, call.adapter, call.lengths.max_new_tokens
-    on_invalid = vars(config)["on_invalid"]
-    _check_padding(call, on_invalid)
+    _check_padding(call, vars(config)["on_invalid"])
     state = DecodeState.create(
         call.prompt.input_ids.repeat_interleave(call.num_copies, dim=0),
         max_new_tokens,
-        room=first_room(max_new_tokens) if room is None else room,
+        step_capacity=first_capacity(max_new_tokens) if capacity is None else capacity,
         eos_token_ids=call.stopping.eos_token_ids,
         pad_token_id=call.tokens.pad or 0,
         visible=_visible(plan, call),
@@ -150,20 +189,17 @@ def generate_tokens(
         call.streamer.put(state.tokens(0).to("cpu", copy=True))
     with progress_bar(call.progress, max_new_tokens) as bar:
         monitor = monitor_class(
-            state,
-            recorder,
-            criteria=call.criteria,
-            pads=call.pads,
-            on_invalid=on_invalid,
+            state.rows,
+            max_new_tokens,
             max_time=call.stopping.max_time,
             cancel=call.cancel,
             streamer=call.streamer,
             progress=bar,
         )
-        steps = loop(state, monitor)
+        steps = loop(state, recorder, monitor)
 
     sequences = state.tokens(steps)
-    sequences = sequences if steps == state.room else sequences.clone()
+    sequences = sequences if steps == state.step_capacity else sequences.clone()
     if not call.wants_dict:
         return sequences
     logprobs, top_logprobs = recorder.logprobs(steps)
@@ -177,6 +213,17 @@ def generate_tokens(
         logprobs=logprobs,
         top_logprobs=top_logprobs,
         **adapter.recorded(),
+    )
+
+
+def observer(call: Call, state: DecodeState, recorder: Recorder) -> StepObserver:
+    """The observer of an eager loop of `call`."""
+    return StepObserver(
+        state,
+        recorder,
+        criteria=call.criteria,
+        pads=call.pads,
+        on_invalid=vars(call.config)["on_invalid"],
     )
 
 

@@ -21,7 +21,7 @@ class CacheRefused(BackendError):
 
 
 def layer_kinds(config: Any) -> list[str]:
-    """The kind of every layer of the decoder that has keys and values of its own, in transformers' words.
+    """The kind of every decoder layer that has its own keys and values, in transformers' words.
 
     A config that lists no `layer_types` has layers of one kind.
     """

@@ -15,13 +15,13 @@ import torch
 
 from pygen.backends import BackendError
 from pygen.graph.cuda_graph import CAPTURES, Capture, Launches, Part
+from pygen.graph.mailbox import Mailbox, mailbox
 from pygen.graph.releasing import on_release
 from pygen.graph.static_beam import StaticBeam
 from pygen.graph.static_cache import StaticCache
 from pygen.graph.static_encoder import EncoderSize
-from pygen.graph.static_forward import StaticForward, fixed_arguments
+from pygen.graph.static_forward import CompileOptions, StaticForward, fixed_arguments
 from pygen.graph.static_sample import StaticSample
-from pygen.graph.stop_poll import Mailbox, mailbox
 from pygen.models.inputs import GrowingInputs
 from pygen.notices import log
 
@@ -30,28 +30,28 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Of one model; past it the one that was used least recently goes. Each holds a cache of its own.
-_MOST_SLOTS = 4
+# Slots kept per model, each with a cache; beyond this the least recently used slot is evicted.
+_MAX_SLOTS = 4
 
 
-# What chooses the next tokens in a captured step.
-Head = TypeVar("Head", bound="StaticSample | StaticBeam")
+# What follows the forward in a captured step: it chooses the next tokens and does their bookkeeping.
+StepTail = TypeVar("StepTail", bound="StaticSample | StaticBeam")
 
 
-class CapturedStep(Generic[Head]):
-    """Forward, choice and bookkeeping over buffers of their own; captured on first use."""
+class CapturedStep(Generic[StepTail]):
+    """Forward, choice and bookkeeping over static buffers; captured on first use."""
 
-    def __init__(self, forward: StaticForward, head: Head) -> None:
-        self.forward, self.head = forward, head
-        self.mailbox: Mailbox = mailbox(head.message.words)
+    def __init__(self, forward: StaticForward, tail: StepTail) -> None:
+        self.forward, self.tail = forward, tail
+        self.mailbox: Mailbox = mailbox(tail.message.words)
         self._capture: Capture | None = None
 
     def replay(self) -> None:
         assert self._capture is not None
         self._capture.replay()
 
-    def ensure_captured(self, growing: GrowingInputs, length: int, pool: Any, *, must: bool) -> None:
-        """Leaves the state of the head anyhow, the forward before the first generated token of `length` positions.
+    def ensure_captured(self, growing: GrowingInputs, length: int, pool: object, *, must: bool) -> None:
+        """Leaves the tail's state undefined, and the forward before the first generated token of `length` positions.
 
         A step that turns out not to be capturable is a BackendError where it `must` be, and launched each time, with a
         warning, where not.
@@ -62,7 +62,7 @@ class CapturedStep(Generic[Head]):
 
         restore()
         if self._capture is None:
-            tokens = self.head.message.output.token_ids.zero_()
+            tokens = self.tail.message.output.token_ids.zero_()
             kind = CAPTURES[tokens.device.type]
             parts: list[Part] = [functools.partial(self.forward.run, tokens), self._choose]
             try:
@@ -75,7 +75,7 @@ class CapturedStep(Generic[Head]):
             restore()
 
     def _choose(self) -> None:
-        self.head(self.forward.logits)
+        self.tail(self.forward.logits)
 
 
 class Slot:
@@ -118,13 +118,13 @@ class Slot:
         self,
         adapter: TransformersAdapter,
         form: Hashable,
-        make_head: Callable[[], Head],
-        compile_options: dict[str, Any] | None,
-    ) -> CapturedStep[Head]:
-        """The step for calls whose head has this form; `adapter` has read its prompt."""
+        make_tail: Callable[[], StepTail],
+        compile_options: CompileOptions | None,
+    ) -> CapturedStep[StepTail]:
+        """The step for calls whose tail has this form; `adapter` has read its prompt."""
         key = (form, repr(compile_options), fixed_arguments(adapter))
         if key not in self._steps:
-            self._steps[key] = CapturedStep(StaticForward(adapter, self.cache, compile_options), make_head())
+            self._steps[key] = CapturedStep(StaticForward(adapter, self.cache, compile_options), make_tail())
         step = self._steps[key]
         step.forward.take_over(adapter)
         return step
@@ -150,7 +150,7 @@ def take_slot(model: Any, rows: int, capacity: int, encoder: EncoderSize = None)
         slot = slots.get(size)
         if slot is None:
             slot = slots[size] = Slot(model, rows, capacity, encoder)
-            while len(slots) > _MOST_SLOTS:
+            while len(slots) > _MAX_SLOTS:
                 slots.popitem(last=False)
         slots.move_to_end(size)
         return slot if slot.take() else None

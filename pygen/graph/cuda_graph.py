@@ -31,8 +31,8 @@ class CudaGraph:
 
         They must not read on the host. pool: of `new_pool`.
         """
-        # cuBLAS keeps the workspace that it made for a stream. That of a capture lies in the pool, which could not end
-        # with the graph if it were kept.
+        # cuBLAS keeps a workspace per stream. A workspace allocated during capture lives in the graph's pool and would
+        # keep the pool alive.
         clear_workspaces = torch._C._cuda_clearCublasWorkspaces
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

@@ -39,7 +39,7 @@ CAPTURED_MODES = {
     GenerationMode.BEAM_SAMPLE: "beam_step",
 }
 # A cache of so many positions is allocated at once, or of as many as the model has.
-MOST_POSITIONS = 32_768
+MAX_POSITIONS = 32_768
 _KEPT_PER_STEP = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 _OWN_INPUTS = (
     "input_ids",
@@ -51,7 +51,7 @@ _OWN_INPUTS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class RuntimeChoice:
     """name: "graph" or "eager". reason: why not "graph", or "".
 
     capacity, encoder: of the cache of "graph", its positions and what `encoder_size` says.
@@ -75,7 +75,7 @@ def check_runtime(runtime: Any) -> str:
     return str(runtime)
 
 
-def choose_runtime(call: Call, plan: Plan | None) -> Choice:
+def choose_runtime(call: Call, plan: Plan | None) -> RuntimeChoice:
     """What runs `call`. Raises BackendError where it asks for "graph" and there is a reason against it.
 
     plan: None for loops that are never captured.
@@ -97,7 +97,7 @@ def choose_runtime(call: Call, plan: Plan | None) -> Choice:
     encoder = encoder_size(_hooks(call), prompt)
     if call.runtime == "auto" and steps < LEAST_STEPS and not has_slot(_hooks(call), call.rows, capacity, encoder):
         return _eager(call, f"a capture does not pay for {steps} tokens; it does from {LEAST_STEPS} on")
-    return Choice("graph", "", capacity, encoder)
+    return RuntimeChoice("graph", "", capacity, encoder)
 
 
 def choose_slot(call: Call, plan: Plan) -> Slot | None:
@@ -114,8 +114,7 @@ def choose_slot(call: Call, plan: Plan) -> Slot | None:
 
 
 def compile_options(config: GenerationConfig) -> dict[str, Any] | None:
-    """Arguments of torch.compile for the forward, or None. The capture is ours: modes that make one of their own lose
-    it."""
+    """Arguments of torch.compile for the forward, or None. pygen makes the capture, so modes lose theirs."""
     if config.compile_config is None or config.disable_compile:
         return None
     options = config.compile_config.to_dict()
@@ -125,10 +124,10 @@ def compile_options(config: GenerationConfig) -> dict[str, Any] | None:
     return options
 
 
-def _eager(call: Call, reason: str) -> Choice:
+def _eager(call: Call, reason: str) -> RuntimeChoice:
     if compile_options(call.config) is not None:
         log(logger, f"`compile_config` is not used: only captured steps are compiled, and {reason}.")
-    return Choice("eager", reason)
+    return RuntimeChoice("eager", reason)
 
 
 def _hooks(call: Call) -> Any:
@@ -236,11 +235,11 @@ def _reason_of_cache(call: Call) -> str | None:
 
 def _reason_of_length(call: Call) -> str | None:
     config = call.model.config.get_text_config(decoder=True)
-    most = max(getattr(config, "max_position_embeddings", None) or 0, MOST_POSITIONS)
+    max_positions = max(getattr(config, "max_position_embeddings", None) or 0, MAX_POSITIONS)
     needed = call.prompt.embeds_length + call.prompt.input_ids.shape[1] + call.lengths.max_new_tokens - 1
-    if needed <= most:
+    if needed <= max_positions:
         return None
-    return f"its cache would be allocated at once, and {needed} positions are more than {most}"
+    return f"its cache would be allocated at once, and {needed} positions are more than {max_positions}"
 
 
 def _reason_of_encoder(call: Call) -> str | None:

@@ -1,4 +1,4 @@
-"""A torch.Generator that lends its place in the stream of noise to a captured step."""
+"""The state of a torch.Generator in device memory, which a captured step advances."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor
 from pygen.rng import as_int64, lock_of
 
 
-class LentGenerator:
-    """While a call runs, `words` (`DecodeState.generator_state`) stand for `generator`.
+class DeviceGeneratorState:
+    """While a call runs, `words` (`DecodeState.generator_state`) replace `generator`.
 
-    On the CPU the words are its `get_state()`, and the generator is left alone. On CUDA they are its seed and offset,
-    and the generator stands behind all noise that the call may take, so that no other thread draws the same.
+    On the CPU the words are its `get_state()`, and the generator stays as it is. On CUDA they are its seed and offset,
+    and the generator moves past all noise that the call may take, so that no other thread draws the same.
     """
 
     def __init__(self, generator: torch.Generator, words: Tensor, elements: int, max_steps: int) -> None:

@@ -1,4 +1,4 @@
-"""The choice of a captured step with beams: `beam_step` over knobs and a state that stay where they are."""
+"""The choice of a captured step with beams: `beam_step` over a static state and static knobs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pygen.decode.beam_logprobs import BeamLogprobs
+from pygen.graph.mailbox import StepMessage
 from pygen.graph.static_cache import EncoderDecoderStaticCache, StaticCache
 from pygen.graph.static_knobs import NO_TOKEN, KnobForm, fill_prompts, generator_words
-from pygen.graph.stop_poll import StepMessage
 from pygen.ops import BeamState, BeamStepOutput, PreparedProcessLogits, prepare_beam_step, prepare_process_logits
 from pygen.ops._shaping import Shaping
 from pygen.ops.beam_step import PreparedBeamStep
+from pygen.plan.beam_logprobs import BeamLogprobs
 
 # What a search changes besides its texts.
 _SEARCH = (
@@ -63,8 +63,8 @@ def form_of(
 
 
 class StaticBeam:
-    """A state of its own, of `capacity` columns for prompts and as many for tokens, and the op bound to it; a call of
-    it moves the rows of `cache`, too.
+    """A static state of `capacity` columns for prompts and as many for tokens, and the op bound to it. A call moves the
+    rows of `cache`, too.
 
     state, message: what the op writes; `message.output` has the tokens that rows feed next, and their status.
     """

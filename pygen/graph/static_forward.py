@@ -1,4 +1,4 @@
-"""The forward of a captured step: a model of transformers over inputs and a cache that stay where they are."""
+"""The forward of a captured step: a model of transformers over static inputs and a static cache."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from pygen.models.versions import HookNames, without_cache
 if TYPE_CHECKING:
     from pygen.models.transformers import TransformersAdapter
 
+# Arguments of `torch.compile`.
+CompileOptions = dict[str, Any]
+
 _DECODER_MASK, _DECODER_POSITIONS = "decoder_attention_mask", "decoder_position_ids"
 
 
@@ -35,7 +38,7 @@ class StaticForward:
     """
 
     def __init__(
-        self, adapter: TransformersAdapter, cache: StaticCache, compile_options: dict[str, Any] | None
+        self, adapter: TransformersAdapter, cache: StaticCache, compile_options: CompileOptions | None
     ) -> None:
         """`adapter` has read a prompt with `cache`."""
         self.cache = cache
@@ -81,8 +84,7 @@ class StaticForward:
             self._first_positions = inputs.get(_DECODER_POSITIONS, self.cache.length)
 
     def begin(self, growing: GrowingInputs, generated: int, length: int) -> None:
-        """Stands so that the next run reads the newest of `generated` tokens, of a text of `length` positions before
-        it."""
+        """Positions the buffers so that the next run reads the last of `generated` tokens, after `length` positions."""
         self.cache.set_length(length)
         for name, value in growing.after(0).items():
             if _is_mask(name):
@@ -98,7 +100,7 @@ class StaticForward:
         self.logits = self.logits_after(token_ids)
 
     def logits_after(self, token_ids: Tensor) -> Tensor:
-        """What `run` leaves in `logits`, which stay as they are."""
+        """What `run` leaves in `logits`; here `logits` do not change."""
         hooks = self._hooks()
         assert hooks is not None
         kwargs = {**self._kwargs, **self._mask, **self._current, self._cache_name: self.cache}
@@ -117,7 +119,7 @@ def _call(model: Any, inputs: dict[str, Any]) -> Any:
 
 
 def _fixed(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Without embeddings, which stand for the first forward only."""
+    """Without embeddings, which only the first forward reads."""
     return {name: value for name, value in kwargs.items() if name != "inputs_embeds"}
 
 
@@ -127,7 +129,7 @@ def _tensors(outputs: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _own(value: Any) -> Any:
-    """A copy of tensors; what is none of them stays what it is."""
+    """A copy of tensors; other values unchanged."""
     if isinstance(value, Mapping):
         return type(value)(**{name: _own(tensor) for name, tensor in _tensors(value).items()})
     return value.clone(memory_format=torch.contiguous_format) if isinstance(value, Tensor) else value
@@ -142,7 +144,7 @@ def _copy(value: Any, own: Any) -> None:
 
 
 def _form(value: Any) -> Any:
-    """What of an argument is fixed: of tensors no value, which would be read by the host."""
+    """The part of an argument that a capture bakes in: of tensors shape and dtype, since reading values would sync."""
     if isinstance(value, Mapping):
         return type(value).__name__, *((name, _form(tensor)) for name, tensor in _tensors(value).items())
     return (str(value.dtype), tuple(value.shape)) if isinstance(value, Tensor) else repr(value)
@@ -153,7 +155,7 @@ def _is_mask(name: str) -> bool:
 
 
 def fixed_arguments(adapter: TransformersAdapter) -> tuple[Any, ...]:
-    """What of the forward's arguments a capture keeps as it is: calls that differ in it cannot share one."""
+    """The arguments of the forward that a capture bakes in: calls that differ in them cannot share it."""
     kwargs, growing = adapter.decode_arguments()
     values = [(name, _form(value)) for name, value in sorted(_fixed(without_cache(kwargs)).items())]
     shapes = [(name, str(value.dtype), tuple(value.shape[:-1])) for name, value in sorted(growing.at(1).items())]

@@ -1,4 +1,4 @@
-"""The knobs of a captured step: tables that stay where they are, filled anew for every call."""
+"""The knobs of a captured step: static tables that every call fills anew."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class KnobForm:
         return bool(self.names) or self.has_bias or self.has_bitmask or self.num_banned > 0
 
     def arguments(self, device: torch.device) -> dict[str, Any]:
-        """Knobs of an op, in tables of their own and without effect."""
+        """Knobs of an op in new tables, with values that do nothing."""
         return {
             **{name: _per_row(name, self.rows, device) for name in self.names},
             "bias": torch.zeros(self.vocab_size, device=device) if self.has_bias else None,
@@ -91,15 +91,15 @@ def no_tokens(count: int, device: torch.device) -> Tensor:
 
 
 def generator_words(device: torch.device) -> Tensor:
-    """Room for what stands for a torch.Generator; see `DecodeState.generator_state`."""
+    """Memory for `DecodeState.generator_state`."""
     if device.type == "cuda":
         return torch.zeros(2, dtype=torch.int64, device=device)
     return torch.default_generator.get_state()
 
 
 def fill_prompts(own: Any, state: Any, capacity: int) -> None:
-    """Sets the prompts of `state` into the right end of the first `capacity` columns of `own`, behind ids that are
-    outside every vocabulary; so what a step sees of them does not depend on their length."""
+    """Right-aligns the prompts of `state` in the first `capacity` columns of `own`, after ids outside every vocabulary;
+    so what a step sees of them does not depend on their length."""
     length = state.prompt_length
     own.token_ids[:, capacity - length : capacity] = state.token_ids[:, :length]
     own.history.fill_(NO_TOKEN)

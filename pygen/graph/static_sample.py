@@ -1,4 +1,4 @@
-"""The draw of a captured step: `sample` over knobs and a state that stay where they are."""
+"""The draw of a captured step: `sample` over a static state and static knobs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pygen.graph.mailbox import Received, StepMessage
 from pygen.graph.static_knobs import NO_TOKEN, KnobForm, fill_prompts, generator_words, no_tokens, rounded_up
-from pygen.graph.stop_poll import StepMessage
-from pygen.ops import DecodeState, RowStatus, SampleOutput, prepare_sample
+from pygen.ops import DecodeState, SampleOutput, prepare_sample
+from pygen.ops._bookkeeping import end_invalid_rows
 from pygen.ops._noise import Noise
 from pygen.ops._shaping import Shaping
 from pygen.ops.sample import PreparedSample
@@ -42,14 +43,14 @@ def form_of(draws: Sequence[PreparedSample], state: DecodeState, *, num_logprobs
         num_logprobs=num_logprobs,
         draws=noise.draws,
         rng=noise.rng if noise.draws else "philox",
-        # The model may read what follows an end in the overshoot; negative ids stand for "never returned".
+        # The model may read a pad token in the overshoot, so it must be an id; a negative one is never returned.
         pad_token_id=max(state.pad_token_id, 0),
         on_invalid=on_invalid,
     )
 
 
 class StaticSample:
-    """A state of its own, of `capacity` columns for prompts and as many for tokens, and the op bound to it.
+    """A static state of `capacity` columns for prompts and as many for tokens, and the op bound to it.
 
     state, message: what the op writes; `message.output` is what it returns.
     """
@@ -66,8 +67,8 @@ class StaticSample:
             token_ids=torch.zeros((rows, 2 * capacity), dtype=torch.int64, device=device),
             history=torch.full((rows, 2 * capacity), NO_TOKEN, dtype=torch.int64, device=device),
             prompt_length=capacity,
-            num_generated=torch.zeros(rows, dtype=torch.int64, device=device),
-            finished=torch.zeros(rows, dtype=torch.bool, device=device),
+            num_generated=self.message.num_generated,
+            finished=self.message.finished,
             unfinished=self.message.unfinished,
             eos_token_ids=no_tokens(form.num_eos, device) if form.num_eos else None,
             pad_token_id=form.pad_token_id,
@@ -88,7 +89,7 @@ class StaticSample:
     def __call__(self, logits: Tensor) -> SampleOutput:
         output = self._op(logits)
         if self.form.on_invalid == "eos":
-            self._end_invalid_rows(output, logits.shape[1])
+            end_invalid_rows(self.state, output.token_ids, output.status, 0, logits.shape[1])
         return output
 
     def begin(self, state: DecodeState, noise: Noise) -> None:
@@ -110,31 +111,18 @@ class StaticSample:
         """Makes the steps that are queued from here on act as `shaping` says."""
         self.form.knobs.fill(self._op.shaping, shaping)
 
-    def finish(self, state: DecodeState, steps: int) -> None:
-        """Writes what the first `steps` steps did into the call's state; of later ones nothing is left."""
+    def finish(self, state: DecodeState, steps: int, last: Received | None) -> None:
+        """Writes what the first `steps` steps did into the call's state; later steps leave no trace.
+
+        last: the message of the last of them, None without a step.
+        """
         tokens = self.state.token_ids[:, self.capacity : self.capacity + steps]
         state.token_ids[:, state.prompt_length : state.prompt_length + steps] = tokens
-        ended = torch.zeros_like(tokens, dtype=torch.bool)
-        if state.eos_token_ids is not None:
-            ended = torch.isin(tokens, state.eos_token_ids)
-        before = (ended.cumsum(1) - ended.long()) > 0
-        state.num_generated.copy_((~before).sum(1))
-        state.finished.copy_(ended.any(1))
-        state.unfinished.copy_((~state.finished).sum())
+        if last is not None:
+            state.num_generated.copy_(last.num_generated, non_blocking=True)
+            state.finished.copy_(last.finished, non_blocking=True)
+            state.unfinished.copy_(last.unfinished, non_blocking=True)
 
     def column(self, step: int) -> Tensor:
         """(rows,): a view of the tokens of `step`."""
         return self.state.column(step)
-
-    def _end_invalid_rows(self, output: SampleOutput, vocab_size: int) -> None:
-        """Rows that are not OK take the first end-of-sequence token instead of what the op fell back to."""
-        state = self.state
-        assert state.steps is not None
-        # A row counts this step exactly if it was not finished before it.
-        bad = (output.status != RowStatus.OK) & (state.num_generated == state.steps)
-        output.token_ids.copy_(torch.where(bad, state.ending_token(vocab_size), output.token_ids))
-        columns = (self.capacity + state.steps - 1)[:, None]
-        for table in (state.token_ids, state.history):
-            table.scatter_(1, columns, output.token_ids[:, None])
-        state.finished.logical_or_(bad)
-        state.unfinished.copy_((~state.finished).sum())

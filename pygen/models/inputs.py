@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pygen.ops._room import first_room, grown_room
+from pygen.ops._growth import first_capacity, grown_capacity
 
 _LOGITS_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -45,9 +45,9 @@ class GrowingInputs:
             value = model_kwargs.get(name)
             if isinstance(value, Tensor):
                 del model_kwargs[name]
-                buffer = torch.cat([value, self._tail(kind, value, first_room(max_new_tokens))], dim=-1)
+                buffer = torch.cat([value, self._tail(kind, value, first_capacity(max_new_tokens))], dim=-1)
                 self._buffers.append((name, buffer, value.shape[-1]))
-        self._room = first_room(max_new_tokens)
+        self._capacity = first_capacity(max_new_tokens)
 
     @staticmethod
     def _tail(kind: str, value: Tensor, count: int) -> Tensor:
@@ -60,25 +60,25 @@ class GrowingInputs:
             return value[..., -1:] + torch.arange(1, count + 1, dtype=value.dtype, device=value.device)
         return value[..., -1:].expand(shape)
 
-    def _make_room(self, generated: int) -> None:
-        room = grown_room(self._room, generated)
-        more = room - self._room
+    def _reserve(self, generated: int) -> None:
+        capacity = grown_capacity(self._capacity, generated)
+        more = capacity - self._capacity
         self._buffers = [
             (name, torch.cat([buffer, self._tail(name.removeprefix("decoder_"), buffer, more)], dim=-1), length)
             for name, buffer, length in self._buffers
         ]
-        self._room = room
+        self._capacity = capacity
 
     def after(self, generated: int) -> dict[str, Tensor]:
         """Views that cover the prompt and the first `generated` tokens, or, below 0, all but the prompt's last ones."""
-        if generated > self._room:
-            self._make_room(generated)
+        if generated > self._capacity:
+            self._reserve(generated)
         return {name: buffer[..., : length + generated] for name, buffer, length in self._buffers}
 
     def at(self, generated: int) -> dict[str, Tensor]:
         """Views of one column: that of the newest of `generated` tokens."""
-        if generated > self._room:
-            self._make_room(generated)
+        if generated > self._capacity:
+            self._reserve(generated)
         return {
             name: buffer[..., length + generated - 1 : length + generated] for name, buffer, length in self._buffers
         }

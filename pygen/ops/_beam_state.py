@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pygen.ops._room import grown_room, widened
+from pygen.ops._growth import grown_capacity, widened
 
 # What stands for minus infinity where transformers has it: finite, so that a batch item without a live beam keeps an
 # order. float32 rounds away whatever is added to it.
@@ -18,7 +18,7 @@ NEVER_WINS = -1e9
 class BeamState:
     """Running beams and finished hypotheses of every prompt, in tensors of the model's device.
 
-    With B prompts, n beams, P prompt columns and room for T steps there are B * n rows; those of prompt b are
+    With B prompts, n beams, P prompt columns and space for T steps there are B * n rows; those of prompt b are
     b * n ... b * n + n - 1. A *row* is a place in the model's batch and cache and never moves; a *beam* is a rank, 0
     the best, and `slots` says which row holds it. So a step copies a row only where one beam has several children.
 
@@ -46,8 +46,8 @@ class BeamState:
         advances the state counts all of them up: so a captured graph goes on with every replay. Once `unfinished` is 0
         such a state stays as it is, whatever steps come. The caller sees to it that columns exist.
     limit: (1,) int64 or None. Where given, the search makes limit[0] steps at most and not T.
-    generator_state: stands for the torch.Generator of the call, as in `DecodeState`.
-    most_steps: `limit` as a number on the host; None is T.
+    generator_state: replaces the torch.Generator of the call, as in `DecodeState`.
+    max_steps: `limit` as a number on the host; None is T.
     grown: as in `DecodeState`.
     """
 
@@ -72,7 +72,7 @@ class BeamState:
     steps: Tensor | None = None
     limit: Tensor | None = None
     generator_state: Tensor | None = None
-    most_steps: int | None = None
+    max_steps: int | None = None
     grown: int = 0
 
     @classmethod
@@ -82,7 +82,7 @@ class BeamState:
         max_new_tokens: int,
         num_beams: int,
         *,
-        room: int | None = None,
+        step_capacity: int | None = None,
         eos_token_ids: list[int] | None = None,
         pad_token_id: int = 0,
         visible: Tensor | None = None,
@@ -90,7 +90,7 @@ class BeamState:
         """State before the first step.
 
         prompt_ids: (B, prompt_length) int64.
-        room: T; None is `max_new_tokens`.
+        step_capacity: T; None is `max_new_tokens`.
         visible: (B, prompt_length), zero where penalties must not look; None where they see the whole prompt.
         """
         batch_size, prompt_length = prompt_ids.shape
@@ -99,8 +99,8 @@ class BeamState:
         def full(shape: tuple[int, ...], value: float, dtype: torch.dtype) -> Tensor:
             return torch.full(shape, value, dtype=dtype, device=device)
 
-        room = max_new_tokens if room is None else room
-        token_ids = torch.empty((rows, prompt_length + room), dtype=torch.int64, device=device)
+        capacity = max_new_tokens if step_capacity is None else step_capacity
+        token_ids = torch.empty((rows, prompt_length + capacity), dtype=torch.int64, device=device)
         token_ids[:, :prompt_length] = prompt_ids.repeat_interleave(num_beams, dim=0)
         history = token_ids
         if visible is not None:
@@ -120,8 +120,8 @@ class BeamState:
             slots=torch.arange(rows, device=device).view(shape),
             shared=full((batch_size, num_beams, num_beams), 0, torch.int32),
             running_scores=running_scores,
-            step_tokens=full((room, rows), -1, torch.int64),
-            step_parents=full((room, rows), -1, torch.int32),
+            step_tokens=full((capacity, rows), -1, torch.int64),
+            step_parents=full((capacity, rows), -1, torch.int32),
             finished_scores=full(shape, NEVER_WINS, torch.float32),
             finished=full(shape, 0, torch.bool),
             finished_steps=full(shape, -1, torch.int64),
@@ -129,8 +129,8 @@ class BeamState:
             finished_parents=full(shape, -1, torch.int32),
             open=full((batch_size,), 1, torch.bool),
             unfinished=full((1,), batch_size, torch.int64),
-            limit=full((1,), max_new_tokens, torch.int64) if room < max_new_tokens else None,
-            most_steps=max_new_tokens,
+            limit=full((1,), max_new_tokens, torch.int64) if capacity < max_new_tokens else None,
+            max_steps=max_new_tokens,
         )
 
     @property
@@ -142,25 +142,25 @@ class BeamState:
         return self.slots.shape[0]
 
     @property
-    def room(self) -> int:
+    def step_capacity(self) -> int:
         """T."""
         return self.step_tokens.shape[0]
 
     @property
     def max_new_tokens(self) -> int:
         """Steps of the search at most."""
-        return self.room if self.most_steps is None else self.most_steps
+        return self.step_capacity if self.max_steps is None else self.max_steps
 
-    def make_room(self, steps: int) -> None:
-        """Puts longer tables in place where there is no room for so many steps."""
-        if steps <= self.room:
+    def reserve(self, steps: int) -> None:
+        """Replaces the tables by longer ones if they lack space for `steps` steps."""
+        if steps <= self.step_capacity:
             return
-        room = grown_room(self.room, steps, self.most_steps)
+        capacity = grown_capacity(self.step_capacity, steps, self.max_steps)
         is_history = self.history is self.token_ids
-        self.token_ids = widened(self.token_ids, self.prompt_length + room)
-        self.history = self.token_ids if is_history else widened(self.history, self.prompt_length + room)
+        self.token_ids = widened(self.token_ids, self.prompt_length + capacity)
+        self.history = self.token_ids if is_history else widened(self.history, self.prompt_length + capacity)
         self.step_tokens, self.step_parents = (
-            widened(table, room, dim=0) for table in (self.step_tokens, self.step_parents)
+            widened(table, capacity, dim=0) for table in (self.step_tokens, self.step_parents)
         )
         self.grown += 1
 

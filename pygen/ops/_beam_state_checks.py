@@ -89,7 +89,7 @@ def beam_state_arguments(state: BeamState) -> dict[str, Any]:
         "pad_token_id": state.pad_token_id,
         "num_beams": state.num_beams,
         "num_candidates": state.num_candidates,
-        "max_new_tokens": state.room,
+        "max_new_tokens": state.step_capacity,
         "prompt_length": state.prompt_length,
     }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pygen.ops._room import grown_room, widened
+from pygen.ops._growth import grown_capacity, widened
 
 
 @dataclass
@@ -29,10 +29,10 @@ class DecodeState:
     pad_token_id: what finished rows emit.
     steps: (rows,) int64 or None. Where given, row r is at step steps[r] whatever step a call names, and the op that
         draws counts it up: so a captured graph goes on with every replay. The caller sees to it that columns exist.
-    generator_state: stands for the torch.Generator of the call, which is left alone, and is advanced in its place: its
-        `get_state()` on the CPU, (2,) int64 seed and offset on CUDA. None: the generator itself.
-    max_new_tokens: steps that the call makes at most; there may be room for fewer.
-    grown: how often `make_room` put other tensors in place, which ops that were prepared before do not know.
+    generator_state: replaces the torch.Generator of the call, and is advanced instead of it: its `get_state()` on the
+        CPU, (2,) int64 seed and offset on CUDA. None: the generator itself.
+    max_new_tokens: steps that the call makes at most; fewer may have columns.
+    grown: how often `reserve` replaced tensors. Ops prepared before hold the old ones.
     """
 
     token_ids: Tensor
@@ -54,7 +54,7 @@ class DecodeState:
         prompt_ids: Tensor,
         max_new_tokens: int,
         *,
-        room: int | None = None,
+        step_capacity: int | None = None,
         eos_token_ids: list[int] | None = None,
         pad_token_id: int = 0,
         visible: Tensor | None = None,
@@ -62,12 +62,12 @@ class DecodeState:
         """State before the first step.
 
         prompt_ids: (rows, prompt_length) int64.
-        room: the number of steps that there are columns for; None is `max_new_tokens`.
+        step_capacity: the number of steps that have columns; None is `max_new_tokens`.
         visible: (rows, prompt_length), zero where penalties must not look; None where they see the whole prompt.
         """
         rows, prompt_length = prompt_ids.shape
         device = prompt_ids.device
-        capacity = prompt_length + (max_new_tokens if room is None else room)
+        capacity = prompt_length + (max_new_tokens if step_capacity is None else step_capacity)
         token_ids = torch.empty((rows, capacity), dtype=torch.int64, device=device)
         token_ids[:, :prompt_length] = prompt_ids
         history = token_ids
@@ -97,15 +97,15 @@ class DecodeState:
         return self.eos_token_ids.index_select(0, may_come.int().argmax(0, keepdim=True))
 
     @property
-    def room(self) -> int:
-        """The number of steps that there are columns for."""
+    def step_capacity(self) -> int:
+        """The number of steps that have columns."""
         return self.token_ids.shape[1] - self.prompt_length
 
-    def make_room(self, steps: int) -> None:
-        """Puts wider tensors in place of `token_ids` and `history` where they have no columns for so many steps."""
-        if steps <= self.room:
+    def reserve(self, steps: int) -> None:
+        """Replaces `token_ids` and `history` by wider tensors if they lack columns for `steps` steps."""
+        if steps <= self.step_capacity:
             return
-        capacity = self.prompt_length + grown_room(self.room, steps, self.max_new_tokens)
+        capacity = self.prompt_length + grown_capacity(self.step_capacity, steps, self.max_new_tokens)
         is_history = self.history is self.token_ids
         self.token_ids = widened(self.token_ids, capacity)
         self.history = self.token_ids if is_history else widened(self.history, capacity)

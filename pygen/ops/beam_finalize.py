@@ -50,7 +50,7 @@ def beam_finalize(state: BeamState, num_return_sequences: int = 1, *, backend: s
 
 def _longest(state: BeamState, num_return_sequences: int) -> int:
     steps = state.finished_steps[:, :num_return_sequences]
-    last_step = state.room - 1
+    last_step = state.step_capacity - 1
     low, high = [bound.item() for bound in steps.aminmax()] if steps.numel() > 0 else (-1, -1)
     if low < -1 or high > last_step:
         raise ValueError(f"`state.finished_steps` must be in [-1, {last_step}], got {low if low < -1 else high}")

@@ -74,7 +74,7 @@ def _beam_step(
     **knobs: Unpack[ShapingKnobs],
 ) -> BeamStepOutput:
     check_is_beam_state(state)
-    checks.count_up_to("step", step, state.room - 1)
+    checks.count_up_to("step", step, state.step_capacity - 1)
     draws_seed = do_sample is True and seed is None and noise is None and rng == "philox"
     with seed_given_back(generator) if draws_seed else nullcontext():
         prepared = prepare_beam_step(
@@ -233,7 +233,7 @@ def prepare_beam_step(
     source = check_noise(
         shaping.like, draws=do_sample, seed=seed, step=state.steps, noise=noise, rng=rng, generator=generator
     )
-    from pygen.reference.beam_step import normalisers_of
+    from pygen.ops._beam_normalisers import normalisers_of
 
     call = BeamCall(
         shaping=replace(shaping, history_steps=state.steps),

@@ -112,7 +112,7 @@ def _sample(
         result = prepared(logits, step=0 if isinstance(steps, Tensor) else steps)
     if key is not None and prepared.backend == "cpu" and len(logits) > 0:
         assert prepared.noise is not None
-        call = _Call(prepared.shaping, prepared.noise, logprobs, prepared.out, None)
+        call = SampleCall(prepared.shaping, prepared.noise, logprobs, prepared.out, None)
         own_suppress = None if isinstance(suppress, Tensor) else prepared.shaping.suppress
         _plans.keep(key, KeptSample(_arguments(call, threads=1), prepared.noise, logprobs, own_suppress))
     return result
@@ -252,12 +252,12 @@ def prepare_sample(
         rng=rng,
         generator=generator,
     )
-    run = entry(_Call(shaping, source, num_logprobs, out, state))
+    run = entry(SampleCall(shaping, source, num_logprobs, out, state))
     return PreparedSample(logits, run, out, name, shaping, state, source)
 
 
 @dataclass(frozen=True)
-class _Call:
+class SampleCall:
     """Everything checked, as backends take it; `out` and the tensors behind the pointers live in the Prepared."""
 
     shaping: Shaping
@@ -267,7 +267,7 @@ class _Call:
     state: DecodeState | None
 
 
-def _cpu(call: _Call) -> Run:
+def _cpu(call: SampleCall) -> Run:
     from pygen import _C
 
     run_plan = _C.SamplePlan(**_arguments(call, torch.get_num_threads())).run
@@ -286,7 +286,7 @@ def _cpu(call: _Call) -> Run:
     return run_advancing if call.noise.advances_generator and not held else run
 
 
-def _cuda(call: _Call) -> Run:
+def _cuda(call: SampleCall) -> Run:
     plan = cuda.kernels().SamplePlan(**_arguments(call, threads=1))
     launch = cuda.Launches(plan, call.shaping.like.device)
     held = 0 if call.state is None or call.state.generator_state is None else call.state.generator_state.data_ptr()
@@ -299,7 +299,7 @@ def _cuda(call: _Call) -> Run:
     return run
 
 
-def _arguments(call: _Call, threads: int) -> dict[str, Any]:
+def _arguments(call: SampleCall, threads: int) -> dict[str, Any]:
     return {
         **call.shaping.kernel_arguments(threads),
         **call.noise.kernel_arguments(),
@@ -308,14 +308,15 @@ def _arguments(call: _Call, threads: int) -> dict[str, Any]:
     }
 
 
-def _triton(call: _Call) -> Run:
+def _triton(call: SampleCall) -> Run:
     from pygen.triton_kernels import sample as kernels
 
     run: Run = kernels.prepare(call.shaping, call.noise, call.num_logprobs, call.out, call.state)
     return run
 
 
-def _torch(call: _Call) -> Run:
+def _torch(call: SampleCall) -> Run:
+    from pygen.ops import _bookkeeping as bookkeeping
     from pygen.reference import sample as reference
 
     @detached
@@ -328,12 +329,14 @@ def _torch(call: _Call) -> Run:
                 logprobs=call.num_logprobs,
             )
         if call.state is not None:
-            reference.append_tokens(call.state, result.token_ids, step)
+            bookkeeping.append_tokens(call.state, result.token_ids, step)
         for target, source in zip(tensors_of(call.out), tensors_of(result), strict=True):
             target.copy_(source)
 
     return run
 
 
-_dispatch: Dispatcher[Callable[[_Call], Run]] = Dispatcher("sample", cpu=_cpu, cuda=_cuda, triton=_triton, torch=_torch)
+_dispatch: Dispatcher[Callable[[SampleCall], Run]] = Dispatcher(
+    "sample", cpu=_cpu, cuda=_cuda, triton=_triton, torch=_torch
+)
 _plans: Plans[KeptSample] = Plans(_dispatch)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -17,18 +18,25 @@ if TYPE_CHECKING:
     from pygen.plan.plan import Plan
 
 
+class SearchArguments(TypedDict, total=False):
+    """Arguments of `beam_step` about the search."""
+
+    length_penalty: float
+    early_stopping: bool | str
+    stopping_criteria: Callable[[Tensor], Tensor | bool] | None
+
+
 class BeamBinding:
     """The rows of a beam search; see `Binding`. The caller's processors see the best beam of a prompt first, as in
     transformers; pygen's own see sequences by row, which stays within its prompt.
 
-    search: `length_penalty`, `early_stopping` and `stopping_criteria` of `beam_step`.
     """
 
     of_others = -math.inf
 
-    def __init__(self, plan: Plan, state: BeamState, search: dict[str, Any]) -> None:
+    def __init__(self, plan: Plan, state: BeamState, search: SearchArguments) -> None:
         self.state = state
-        self._step = {**search, **plan.noise}
+        self._step: dict[str, Any] = {**search, **plan.noise}
         self.tokens = state.tokens
 
     def history(self, generated: int) -> Tensor:

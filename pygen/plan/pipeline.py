@@ -26,7 +26,7 @@ _MAX_LISTED = 1024
 Op = Callable[..., Any]
 
 
-class Choice(NamedTuple):
+class StepResult(NamedTuple):
     """What one step chose, and the processed scores (rows, vocab_size) float32 when the plan keeps them."""
 
     output: SampleOutput
@@ -34,7 +34,7 @@ class Choice(NamedTuple):
 
 
 class Chooser(Protocol):
-    def __call__(self, logits: Tensor, step: int) -> Choice:
+    def __call__(self, logits: Tensor, step: int) -> StepResult:
         """Chooses a token per row from `logits` (rows, vocab_size) and appends it to the state it is bound to."""
         ...
 
@@ -102,23 +102,23 @@ class Pipeline:
     def _enter(self, step: int, logits: Tensor) -> None:
         # Ops hold pointers to the state's tensors, so larger tensors need newly prepared ops.
         state = self._binding.state
-        state.make_room(step + 1)
-        self._room, self._grown = state.room, state.grown
+        state.reserve(step + 1)
+        self._capacity, self._grown = state.step_capacity, state.grown
         segment = self._plan.segment(step)
         self._first, self._end = segment.first, math.inf if segment.end is None else segment.end
         self._early, self._keeps, self.choose = _bind(self._plan, segment, logits, self._binding)
 
     def shape(self, logits: Tensor, step: int) -> Tensor:
         """The scores (rows, vocab_size) for the last op: the logits themselves where that op does everything."""
-        if not (self._first <= step < self._end and self._has_room(step)):
+        if not (self._first <= step < self._end and self._has_columns(step)):
             self._enter(step, logits)
         scores = logits
         for run in self._early:
             scores = run(scores, step=step)
         return scores
 
-    def _has_room(self, step: int) -> bool:
-        return step < self._room and self._grown == self._binding.state.grown
+    def _has_columns(self, step: int) -> bool:
+        return step < self._capacity and self._grown == self._binding.state.grown
 
     def kept(self, scores: Tensor, step: int) -> Tensor | None:
         """The processed scores as the caller gets them, from what `shape` returned; None where the plan keeps none."""
@@ -152,11 +152,11 @@ class SamplePipeline(Pipeline):
         # The most frequent plan is one op, the same on all steps; it takes the shortest way through Python.
         self._is_one_op = len(plan.segments) == 1 and not self._early
 
-    def __call__(self, logits: Tensor, step: int) -> Choice:
-        scores = logits if self._is_one_op and self._has_room(step) else self.shape(logits, step)
+    def __call__(self, logits: Tensor, step: int) -> StepResult:
+        scores = logits if self._is_one_op and self._has_columns(step) else self.shape(logits, step)
         # Before the draw, which appends to the history that penalties read.
         kept = None if self._keeps is None else self.kept(scores, step)
-        return Choice(self.choose(scores, step=step), kept)
+        return StepResult(self.choose(scores, step=step), kept)
 
 
 def bind_plan(plan: Plan, logits: Tensor, state: DecodeState) -> Chooser:

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from pygen.config.config import GenerationConfig
 from pygen.knobs import PENALTIES, SETTINGS
+from pygen.plan.noise import row_noise
 from pygen.plan.order import ordered_items
 from pygen.plan.stages import Called, Item, Knobs, Segment, segments_of
 from pygen.processors.base import skips_hidden
 
 if TYPE_CHECKING:
     from pygen.call.call import Call
+    from pygen.ops import DecodeState
 
 _INTEGER_KNOBS = [knob.name for knob in SETTINGS if knob.type is int]
 
@@ -72,6 +74,15 @@ class Plan:
         """One sentence per Python processor: why no op does it."""
         return tuple(f"`{item.name}` ({item.label}): {item.why}" for item in self.items if not item.knobs)
 
+    def greedy_mask(self, state: DecodeState) -> Tensor | None:
+        """(rows,) bool, the rows that take their best token; None where every row is drawn. Reads the device."""
+        greedy = torch.zeros_like(state.finished)
+        if isinstance(self.do_sample, Tensor):
+            greedy |= ~self.do_sample
+        if self.greedy_rows is not None:
+            greedy |= torch.as_tensor(self.greedy_rows, device=greedy.device) == 0
+        return greedy if bool(greedy.any()) else None
+
     def finish(self, scores: Tensor) -> Tensor:
         """A copy of processed scores in the form that the caller receives."""
         return torch.log_softmax(scores, dim=-1) if self.renormalize else scores.clone()
@@ -95,7 +106,7 @@ def make_plan(call: Call) -> Plan:
         items=ordered_items(call, knobs, all_drawn=do_sample is True and greedy_rows is None),
         do_sample=do_sample,
         greedy_rows=greedy_rows,
-        noise=_noise(call) if (config.num_beams or 1) == 1 else {},
+        noise=row_noise(call) if (config.num_beams or 1) == 1 else {},
         num_logprobs=0 if top is None else max(top, 1),
         keep_scores=bool(config.return_dict_in_generate and config.output_scores),
         renormalize=config.renormalize_logits is True and (config.num_beams or 1) == 1,
@@ -140,16 +151,3 @@ def _greedy_rows(temperature: Any) -> float | Tensor | None:
     if isinstance(temperature, Tensor):
         return (temperature > 0).float() if bool((temperature == 0).any()) else None
     return 0.0 if temperature == 0 else None
-
-
-def _noise(call: Call) -> Knobs:
-    seed, rows = getattr(call.config, "seed", None), call.rows
-    if seed is not None and call.generator is not None:
-        raise ValueError("`seed` and `generator` exclude each other")
-    if call.config.do_sample is not True:
-        return {}
-    if seed is None:
-        return {"rng": "torch", "generator": call.generator}
-    if isinstance(seed, (list, tuple)) and len(seed) != rows:
-        raise ValueError(f"`seed` must be an int or one per returned row ({rows}), got {len(seed)}")
-    return {"rng": "philox", "seed": seed}

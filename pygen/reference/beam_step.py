@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pygen.knobs import ShapingKnobs
+from pygen.ops._beam_normalisers import normalisers_of
 from pygen.ops._beam_state import NEVER_WINS, BeamState
 from pygen.ops._outputs import BeamStepOutput
 from pygen.reference.process_logits import ALL_MASKED, OK, row_status, shape_rows
@@ -86,19 +87,6 @@ def beam_step(
     if state.steps is not None:
         state.steps += 1
     return output
-
-
-def normalisers_of(state: BeamState, length_penalty: float, early_stopping: bool | str) -> Tensor:
-    """Returns the divisors of scores after every step, (2, room) float32.
-
-    Row 0 is for hypotheses that end with the step. Row 1 is for the best running beam, at its length or at the most
-    favourable one.
-    """
-    of_lengths = [float(length) ** length_penalty for length in range(1, state.room + 1)]
-    favourable = early_stopping == "never" and length_penalty > 0.0
-    longest = float(max(state.max_new_tokens, 1)) ** length_penalty
-    of_running = [longest] * len(of_lengths) if favourable else of_lengths
-    return torch.tensor([of_lengths, of_running], dtype=torch.float32, device=state.token_ids.device)
 
 
 def log_probabilities(logits: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:

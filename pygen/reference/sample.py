@@ -1,4 +1,4 @@
-"""`sample` in plain torch: the scores of `process_logits`, the exponential race, log-probabilities, bookkeeping."""
+"""`sample` in plain torch: the scores of `process_logits`, the exponential race, log-probabilities."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from pygen.reference.process_logits import IntKnob, shape_rows
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from pygen.ops._state import DecodeState
 
 
 def sample(
@@ -134,22 +132,3 @@ def best_of(scores: Tensor, logprobs: Tensor, status: Tensor, n: int) -> TopLogp
     invalid = status != RowStatus.OK
     top_logprobs[invalid], top_ids[invalid] = math.nan, -1
     return TopLogprobs(top_ids, top_logprobs)
-
-
-def append_tokens(state: DecodeState, token_ids: Tensor, step: int) -> None:
-    """Appends the tokens of one step to the sequences of `state`, in place, and writes pad tokens into `token_ids`.
-
-    A finished row gets the pad token. The others count one more generated token and finish at an EOS token. A state
-    with a step counter uses it instead of `step`, and advances it.
-    """
-    token_ids.masked_fill_(state.finished, state.pad_token_id)
-    rows, steps = torch.arange(state.rows, device=token_ids.device), state.steps
-    columns = state.prompt_length + (torch.full_like(rows, step) if steps is None else steps)
-    state.token_ids[rows, columns] = token_ids
-    state.history[rows, columns] = token_ids
-    state.num_generated += ~state.finished
-    if state.eos_token_ids is not None:
-        state.finished |= torch.isin(token_ids, state.eos_token_ids) & ~state.finished
-    state.unfinished.copy_((~state.finished).sum())
-    if steps is not None:
-        steps += 1

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from pygen.call.call import Call
-from pygen.decode.beam import beam
+from pygen.decode.beam import BeamChooser, PipelineChooser, beam
 from pygen.decode.beam_monitor import BeamMonitor
+from pygen.decode.beam_observer import BeamRecorder, EagerBeamReport, candidate_criteria
 from pygen.decode.constrained_beam import ConstrainedBinding
 from pygen.decode.constraints import Constraint, make_constraints
-from pygen.decode.diverse_beam import DiverseBeamState, diverse_beam
+from pygen.decode.diverse_beam import DiverseBeamState, GroupsChooser
 from pygen.models.adapter import adapt
 from pygen.ops import BeamOutput, BeamState, beam_finalize
 from pygen.plan.plan import make_plan
@@ -42,7 +43,7 @@ class PlacedTable(TableModel):
 
 
 class Found(NamedTuple):
-    """The hypotheses, the number of steps, and the monitor's records."""
+    """The hypotheses, the number of steps, and the records."""
 
     sequences: Tensor
     sequences_scores: Tensor
@@ -65,13 +66,11 @@ def diverse(
         prompts, call.lengths.max_new_tokens, call.num_copies, groups,
         eos_token_ids=call.tokens.eos, pad_token_id=call.tokens.pad or 0, visible=call.prompt.visible(),
     )  # fmt: skip
-    monitor: Any = BeamMonitor(state, criteria=criteria, cancel=cancel, scores=True, logits=True)  # type: ignore[arg-type]
-    search = _search(call, monitor)
-    steps = diverse_beam(
-        call.adapter, state, plan, search, monitor,
-        diversity_penalty=config.diversity_penalty or 0.0, max_new_tokens=call.lengths.max_new_tokens,
-    )  # fmt: skip
-    return _found(state.finalize(config.num_return_sequences or 1), steps, monitor)
+    monitor, recorder = BeamMonitor(cancel=cancel), BeamRecorder(state, scores=True, logits=True)
+    search = _search(call, candidate_criteria(monitor, recorder, criteria))
+    chooser = GroupsChooser(plan, state, search, recorder, diversity_penalty=config.diversity_penalty or 0.0)
+    steps = _beam(call, state, chooser, monitor)
+    return _found(state.finalize(config.num_return_sequences or 1), steps, recorder)
 
 
 @torch.no_grad()
@@ -91,12 +90,13 @@ def constrained(
         prompts, call.lengths.max_new_tokens, call.num_copies,
         eos_token_ids=call.tokens.eos, pad_token_id=call.tokens.pad or 0, visible=call.prompt.visible(),
     )  # fmt: skip
-    monitor = BeamMonitor(state, criteria=criteria, scores=True, logits=True)
+    monitor, recorder = BeamMonitor(), BeamRecorder(state, scores=True, logits=True)
     plan = make_plan(call)
     made = make_constraints(constraints, force_words_ids)
-    binding = ConstrainedBinding(plan, state, made, **_search(call, monitor))
-    steps = beam(call.adapter, state, plan, binding, monitor, max_new_tokens=call.lengths.max_new_tokens)
-    return _found(beam_finalize(state, call.config.num_return_sequences or 1), steps, monitor)
+    search = _search(call, candidate_criteria(monitor, recorder, criteria))
+    binding = ConstrainedBinding(plan, state, made, **search)
+    steps = _beam(call, state, PipelineChooser(plan, state, binding, recorder), monitor)
+    return _found(beam_finalize(state, call.config.num_return_sequences or 1), steps, recorder)
 
 
 def _call(model: Any, prompts: Tensor, mask: Tensor | None, asked: dict[str, Any]) -> Call:
@@ -108,13 +108,18 @@ def _call(model: Any, prompts: Tensor, mask: Tensor | None, asked: dict[str, Any
     return dataclasses.replace(call, adapter=adapter, prompt=prompt)
 
 
-def _search(call: Call, monitor: BeamMonitor) -> dict[str, Any]:
+def _search(call: Call, criteria: Any) -> dict[str, Any]:
     return {
         "length_penalty": call.config.length_penalty,
         "early_stopping": call.config.early_stopping,
-        "stopping_criteria": monitor.criteria,
+        "stopping_criteria": criteria,
     }
 
 
-def _found(output: BeamOutput, steps: int, monitor: BeamMonitor) -> Found:
-    return Found(*output, steps, monitor.scores, monitor.logits)
+def _beam(call: Call, state: Any, chooser: BeamChooser, monitor: BeamMonitor) -> int:
+    report = EagerBeamReport(state)
+    return beam(call.adapter, state, chooser, report, monitor, max_new_tokens=call.lengths.max_new_tokens)
+
+
+def _found(output: BeamOutput, steps: int, recorder: BeamRecorder) -> Found:
+    return Found(*output, steps, recorder.scores, recorder.logits)

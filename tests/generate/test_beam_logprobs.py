@@ -50,7 +50,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_as_the_scores_of_all_tokens_say(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pygen.ops._room.FIRST_ROOM", 16)
+    monkeypatch.setattr("pygen.ops._growth.FIRST_CAPACITY", 16)
     model, settings = hf_model("llama"), {**WANTED, **SETTINGS[name]}
     output = generate_output(model, IDS, output_scores=True, **settings)
     expected = pygen.compute_transition_scores(

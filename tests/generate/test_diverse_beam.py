@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pygen.decode.diverse_beam import check_groups
+from pygen.decode.group_plans import check_groups
 from pygen.generate import generate
 from tests.generate.models import TableModel, hf_model
 from tests.generate.plans import make_call, step_by_step

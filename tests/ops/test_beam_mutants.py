@@ -18,7 +18,7 @@ from tests.helpers.logits import make_logits
 from tests.ops.test_beam_search import check_result, run, searched
 from tests.ops.test_beam_step import advanced_state
 
-BEAM = "pygen.reference.beam_step"
+BEAM, NORMALISERS = "pygen.reference.beam_step", "pygen.ops._beam_normalisers"
 
 
 def beam_fault(name: str, *edits: tuple[str, str]) -> Fault:
@@ -95,15 +95,17 @@ FAULTS = [
     beam_fault("criteria are not asked", ("    if stopping_criteria is not None:", "    if False:")),
     beam_fault("drawn candidates in the draw's order", ("if exponential is not None and sort_draws:", "if False:")),
     # finished hypotheses
-    beam_fault(
+    fault(
         "the prompt counts in the length",
+        NORMALISERS,
         (
-            "range(1, state.room + 1)",
-            "range(state.prompt_length + 1, state.prompt_length + state.room + 1)",
+            "range(1, state.step_capacity + 1)",
+            "range(state.prompt_length + 1, state.prompt_length + state.step_capacity + 1)",
         ),
     ),
-    beam_fault(
+    fault(
         "the last token does not count",
+        NORMALISERS,
         ("float(length) ** length_penalty for", "float(max(length - 1, 1)) ** length_penalty for"),
     ),
     beam_fault("every candidate may join", ("(torch.arange(count, device=ends.device) < n)", "True")),
@@ -145,11 +147,17 @@ FAULTS = [
         ("torch.where(exist, candidates.token_ids[b][order], state.pad_token_id)", "candidates.token_ids[b][order]"),
     ),
     # open
-    beam_fault("never: the current length", ('favourable = early_stopping == "never" and', "favourable = False and")),
-    beam_fault(
-        "False: the full length", ('early_stopping == "never" and length_penalty > 0.0', "length_penalty > 0.0")
+    fault(
+        "never: the current length",
+        NORMALISERS,
+        ('favourable = early_stopping == "never" and', "favourable = False and"),
     ),
-    beam_fault("never: the full length with any penalty", (" and length_penalty > 0.0\n", "\n")),
+    fault(
+        "False: the full length",
+        NORMALISERS,
+        ('early_stopping == "never" and length_penalty > 0.0', "length_penalty > 0.0"),
+    ),
+    fault("never: the full length with any penalty", NORMALISERS, (" and length_penalty > 0.0\n", "\n")),
     beam_fault(
         "the best finished hypothesis is the bar",
         ("state.finished_scores[b].min(), NEVER", "state.finished_scores[b].max(), NEVER"),
@@ -229,13 +237,13 @@ FAULTS = [
 
 @pytest.mark.parametrize("planted", FAULTS, ids=[planted.name for planted in FAULTS])
 def test_a_planted_fault_is_seen(monkeypatch: pytest.MonkeyPatch, planted: Fault) -> None:
-    plant(monkeypatch, planted, [BEAM])
+    plant(monkeypatch, planted, [NORMALISERS, BEAM])
     with pytest.raises(AssertionError):
         run_checks()
 
 
 def test_the_reference_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch, fault("none", BEAM), [BEAM])
+    plant(monkeypatch, fault("none", BEAM), [NORMALISERS, BEAM])
     run_checks()
 
 

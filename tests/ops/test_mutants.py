@@ -22,7 +22,8 @@ from tests.helpers.transformers_oracle import drawn, processed
 from tests.ops.test_process_logits import SETTINGS
 
 SHAPE, DRAW, RNG = "pygen.reference.process_logits", "pygen.reference.sample", "pygen.rng"
-MODULES = (RNG, SHAPE, DRAW)
+APPEND = "pygen.ops._bookkeeping"
+MODULES = (RNG, SHAPE, DRAW, APPEND)
 
 
 def swapped(first: str, second: str) -> Fault:
@@ -149,10 +150,12 @@ FAULTS = [
     fault(
         "removed tokens among the best", DRAW, ("order.masked_fill(scores.gather(1, order) == -math.inf, -1)", "order")
     ),
-    fault("finished rows go on", DRAW, ("    token_ids.masked_fill_(state.finished, state.pad_token_id)\n", "")),
-    fault("finished rows are counted", DRAW, ("state.num_generated += ~state.finished", "state.num_generated += 1")),
-    fault("no end of sequence", DRAW, ("state.finished |= torch.isin(", "state.finished & torch.isin(")),
-    fault("the history is not written", DRAW, ("    state.history[rows, columns] = token_ids\n", "")),
+    fault("finished rows go on", APPEND, ("    token_ids.masked_fill_(state.finished, state.pad_token_id)\n", "")),
+    fault("finished rows are counted", APPEND, ("state.num_generated += ~state.finished", "state.num_generated += 1")),
+    fault("no end of sequence", APPEND, ("state.finished |= torch.isin(", "state.finished & torch.isin(")),
+    fault(
+        "the history is not written", APPEND, ("        state.history[:, state.prompt_length + step] = token_ids\n", "")
+    ),
 ]
 
 

@@ -35,10 +35,12 @@ def test_calls_one_after_the_other() -> None:
         assert own.eos_token_ids is not None and own.eos_token_ids.tolist() == eos + [-1] * (8 - len(eos))
         assert own.token_ids[:, 6 - length : 6].equal(state.tokens(0))
         assert own.history[:, :6].tolist() == [[-1] * (6 - length) + row for row in state.tokens(0).tolist()]
+        messages: list[Tensor] = []
         for tokens in ([1, 2], [eos[0], 3], [4, eos[-1]]):
             static(scores_of(tokens))
+            messages.append(static.message.words.clone())
         # Nothing of the third step remains.
-        static.finish(state, 2)
+        static.finish(state, 2, static.message.read(messages[1]))
         assert state.tokens(2)[:, length:].tolist() == [[1, eos[0]], [2, 3]]
         assert state.num_generated.tolist() == [2, 2]
         assert state.finished.tolist() == [True, False] and state.unfinished.tolist() == [1]

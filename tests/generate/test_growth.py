@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import pygen
-from pygen.ops import _room as room
+from pygen.ops import _growth as growth
 from tests.generate.models import VOCAB_SIZE, cached_model, encoder_decoder, hf_model
 
 PROMPTS = torch.tensor([[1, 2, 3, 4], [7, 7, 4, 9]])
@@ -79,7 +79,7 @@ def test_a_limit_far_away(mode: str) -> None:
 def test_growing_changes_nothing(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = hf_model("qwen2")
     wanted = run(model, max_new_tokens=11, eos_token_id=50, **MODES[mode])
-    monkeypatch.setattr(room, "FIRST_ROOM", 1)
+    monkeypatch.setattr(growth, "FIRST_CAPACITY", 1)
     assert_equal(run(model, max_new_tokens=11, eos_token_id=50, **MODES[mode]), wanted)
 
 
@@ -88,12 +88,12 @@ def test_growing_changes_nothing(mode: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_growing_with_other_models(model: Any, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"max_new_tokens": 9, "use_cache": mode == "greedy", **MODES[mode]}
     wanted = run(model, **settings)
-    monkeypatch.setattr(room, "FIRST_ROOM", 2)
+    monkeypatch.setattr(growth, "FIRST_CAPACITY", 2)
     assert_equal(run(model, **settings), wanted)
 
 
 def test_a_streamer_gets_what_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "FIRST_ROOM", 1)
+    monkeypatch.setattr(growth, "FIRST_CAPACITY", 1)
     streamer = Collected()
     (tokens,) = run(hf_model("qwen2"), max_new_tokens=7, streamer=streamer)
     assert torch.equal(torch.stack(streamer.tokens[1:], dim=1), tokens[:, PROMPTS.shape[1] :])
@@ -101,9 +101,9 @@ def test_a_streamer_gets_what_is_generated(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_graph_needs_all_of_its_cache_at_once() -> None:
     """A call with a huge limit cannot get it: it runs eagerly, and says why."""
-    from pygen.graph.eligibility import MOST_POSITIONS, _reason_of_length
+    from pygen.graph.eligibility import MAX_POSITIONS, _reason_of_length
     from tests.generate.plans import make_call
 
-    for limit, fits in ((MOST_POSITIONS - 3, True), (MOST_POSITIONS - 2, False)):
+    for limit, fits in ((MAX_POSITIONS - 3, True), (MAX_POSITIONS - 2, False)):
         reason = _reason_of_length(make_call(PROMPTS, model=hf_model("qwen2"), max_new_tokens=limit))
         assert (reason is None) == fits, reason

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
-import operator
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pygen.decode.monitor import Recorder
-from pygen.graph.late_monitor import LateMonitor
-from pygen.graph.stop_poll import HostMailbox, HostRows, StepMessage, mailbox, run_ahead
+from pygen.decode.monitor import Monitor
+from pygen.decode.run import run
+from pygen.graph.engines import SampleReport
+from pygen.graph.mailbox import HostMailbox, StepMessage, mailbox
 from pygen.ops import DecodeState, prepare_sample
 
 VOCAB_SIZE, EOS, PAD, PROMPT = 12, 9, 11, 2
@@ -58,31 +57,53 @@ class Streamer:
         self._cancel(len(self.steps) - 1)
 
 
-def run(script: list[list[int]], lag: int, *, late: bool = True, **asked: Any) -> tuple[list[list[int]], Any, int]:
-    """Runs rows that follow `script`, with late results; returns tokens, monitor, and number of launched steps."""
-    rows, max_steps = len(script), len(script[0])
-    message = StepMessage(rows, 0, torch.device("cpu"))
-    state = DecodeState.create(torch.zeros(rows, PROMPT, dtype=torch.int64), max_steps, eos_token_ids=[EOS])
-    state = DecodeState(**{**vars(state), "unfinished": message.unfinished, "steps": message.steps})
-    message.unfinished.fill_(rows)
-    state.pad_token_id = PAD
-    draw = prepare_sample(scores_of(script, 0), do_sample=False, state=state, out=message.output)
-    recorder = Recorder(state, max_steps, scores=False, logits=False, top_logprobs=None)
-    monitor = LateMonitor(state, recorder, **asked)
-    box = LateMailbox(message.words, lag + 1) if late else mailbox(message.words, lag)
+class ScriptEngine:
+    """Rows that follow `script`, with late messages."""
 
-    def launch(step: int) -> None:
-        draw(scores_of(script, step))
-        box.send(step, message.words)
-        monitor.record(step, scores_of(script, step), message.output)
+    def __init__(self, script: list[list[int]], lag: int, *, late: bool) -> None:
+        rows, max_steps = len(script), len(script[0])
+        self.lag, self.launched = lag, 0
+        self._script = script
+        self._message = message = StepMessage(rows, 0, torch.device("cpu"))
+        state = DecodeState.create(torch.zeros(rows, PROMPT, dtype=torch.int64), max_steps, eos_token_ids=[EOS])
+        own = {name: getattr(message, name) for name in ("unfinished", "steps", "num_generated", "finished")}
+        self.state = DecodeState(**{**vars(state), **own, "pad_token_id": PAD})
+        message.unfinished.fill_(rows)
+        self._draw = prepare_sample(scores_of(script, 0), do_sample=False, state=self.state, out=message.output)
+        self._box = LateMailbox(message.words, lag + 1) if late else mailbox(message.words, lag)
+        self.finished: int | None = None
+        self.closed = False
 
-    def look(step: int) -> bool:
-        received = message.read(box.receive(step), False)
-        assert received.steps.tolist() == [step + 1] * rows
-        return monitor.look(step, received, lambda number: scores_of(script, number))
+    def launch(self, step: int) -> None:
+        self._draw(scores_of(self._script, step))
+        self._box.send(step, self._message.words)
+        self.launched += 1
 
-    steps, launched = run_ahead(launch, look, max_steps=max_steps, lag=lag)
-    return state.token_ids[:, PROMPT : PROMPT + steps].tolist(), monitor, launched
+    def report(self, step: int) -> SampleReport:
+        self.received = self._message.read(self._box.receive(step))
+        assert self.received.steps.tolist() == [step + 1] * len(self._script)
+        return SampleReport(step, self.received, lambda number: scores_of(self._script, number))
+
+    def finish(self, steps: int) -> None:
+        self.finished = steps
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def decode(
+    script: list[list[int]], lag: int, *, late: bool = True, **asked: Any
+) -> tuple[list[list[int]], Monitor, ScriptEngine]:
+    """The tokens, the monitor and the engine of a run."""
+    engine = ScriptEngine(script, lag, late=late)
+    max_steps = len(script[0])
+    monitor = Monitor(len(script), max_steps, **asked)
+    try:
+        steps = run(engine, monitor, max_steps=max_steps)
+    finally:
+        assert engine.closed
+    assert engine.finished == steps
+    return engine.state.token_ids[:, PROMPT : PROMPT + steps].tolist(), monitor, engine
 
 
 def endings(ends: tuple[int, ...], max_steps: int) -> tuple[list[list[int]], list[list[int]]]:
@@ -102,11 +123,12 @@ def test_rows_that_end_at_every_step(lag: int, late: bool) -> None:
     for ends in itertools.product(range(5), repeat=2):  # 4: never
         script, expected = endings(ends, 4)
         streamer = Streamer()
-        tokens, monitor, launched = run(script, lag, late=late, streamer=streamer)
+        tokens, monitor, engine = decode(script, lag, late=late, streamer=streamer)
         assert tokens == expected
-        assert launched <= min(len(expected[0]) + lag, 4)
+        assert engine.launched <= min(len(expected[0]) + lag, 4)
         assert monitor.finish_reasons() == ["eos" if end < 4 else "length" for end in ends]
-        assert monitor._rows.num_generated.tolist() == [min(end + 1, 4) for end in ends]
+        assert engine.received.num_generated.tolist() == [min(end + 1, 4) for end in ends]
+        assert engine.received.finished.tolist() == [end < 4 for end in ends]
         assert [list(step) for step, _ in streamer.steps] == [list(step) for step in zip(*expected, strict=True)]
         for step, (_, reasons) in enumerate(streamer.steps):
             over = step + 1 == len(expected[0])
@@ -120,16 +142,16 @@ def test_cancelled_by_the_streamer_at_every_step(lag: int, step: int) -> None:
     streamer = Streamer(lambda number: cancel.set() if number == step else None)
     # A row does not end in the overshoot.
     script, _ = endings((step + 1, 9), 6)
-    tokens, monitor, launched = run(script, lag, streamer=streamer, cancel=cancel)
+    tokens, monitor, engine = decode(script, lag, streamer=streamer, cancel=cancel)
     assert tokens == [row[: step + 1] for row in script]
-    assert len(streamer.steps) == step + 1 and launched <= step + 1 + lag
+    assert len(streamer.steps) == step + 1 and engine.launched <= step + 1 + lag
     assert monitor.finish_reasons() == ["stop", "stop"]
 
 
 @pytest.mark.parametrize("lag", LAGS)
 def test_time_is_up(lag: int) -> None:
     script, _ = endings((9,), 6)
-    tokens, monitor, _ = run(script, lag, max_time=0.0)
+    tokens, monitor, _ = decode(script, lag, max_time=0.0)
     assert tokens == [script[0][:1]] and monitor.finish_reasons() == ["stop"]
 
 
@@ -140,21 +162,60 @@ def test_an_invalid_row_is_named_at_its_step(lag: int, step: int) -> None:
     script[1][step] = -1
     streamer = Streamer()
     with pytest.raises(RuntimeError, match=f"row 1 at step {step} hold NaN, first at token id 5;"):
-        run(script, lag, streamer=streamer)
+        decode(script, lag, streamer=streamer)
     assert len(streamer.steps) == step
     # Later results of an ended row do not matter.
     if step > 0:
         script[1][step - 1] = EOS
-        tokens, _, _ = run(script, lag)
+        tokens, _, _ = decode(script, lag)
         assert tokens[1] == [5, 6, 7, 8][: step - 1] + [EOS] + [PAD] * (4 - step)
 
 
+class CountingEngine:
+    """Launches nothing; its report is the number of the step, or an error at step `fails`."""
+
+    def __init__(self, lag: int, fails: int = -1) -> None:
+        self.lag, self._fails = lag, fails
+        self.calls: list[tuple[str, int]] = []
+
+    def launch(self, step: int) -> None:
+        self.calls.append(("launch", step))
+
+    def report(self, step: int) -> int:
+        if step == self._fails:
+            raise RuntimeError("no report")
+        return step
+
+    def finish(self, steps: int) -> None:
+        self.calls.append(("finish", steps))
+
+    def close(self) -> None:
+        self.calls.append(("close", 0))
+
+
+class LastStep:
+    def __init__(self, last: int) -> None:
+        self._last = last
+
+    def look(self, step: int, report: int) -> bool:
+        assert report == step
+        return step == self._last
+
+
 def test_only_the_steps_that_are_needed_are_launched() -> None:
-    for max_steps, lag, last in itertools.product(range(1, 5), LAGS, range(5)):
-        launched: list[int] = []
-        steps, count = run_ahead(launched.append, functools.partial(operator.eq, last), max_steps=max_steps, lag=lag)
+    for max_steps, lag, last in itertools.product(range(5), LAGS, range(5)):
+        engine = CountingEngine(lag)
+        steps = run(engine, LastStep(last), max_steps=max_steps)
         assert steps == min(last + 1, max_steps)
-        assert launched == list(range(count)) and count == min(steps + lag, max_steps)
+        launches = [("launch", step) for step in range(min(steps + lag, max_steps))]
+        assert engine.calls == [*launches, ("finish", steps), ("close", 0)]
+
+
+def test_an_engine_that_failed_is_closed() -> None:
+    engine = CountingEngine(1, fails=2)
+    with pytest.raises(RuntimeError, match="no report"):
+        run(engine, LastStep(9), max_steps=5)
+    assert engine.calls == [("launch", step) for step in range(4)] + [("close", 0)]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
@@ -162,26 +223,20 @@ def test_only_the_steps_that_are_needed_are_launched() -> None:
 def test_the_parts_of_a_message_do_not_overlap(rows: int, num_logprobs: int) -> None:
     message = StepMessage(rows, num_logprobs, torch.device("cpu"))
     output = message.output
-    parts: list[Tensor | None] = [message.unfinished, message.steps, output.token_ids, output.status, output.logprobs]
+    parts: list[Tensor | None] = [message.unfinished, message.steps, message.num_generated, message.finished]
+    parts += [output.token_ids, output.status, output.logprobs]
     for number, part in enumerate(parts):
         if part is not None:
             part.fill_(number + 1)
     box = HostMailbox(message.words, 2)
     box.send(0, message.words)
     message.words.zero_()
-    received = message.read(box.receive(0), num_logprobs > 0)
-    found = [received.unfinished, received.steps, received.token_ids, received.status, received.logprobs]
+    received = message.read(box.receive(0))
+    found = [received.unfinished, received.steps, received.num_generated, received.finished]
+    found += [received.token_ids, received.status, received.logprobs]
     for number, (part, copy) in enumerate(zip(parts, found, strict=True)):
         assert (part is None) == (copy is None)
         if part is not None and copy is not None:
             assert copy.dtype == part.dtype and copy.shape == part.shape
-            assert (copy == number + 1).all()
+            assert (copy == (True if copy.dtype == torch.bool else number + 1)).all()
     assert (output.top_logprobs is None) == (num_logprobs == 0)
-
-
-def test_rows_as_the_host_knows_them() -> None:
-    rows = HostRows(3, torch.tensor([EOS, 4]))
-    for tokens in ([1, EOS, 2], [4, PAD, 2], [PAD, PAD, 3]):
-        rows.advance(torch.tensor(tokens))
-    assert rows.finished.tolist() == [True, True, False]
-    assert rows.num_generated.tolist() == [2, 1, 3]

@@ -9,16 +9,22 @@ import torch
 from torch import Tensor
 
 from pygen.ops import BeamOutput, TopLogprobs, token_logprobs
-from pygen.ops._room import grown_room, widened
+from pygen.ops._growth import grown_capacity, widened
 
 
-class Search(Protocol):
-    """What is looked at: a `BeamState`, or one of groups."""
+class Beams(Protocol):
+    """The state of a beam search: a `BeamState`, or one of groups."""
 
     @property
     def slots(self) -> Tensor: ...
     @property
+    def batch_size(self) -> int: ...
+    @property
     def prompt_length(self) -> int: ...
+    @property
+    def unfinished(self) -> Tensor: ...
+    def tokens(self, generated: int) -> Tensor: ...
+    def chosen(self, step: int | Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class BeamLogprobs:
@@ -29,17 +35,17 @@ class BeamLogprobs:
     num_top: how many of the best of every beam are kept, too.
     """
 
-    def __init__(self, state: Search, room: int, num_top: int) -> None:
-        """room: steps; more make the tables grow, unless `add` gets the steps in tensors."""
+    def __init__(self, state: Beams, capacity: int, num_top: int) -> None:
+        """capacity: steps; more make the tables grow, unless `add` gets the steps in tensors."""
         self.num_top = num_top
         self._state = state
         self._num_beams = state.slots.shape[1]
         rows, device = state.slots.numel(), state.slots.device
 
         def empty(columns: int, dtype: torch.dtype) -> Tensor:
-            return torch.empty((room, rows, columns), dtype=dtype, device=device)
+            return torch.empty((capacity, rows, columns), dtype=dtype, device=device)
 
-        # By step: what `BeamState.chosen` tells, behind the log-probabilities of those tokens; the best of every beam.
+        # By step: log-probabilities of the chosen tokens, the result of `BeamState.chosen`, and the best of every beam.
         self._tables: tuple[Tensor, ...] = (
             empty(2, torch.float32),
             empty(2, torch.int64),
@@ -59,12 +65,12 @@ class BeamLogprobs:
         of_prompts = token_ids.view(-1, 2 * n).repeat_interleave(n, dim=0)
         found = token_logprobs(self._scores, of_prompts, top=self.num_top)
         columns = torch.arange(2 * n, device=token_ids.device).view(n, 2)
-        places = self._rows[parents.clamp(min=0)].view(-1, n, 2)
-        values = found.logprobs[places, columns].view(-1, 2)
+        rows = self._rows[parents.clamp(min=0)].view(-1, n, 2)
+        values = found.logprobs[rows, columns].view(-1, 2)
         top = () if found.top_logprobs is None else [part[self._rows] for part in found.top_logprobs]
         if isinstance(step, int) and step >= len(self._tables[0]):
-            room = grown_room(len(self._tables[0]), step + 1)
-            self._tables = tuple(widened(table, room, dim=0) for table in self._tables)
+            capacity = grown_capacity(len(self._tables[0]), step + 1)
+            self._tables = tuple(widened(table, capacity, dim=0) for table in self._tables)
         for table, of_step in zip(self._tables, (values, token_ids, parents, *top), strict=False):
             table[step] = of_step
 

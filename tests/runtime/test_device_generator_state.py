@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from pygen.graph.generator import LentGenerator
+from pygen.graph.generator import DeviceGeneratorState
 
 
 class DeviceGenerator:
@@ -45,7 +45,7 @@ class DeviceWords:
 @pytest.mark.parametrize(("steps", "launched"), [(3, 3), (3, 5), (0, 0)])
 def test_noise_is_reserved_and_the_rest_given_back(elements: int, steps: int, launched: int) -> None:
     generator, words = DeviceGenerator(40), DeviceWords()
-    lent = LentGenerator(_as(generator), _as(words), elements, max_steps=9)
+    lent = DeviceGeneratorState(_as(generator), _as(words), elements, max_steps=9)
     assert words.words.tolist() == [7, 40]
     assert generator.offset >= 40 + 9 * elements
     words.words[1] += 8 * launched
@@ -55,7 +55,7 @@ def test_noise_is_reserved_and_the_rest_given_back(elements: int, steps: int, la
 
 def test_another_draw_meanwhile_keeps_its_place() -> None:
     generator, words = DeviceGenerator(40), DeviceWords()
-    lent = LentGenerator(_as(generator), _as(words), 1000, max_steps=9)
+    lent = DeviceGeneratorState(_as(generator), _as(words), 1000, max_steps=9)
     generator.set_offset(generator.offset + 16)
     drawn = generator.offset
     words.words[1] += 24
@@ -65,7 +65,7 @@ def test_another_draw_meanwhile_keeps_its_place() -> None:
 
 def test_two_calls_take_different_noise() -> None:
     generator, first, second = DeviceGenerator(0), DeviceWords(), DeviceWords()
-    calls = [LentGenerator(_as(generator), _as(words), 1000, max_steps=9) for words in (first, second)]
+    calls = [DeviceGeneratorState(_as(generator), _as(words), 1000, max_steps=9) for words in (first, second)]
     assert int(second[1]) - int(first[1]) >= 9 * 1000
     for call in calls:
         call.give_back(0, 0)
