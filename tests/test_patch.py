@@ -153,7 +153,7 @@ def test_an_error_inside_undoes() -> None:
     assert repr(patch) == "<pygen.patch of a LlamaForCausalLM: undone>"
 
 
-def test_what_was_there_comes_back() -> None:
+def test_earlier_generates_come_back() -> None:
     model = hf_model("gpt2")
     vars(model)["generate"] = own = object()
     with pygen.patch(model):
@@ -181,7 +181,7 @@ def test_something_else_on_top_is_not_removed() -> None:
     patch.undo()
 
 
-def test_a_generate_of_its_own() -> None:
+def test_a_class_that_overrides_generate() -> None:
     """An override below a patched base stays in force; a patch never drops it silently."""
     model = own_generate()
     expected = model.generate(IDS, max_new_tokens=3, shift=1)

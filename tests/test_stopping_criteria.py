@@ -189,7 +189,7 @@ def test_a_criterion_may_look_at_several_new_tokens() -> None:
     assert found == [[False, False, True], [False, True, True], [True, True, True]]
 
 
-def test_position_limit_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_position_limit_warns_once(caplog: pytest.LogCaptureFixture) -> None:
     criterion = MaxLengthCriteria(10, max_position_embeddings=2)
     for length in (1, 2, 3, 3):
         criterion(IDS[:, :length], None)

@@ -173,7 +173,7 @@ def test_watermarked_texts_are_theirs(name: str, arguments: dict[str, Any], sett
 
 
 @pytest.mark.parametrize("fields", SCHEMES)
-def test_green_texts_are_told_from_plain_ones(fields: dict[str, Any]) -> None:
+def test_detector_separates_green_from_plain_texts(fields: dict[str, Any]) -> None:
     config = pygen.WatermarkingConfig(bias=6.0, **fields)
     detector: Any = pygen.WatermarkDetector(hf_model("llama").config, "cpu", config, ignore_repeated_ngrams=True)
     marked = detector(write(config.construct_processor(VOCAB_SIZE, "cpu")), return_dict=True)
@@ -182,7 +182,7 @@ def test_green_texts_are_told_from_plain_ones(fields: dict[str, Any]) -> None:
     assert not detector(write(None)).any()
 
 
-def test_synthid_texts_are_told_from_plain_ones() -> None:
+def test_detector_separates_synthid_from_plain_texts() -> None:
     config = pygen.SynthIDTextWatermarkingConfig(**LAYERS)
     processor = config.construct_processor(VOCAB_SIZE, "cpu")
 

@@ -190,7 +190,7 @@ def test_synthid_scores_are_theirs(ngram_len: int, knobs: dict[str, Any], dtype:
 
 
 @pytest.mark.parametrize("knobs", [{}, {"context_history_size": 2}, {"skip_first_ngram_calls": True}])
-def test_synthid_reads_the_context_of_rows_that_change_places(knobs: dict[str, Any]) -> None:
+def test_synthid_reads_the_context_of_reordered_rows(knobs: dict[str, Any]) -> None:
     torch.manual_seed(4)
     arguments = {**SIZES, **knobs}
     processor = ours.SynthIDTextWatermarkLogitsProcessor(3, KEYS, **arguments)
@@ -220,7 +220,7 @@ def test_synthid_marks_what_beams_find(search: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("history", [1, 3, 1024])
 @pytest.mark.parametrize("ngram_len", [1, 2, 4])
-def test_what_detectors_use_is_theirs(ngram_len: int, history: int) -> None:
+def test_hashes_and_g_values_equal_transformers(ngram_len: int, history: int) -> None:
     torch.manual_seed(2)
     mine, other = both(SYNTHID, ngram_len, KEYS, **{**SIZES, "context_history_size": history})
     assert mine.accumulate_hash(torch.tensor(1), torch.tensor([HASHES_TO_ZERO])) == 0

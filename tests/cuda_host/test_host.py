@@ -221,7 +221,7 @@ def test_barriers_are_cheap(results: dict[int, dict[str, Any]]) -> None:
     assert min(results[seed]["many_barriers"]["seconds"] for seed in SEEDS) < limit
 
 
-def test_without_the_sanitizers_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_the_sanitizers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LD_PRELOAD", "")
     with pytest.raises(RuntimeError, match=r"libasan\.so is not preloaded"):
         cuda_host.load("nothing", "nothing")

@@ -245,7 +245,7 @@ def test_sampled_rows_follow_the_models_distribution(source: dict[str, Any], cop
     assert (counts[0] - counts[1]).abs().sum() / 2 < 0.04
 
 
-def test_what_is_kept_of_a_draft_is_what_sampling_twice_would_not() -> None:
+def test_sampling_without_rejection_follows_the_assistant() -> None:
     """Shows that the check above can fail: without rejections, the tokens follow the assistant's distribution."""
     ids = torch.tensor([[5, 17, 5]]).repeat(4000, 1)
     tokens = [

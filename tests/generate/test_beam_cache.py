@@ -56,7 +56,7 @@ def goes_on(model: Any, output: Any, **inputs: Any) -> Tensor:
 @pytest.mark.parametrize("returned", [1, 2, 3])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("settings", SEARCHES.values(), ids=SEARCHES)
-def test_a_call_goes_on_from_the_returned_rows(settings: dict[str, Any], family: str, returned: int) -> None:
+def test_a_call_continues_from_the_returned_rows(settings: dict[str, Any], family: str, returned: int) -> None:
     model = hf_model(family)
     output = generate_output(model, IDS, num_return_sequences=returned, **{**CALL, **settings}, **DICT)
     assert {len(layer.keys) for layer in output.cache.layers} == {2 * returned} == {len(output.sequences)}
@@ -113,7 +113,7 @@ def small(family: str) -> Any:
 
 
 @pytest.mark.parametrize("family", ["5", "20", "mamba"])
-def test_what_cannot_be_cut_is_refused_where_rows_differ(family: str) -> None:
+def test_caches_without_a_crop_are_refused_if_rows_differ(family: str) -> None:
     model = small(family)
     same = generate_output(model, IDS, num_return_sequences=3, **CALL, **DICT)
     if family != "mamba":

@@ -100,7 +100,7 @@ def test_prompts_in_pieces(family: str, size: int, settings: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_what_transformers_does_not_read_in_pieces(size: int) -> None:
+def test_inputs_that_transformers_does_not_read_in_chunks(size: int) -> None:
     """Embeddings, a text whose beginning is cached, and the prompt of a decoder."""
     model = hf_model("llama")
     at_once = generate_tokens(model, TEXT, max_new_tokens=8)

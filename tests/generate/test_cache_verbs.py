@@ -174,7 +174,7 @@ class Ancestry:
 
 @pytest.mark.parametrize("prompt_length", [2, 9])
 @pytest.mark.parametrize("kind", CACHES)
-def test_reordering_gives_what_a_gather_of_everything_gives(kind: str, prompt_length: int) -> None:
+def test_reordering_equals_a_full_gather(kind: str, prompt_length: int) -> None:
     ours, theirs, ancestry = CACHES[kind](), CACHES[kind](), Ancestry(prompt_length)
     verbs.check_reorder(ours)
     for cache in (ours, theirs):
@@ -200,7 +200,7 @@ def test_cross_attention_is_not_touched() -> None:
 
 
 @pytest.mark.parametrize("container", [tuple, list])
-def test_pairs_change_in_place_and_only_behind_what_is_shared(container: type) -> None:
+def test_pairs_change_in_place_and_only_after_shared_positions(container: type) -> None:
     keys = torch.arange(3.0)[:, None] * 10 + torch.arange(5.0)
     pairs = container((keys.view(3, 1, 5, 1).clone(), -keys.view(3, 1, 5, 1).repeat(1, 1, 1, 2)) for _ in range(2))
     assert verbs.reorder(pairs, torch.tensor([1, 0, 0]), torch.tensor([0, 2, 1]), 3) is pairs
@@ -274,7 +274,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_reordered_is_refused(case: str) -> None:
+def test_caches_without_a_reorder_are_refused(case: str) -> None:
     cache, error, message = REFUSED[case]
     rows = torch.tensor([1, 0])
     for refuse in (lambda: verbs.check_reorder(cache), lambda: verbs.reorder(cache, rows, rows, 1)):
@@ -283,7 +283,7 @@ def test_what_cannot_be_reordered_is_refused(case: str) -> None:
         assert str(raised.value) == message
 
 
-def test_a_layer_that_comes_to_hold_more_is_refused_before_anything_moves() -> None:
+def test_a_layer_that_gains_tensors_is_refused_before_any_row_moves() -> None:
     cache: Any = cache_utils.Cache(layers=[cache_utils.DynamicLayer(), Indexed()])
     verbs.check_reorder(cache)
     append(cache, *prompt_states(3))

@@ -144,7 +144,7 @@ class Follows:
         self.texts = self.texts[beam_idx]
 
 
-def test_a_processor_that_keeps_rows_is_told_how_beams_move() -> None:
+def test_a_processor_that_keeps_rows_learns_how_beams_move() -> None:
     follows = Follows()
     generate(hf_model("llama"), IDS, max_new_tokens=8, num_beams=4, pad_token_id=0, logits_processor=[follows])
     assert follows.moves > 0

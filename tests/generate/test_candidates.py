@@ -205,7 +205,7 @@ def test_another_tokenizer_changes_no_token(settings: dict[str, Any], lookbehind
     assert torch.equal(drafted, generate_tokens(model, prompt, **call))
 
 
-def test_text_that_comes_back_the_same_is_drafted() -> None:
+def test_text_that_survives_a_round_trip_is_drafted() -> None:
     """The model assists itself: every draft is right, in the first round and after it."""
     model, prompt, _ = other_vocabulary()
     model = copy.deepcopy(model)
@@ -233,7 +233,7 @@ def test_text_that_comes_back_the_same_is_drafted() -> None:
         ([1, 2, 1, 2], [1, 2, 5], (2, [5])),
     ],
 )
-def test_where_a_window_goes_on(known: list[int], window: list[int], expected: tuple[int, list[int]]) -> None:
+def test_a_window_continues(known: list[int], window: list[int], expected: tuple[int, list[int]]) -> None:
     assert continued(known, window) == expected
 
 
@@ -352,7 +352,7 @@ def test_rows_of_other_lengths_are_drafted() -> None:
     assert len(rounds) <= 8
 
 
-def test_what_is_no_tokenizer_is_refused() -> None:
+def test_a_value_that_isnt_a_tokenizer_is_refused() -> None:
     model, prompt, drafts = other_vocabulary()
     with pytest.raises(TypeError, match="`assistant_tokenizer` must be a tokenizer of transformers, got str"):
         generate(model, prompt, max_new_tokens=3, **drafts | {"assistant_tokenizer": "name"})

@@ -155,7 +155,7 @@ def test_as_recorded(seed: int, settings: dict[str, Any], tokens: list[list[int]
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_constraint_is_met_where_there_is_room(seed: int) -> None:
+def test_every_constraint_is_met_if_the_length_allows(seed: int) -> None:
     words = draw_words(random.Random(seed), TABLE_SIZE)
     eos = seed % TABLE_SIZE
     if any(eos in word for options in words for word in options):
@@ -229,7 +229,7 @@ def test_a_constraint_is_not_used_up() -> None:
 @pytest.mark.parametrize(
     "settings", [{"suppress_tokens": [30]}, {"force_words_ids": [[30, 31, 32]], "max_new_tokens": 2}]
 )
-def test_what_cannot_be_met_gives_the_best_without(settings: dict[str, Any]) -> None:
+def test_unmet_constraints_return_the_best_hypotheses(settings: dict[str, Any]) -> None:
     settings = {**BEAMS, "force_words_ids": [[30]], "num_return_sequences": 4, **settings}
     found = constrained(hf_model("llama"), PROMPTS, **settings)
     assert not any(contains(row, settings["force_words_ids"][0]) for row in found.sequences.tolist())
@@ -248,7 +248,7 @@ def test_a_word_may_end_with_the_end() -> None:
 
 
 @pytest.mark.parametrize("first", [5, 8])
-def test_a_dead_end_gives_what_there_is(first: int) -> None:
+def test_a_dead_end_returns_the_text_so_far(first: int) -> None:
     def only_the_end(input_ids: Tensor, scores: Tensor) -> Tensor:
         """Allows only the end at the third step of the prompt that begins with `first`."""
         hidden = torch.arange(scores.shape[1]) != 11

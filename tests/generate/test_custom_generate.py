@@ -145,7 +145,7 @@ def test_what_a_loop_may_ask_for_by_name() -> None:
     assert streamer.seen == [IDS.tolist(), [5, 8], "end"]
 
 
-def test_a_loop_may_use_settings_that_pygen_does_not_know_what_to_do_with() -> None:
+def test_a_custom_loop_may_use_settings_that_pygen_does_not_support() -> None:
     def settings(model: Any, input_ids: Tensor, generation_config: Any, **kwargs: Any) -> Any:
         return generation_config.max_length, generation_config.compile_config is not None
 

@@ -119,7 +119,7 @@ def test_caches_do_not_change_the_tokens(settings: dict[str, Any]) -> None:
     assert torch.equal(search(**settings), search())
 
 
-def test_a_given_cache_goes_on() -> None:
+def test_a_call_continues_a_given_cache() -> None:
     model = cases.seeded_model("llama")
     first = search(max_new_tokens=4, return_dict_in_generate=True)
     mask = torch.cat([MASK, MASK.new_ones(3, 4)], dim=1)
@@ -187,7 +187,7 @@ def test_models_without_head_or_with_encoder_are_refused() -> None:
         generate(counting_table(), torch.tensor([[1, 2]]), dola_layers="low", max_new_tokens=2)
 
 
-def test_too_little_against_repetition_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_penalty_against_repetition_is_noted(caplog: pytest.LogCaptureFixture) -> None:
     search(max_new_tokens=1, repetition_penalty=1.2)
     assert not caplog.records
     search(max_new_tokens=1)

@@ -73,7 +73,7 @@ def test_as_transformers(seed: int) -> None:
         assert length == 0 or same(ours, theirs)
 
 
-def test_nothing_is_copied_while_there_is_room() -> None:
+def test_nothing_is_copied_while_capacity_remains() -> None:
     layer = GrowingLayer(most=100)
     layer.update(*states(2, 10))
     place = layer.keys.data_ptr()
@@ -196,7 +196,7 @@ def test_a_loop_of_the_callers_gets_a_plain_cache() -> None:
     assert found == {DynamicLayer}
 
 
-def test_what_is_left_as_it_is() -> None:
+def test_filled_caches_grow_and_are_restored() -> None:
     filled: Any = DynamicCache(config=hf_model("llama").config)
     filled.update(*states(2, 3), 0)
     layers = [*filled.layers]

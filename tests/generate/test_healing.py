@@ -94,7 +94,7 @@ def test_bos_is_shown_as_pad() -> None:
 
 
 @pytest.mark.parametrize("make", [tokenizer, byte_level_tokenizer])
-def test_a_healed_prompt_goes_on_with_the_text(make: Any) -> None:
+def test_a_healed_prompt_continues_the_text(make: Any) -> None:
     """The model prefers the token that the text was cut from, if it is allowed."""
     words = make()
     ids = words(["the th", "there: th"], return_tensors="pt", padding=True).input_ids

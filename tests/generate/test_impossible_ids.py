@@ -64,7 +64,7 @@ def test_as_transformers(num_beams: int, eos: int) -> None:
     ],
     ids=lambda settings: next(iter(settings)),
 )
-def test_what_ends_or_bans_ignores_them(settings: dict[str, Any]) -> None:
+def test_ends_and_bans_ignore_impossible_ids(settings: dict[str, Any]) -> None:
     assert torch.equal(generate(pad_token_id=0, **settings), generate(pad_token_id=0))
 
 
@@ -114,7 +114,7 @@ def test_rows_that_stop_without_a_pad_that_exists_go_on() -> None:
     ],
     ids=range(14),
 )
-def test_what_must_come_is_refused(settings: dict[str, Any], message: str) -> None:
+def test_forced_impossible_ids_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pygen.generate(hf_model("llama"), IDS[:, :1], max_new_tokens=3, **{"pad_token_id": 0, **settings})
 

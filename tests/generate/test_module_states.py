@@ -14,7 +14,7 @@ from tests.shadow.architectures import texts, tiny_model
 
 
 @pytest.mark.parametrize("do_sample", [False, True])
-def test_every_beam_goes_on_from_its_own_text(do_sample: bool) -> None:
+def test_every_beam_continues_its_own_text(do_sample: bool) -> None:
     model = tiny_model("RecurrentGemmaForCausalLM")
     whole, checked = copy.deepcopy(model), 0
 
@@ -30,7 +30,7 @@ def test_every_beam_goes_on_from_its_own_text(do_sample: bool) -> None:
     assert checked == 8
 
 
-def test_states_whose_rows_nothing_tells_are_refused() -> None:
+def test_states_with_unknown_row_dimension_are_refused() -> None:
     model = tiny_model("RecurrentGemmaForCausalLM")
     ids = texts(model.config, 2)["input_ids"]
     with pytest.raises(NotImplementedError, match="the rows of `.*state.*keeps to itself, cannot be moved"):

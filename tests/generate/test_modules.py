@@ -162,7 +162,7 @@ def test_refused_models(model: Any, error: type[Exception], message: str) -> Non
         ({"inputs_embeds": torch.zeros(2, 3, 12)}, "`inputs_embeds`: a plain module starts from `input_ids`"),
     ],
 )
-def test_what_only_models_of_transformers_can(setting: dict[str, Any], message: str) -> None:
+def test_features_of_transformers_models_only(setting: dict[str, Any], message: str) -> None:
     class Takes(CachedModel):
         def forward(  # type: ignore[override]
             self, input_ids: Tensor, inputs_embeds: Any = None, past_key_values: Any = None

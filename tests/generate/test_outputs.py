@@ -72,7 +72,7 @@ def output(request: pytest.FixtureRequest) -> Any:
     return generate_output(model, IDS, max_new_tokens=2, **settings)
 
 
-def test_the_class_says_whose_it_is(output: Any) -> None:
+def test_class_of_an_output(output: Any) -> None:
     assert isinstance(output, GenerateDecoderOnlyOutput) and isinstance(output, outputs.GenerateOutput)
     assert not isinstance(output, outputs.GenerateBeamDecoderOnlyOutput)
     assert isinstance(output, generation_utils.GenerateDecoderOnlyOutput) == isinstance(output, ModelOutput)
@@ -100,7 +100,7 @@ def test_additions_are_attributes_and_no_items(output: Any) -> None:
         output["top_logprobs"]
 
 
-def test_access_by_name_place_and_attribute(output: Any) -> None:
+def test_access_by_name_index_and_attribute(output: Any) -> None:
     assert output.sequences is output["sequences"] is output[0]
     assert output[1:3] == (output.scores, output.logits)
     assert all(value is output[name] for name, value in output.items())

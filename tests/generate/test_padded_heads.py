@@ -48,7 +48,7 @@ def test_drafts_change_no_token(name: str, settings: dict[str, Any], width: int)
     assert torch.equal(generate_tokens(model, IDS, assistant_model=padded(model, width), **call), expected)
 
 
-def test_what_both_have_is_drafted() -> None:
+def test_tokens_of_both_heads_are_drafted() -> None:
     """A padded copy of the model assists it: every draft is right."""
     model = copy.deepcopy(hf_model("llama"))
     helper, rounds = padded(model, 128), []

@@ -31,7 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("search", [{}, {"num_beams": 3}, {"do_sample": True, "seed": 4}, {"custom_generate": "loop"}])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_padding_is_no_context(name: str, search: dict[str, Any]) -> None:
+def test_padding_is_not_context(name: str, search: dict[str, Any]) -> None:
     arguments: dict[str, Any] = {"max_new_tokens": 6, "pad_token_id": 0, **SETTINGS[name], **search}
     if "custom_generate" in search:
         arguments["custom_generate"] = loop

@@ -188,7 +188,7 @@ PLACES: list[tuple[dict[str, Any], str, Any]] = [
 
 
 @pytest.mark.parametrize(("settings", "name", "processor"), PLACES, ids=[place[1] for place in PLACES])
-def test_a_processor_of_a_built_class_takes_its_place(
+def test_a_processor_of_a_built_class_replaces_it(
     settings: dict[str, Any], name: str, processor: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = {"repetition_penalty": 1.1, "begin_suppress_tokens": [5], **settings}
@@ -204,7 +204,7 @@ def test_a_processor_of_a_built_class_takes_its_place(
     assert what in [record.getMessage() for record in caplog.records]
 
 
-def test_a_processor_of_another_class_of_that_name_takes_no_place() -> None:
+def test_a_processor_of_another_class_with_that_name_replaces_none() -> None:
     class RepetitionPenaltyLogitsProcessor(built.RepetitionPenaltyLogitsProcessor):
         pass
 
@@ -379,7 +379,7 @@ def test_what_processors_return_is_checked(result: Any, error: type[Exception], 
         )
 
 
-def test_a_processor_that_stands_for_no_setting_is_welcome() -> None:
+def test_a_processor_without_a_setting_is_allowed() -> None:
     limited = generate_tokens(
         counting_table(),
         torch.tensor([[1]]),

@@ -40,7 +40,7 @@ def test_generation_ends_with_the_positions(name: str) -> None:
         pygen.generate(model, torch.full((1, 17), 5), max_new_tokens=1, **SETTINGS)
 
 
-def test_an_encoder_has_positions_of_its_own() -> None:
+def test_an_encoder_has_separate_positions() -> None:
     model = built("BartForConditionalGeneration", max_position_embeddings=16, decoder_start_token_id=1)
     with pytest.warns(UserWarning, match="no positions for 20 new tokens: generating up to 16"):
         pygen.generate(model, torch.full((1, 16), 5), max_new_tokens=20, **SETTINGS)

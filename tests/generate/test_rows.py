@@ -52,7 +52,7 @@ def test_a_seed_leaves_torch_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_generator_stands_for_the_default_one() -> None:
+def test_generator_replaces_the_default_one() -> None:
     torch.manual_seed(21)
     default = generate_tokens(flat_table(), PROMPTS, **SAMPLING)
     own = torch.Generator().manual_seed(21)

@@ -74,7 +74,7 @@ def test_the_text_is_that_of_a_call_without_drafts(name: str, source: str, caplo
 
 
 @pytest.mark.parametrize("name", NAMES[:3])
-def test_every_token_has_its_records_and_the_cache_goes_on(name: str) -> None:
+def test_every_token_has_its_records_and_the_cache_continues(name: str) -> None:
     wanted: dict[str, Any] = {"output_hidden_states": True, "output_logits": True, "return_dict_in_generate": True}
     call = {**CALL, **wanted, "assistant_model": helper(name), "num_assistant_tokens": 4}
     plain: Any = generate(model(name), IDS[1:], **CALL, **wanted)
@@ -105,7 +105,7 @@ class Sums:
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_what_stays_of_tokens_taken_back_is_read_again(at_once: bool) -> None:
+def test_kept_tokens_of_a_rollback_are_read_again(at_once: bool) -> None:
     cache = Sums()
     rollback = Rollback(cache, cache.read, reads_at_once=at_once)
     text, seen, token = torch.empty(1, 0, dtype=torch.int64), 0, 0

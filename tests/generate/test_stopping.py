@@ -157,7 +157,7 @@ REPLACING: list[tuple[str, tuple[Any, ...], dict[str, Any], int, str | None]] = 
 
 @pytest.mark.parametrize("module", [stopping, transformers.generation.stopping_criteria])
 @pytest.mark.parametrize(("name", "arguments", "settings", "count", "replaced"), REPLACING)
-def test_criteria_in_place_of_settings(
+def test_criteria_that_replace_settings(
     module: Any,
     name: str,
     arguments: tuple[Any, ...],
@@ -191,7 +191,7 @@ def test_replacing_criteria_as_transformers(settings: dict[str, Any]) -> None:
         assert torch.equal(*outputs)
 
 
-def test_a_subclass_stands_beside_the_setting() -> None:
+def test_a_subclass_runs_beside_the_setting() -> None:
     class Mine(stopping.EosTokenCriteria):
         pass
 

@@ -161,7 +161,7 @@ class Cleaning:
         return str(transformers.PreTrainedTokenizerBase.clean_up_tokenization(cast(Any, self), text))
 
 
-def test_what_is_cleaned_up_is_never_taken_back() -> None:
+def test_printed_text_is_never_retracted() -> None:
     words = [" it", " '", "s", " ", ".", " do", " n", "'", "t", " new", " ?", " ' ", " x", " ,", "ve", "m", "世"]
     tokenizer, draw = Cleaning(words), random.Random(2)
     shown = 0
@@ -226,7 +226,7 @@ def fail_at(length: int) -> Any:
 
 
 @pytest.mark.parametrize("settings", [{"max_new_tokens": 0}, {"stopping_criteria": [fail_at(4)], "max_new_tokens": 5}])
-def test_streamers_are_told_of_the_error(settings: dict[str, Any]) -> None:
+def test_streamers_receive_the_error(settings: dict[str, Any]) -> None:
     """A streamer with `fail` gets the error, even of a refused call; any other gets `end`."""
 
     class Told(Collect):

@@ -142,7 +142,7 @@ def test_a_walk_that_leaves_its_prompt(backend: str, table: str, place: tuple[in
     assert str(raised.value) == f"`state` must lead from beam to beam of a prompt, got {where}"
 
 
-def test_what_no_returned_hypothesis_needs_may_be_anything(backend: str) -> None:
+def test_tables_outside_returned_hypotheses_may_hold_anything(backend: str) -> None:
     state = hand_search()
     state.step_tokens[2:], state.step_parents[2:] = INT_POISON, -1
     state.step_parents[1, 0], state.finished_parents[1, 1] = 77, 77

@@ -139,7 +139,7 @@ def test_normalisers() -> None:
 
 
 @pytest.mark.parametrize("name", ["cpu", "torch"])
-def test_a_generator_state_stands_for_the_generator(name: str) -> None:
+def test_a_generator_state_replaces_the_generator(name: str) -> None:
     generator, twin = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
     state = make_state(generator_state=generator.get_state())
     draws: dict[str, Any] = {"do_sample": True, "rng": "torch", "backend": name}

@@ -103,7 +103,7 @@ def test_seeds_and_steps_are_checked_in_every_call(wrong: dict[str, Any]) -> Non
             sample(logits, **{"seed": 1, "step": 1, **wrong})
 
 
-def test_what_chooses_the_backend_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_choice_of_backend_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = make_logits("normal", ROWS, VOCAB_SIZE)
     for _ in range(2):
         sample(logits, seed=1)
@@ -168,7 +168,7 @@ def test_forms_of_one_knob(backend: str, given: dict[str, Any], meant: dict[str,
         assert_same(call(**given), call(**meant))
 
 
-def test_int32_tables_of_a_prepared_op_are_read_anew(backend: str) -> None:
+def test_int32_tables_of_a_prepared_op_are_read_again(backend: str) -> None:
     from pygen.ops import prepare_process_logits
 
     logits, ids = make_logits("normal", ROWS, VOCAB_SIZE), make_history(ROWS, 4, VOCAB_SIZE).int()

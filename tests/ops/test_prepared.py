@@ -45,7 +45,7 @@ def test_a_missing_seed_is_drawn_once(backend: str) -> None:
     assert prepared(logits).token_ids.equal(first)
 
 
-def test_tables_are_read_anew_and_knobs_were_copied(backend: str) -> None:
+def test_tables_are_read_again_and_knobs_are_copies(backend: str) -> None:
     logits = make_logits("normal", 2, 40)
     bias, mask, suppress = torch.zeros(40), torch.full((2,), -1, dtype=torch.int32), torch.tensor([-1])
     steps, top_k = torch.zeros(2, dtype=torch.int64), torch.tensor([40, 40])

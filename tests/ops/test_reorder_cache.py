@@ -87,7 +87,7 @@ def test_any_map_over_any_layout(backend: str, kind: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize("kind", MAPS)
-def test_a_span_stands_for_start_and_length(backend: str, kind: str) -> None:
+def test_a_span_replaces_start_and_length(backend: str, kind: str) -> None:
     """The span may be empty, begin past the tensor or end there."""
     torch.manual_seed(3)
     shape, length = (9, 2, 40, 3), 36
@@ -131,7 +131,7 @@ def check_several_tensors(backend: str) -> None:
         assert cache.equal(want)
 
 
-def test_what_lies_between_the_elements_is_not_written(backend: str) -> None:
+def test_gaps_between_elements_are_not_written(backend: str) -> None:
     room = torch.arange(4 * 3 * 10 * 8).view(4, 3, 10, 8)
     cache = room[:, ::2, 1:9:2, :5]
     outside = torch.ones_like(room, dtype=torch.bool)

@@ -145,7 +145,7 @@ def test_every_row_is_at_its_own_step(backend: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["cpu", "torch"])
-def test_a_generator_state_stands_for_the_generator(name: str) -> None:
+def test_a_generator_state_replaces_the_generator(name: str) -> None:
     generator, twin = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
     state = dataclasses.replace(make_state(), generator_state=generator.get_state())
     logits = make_logits("normal", ROWS, VOCAB_SIZE)

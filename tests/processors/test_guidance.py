@@ -63,7 +63,7 @@ def test_unbatched(family: str, negative: int, scale: float, use_cache: bool) ->
 
 
 @torch.no_grad()
-def test_a_negative_prompt_stands_for_the_copies_of_its_prompt() -> None:
+def test_a_negative_prompt_serves_all_copies_of_its_prompt() -> None:
     def guide(unconditional_ids: Tensor) -> Tensor:
         processor = processors.UnbatchedClassifierFreeGuidanceLogitsProcessor(2.0, hf_model("llama"), unconditional_ids)
         for length in (5, 6):

@@ -43,7 +43,7 @@ class DeviceWords:
 
 @pytest.mark.parametrize("elements", [1, 1000, 1003])
 @pytest.mark.parametrize(("steps", "launched"), [(3, 3), (3, 5), (0, 0)])
-def test_noise_is_reserved_and_the_rest_given_back(elements: int, steps: int, launched: int) -> None:
+def test_unused_noise_is_returned_to_the_generator(elements: int, steps: int, launched: int) -> None:
     generator, words = DeviceGenerator(40), DeviceWords()
     lent = DeviceGeneratorState(_as(generator), _as(words), elements, max_steps=9)
     assert words.words.tolist() == [7, 40]
@@ -53,7 +53,7 @@ def test_noise_is_reserved_and_the_rest_given_back(elements: int, steps: int, la
     assert generator.offset == 40 + 8 * steps
 
 
-def test_another_draw_meanwhile_keeps_its_place() -> None:
+def test_a_concurrent_draw_keeps_its_effect() -> None:
     generator, words = DeviceGenerator(40), DeviceWords()
     lent = DeviceGeneratorState(_as(generator), _as(words), 1000, max_steps=9)
     generator.set_offset(generator.offset + 16)

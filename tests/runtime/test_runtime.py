@@ -329,7 +329,7 @@ def test_released_in_the_middle_of_a_call(capturing: Any) -> None:
         ({"options": {"epilogue_fusion": True}}, None, {"epilogue_fusion": True}),
     ],
 )
-def test_what_is_compiled_leaves_the_capture_to_us(given: Any, mode: Any, options: Any) -> None:
+def test_compile_options_leave_the_capture_to_pygen(given: Any, mode: Any, options: Any) -> None:
     config = pygen.GenerationConfig(compile_config=pygen.CompileConfig(**given))
     found = compile_options(config)
     assert found is not None

@@ -107,7 +107,7 @@ def test_beams_move_their_suffixes_only(family: str, on_device: bool) -> None:
 
 @pytest.mark.parametrize("how", ["count", "length"])
 @pytest.mark.parametrize("family", [*DECODERS, *PAIRS])
-def test_what_was_cropped_never_was(family: str, how: str) -> None:
+def test_a_crop_leaves_no_trace(family: str, how: str) -> None:
     """A crop restores a window too, because the cache keeps positions that a text outgrows."""
     readers = Readers(family)
     token = readers.read(PROMPTS, VISIBLE)

@@ -26,7 +26,7 @@ from tests.runtime.readers import (
 pytestmark = pytest.mark.usefixtures("small_models")
 
 
-def test_what_it_says_of_itself() -> None:
+def test_attributes_of_the_cache() -> None:
     cache = StaticCache(MIXED, rows=2, capacity=8)
     assert (len(cache), cache.layers[0].max_cache_len, cache.is_compileable, cache.is_sliding) == (
         3,

@@ -51,7 +51,7 @@ class Step:
 @pytest.mark.parametrize("replayed", [False, True], ids=["called", "replayed"])
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("family", [*DECODERS, *PAIRS])
-def test_the_same_step_again_goes_on_by_itself(family: str, attention: str, replayed: bool) -> None:
+def test_a_replayed_step_advances_by_itself(family: str, attention: str, replayed: bool) -> None:
     """The replay needs no value on the host and none of the first step's Python."""
     readers = Readers(family, attention)
     token = readers.read(PROMPTS, VISIBLE)

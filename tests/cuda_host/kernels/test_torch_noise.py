@@ -66,7 +66,7 @@ def test_tokens(torch_backend: str, limits: tuple[int, int], knobs: dict[str, An
     assert_same_tokens(tokens, race.argmax(1), scores, noise)
 
 
-def test_a_generator_on_the_device_goes_on(torch_backend: str) -> None:
+def test_a_generator_on_the_device_advances(torch_backend: str) -> None:
     rows, vocab_size, steps = 2, 5003, 3
     state = DecodeState.create(torch.ones(rows, 1, dtype=torch.int64), steps)
     # The op's check requires the length of a CPU generator's state. The kernel reads the first two words.
