@@ -125,7 +125,9 @@ def test_drafts_with_an_own_update_of_model_kwargs(by_outputs: bool, caplog: pyt
     """A hook that adds a column from what it knows, or from the logits: these are read token by token."""
 
     class Shifting(Model):
-        def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: Any, **kwargs: Any) -> dict[str, Any]:
+        def _update_model_kwargs_for_generation(  # type: ignore[override]
+            self, outputs: Any, model_kwargs: Any, **kwargs: Any
+        ) -> dict[str, Any]:
             positions = model_kwargs["position_ids"]
             updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
             step = outputs[0][:, -1:].argmax(-1) % 2 if by_outputs else positions[:, -1:] % 3

@@ -160,7 +160,7 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, out: TokenLogprobs) -> Non
     workspace, strides = arguments.row_workspaces(rows, vocab_size, device, None, counted=False)
     num_tokens = 1 if token_ids.dim() == 1 else token_ids.shape[1]
     num_top = 0 if top is None else top.token_ids.shape[1]
-    best = (token_ids, workspace.f32) if top is None else top
+    best: tuple[Tensor, Tensor] = (token_ids, workspace.f32) if top is None else top
     scratch = Scratch(
         tickets=torch.zeros(rows, dtype=torch.int32, device=device),
         list_scores=torch.empty(rows * num_top, dtype=torch.float32, device=device),

@@ -17,6 +17,7 @@ from pygen.decode.constraints import Constraint, make_constraints
 from pygen.decode.diverse_beam import DiverseBeamState, GroupsChooser
 from pygen.models.adapter import adapt
 from pygen.ops import BeamOutput, BeamState, beam_finalize
+from pygen.plan.beam_pipeline import SearchArguments
 from pygen.plan.plan import make_plan
 from tests.generate.models import TableModel
 from tests.generate.plans import make_call
@@ -108,10 +109,11 @@ def _call(model: Any, prompts: Tensor, mask: Tensor | None, asked: dict[str, Any
     return dataclasses.replace(call, adapter=adapter, prompt=prompt)
 
 
-def _search(call: Call, criteria: Any) -> dict[str, Any]:
+def _search(call: Call, criteria: Any) -> SearchArguments:
+    config: Any = call.config
     return {
-        "length_penalty": call.config.length_penalty,
-        "early_stopping": call.config.early_stopping,
+        "length_penalty": config.length_penalty,
+        "early_stopping": config.early_stopping,
         "stopping_criteria": criteria,
     }
 

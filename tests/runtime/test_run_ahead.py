@@ -232,7 +232,7 @@ def test_the_parts_of_a_message_do_not_overlap(rows: int, num_logprobs: int) -> 
     box.send(0, message.words)
     message.words.zero_()
     received = message.read(box.receive(0))
-    found = [received.unfinished, received.steps, received.num_generated, received.finished]
+    found: list[Tensor | None] = [received.unfinished, received.steps, received.num_generated, received.finished]
     found += [received.token_ids, received.status, received.logprobs]
     for number, (part, copy) in enumerate(zip(parts, found, strict=True)):
         assert (part is None) == (copy is None)
