@@ -127,7 +127,7 @@ def apply_filters(array, size, filters, largest, total_mass, top_h_scratch):
 def _count_top_h(array, size, cut, kept, top_h, largest, scratch):
     """How many of the candidates, the keys above `cut` and the first `kept` at it, top_h keeps; float64.
 
-    Potraghloo et al. 2025: while the cumulative -sum p ln p, largest first, is at most top_h times all of it.
+    Potraghloo et al. 2025: while the cumulative -sum p ln p, largest first, is at most top_h times the whole sum.
     """
     lane = tl.arange(0, TOP_H_CAPACITY)
     tl.store(scratch + lane, tl.full((TOP_H_CAPACITY,), float("-inf"), tl.float32))

@@ -1,7 +1,7 @@
 """The scores of a row before temperature: logits + bias, penalties, bans, suppression and bitmask, on the fly.
 
-A program marks the tokens of its own stretch of the vocabulary first, so that programs share nothing: one bit "seen",
-one bit "banned", and how often the token was generated.
+First a program marks the tokens of its stretch of the vocabulary, so that programs share nothing: one bit "seen", one
+bit "banned", and how often the token was generated.
 """
 
 from typing import Any, NamedTuple
@@ -159,7 +159,7 @@ def scores_of(scores, token, inside, largest_logit=0.0, log_sum=0.0):
 
 @triton.jit
 def reread(scores, token, inside):
-    """The scores of tokens of a scanned row: as the scan stored them, or composed anew."""
+    """The scores of tokens of a scanned row: as the scan stored them, or computed again."""
     if scores.is_stored:
         x = tl.load(scores.stored + token, mask=inside, other=float("-inf"))
     else:

@@ -81,7 +81,7 @@ def cut_of(array, size, target, by_mass, by_distance, largest, center):
 
 @triton.jit
 def keep_from(array, size, cut, kept, from_end, by_distance, center):
-    """Removes what lies below the key `cut`, and of those at it all but `kept`; returns the largest left.
+    """Removes the scores below the key `cut`, and of those at it all but `kept`; returns the largest left.
 
     The first at the cut stay, or the last where `from_end`.
     """

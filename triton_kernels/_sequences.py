@@ -7,10 +7,10 @@ import triton.language as tl
 
 
 class Sequences(NamedTuple):
-    """Those of a DecodeState, as a kernel takes them; pointers."""
+    """The tensors of a DecodeState, as a kernel takes them; pointers."""
 
-    token_ids: Any  # (rows, room) int64
-    history: Any  # (rows, room) int64, what the penalties read
+    token_ids: Any  # (rows, columns) int64
+    history: Any  # (rows, columns) int64, what the penalties read
     finished: Any  # (rows,) uint8
     num_generated: Any  # (rows,) int64
     unfinished: Any  # (1,) int64: the number of rows that go on

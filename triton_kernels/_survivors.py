@@ -88,7 +88,7 @@ def mass_of_row(work, blocks, temperature, largest):
 
 @triton.jit
 def threshold_of(cut, temperature):
-    """The score over temperature that a key of `cut_of` stands for."""
+    """The score over temperature of a key that `cut_of` found."""
     return tl.where(cut == LEAST_KEY, float("-inf"), tl.math.div_rn(score_of_key(cut), temperature))
 
 

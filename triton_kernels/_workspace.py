@@ -14,7 +14,7 @@ TOP_H_CAPACITY = tl.constexpr(128)
 
 
 class Workspace(NamedTuple):
-    """Of all rows, as a kernel takes it; pointers."""
+    """The workspace of all rows, as a kernel takes it; pointers."""
 
     f32: Any
     i32: Any
@@ -25,7 +25,7 @@ WORKSPACE_TYPES = Workspace("fp32", "i32", "fp32")
 
 
 class RowWorkspace(NamedTuple):
-    """Of one row; pointers. A block is a run of BLOCK tokens, a part is what one program scans."""
+    """The workspace of one row; pointers. A block is a run of BLOCK tokens, a part is what one program scans."""
 
     block_max: Any  # (blocks,) float32
     block_sum: Any  # (blocks,) float32

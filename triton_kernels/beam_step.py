@@ -70,7 +70,7 @@ def take_part_in_race(array, listed, size, ids, running, largest, block_max, noi
     """Replaces every score, -inf aside, by how far score + running - ln E lies above largest + running; float32.
 
     The sums come first, since a running score may swallow what is added to it. Where the array is a whole row, this
-    writes its `block_max` anew. Returns the largest.
+    updates its `block_max`. Returns the largest.
     """
     best = tl.full((TILE,), float("-inf"), tl.float32)
     center = (largest + running).to(tl.float64)
