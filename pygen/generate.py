@@ -17,6 +17,7 @@ from pygen.call.call import Call
 from pygen.call.healing import heal
 from pygen.call.memory import named_sizes
 from pygen.call.remote_code import load_custom_generate
+from pygen.call.through_wrapper import through_own_generate
 from pygen.config.config import GenerationMode
 from pygen.decode.assisted import generate_assisted
 from pygen.decode.beam import generate_with_beams
@@ -29,7 +30,7 @@ from pygen.decode.sample import generate_by_sampling
 from pygen.graph.eligibility import CAPTURED_MODES, check_runtime, choose_runtime
 from pygen.models.adapter import adapt
 from pygen.models.lockstep import Lockstep, resolve_synced_gpus
-from pygen.models.wrappers import called, through_own_generate
+from pygen.models.wrappers import called
 from pygen.notices import one_call
 from pygen.outputs import GenerateOutput
 from pygen.processors.prefix import EndingPrefix

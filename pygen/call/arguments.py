@@ -1,4 +1,4 @@
-"""The arguments of one `generate`, bound once for all that look at them."""
+"""The arguments of one call of `generate`, bound once."""
 
 from __future__ import annotations
 
@@ -8,41 +8,44 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-# Parameters that `generate` has beyond those of transformers, with their defaults.
+from pygen.request.protocols import Streamer
+from pygen.stopping.criteria import Criterion
+
+# The parameters of `pygen.generate` that transformers does not have, with their defaults.
 _BEYOND = {"generator": None, "cancel": None, "progress": False, "runtime": "auto"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """What `pygen.generate` was called with; its docstring says what each argument means.
+    """The arguments of `pygen.generate`, whose docstring describes each.
 
     kwargs: settings, inputs of the model, and tokenizers.
     """
 
     model: Any
     inputs: Tensor | None = None
-    generation_config: Any = None
+    generation_config: object = None
     logits_processor: Sequence[Callable[[Tensor, Tensor], Tensor]] | None = None
-    stopping_criteria: Sequence[Callable[..., Any]] | None = None
+    stopping_criteria: Sequence[Criterion] | None = None
     prefix_allowed_tokens_fn: Callable[[int, Tensor], Sequence[int]] | None = None
     synced_gpus: bool | None = None
-    assistant_model: Any = None
-    streamer: Any = None
+    assistant_model: nn.Module | None = None
+    streamer: Streamer | None = None
     negative_prompt_ids: Tensor | None = None
     negative_prompt_attention_mask: Tensor | None = None
-    custom_generate: Any = None
+    custom_generate: str | Callable[..., object] | None = None
     generator: torch.Generator | None = None
     cancel: threading.Event | None = None
     progress: bool = False
     runtime: str = "auto"
     kwargs: dict[str, Any] = field(default_factory=dict)
 
-    def for_custom_code(self, streamer: Any) -> dict[str, Any]:
-        """Keyword arguments of a `generate` that others wrote: transformers' all, pygen's own where they are given.
+    def for_custom_code(self, streamer: Streamer | None) -> dict[str, object]:
+        """Keyword arguments for someone else's `generate`: all of transformers', and pygen's own unless neutral.
 
-        streamer: takes the place of the caller's.
+        streamer: replaces the caller's.
         """
         own = {*_BEYOND, "custom_generate", "kwargs"}
         passed = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in own}

@@ -1,8 +1,7 @@
-"""One call of `generate`, resolved: what every loop is started from."""
+"""One resolved call of `generate`, from which every decoding loop starts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +9,19 @@ from pygen.call.arguments import Arguments
 from pygen.config.config import GenerationConfig, GenerationMode
 from pygen.models.adapter import ModelAdapter
 from pygen.request.prompt import Prompt
+from pygen.request.protocols import Tokenizer
 from pygen.request.settings import Lengths, Settings, SpecialTokens
-from pygen.stopping.criteria import Stopping
+from pygen.stopping.criteria import Criterion, Stopping
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call(Arguments):
-    """Settings, inputs and lengths of a call, all checked; nothing has run yet, and `adapter.start` is the first to.
+    """The checked settings, inputs and lengths of a call. The model has not run yet; `adapter.start` runs it first.
 
-    The arguments are as they were passed, but for `model`, the part whose forward runs; `prefix_allowed_tokens_fn`,
-    which ends a row that it allows nothing; and `synced_gpus`, which is resolved.
+    The arguments are as the caller passed them, with three exceptions. `model` is the part whose forward runs,
+    `prefix_allowed_tokens_fn` also ends a row that it allows nothing, and `synced_gpus` is resolved.
 
-    num_copies: rows per prompt, the copies side by side.
+    num_copies: rows per prompt; the copies of a prompt are adjacent.
     """
 
     adapter: ModelAdapter
@@ -32,8 +32,8 @@ class Call(Arguments):
     lengths: Lengths
     num_copies: int
     stopping: Stopping
-    tokenizer: Any = None
-    assistant_tokenizer: Any = None
+    tokenizer: Tokenizer | None = None
+    assistant_tokenizer: Tokenizer | None = None
 
     @property
     def config(self) -> GenerationConfig:
@@ -52,17 +52,19 @@ class Call(Arguments):
         return bool(self.config.return_dict_in_generate)
 
     @property
-    def criteria(self) -> tuple[Callable[..., Any], ...]:
-        """What is asked after every step."""
+    def criteria(self) -> tuple[Criterion, ...]:
+        """The monitor calls these after every step."""
         return self.stopping.criteria
 
     @property
     def pads(self) -> bool:
-        """Whether rows may finish before others, and emit the pad token then: transformers' rule."""
+        """Whether rows that finish before others emit the pad token, by transformers' rule."""
         return self.stopping.pads
 
     def start(self, **arguments: Any) -> None:
-        """Makes the model ready: cache, buffers, and the encoder's forward. arguments: more ones of the adapter's, or
-        others in the place of the call's."""
+        """Calls `adapter.start`, which prepares cache and buffers and runs the encoder.
+
+        arguments: more arguments of the adapter's method, or replacements of the call's.
+        """
         sizes = {"num_copies": self.num_copies, "max_new_tokens": self.lengths.max_new_tokens}
         self.adapter.start(self.prompt, mode=self.mode, **{**sizes, **arguments})

@@ -1,28 +1,34 @@
-"""Token healing: the last token of a prompt is chosen anew, among those that its text is the beginning of."""
+"""Token healing: the model chooses the last token of a prompt again, among tokens that begin with its text."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pygen.config.config import GenerationConfig
+from pygen.outputs import GenerateOutput
 from pygen.request.prompt import Prompt
+from pygen.request.protocols import Tokenizer
 from pygen.stopping.token_bytes import token_bytes
 
+# (ids (1, length), *, generation_config, tokenizer) -> (1, length + 1)
+Generate = Callable[..., Tensor | GenerateOutput]
+
 _EXTENSION_BIAS = 10.0
-# What a model may ask for and one token of a prompt does not need.
+# Settings that a model's config may have, and that the choice of one token must not have.
 _ONE_TOKEN = {"token_healing": False, "return_dict_in_generate": False}
-_ORIGINAL_BONUS = 1.0  # against healing that goes too far, "http" to "https"
+_ORIGINAL_BONUS = 1.0  # favours the original token: "http" should not become "https" by a small margin
 
 
-def heal(prompt: Prompt, tokenizer: Any, generate: Callable[..., Any]) -> Prompt:
-    """`prompt` with its ids healed. ValueError where that is not possible.
+def heal(prompt: Prompt, tokenizer: Tokenizer | None, generate: Generate) -> Prompt:
+    """`prompt` with healed ids.
 
     generate: `pygen.generate` for the model of the call.
+    Errors: ValueError without a tokenizer, for other inputs than ids of a decoder-only model, and where the text of the
+    ids has another shape when tokenized again.
     """
     if tokenizer is None:
         raise ValueError("`token_healing` needs the model's tokenizer: pass it as `tokenizer=`")
@@ -37,10 +43,10 @@ def heal(prompt: Prompt, tokenizer: Any, generate: Callable[..., Any]) -> Prompt
     return dataclasses.replace(prompt, input_ids=healed)
 
 
-def heal_tokens(input_ids: Tensor, tokenizer: Any, generate: Callable[..., Any]) -> Tensor:
-    """A prompt that was cut inside a word ends in a token that the model never saw there; this chooses another.
+def heal_tokens(input_ids: Tensor, tokenizer: Tokenizer, generate: Generate) -> Tensor:
+    """A prompt that ends inside a word ends in a token that the model has not seen there; this chooses another.
 
-    for each row, its text stripped and tokenized again, bos shown as pad unless only one token follows it:
+    for each row, its text stripped and tokenized again, bos replaced by pad unless only one token follows it:
         extensions = tokens whose text begins with the text of the last token
         last token = next token after the others, each extension's score 10 higher, the original's 11
 
@@ -65,12 +71,14 @@ def heal_tokens(input_ids: Tensor, tokenizer: Any, generate: Callable[..., Any])
         if len(seen) == 1 and bos is not None:
             row[-2] = bos
         settings = GenerationConfig(max_new_tokens=1, pad_token_id=pad, sequence_bias=bias, **_ONE_TOKEN)
-        row[-1] = generate(row[None, :-1], generation_config=settings, tokenizer=tokenizer)[0, -1]
+        healed = generate(row[None, :-1], generation_config=settings, tokenizer=tokenizer)
+        assert isinstance(healed, Tensor)
+        row[-1] = healed[0, -1]
     return ids
 
 
-def _extensions(tokenizer: Any, token_id: int) -> list[int]:
-    """The tokens whose text begins with that of `token_id`, itself among them."""
+def _extensions(tokenizer: Tokenizer, token_id: int) -> list[int]:
+    """The tokens whose text begins with that of `token_id`, `token_id` included."""
     table = token_bytes(tokenizer)
     place = int((table.ids == token_id).nonzero()[0, 0])
     length = int(table.lengths[place])

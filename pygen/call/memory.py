@@ -1,4 +1,4 @@
-"""Want of memory in a call, with the settings that chose how much it takes."""
+"""Out-of-memory errors that name the settings which determine the size of a call."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import torch
 if TYPE_CHECKING:
     from pygen.call.call import Call
 
-# What torch says where a tensor on the CPU is too large for the machine, or for any.
+# torch's messages for a tensor on the CPU that is too large for this machine or any other.
 _MESSAGES = ("DefaultCPUAllocator", "Storage size calculation overflowed", "multiplication overflow")
 _SIZES = ("num_beams", "num_return_sequences", "top_logprobs", "prompt_lookup_num_tokens", "num_assistant_tokens")
 
 
 @contextmanager
 def named_sizes(call: Call) -> Iterator[None]:
-    """MemoryError that names settings of `call`, for want of memory within; on a GPU torch.OutOfMemoryError."""
+    """Within the block, an out-of-memory error becomes one that names settings of `call`.
+
+    Raises MemoryError, or torch.OutOfMemoryError on a GPU.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Loading a generation function from a folder or a repository, which runs code that others wrote."""
+"""Loads a generation function from a folder or a repository, which runs someone else's code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 _FOLDER = "custom_generate"
 
@@ -18,9 +22,9 @@ def load_custom_generate(source: str, trust_remote_code: bool | None, **hub: Any
 
     hub: arguments of `huggingface_hub.snapshot_download`, `revision` and `token` for example.
 
-    Errors: ValueError unless `trust_remote_code` is True, before anything is looked at. OSError where there is no such
-    file, ImportError where a package of `custom_generate/requirements.txt` is missing, AttributeError where the file
-    defines no `generate`.
+    Errors: ValueError unless `trust_remote_code` is True, before the function accesses `source`. OSError if the file is
+    missing, ImportError if a package of `custom_generate/requirements.txt` is missing, AttributeError if the file does
+    not define `generate`.
     """
     if trust_remote_code is not True:
         raise ValueError(
@@ -52,7 +56,7 @@ def _check_requirements(source: str, file: Path) -> None:
         raise ImportError(f"`custom_generate`={source!r} needs {', '.join(missing)}")
 
 
-def _is_met(requirement: Any) -> bool:
+def _is_met(requirement: Requirement) -> bool:
     if requirement.marker is not None and not requirement.marker.evaluate():
         return True
     try:
@@ -62,8 +66,8 @@ def _is_met(requirement: Any) -> bool:
     return bool(requirement.specifier.contains(version, prereleases=True))
 
 
-def _import(file: Path) -> Any:
-    """The module of `file`, which may import its neighbours relatively. Read anew every time."""
+def _import(file: Path) -> ModuleType:
+    """Runs `file` as a new module on every call. It may import its neighbours relatively."""
     package = f"pygen_{_FOLDER}_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]}"
     for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
         del sys.modules[name]

@@ -184,7 +184,7 @@ def _checked_inputs(
             return start_ids(tokens.bos, kwargs, execution_device(model))
         return None
     if name == "input_ids":
-        return check_ids(name, inputs, device, least=1 if embeds is None else 0)
+        return check_ids(name, inputs, device, min_length=1 if embeds is None else 0)
     if not isinstance(inputs, Tensor):
         raise TypeError(f"`{name}` must be a tensor, got {type(inputs).__name__}")
     if inputs.ndim < 2 or inputs.shape[0] == 0:

@@ -1,1 +1,1 @@
-"""What a caller asked: settings merged by priority, and the checked prompt."""
+"""The request of a caller: settings merged by priority, and the checked prompt."""

@@ -1,8 +1,9 @@
-"""What a call starts from: the prompts, their mask, and what else the model reads; checked, before copies are made."""
+"""The checked inputs of a call, one row per prompt: ids, mask, and the other inputs of the model."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,12 @@ logger = logging.getLogger(__name__)
 class Prompt:
     """The inputs of a call.
 
-    input_ids: (batch_size, prompt_length) int64, what every sequence begins with: the prompts, or the decoder's prompts
-        of an encoder-decoder model. Has no column where `inputs_embeds` come without ids.
-    mask: (batch_size, at least prompt_length), 0 where `input_ids` (its last columns) hold padding; or None.
-    main_input: what the model reads first, by its name: ids, `inputs_embeds`, `input_features`, ...
-    model_kwargs: the other inputs of the model, in a dict of the call's own.
+    input_ids: (batch_size, prompt_length) int64, the beginning of every sequence: the prompts, or the decoder's prompts
+        of an encoder-decoder model. prompt_length is 0 for `inputs_embeds` without ids.
+    mask: (batch_size, at least prompt_length), whose last columns are 0 where `input_ids` are padding; or None.
+    main_input: the input that the model reads first: ids, `inputs_embeds`, `input_features`, ...
+    main_input_name: its name.
+    model_kwargs: the other inputs of the model, in a dict that belongs to the call.
     """
 
     input_ids: Tensor
@@ -34,8 +36,7 @@ class Prompt:
 
     @property
     def embeds_length(self) -> int:
-        """How many positions embeddings fill that the ids do not show; 0 where the ids are what the model reads, or an
-        encoder reads the embeddings."""
+        """The number of embeddings without ids; 0 where the model reads the ids, or an encoder the embeddings."""
         if self.main_input_name != "inputs_embeds" or self.is_encoder_decoder:
             return 0
         if self.main_input.shape[1] == self.input_ids.shape[1]:
@@ -44,33 +45,41 @@ class Prompt:
 
     @property
     def shows_embeddings_alone(self) -> bool:
-        """Whether no ids tell what a decoder-only model reads."""
+        """Whether a decoder-only model reads embeddings without any ids."""
         is_embeds = self.main_input_name == "inputs_embeds" and not self.is_encoder_decoder
         return is_embeds and self.input_ids.shape[1] == 0
 
     def visible(self) -> Tensor | None:
-        """(batch_size, prompt_length), the mask of `input_ids`; None where nothing is masked or it cannot be told."""
+        """(batch_size, prompt_length), the mask of `input_ids`; None where it hides nothing or ids have no mask."""
         length = self.input_ids.shape[1]
         if self.mask is None or self.embeds_length or length == 0 or bool((self.mask != 0).all()):
             return None
         return self.mask[:, -length:]
 
 
-def given_input(name: str, inputs: Any, model_kwargs: dict[str, Any]) -> Any:
-    """The main input, given as `inputs` or by its name, which is taken out of `model_kwargs`; None where neither is."""
+def given_input(name: str, inputs: object, model_kwargs: dict[str, Any]) -> object:
+    """The main input: `inputs`, or the one that it removes from `model_kwargs` by name; None without either.
+
+    Errors: ValueError for both.
+    """
     by_name = model_kwargs.pop(name, None)
     if inputs is not None and by_name is not None:
         raise ValueError(f"`inputs` and `{name}` are the same argument; pass one of them")
     return inputs if inputs is not None else by_name
 
 
-def check_ids(name: str, ids: Any, device: torch.device | None, *, least: int = 1, rows: int | None = None) -> Tensor:
-    """`ids` as (batch_size, length) int64, at least `least` columns long and `rows` rows high where these are given."""
+def check_ids(
+    name: str, ids: object, device: torch.device | None, *, min_length: int = 1, rows: int | None = None
+) -> Tensor:
+    """`ids` as (batch_size, length) int64, length at least `min_length`, and batch_size `rows` unless that is None.
+
+    Errors: TypeError for anything but a tensor of integers, ValueError for another shape or device.
+    """
     if not isinstance(ids, Tensor):
         raise TypeError(f"`{name}` must be a tensor, got {type(ids).__name__}")
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"`{name}` must hold integers, got {ids.dtype}")
-    if ids.ndim != 2 or ids.shape[0] == 0 or ids.shape[1] < least:
+    if ids.ndim != 2 or ids.shape[0] == 0 or ids.shape[1] < min_length:
         raise ValueError(
             f"`{name}` must have shape (batch_size, prompt_length), both at least 1, got {tuple(ids.shape)}"
         )
@@ -81,12 +90,16 @@ def check_ids(name: str, ids: Any, device: torch.device | None, *, least: int = 
 
 
 def check_device(name: str, value: Tensor, device: torch.device | None) -> None:
+    """ValueError for a tensor on another kind of device than `device`; None allows any."""
     if device is not None and value.device.type != device.type:
         raise ValueError(f"`{name}` must be on the model's device {device}, got {value.device}")
 
 
-def check_mask(name: str, mask: Any, read: Tensor, *, read_name: str, continues: bool) -> None:
-    """`mask` must cover `read` (batch_size, length, ...), and may be longer where a cache holds what was before."""
+def check_mask(name: str, mask: object, read: Tensor, *, read_name: str, continues: bool) -> None:
+    """TypeError or ValueError unless `mask` is a tensor (batch_size, length); `read` is (batch_size, length, ...).
+
+    continues: a cache holds earlier positions, so the mask may have more columns.
+    """
     if not isinstance(mask, Tensor):
         raise TypeError(f"`{name}` must be a tensor, got {type(mask).__name__}")
     longer = continues and mask.ndim == 2 and mask.shape[0] == read.shape[0] and mask.shape[1] > read.shape[1]
@@ -96,8 +109,11 @@ def check_mask(name: str, mask: Any, read: Tensor, *, read_name: str, continues:
         )
 
 
-def start_ids(bos_token_id: int | None, model_kwargs: dict[str, Any], device: torch.device | None) -> Tensor:
-    """(batch_size, 1): the prompts where none are given, as many as the first other input has rows."""
+def start_ids(bos_token_id: int | None, model_kwargs: Mapping[str, object], device: torch.device | None) -> Tensor:
+    """(batch_size, 1) int64: the prompts of a call without `input_ids`, one per row of the first other input.
+
+    Errors: ValueError without a `bos_token_id` >= 0.
+    """
     if bos_token_id is None:
         raise ValueError("`bos_token_id` must be set where no `input_ids` are given")
     if bos_token_id < 0:
@@ -108,6 +124,7 @@ def start_ids(bos_token_id: int | None, model_kwargs: dict[str, Any], device: to
 
 
 def warn_of_right_padding(input_ids: Tensor, mask: Tensor | None, pad_token_id: int | None) -> None:
+    """Logs a warning if the last column of several prompts holds padding."""
     if input_ids.shape[0] == 1 or pad_token_id is None:
         return
     last = mask[:, -1] == 0 if mask is not None else input_ids[:, -1] == pad_token_id

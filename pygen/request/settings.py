@@ -1,4 +1,4 @@
-"""What one call of `generate` asks for: settings merged by priority, and the lengths and special tokens they mean."""
+"""The settings of one call of `generate`, merged by priority, and the lengths and special tokens that follow."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ logger = logging.getLogger(__name__)
 
 _METADATA = ("transformers_version", "continuous_batching_config")
 
-# setting: (values that ask for nothing, what it would need)
-_UNAVAILABLE: dict[str, tuple[tuple[Any, ...], str]] = {
+# setting: (its neutral values, the feature that any other value needs)
+_UNAVAILABLE: dict[str, tuple[tuple[object, ...], str]] = {
     "use_mtp": ((None, False), "multi-token prediction"),
     "speculation_type": ((None,), "drafting by an assistant that reads the model's hidden states"),
     "assistant_ensemble_weight": ((None,), "the ensemble of model and assistant"),
     "cache_implementation": ((None, *(set(CACHE_IMPLEMENTATIONS) - {"paged"})), "continuous batching"),
 }
 
-_EXTENSION_DEFAULTS: dict[str, Any] = {
+_EXTENSION_DEFAULTS: dict[str, object] = {
     **{knob.name: knob.default for knob in knobs.SETTINGS if knob.is_extension},
     "on_invalid": "raise",
 }
@@ -36,14 +36,15 @@ _EXTENSION_DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """The merged settings of a call, and what remains for the model.
+    """The merged settings of a call, and the arguments that are left for the model.
 
-    do_sample: what the call asked for, a bool or one per row; `config.do_sample` is True where any row samples.
+    do_sample: as the caller set it, a bool or one per row; `config.do_sample` is True where any row samples.
+    model_kwargs: the arguments that aren't settings.
     sources: for every setting that is not None, "argument", "generation_config", "model" or "default".
     """
 
     config: GenerationConfig
-    do_sample: Any
+    do_sample: object
     model_kwargs: dict[str, Any]
     sources: dict[str, str]
 
@@ -51,11 +52,13 @@ class Settings:
         return self.sources.get(name, "default") == "default"
 
 
-def resolve_settings(model_config: Any, generation_config: Any, kwargs: Mapping[str, Any]) -> Settings:
+def resolve_settings(model_config: object, generation_config: object, kwargs: Mapping[str, Any]) -> Settings:
     """Merges by priority: arguments, then `generation_config`, then the model's own, then the defaults.
 
-    None in a config means unset; None as an argument sets None, which turns the setting off. Arguments that are no
-    setting are for the model. Nothing that is passed in is modified.
+    None in a config means unset. None as an argument sets None, which turns the setting off. Other arguments are for
+    the model. The function modifies none of its arguments.
+
+    Errors: TypeError for a config without `to_dict`.
     """
     layers = [("default", {**DEFAULTS, **_EXTENSION_DEFAULTS})]
     layers += [("model", _as_dict("model.generation_config", model_config))]
@@ -71,7 +74,7 @@ def resolve_settings(model_config: Any, generation_config: Any, kwargs: Mapping[
         settings[name], sources[name] = kwargs[name], "argument"
         if kwargs[name] is None:
             del sources[name]
-    # Files of models with sliding windows carry this name for what the dynamic cache does by itself now.
+    # Config files of models with sliding windows have this name; a dynamic cache chooses such layers by default now.
     if settings.get("cache_implementation") == "hybrid":
         settings["cache_implementation"] = None
 
@@ -90,7 +93,7 @@ def _known_names() -> set[str]:
     return {name for name in vars(GenerationConfig()) if not name.startswith("_")} | EXTENSION_RULES.keys()
 
 
-def _as_dict(name: str, config: Any) -> dict[str, Any]:
+def _as_dict(name: str, config: object) -> dict[str, Any]:
     if config is None:
         return {}
     if not hasattr(config, "to_dict"):
@@ -101,7 +104,7 @@ def _as_dict(name: str, config: Any) -> dict[str, Any]:
 
 
 def refuse_unavailable(config: GenerationConfig) -> None:
-    """NotImplementedError for the first setting that asks for what this version does not have."""
+    """NotImplementedError for the first setting that needs a feature which this version does not have."""
     unavailable = dict(_UNAVAILABLE)
     if (config.num_beams or 1) > 1:
         unavailable["low_memory"] = ((None, False), "a search that reads one beam after the other")
@@ -111,8 +114,8 @@ def refuse_unavailable(config: GenerationConfig) -> None:
             raise NotImplementedError(f"`{name}`={value!r}: {what} is not available in this version")
 
 
-def refuse_mixed_searches(config: GenerationConfig, assistant_model: Any) -> None:
-    """ValueError where drafts or `dola_layers`, which extend greedy search and sampling, come with another search."""
+def refuse_mixed_searches(config: GenerationConfig, assistant_model: object) -> None:
+    """ValueError where drafts or `dola_layers`, which extend greedy search and sampling, meet another search."""
     drafting = {"assistant_model": assistant_model}
     drafting |= {name: getattr(config, name) for name in ("prompt_lookup_num_tokens", "assistant_early_exit")}
     asked = next((name for name, value in drafting.items() if value is not None), None)
@@ -145,7 +148,7 @@ def refuse_mixed_searches(config: GenerationConfig, assistant_model: Any) -> Non
 
 
 def advise(settings: Settings, mode: GenerationMode) -> None:
-    """Warns of a `penalty_alpha` that the search of `mode` ignores, and of DoLa without a penalty for repetition."""
+    """Warns of a `penalty_alpha` that the search of `mode` ignores, and of DoLa without a repetition penalty."""
     penalty = settings.config.repetition_penalty
     if mode is GenerationMode.DOLA_GENERATION and isinstance(penalty, (int, float)) and penalty < 1.2:
         log(logger, f"`dola_layers` tends to repeat; `repetition_penalty` should be 1.2 or more, got {penalty}.")
@@ -160,7 +163,7 @@ def advise(settings: Settings, mode: GenerationMode) -> None:
 
 @dataclass(frozen=True)
 class Lengths:
-    """max_new_tokens >= 1 steps at most; no end-of-sequence token in the first `min_new_tokens` steps."""
+    """At most `max_new_tokens` >= 1 steps; no end-of-sequence token in the first `min_new_tokens` of them."""
 
     max_new_tokens: int
     min_new_tokens: int
@@ -174,13 +177,14 @@ def resolve_lengths(
     embeds_length: int = 0,
     prompt_name: str = "input_ids",
 ) -> Lengths:
-    """`max_new_tokens` wins over `max_length` (prompt included); without either, 20 new tokens, within the positions.
+    """`max_new_tokens` overrides `max_length`, which includes the prompt. The default is 20 new tokens, or as many as
+    the model has positions for.
 
-    embeds_length: positions of embeddings that the ids do not show; `max_length` and `min_length` count them.
-    prompt_name: what the prompt is called in messages.
+    embeds_length: the number of embeddings without ids; `max_length` and `min_length` count them.
+    prompt_name: the name of the prompt in messages.
 
-    ValueError when the prompt leaves no room. UserWarning when the default length is used or the minimum is out of
-    reach.
+    Errors: ValueError where the prompt is not shorter than `max_length`. UserWarning for the default length, and for a
+    minimum above the maximum.
     """
     config = settings.config
     max_length: int = config.max_length if config.max_length is not None else DEFAULTS["max_length"]
@@ -223,25 +227,26 @@ def resolve_lengths(
     return Lengths(max_length - prompt_length, max(min_length - prompt_length, 0))
 
 
-def within_positions(lengths: Lengths, room: int, model: Any) -> Lengths:
-    """At most `room` tokens, those that the model has positions for. UserWarning where that is less than was asked."""
-    if room >= lengths.max_new_tokens:
+def within_positions(lengths: Lengths, available: int, model: object) -> Lengths:
+    """At most `available` tokens, since the model has positions for no more. UserWarning where that cuts the call."""
+    if available >= lengths.max_new_tokens:
         return lengths
-    if room < 1:
+    if available < 1:
         raise ValueError(
             f"`model`={type(model).__name__} has no position behind the prompts, where candidates are read"
         )
-    warn(f"{type(model).__name__} has no positions for {lengths.max_new_tokens} new tokens: generating up to {room}.")
-    return Lengths(room, lengths.min_new_tokens)
+    asked = lengths.max_new_tokens
+    warn(f"{type(model).__name__} has no positions for {asked} new tokens: generating up to {available}.")
+    return Lengths(available, lengths.min_new_tokens)
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The ids of a call, None where there is none.
+    """The special tokens of a call; None means that it has no such token.
 
-    eos: ids that end a row.
-    pad: what finished rows emit.
-    decoder_start: what a decoder starts from, an id or one per prompt.
+    eos: the ids that end a row.
+    pad: the id that finished rows emit.
+    decoder_start: the id that a decoder starts from, or one per prompt.
     """
 
     eos: list[int] | None
@@ -251,7 +256,7 @@ class SpecialTokens:
 
 
 def resolve_special_tokens(config: GenerationConfig) -> SpecialTokens:
-    """`pad_token_id` falls to the first end-of-sequence id >= 0, `decoder_start_token_id` to `bos_token_id`."""
+    """`pad_token_id` defaults to the first end-of-sequence id >= 0, `decoder_start_token_id` to `bos_token_id`."""
     eos = _ids(config.eos_token_id)
     pad = _ids(config.pad_token_id)
     bos = _ids(config.bos_token_id)
@@ -266,7 +271,7 @@ def resolve_special_tokens(config: GenerationConfig) -> SpecialTokens:
     )
 
 
-def _ids(value: Any) -> list[int] | None:
+def _ids(value: object) -> list[int] | None:
     if value is None:
         return None
     ids = torch.as_tensor(value, device="cpu").reshape(-1).tolist()
@@ -274,9 +279,10 @@ def _ids(value: Any) -> list[int] | None:
 
 
 def config_for_hooks(config: GenerationConfig, tokens: SpecialTokens, device: torch.device) -> GenerationConfig:
-    """A copy of `config` as models' hooks and loops of the caller's expect it.
+    """A copy of `config` as the hooks of models and a caller's decoding loop expect it.
 
-    The special tokens are there as tensors too (`_eos_token_tensor` is 1-D, or None), and numbers where None means one.
+    It also has the special tokens as tensors, `_eos_token_tensor` (n,) or None for example. `num_beams` and
+    `num_return_sequences` are numbers.
     """
     result = copy.copy(config)
     result.num_beams = config.num_beams or 1
