@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pygen.call.call import Call
 from pygen.candidates.draft_plan import for_drafts
-from pygen.candidates.drafter import CountedDrafts, Drafter, Follower, assistant_settings, state_for
+from pygen.candidates.drafter import CountedDrafts, Drafter, DraftSettings, Follower, assistant_settings, state_for
 from pygen.candidates.inputs import call_of_arguments
+from pygen.config.config import GenerationConfig
 from pygen.knobs import WARPERS
 from pygen.plan.pipeline import check_plan
 from pygen.plan.plan import Plan, make_plan
@@ -21,52 +23,51 @@ _AFTER_THE_CALLERS = (*(knob.name for knob in WARPERS), "watermarking_config")
 class AssistedCandidateGenerator(CountedDrafts):
     """Drafts up to `num_assistant_tokens` tokens with `assistant_model` (Leviathan et al. 2023).
 
-    Drafting stops after an end-of-sequence token, or one of a probability below `assistant_confidence_threshold`.
-    After a round in which all drafts were right the number grows by 2, else it shrinks by 1, unless
-    `num_assistant_tokens_schedule` is "constant". The threshold stays as it is. All three are taken from
-    `assistant_model.generation_config`, which is only read.
+    Drafting stops after an end-of-sequence token, and after a token of probability < `assistant_confidence_threshold`.
+    Unless `num_assistant_tokens_schedule` is "constant", the number grows by 2 after a round in which the model accepts
+    all drafts, and shrinks by 1 after any other. The threshold is constant. All three settings come from
+    `assistant_model.generation_config`, which stays unchanged.
 
     input_ids: (rows, length) int64, the text at the beginning; `generation_config.max_length` counts it.
-    generation_config: the settings of the call, `logits_processor`: its processors; both act on the drafts too.
-    model_kwargs: the model's inputs, of which the assistant gets those that it takes.
-    inputs_tensor: what the encoder reads, for an encoder-decoder assistant.
+    generation_config, logits_processor: the settings and processors of the call, which act on the drafts too.
+    model_kwargs: the model's inputs; the assistant gets those that it takes.
+    inputs_tensor: the encoder's input, for an encoder-decoder assistant.
     """
 
     def __init__(
         self,
         input_ids: Tensor,
-        assistant_model: Any,
-        generation_config: Any,
+        assistant_model: nn.Module,
+        generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
         inputs_tensor: Tensor | None = None,
-        logits_processor: Any = None,
+        logits_processor: Sequence[Callable[..., Tensor]] | None = None,
     ):
         call = call_of_arguments(
             input_ids, assistant_model, generation_config, model_kwargs, inputs_tensor, logits_processor
         )
         self.assistant_model = assistant_model
-        self._draft_for(call, make_plan(call), assistant_settings(assistant_model), keep_scores=True)
+        self._set_up(call, make_plan(call), assistant_settings(assistant_model), keep_scores=True)
 
     @classmethod
-    def of_call(cls, call: Call, settings: dict[str, Any], *, keep_scores: bool) -> AssistedCandidateGenerator:
-        """For the call of an assistant (`inputs.assistant_call`), with its seeds and generator.
+    def of_call(cls, call: Call, settings: DraftSettings, *, keep_scores: bool) -> AssistedCandidateGenerator:
+        """A generator for the call of an assistant (`inputs.assistant_call`), with its seeds and generator.
 
-        settings: see `assistant_settings`.
-        keep_scores: whether the drafts' scores are wanted.
+        keep_scores: whether `get_candidates` returns the drafts' scores.
         """
         generator = cls.__new__(cls)
         generator.assistant_model = call.model
-        generator._draft_for(call, _drafts_plan(call), settings, keep_scores=keep_scores)
+        generator._set_up(call, _drafts_plan(call), settings, keep_scores=keep_scores)
         return generator
 
     @staticmethod
     def _layers(call: Call) -> int | None:
-        """How many layers of the assistant draft; None is all."""
+        """The number of the assistant's layers that draft; None means all."""
         return None
 
-    def _draft_for(self, call: Call, plan: Plan, settings: dict[str, Any], *, keep_scores: bool) -> None:
+    def _set_up(self, call: Call, plan: Plan, settings: DraftSettings, *, keep_scores: bool) -> None:
         self.use_settings(settings)
-        threshold, max_new_tokens = settings["assistant_confidence_threshold"], call.lengths.max_new_tokens
+        threshold, max_new_tokens = settings.assistant_confidence_threshold, call.lengths.max_new_tokens
         plan = dataclasses.replace(plan, keep_scores=keep_scores, num_logprobs=1 if threshold > 0 else 0)
         state = state_for(call, plan, max_new_tokens)
         check_plan(plan, state)
@@ -82,7 +83,7 @@ class AssistedCandidateGenerator(CountedDrafts):
         self._max_length = state.prompt_length + call.adapter.room_for(call.prompt, max_new_tokens)
 
     def draft_for(self, vocab_size: int) -> None:
-        """vocab_size: columns of the model's logits. No other token is drafted, and the scores have as many columns."""
+        """vocab_size: the number of columns of the model's logits: drafts are below it, and it is the width of scores."""
         self._drafter.vocab_size = vocab_size
 
     def get_candidates(self, input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
@@ -91,10 +92,10 @@ class AssistedCandidateGenerator(CountedDrafts):
 
 
 class EarlyExitCandidateGenerator(AssistedCandidateGenerator):
-    """Drafts of the model itself, cut after its first `generation_config.assistant_early_exit` layers.
+    """Drafts with the first `generation_config.assistant_early_exit` layers of the model itself.
 
-    `config.num_hidden_layers` of the model is lowered during each of the assistant's forwards and then put back, also
-    after an error; the model must read it in its forward, and must not run in another thread meanwhile.
+    It lowers `config.num_hidden_layers` of the model during each of its forwards and restores it afterwards, also after
+    an error. The model must read that number in its forward, and must not run in another thread at the same time.
     """
 
     @staticmethod
@@ -103,10 +104,10 @@ class EarlyExitCandidateGenerator(AssistedCandidateGenerator):
 
 
 def _drafts_plan(call: Call) -> Plan:
-    """The plan of an assistant's call, made anew: processors may keep states, and the caller's do not act.
+    """The plan of an assistant's call, with new processors, since they may have state, and without the caller's.
 
-    Under torch's noise what stands after the caller's processors acts twice, as it does in transformers: the drafts are
-    the same then. The model's tokens have the right distribution whatever the drafts are drawn from.
+    Under torch's noise the items after the caller's processors act twice, as in transformers, which gives the same
+    drafts. The distribution of the model's tokens does not depend on that of the drafts.
     """
     plan = for_drafts(make_plan(call))
     if plan.noise.get("rng") != "torch":

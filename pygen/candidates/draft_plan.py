@@ -1,9 +1,9 @@
-"""The plan of drafts: the caller's processors are not called with texts that the model may refuse."""
+"""The plan of drafts. The caller's processors never see drafts, which the model may reject; copies of them may."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -13,16 +13,20 @@ from pygen.processors.base import call_processor
 from pygen.processors.recognize import keeps_nothing
 
 
-class DraftCopy:
-    """Acts on drafts as the caller's `processor` would: calls a `clone()` of it, made anew for every round."""
+class _Cloneable(Protocol):
+    def clone(self) -> object: ...
 
-    def __init__(self, processor: Any) -> None:
+
+class DraftCopy:
+    """Acts on drafts as the caller's `processor` would: each round calls a new `clone()` of it."""
+
+    def __init__(self, processor: _Cloneable) -> None:
         self._processor = processor
-        self._copy: Any = None
+        self._copy: object = None
         self.__name__ = type(processor).__name__
 
     def renew(self) -> None:
-        """A round begins, and the processor has seen all that is certain."""
+        """Starts a round; the processor has seen all accepted tokens."""
         self._copy = self._processor.clone()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Any:
@@ -30,15 +34,15 @@ class DraftCopy:
 
 
 def for_drafts(plan: Plan) -> Plan:
-    """`plan` without the caller's processors, but for those that keep nothing and, as `DraftCopy`, those with `clone`.
+    """`plan` without the caller's stateful processors; a `DraftCopy` replaces one that has a method `clone`.
 
-    What is drafted only makes a call faster: the model's own choices see every processor.
+    Drafts affect the speed of a call only: every processor acts on the model's own choices.
     """
     return dataclasses.replace(plan, items=tuple(item for given in plan.items for item in _of_drafts(given)))
 
 
 def renew_copies(plan: Plan) -> None:
-    """To be called when a round of drafts begins."""
+    """Call this when a round of drafts begins."""
     for item in plan.items:
         if isinstance(item.processor, DraftCopy):
             item.processor.renew()

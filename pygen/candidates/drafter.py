@@ -1,14 +1,14 @@
-"""An assistant model that drafts: its cache, its sequences, and how many tokens it may draft."""
+"""An assistant model that drafts: its cache, its sequences, and the number of its drafts."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pygen.call.call import Call
 from pygen.candidates.base import CandidateGenerator
@@ -24,37 +24,42 @@ from pygen.plan.pipeline import Chooser, Pipeline, SampleBinding, bind_plan
 from pygen.plan.plan import Plan
 from pygen.request.prompt import Prompt
 
-SETTINGS = (
-    "num_assistant_tokens",
-    "num_assistant_tokens_schedule",
-    "assistant_confidence_threshold",
-    "assistant_lookbehind",
-    "target_lookbehind",
-)
+
+@dataclasses.dataclass(frozen=True)
+class DraftSettings:
+    """The settings of drafts, under the names of `GenerationConfig`."""
+
+    num_assistant_tokens: int
+    num_assistant_tokens_schedule: str
+    assistant_confidence_threshold: float
+    assistant_lookbehind: int
+    target_lookbehind: int
 
 
-def assistant_settings(assistant_model: Any, given: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The settings named in SETTINGS: as `given`, else as the assistant's own `generation_config`, else the default."""
+SETTINGS = tuple(field.name for field in dataclasses.fields(DraftSettings))
+
+
+def assistant_settings(assistant_model: object, given: Mapping[str, Any] | None = None) -> DraftSettings:
+    """Each setting from `given`, else from the assistant's `generation_config`, else the default."""
     own = getattr(assistant_model, "generation_config", None)
     values = {name: getattr(own, name, None) for name in SETTINGS}
     values = {name: DEFAULTS[name] if value is None else value for name, value in values.items()}
-    return values | (given or {})
+    return DraftSettings(**{**values, **(given or {})})
 
 
 class CountedDrafts(CandidateGenerator):
-    """A generator whose number of drafts follows a schedule: 2 more after a round in which all were right, else 1 less.
+    """A generator with a schedule: 2 more drafts after a round in which the model accepts all, else 1 less.
 
-    num_assistant_tokens: how many tokens the next round drafts at most.
-    num_assistant_tokens_schedule: "constant" leaves the number as it is.
+    num_assistant_tokens: the next round drafts at most so many tokens.
+    num_assistant_tokens_schedule: "constant" keeps that number.
     """
 
     num_assistant_tokens: int
     num_assistant_tokens_schedule: str
 
-    def use_settings(self, settings: dict[str, Any]) -> None:
-        """Takes over what `assistant_settings` returned."""
-        self.num_assistant_tokens = int(settings["num_assistant_tokens"])
-        self.num_assistant_tokens_schedule = settings["num_assistant_tokens_schedule"]
+    def use_settings(self, settings: DraftSettings) -> None:
+        self.num_assistant_tokens = int(settings.num_assistant_tokens)
+        self.num_assistant_tokens_schedule = settings.num_assistant_tokens_schedule
 
     def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
         if self.num_assistant_tokens_schedule != "constant":
@@ -63,12 +68,12 @@ class CountedDrafts(CandidateGenerator):
 
 
 class Follower:
-    """A model that follows a text which may change at its end: what it has seen already is not forwarded again.
+    """A model that follows a text whose end may change, and forwards only the columns that it has not seen.
 
-    In place of ids that it has no embedding for it reads its last one.
+    It reads its last id in place of ids without an embedding.
 
-    num_copies: rows per prompt, the copies side by side.
-    layers: the number of hidden layers that it runs, or None for all: the model is set so during its forwards only.
+    num_copies: rows per prompt; the copies of a prompt are adjacent.
+    layers: the number of hidden layers that run, or None for all; the model's config has it during forwards only.
     """
 
     def __init__(
@@ -77,7 +82,7 @@ class Follower:
         prompt: Prompt,
         max_new_tokens: int,
         *,
-        model: Any,
+        model: nn.Module,
         num_copies: int = 1,
         layers: int | None = None,
     ) -> None:
@@ -91,9 +96,9 @@ class Follower:
         self._seen: Tensor | None = None
 
     def rewind(self, tokens: Tensor) -> bool:
-        """Forgets what is not the beginning of `tokens` (rows, length), and at least their last column.
+        """Forgets the columns that differ from those of `tokens` (rows, length), and at least the last of these.
 
-        False where it cannot go back so far, which is before the last columns that it forgot.
+        Returns False where the cache cannot go back so far: before the point of the previous rewind.
         """
         if self._seen is None:
             return True
@@ -109,7 +114,7 @@ class Follower:
         return True
 
     def advance(self, tokens: Tensor) -> Tensor:
-        """`tokens` (rows, length) go on where the model is -> logits (rows, vocab_size) after the last one."""
+        """Forwards the new columns of `tokens` (rows, length) -> logits (rows, vocab_size) after the last one."""
         with self._fewer_layers(), torch.no_grad():
             logits = self._start(tokens) if self._seen is None else None
             count = tokens.shape[1] - (0 if self._seen is None else self._seen.shape[1])
@@ -150,7 +155,8 @@ class Follower:
         if self._layers is None:
             yield
             return
-        config = getattr(self._model, self._model.base_model_prefix).config
+        base = getattr(self._model, str(self._model.base_model_prefix))
+        config: Any = base.config
         every = config.num_hidden_layers
         config.num_hidden_layers = self._layers
         try:
@@ -160,12 +166,12 @@ class Follower:
 
 
 class Drafter:
-    """Drafts in the vocabulary of the text: as `decode.sample` would go on, at the text's own steps.
+    """Drafts in the vocabulary of the text, as sampling would continue it, at the text's own steps.
 
-    Drafting ends early where all rows have ended, or had a token of probability < threshold in this round.
+    Drafting ends early once every row has ended, or has had a token of probability < threshold in this round.
 
-    plan: its knobs and processors see the whole text, drafts included. `keep_scores` for scores.
-    vocab_size: tokens of the text, which may be more or fewer than the assistant has; None where they are the same.
+    plan: its knobs and processors see the whole text, drafts included; `keep_scores` makes `draft` return scores.
+    vocab_size: the number of the text's tokens, which may differ from the assistant's; None where they are equal.
     """
 
     vocab_size: int | None = None
@@ -228,7 +234,7 @@ class PlanScores:
 
 
 def state_for(call: Call, plan: Plan, max_new_tokens: int) -> DecodeState:
-    """A new state for drafts: one row per row of the call, the copies of a prompt side by side."""
+    """A new state for drafts: one row per row of the call; the copies of a prompt are adjacent."""
     visible = call.prompt.visible() if plan.reads_history else None
     return DecodeState.create(
         call.prompt.input_ids.repeat_interleave(call.num_copies, dim=0),
@@ -241,7 +247,7 @@ def state_for(call: Call, plan: Plan, max_new_tokens: int) -> DecodeState:
 
 
 def resume(state: DecodeState, input_ids: Tensor) -> None:
-    """Makes `state` that of a text (rows, length) of which no row has ended."""
+    """Makes `state` that of a text (rows, length) in which no row has ended."""
     start, length = state.prompt_length, input_ids.shape[1]
     state.reserve(length - start)
     state.token_ids[:, start:length] = input_ids[:, start:]

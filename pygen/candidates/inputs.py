@@ -1,13 +1,14 @@
-"""What an assistant reads of the inputs of a call."""
+"""The inputs of an assistant, from those of a call."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pygen.call.call import Call
 from pygen.candidates.vocabulary import readable
@@ -20,7 +21,7 @@ from pygen.request.prompt import Prompt
 from pygen.request.settings import Lengths, SpecialTokens, resolve_settings, resolve_special_tokens
 from pygen.stopping.criteria import Stopping
 
-# The model's own, or given to the assistant in another way.
+# These belong to the model, or reach the assistant in another way.
 _NOT_PASSED_ON = (
     *CACHE_NAMES,
     "attention_mask",
@@ -34,7 +35,7 @@ _NOT_PASSED_ON = (
     "logits_to_keep",
     "use_cache",
 )
-# What the caller wants of the model, and what drafts have no use for.
+# Settings of the call that drafts do not need, with their neutral values.
 _UNSET = {
     "return_dict_in_generate": False,
     "output_scores": False,
@@ -51,14 +52,14 @@ _UNSET = {
 }
 
 
-def assistant_call(call: Call, assistant_model: Any) -> Call:
-    """`call` as it is for the assistant: its adapter, its prompt, and nothing that the caller wants to get back."""
+def assistant_call(call: Call, assistant_model: nn.Module) -> Call:
+    """`call` with the assistant's model, adapter and prompt, and without streamer and extra outputs."""
     adapter = adapt(assistant_model)
     config = copy.copy(call.config)
     for name, value in _UNSET.items():
         setattr(config, name, value)
     if call.adapter.is_encoder_decoder and not adapter.is_encoder_decoder and takes(adapter, "encoder_outputs", ()):
-        # Decoders by themselves get a cache from transformers that their cross-attention cannot use.
+        # transformers gives a decoder without its encoder a cache that cross-attention cannot use.
         config.use_cache = False
     prompt = _read(
         adapter,
@@ -80,14 +81,13 @@ def assistant_call(call: Call, assistant_model: Any) -> Call:
     )
 
 
-def _readable_inputs(inputs: Any, assistant_model: Any) -> Any:
-    """The main input; where it is ids, those that the assistant can read."""
-    is_ids = isinstance(inputs, Tensor) and not inputs.is_floating_point()
-    return readable(inputs, embedded_ids(assistant_model)) if is_ids else inputs
+def _readable_inputs(inputs: Tensor, assistant_model: nn.Module) -> Tensor:
+    """The main input; ids that the assistant has no embedding for become its last one."""
+    return inputs if inputs.is_floating_point() else readable(inputs, embedded_ids(assistant_model))
 
 
 def _inputs_by_name(call: Call) -> dict[str, Any]:
-    """The caller's inputs without the main one, and the encoder's mask."""
+    """The caller's inputs without the main one, with the encoder's mask."""
     kwargs = {name: value for name, value in call.settings.model_kwargs.items() if name != call.prompt.main_input_name}
     mask = call.prompt.model_kwargs.get("attention_mask")
     return kwargs | {"attention_mask": mask} if call.adapter.is_encoder_decoder and mask is not None else kwargs
@@ -98,13 +98,13 @@ def _read(
     input_ids: Tensor,
     mask: Tensor | None,
     *,
-    inputs: Any,
+    inputs: Tensor | None,
     model_kwargs: dict[str, Any],
     config: GenerationConfig,
     tokens: SpecialTokens,
     is_encoder_decoder: bool,
 ) -> Prompt:
-    """The assistant's prompt. Inputs that it does not take are left out: the model's own check has seen them."""
+    """The assistant's prompt, without inputs that it does not take; the model's check has accepted all of them."""
     if input_ids.shape[1] == 0:
         raise ValueError("`assistant_model` needs a prompt of `input_ids`: it cannot read the `inputs_embeds`")
     if mask is not None:
@@ -125,8 +125,11 @@ def _read(
     return adapter.prompt(input_ids, kwargs, config, tokens)
 
 
-def prompt_of_text(assistant_model: Any, input_ids: Tensor) -> tuple[ModelAdapter, Prompt]:
-    """A fresh adapter of an assistant that reads nothing but `input_ids` (1, length), none of it padding."""
+def prompt_of_text(assistant_model: nn.Module, input_ids: Tensor) -> tuple[ModelAdapter, Prompt]:
+    """A new adapter of a decoder-only assistant, and its prompt `input_ids` (1, length) without padding.
+
+    Errors: ValueError for an encoder-decoder assistant.
+    """
     adapter = adapt(assistant_model)
     if adapter.is_encoder_decoder:
         raise ValueError("`assistant_model` must be decoder-only where the vocabularies differ")
@@ -146,13 +149,13 @@ def prompt_of_text(assistant_model: Any, input_ids: Tensor) -> tuple[ModelAdapte
 
 def call_of_arguments(
     input_ids: Tensor,
-    assistant_model: Any,
-    generation_config: Any,
+    assistant_model: nn.Module,
+    generation_config: GenerationConfig,
     model_kwargs: dict[str, Any],
     inputs_tensor: Tensor | None,
-    logits_processor: Any,
+    logits_processor: Sequence[Callable[..., Tensor]] | None,
 ) -> Call:
-    """The assistant's call from the arguments that transformers gives a candidate generator."""
+    """The assistant's call, from the arguments that transformers passes to a candidate generator."""
     adapter = adapt(assistant_model)
     device = execution_device(assistant_model)
     settings = resolve_settings(adapter.generation_config, generation_config, _UNSET)
@@ -190,8 +193,8 @@ def call_of_arguments(
     )
 
 
-def add_encoder_outputs(adapter: ModelAdapter, prompt: Prompt, encoder_outputs: Any) -> None:
-    """Gives a decoder-only assistant that reads the model's encoder what that has made; needs no checks."""
+def add_encoder_outputs(adapter: ModelAdapter, prompt: Prompt, encoder_outputs: object) -> None:
+    """Gives the output of the model's encoder to a decoder-only assistant that takes it."""
     if adapter.is_encoder_decoder or encoder_outputs is None:
         return
     if takes(adapter, "encoder_outputs", encoder_outputs):

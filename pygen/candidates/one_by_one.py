@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from pygen.candidates.assistant import AssistedCandidateGenerator
-from pygen.candidates.drafter import CountedDrafts
+from pygen.candidates.drafter import CountedDrafts, DraftSettings
 
 
 class OneByOne(CountedDrafts):
-    """Asks a generator for every row, whose text has no padding; all rows get as many drafts as that with the fewest.
+    """Drafts each row with its own generator, without padding; all rows get as many drafts as the row with the fewest.
 
-    prompt_ids: (rows, length) int64. mask: (rows, length), 0 where `prompt_ids` are padding; None where none are.
-    make: (prompt (1, its length), number of columns that are padding) -> the row's generator.
+    prompt_ids: (rows, length) int64.
+    mask: (rows, length), 0 where `prompt_ids` are padding; None without padding.
+    make: (prompt (1, its length), number of padding columns) -> the row's generator.
     """
 
     def __init__(
@@ -24,7 +25,7 @@ class OneByOne(CountedDrafts):
         prompt_ids: Tensor,
         mask: Tensor | None,
         make: Callable[[Tensor, int], AssistedCandidateGenerator],
-        settings: dict[str, Any],
+        settings: DraftSettings,
     ) -> None:
         self._length = prompt_ids.shape[1]
         texts = [row if mask is None else row[mask[i] != 0] for i, row in enumerate(prompt_ids)]
@@ -35,14 +36,14 @@ class OneByOne(CountedDrafts):
             generator.use_settings(settings)
 
     def draft_for(self, vocab_size: int) -> None:
-        """vocab_size: columns of the model's logits."""
+        """vocab_size: the number of columns of the model's logits."""
         for generator in self._generators:
             generator.draft_for(vocab_size)
 
     def get_candidates(
         self, input_ids: Tensor, *, rows: Sequence[int] | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """rows: which rows of the batch `input_ids` (n, length) are; None is all of them."""
+        """rows: the batch indices of `input_ids` (n, length); None means all rows."""
         drafts: list[Tensor] = []
         scores: list[Tensor] = []
         for ids, row in zip(input_ids, range(len(input_ids)) if rows is None else rows, strict=True):
@@ -54,7 +55,7 @@ class OneByOne(CountedDrafts):
             drafts.append(found[:, text.shape[1] :])
             if of_row is not None:
                 scores.append(of_row)
-        # Which drafts a row loses here depends on the others' only, so those that stay are drawn from their scores.
+        # The cut depends on the other rows only, so the remaining drafts still follow their scores.
         count = min(of_row.shape[1] for of_row in drafts)
         tokens = torch.cat([input_ids, torch.cat([of_row[:, :count] for of_row in drafts])], dim=1)
         return tokens, torch.cat([of_row[:, :count] for of_row in scores]) if scores else None

@@ -1,4 +1,4 @@
-"""Drafts copied from the text itself: what followed the last few tokens when they occurred before."""
+"""Drafts copied from the text: the tokens that followed an earlier occurrence of the last few tokens."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from pygen.candidates.base import CandidateGenerator
 class PromptLookupCandidateGenerator(CandidateGenerator):
     """Prompt lookup (Saxena, 2023). Per row, with n from `max_matching_ngram_size` down to 1::
 
-        for each place, leftmost first, where the last n tokens occur before the end:
-            drafts = the up to num_output_tokens tokens behind it
-            cut before the first draft that `logits_processor` forbids; next place if nothing is left
+        for each earlier occurrence of the last n tokens, leftmost first:
+            drafts = the up to num_output_tokens tokens after it
+            cut before the first draft that `logits_processor` forbids; next occurrence if nothing is left
             cut before the first end-of-sequence token; done
 
     Several rows get as many drafts as the row with the fewest.
 
     eos_token_id: (n,) int64, or None.
-    max_length: of the whole text, whose last token is the model's: there are no drafts from length max_length - 1 on.
-        Before, drafts may reach beyond it.
-    logits_processor: (input_ids, scores) -> scores; a token that gets -inf, or the lowest finite number, is forbidden.
-    vocab_size: columns of the model's scores: an id beyond them ends the drafts. Needed with `logits_processor`, which
-        is called with so many.
+    max_length: of the whole text. The model chooses its last token, so a text of max_length - 1 tokens gets no drafts;
+        the drafts of a shorter one may exceed max_length.
+    logits_processor: (input_ids, scores) -> scores; it forbids a token by -inf or the lowest finite number.
+    vocab_size: the number of columns of the model's scores; an id beyond them ends the drafts. `logits_processor`
+        requires it, and receives scores of this width.
+
+    Errors: ValueError for `num_output_tokens` or `max_matching_ngram_size` <= 0, and for `logits_processor` without
+    `vocab_size`.
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class PromptLookupCandidateGenerator(CandidateGenerator):
         return torch.cat([input_ids, torch.stack([of_row[:width] for of_row in drafts])], dim=1), None
 
     def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
-        """Nothing to learn."""
+        """Does nothing: the number of drafts is constant."""
 
     def _lookup(self, row: Tensor) -> Tensor:
         """(length,) -> the drafts of a row, (k,)."""

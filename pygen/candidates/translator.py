@@ -1,28 +1,29 @@
-"""Tokens that two vocabularies have in common."""
+"""Translates between the tokens that two vocabularies have in common."""
 
 from __future__ import annotations
 
 import math
 import weakref
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pygen.models.devices import execution_device
 from pygen.processors import LogitsProcessorList, SuppressTokensLogitsProcessor
+from pygen.request.protocols import Tokenizer
 
 
 class AssistantToTargetTranslator:
-    """Maps an assistant's tokens to the target's by what they spell (Timor et al. 2025, token-level intersection).
+    """Maps an assistant's tokens to the target's by their spelling (Timor et al. 2025, token-level intersection).
 
-    A word boundary that the tokenizers write with different signs counts as the same one. Tokens of the assistant that
-    the target has not are suppressed: by `logits_processors`, or, where `assistant_prune_lm_head` says so, by leaving
-    out their columns; then drafts and logits are over `assistant_overlap_token_ids` alone. `assistant_model` is only
-    asked for its device, and no model is changed.
+    The signs that the two tokenizers write for a word boundary count as the same. The assistant must not draft tokens
+    that the target does not have: `logits_processors` suppress them, or `assistant_prune_lm_head` leaves out their
+    columns. In the latter case drafts and logits are over `assistant_overlap_token_ids` only. The translator uses the
+    device of `assistant_model`, and changes no model.
 
     target_to_assistant_input_ids: {target id: assistant id}.
-    assistant_overlap_token_ids: (n,) int64, the assistant's ids that have a translation, ascending.
+    assistant_overlap_token_ids: (n,) int64, the assistant's ids with a translation, ascending.
     """
 
     FILTER_VALUE: float = -math.inf
@@ -30,10 +31,10 @@ class AssistantToTargetTranslator:
 
     def __init__(
         self,
-        target_tokenizer: Any,
-        assistant_tokenizer: Any,
+        target_tokenizer: Tokenizer,
+        assistant_tokenizer: Tokenizer,
         target_vocab_size: int,
-        assistant_model: Any = None,
+        assistant_model: nn.Module | None = None,
         assistant_prune_lm_head: bool = False,
     ):
         self.target_vocab_size = target_vocab_size
@@ -57,20 +58,23 @@ class AssistantToTargetTranslator:
             self.logits_processors = LogitsProcessorList([SuppressTokensLogitsProcessor(missing, str(device))])
 
     def unmap_input_ids(self) -> None:
-        """Nothing to take back: the assistant's embeddings are never changed."""
+        """Does nothing: the translator never changes the assistant's embeddings."""
 
     def get_target_ids(
         self, assistant_input_ids: Tensor, target_input_ids: Tensor, assistant_candidate_ids: Tensor
     ) -> Tensor:
-        """`target_input_ids` (1, length) with the translation of what `assistant_candidate_ids` has more than
-        `assistant_input_ids`: drafts, positions in `assistant_overlap_token_ids` where columns are left out."""
+        """`target_input_ids` (1, length), followed by the translated drafts.
+
+        The drafts are the ids of `assistant_candidate_ids` after the length of `assistant_input_ids`; with a pruned
+        head, indices into `assistant_overlap_token_ids`.
+        """
         drafts = assistant_candidate_ids[0, assistant_input_ids.shape[1] :]
         if self.assistant_prune_lm_head:
             drafts = self.assistant_overlap_token_ids[drafts]
         return torch.cat([target_input_ids, self._target_ids[drafts][None]], dim=1)
 
     def get_target_logits(self, assistant_logits: Tensor) -> Tensor:
-        """(..., assistant's columns) -> (..., target_vocab_size) float32, -inf where the assistant has no token."""
+        """(..., assistant's columns) -> (..., target_vocab_size) float32, -inf where the assistant lacks a token."""
         overlap = self.assistant_overlap_token_ids
         if not self.assistant_prune_lm_head:
             assistant_logits = assistant_logits[..., overlap]
@@ -80,18 +84,22 @@ class AssistantToTargetTranslator:
         return logits
 
 
-class AssistantVocabTranslatorCache:
-    """Translators, made once for a pair of tokenizers and kept as long as both of them."""
+# By assistant's tokenizer, and then by (vocabulary size, device, whether the head is pruned).
+_OfAssistants = weakref.WeakKeyDictionary[Tokenizer, dict[tuple[object, ...], AssistantToTargetTranslator]]
 
-    _cache: ClassVar[weakref.WeakKeyDictionary[Any, Any]] = weakref.WeakKeyDictionary()
+
+class AssistantVocabTranslatorCache:
+    """Caches translators, one per pair of tokenizers and set of options, as long as both tokenizers live."""
+
+    _cache: ClassVar[weakref.WeakKeyDictionary[Tokenizer, _OfAssistants]] = weakref.WeakKeyDictionary()
 
     @classmethod
     def get_translator(
         cls,
-        target_tokenizer: Any,
-        assistant_tokenizer: Any,
+        target_tokenizer: Tokenizer,
+        assistant_tokenizer: Tokenizer,
         target_vocab_size: int,
-        assistant_model: Any = None,
+        assistant_model: nn.Module | None = None,
         assistant_prune_lm_head: bool = False,
     ) -> AssistantToTargetTranslator:
         of_pair = cls._cache.setdefault(target_tokenizer, weakref.WeakKeyDictionary())
@@ -102,18 +110,17 @@ class AssistantVocabTranslatorCache:
             translators[key] = AssistantToTargetTranslator(
                 target_tokenizer, assistant_tokenizer, target_vocab_size, assistant_model, assistant_prune_lm_head
             )
-        translator: AssistantToTargetTranslator = translators[key]
-        return translator
+        return translators[key]
 
     @classmethod
     def cleanup(cls) -> None:
-        """Drops what is kept for targets without any assistant left; the rest goes with its tokenizers."""
+        """Removes targets without a living assistant; other entries disappear with their tokenizers."""
         for tokenizer in [tokenizer for tokenizer, of_pair in cls._cache.items() if not of_pair]:
             del cls._cache[tokenizer]
 
 
-def _common_tokens(target_tokenizer: Any, assistant_tokenizer: Any) -> dict[int, int]:
-    """{target id: assistant id} of the tokens that are spelt alike."""
+def _common_tokens(target_tokenizer: Tokenizer, assistant_tokenizer: Tokenizer) -> dict[int, int]:
+    """{target id: assistant id} of the tokens with the same spelling."""
     target, assistant = target_tokenizer.get_vocab(), assistant_tokenizer.get_vocab()
     sign, own_sign = _space_sign(target_tokenizer), _space_sign(assistant_tokenizer)
     common = {}
@@ -125,7 +132,7 @@ def _common_tokens(target_tokenizer: Any, assistant_tokenizer: Any) -> dict[int,
     return common
 
 
-def _space_sign(tokenizer: Any) -> str:
-    """How a tokenizer writes a space in its tokens; "" where it has no token for one."""
+def _space_sign(tokenizer: Tokenizer) -> str:
+    """The sign that a tokenizer writes for a space; "" where it has no token for a space."""
     ids = tokenizer(" ", add_special_tokens=False)["input_ids"]
     return str(tokenizer.convert_ids_to_tokens(ids)[0][0]) if len(ids) > 0 else ""

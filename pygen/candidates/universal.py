@@ -1,4 +1,4 @@
-"""Drafts of an assistant with another vocabulary: by way of the text, or of the tokens that both have."""
+"""Drafts of an assistant with another vocabulary, through the text or through the shared tokens."""
 
 from __future__ import annotations
 
@@ -7,43 +7,48 @@ from difflib import SequenceMatcher
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pygen import ops
 from pygen.candidates.assistant import AssistedCandidateGenerator
-from pygen.candidates.drafter import Follower, assistant_settings
+from pygen.candidates.drafter import DraftSettings, Follower, assistant_settings
 from pygen.candidates.inputs import prompt_of_text
 from pygen.candidates.translator import AssistantToTargetTranslator, AssistantVocabTranslatorCache
+from pygen.config.config import GenerationConfig
 from pygen.knobs import WARPERS
 from pygen.models.devices import execution_device
+from pygen.request.protocols import Tokenizer
 from pygen.request.settings import resolve_special_tokens
 
-# Assistants may need more tokens than the target for the same text; beyond this they begin anew.
-_ROOM = 256
+# The assistant's cache has this capacity beyond the text. A text that outgrows it gets a new cache.
+_SPARE = 256
 
 
 class AssistedCandidateGeneratorDifferentTokenizers(AssistedCandidateGenerator):
-    """The text so far is tokenized for the assistant, and the text that it adds for the target::
+    """Tokenizes the text for the assistant, and the assistant's continuation for the target::
 
-        assistant ids = tokenized text; later, those so far with the end tokenized anew
+        assistant ids = the tokenized text; later, the previous ids with their end tokenized again
         drafts = up to num_assistant_tokens most probable tokens, see `AssistedCandidateGenerator`
-        candidates = the end of the text with the drafts, tokenized for the target, behind what it shares with input_ids
+        candidates = input_ids, followed by the new part of the text's end with the drafts, tokenized for the target
 
-    One row. The ends are `target_lookbehind` tokens and what is new, and `assistant_lookbehind` tokens and the drafts.
-    The target's processors name tokens that the assistant has not, so they do not act on the drafts; nothing is drawn.
-    Drafting stops at the assistant's own end-of-sequence tokens.
+    The generator takes one row. The two ends are the last `target_lookbehind` tokens with all new ones, and the last
+    `assistant_lookbehind` tokens with the drafts. It drafts greedily, and the target's processors do not act on the
+    drafts, because they name tokens that the assistant does not have. Drafting stops at the assistant's own
+    end-of-sequence tokens.
+
+    Errors: TypeError for tokenizers without `decode`, ValueError for several rows.
     """
 
     def __init__(
         self,
         input_ids: Tensor,
-        assistant_model: Any,
-        target_tokenizer: Any,
-        assistant_tokenizer: Any,
-        generation_config: Any,
-        model_kwargs: dict[str, Any],
+        assistant_model: nn.Module,
+        target_tokenizer: Tokenizer,
+        assistant_tokenizer: Tokenizer,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, object],
         inputs_tensor: Tensor | None = None,
-        logits_processor: Any = None,
+        logits_processor: object = None,
     ):
         for name, tokenizer in (("target_tokenizer", target_tokenizer), ("assistant_tokenizer", assistant_tokenizer)):
             if not callable(tokenizer) or not hasattr(tokenizer, "decode"):
@@ -61,21 +66,21 @@ class AssistedCandidateGeneratorDifferentTokenizers(AssistedCandidateGenerator):
         self._capacity = 0
         self.use_settings(assistant_settings(assistant_model))
 
-    def use_settings(self, settings: dict[str, Any]) -> None:
+    def use_settings(self, settings: DraftSettings) -> None:
         super().use_settings(settings)
-        self._threshold: float = settings["assistant_confidence_threshold"]
-        self.target_lookbehind: int = settings["target_lookbehind"]
-        self.assistant_lookbehind: int = settings["assistant_lookbehind"]
+        self._threshold = settings.assistant_confidence_threshold
+        self.target_lookbehind = settings.target_lookbehind
+        self.assistant_lookbehind = settings.assistant_lookbehind
 
     def convert_source_tokens_to_target_tokens(
-        self, input_ids: Tensor, source_tokenizer: Any, destination_tokenizer: Any
+        self, input_ids: Tensor, source_tokenizer: Tokenizer, destination_tokenizer: Tokenizer
     ) -> Tensor:
-        """(1, length) -> (1, other length): the text of the ids, without special tokens, tokenized anew."""
+        """(1, length) -> (1, other length): tokenizes the text of the ids, without special tokens, again."""
         ids = _tokenized(destination_tokenizer, _text(source_tokenizer, input_ids[0].tolist()), special=True)
         return torch.tensor([ids], dtype=torch.int64, device=input_ids.device)
 
     def draft_for(self, vocab_size: int) -> None:
-        """The width of the model's logits changes nothing: drafts are tokens of the target's tokenizer."""
+        """Does nothing: drafts are tokens of the target's tokenizer, whatever the width of its logits."""
 
     def get_candidates(self, input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         ids = input_ids[0].tolist()
@@ -87,7 +92,7 @@ class AssistedCandidateGeneratorDifferentTokenizers(AssistedCandidateGenerator):
         spelt = _tokenized(self.target_tokenizer, _text(self.assistant_tokenizer, window), special=False)
         tail = ids[-len(spelt) :] if spelt else []
         kept, new = continued(tail, spelt)
-        # The text's own tokens stay, also where another tokenizer cuts their letters differently.
+        # The text's tokens stay, even where the tokenizer splits their letters differently now.
         new = new[len(tail) - kept :]
         new = new[: max(self._max_length - len(ids), 0)]
         if not new:
@@ -119,34 +124,35 @@ class AssistedCandidateGeneratorDifferentTokenizers(AssistedCandidateGenerator):
         return drafted
 
     def _logits(self, assistant_ids: list[int]) -> Tensor:
-        """(1, vocab_size) float32, after these ids of the assistant."""
+        """(1, vocab_size) float32, the assistant's logits after `assistant_ids`."""
         tokens = torch.tensor([assistant_ids], dtype=torch.int64, device=execution_device(self.assistant_model))
         if self._follower is None or tokens.shape[1] > self._capacity or not self._follower.rewind(tokens):
-            self._capacity = tokens.shape[1] + _ROOM
+            self._capacity = tokens.shape[1] + _SPARE
             adapter, prompt = prompt_of_text(self.assistant_model, tokens)
-            self._follower = Follower(adapter, prompt, _ROOM, model=self.assistant_model)
+            self._follower = Follower(adapter, prompt, _SPARE, model=self.assistant_model)
         return self._follower.advance(tokens).float()
 
 
 class UniversalSpeculativeDecodingGenerator(AssistedCandidateGeneratorDifferentTokenizers):
-    """Draws drafts among the tokens that both vocabularies have, and tells their scores in the target's.
+    """Draws drafts from the tokens that both vocabularies have, and returns their scores in the target's vocabulary.
 
-    The settings' temperature and filters act on the drafts. One row. The noise is that of torch's default generator.
+    The settings' temperature and filters act on the drafts. The generator takes one row. torch's default generator
+    gives the noise.
 
-    atm_translator: which tokens these are. None where `draft_for` comes before the first drafts.
+    atm_translator: translates the shared tokens. None requires a call of `draft_for` before the first drafts.
     """
 
     def __init__(
         self,
         input_ids: Tensor,
-        assistant_model: Any,
-        target_tokenizer: Any,
-        assistant_tokenizer: Any,
-        generation_config: Any,
-        model_kwargs: dict[str, Any],
+        assistant_model: nn.Module,
+        target_tokenizer: Tokenizer,
+        assistant_tokenizer: Tokenizer,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, object],
         atm_translator: AssistantToTargetTranslator | None,
         inputs_tensor: Tensor | None = None,
-        logits_processor: Any = None,
+        logits_processor: object = None,
     ):
         super().__init__(
             input_ids,
@@ -168,13 +174,13 @@ class UniversalSpeculativeDecodingGenerator(AssistedCandidateGeneratorDifferentT
 
     def get_candidates(self, input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         assistant_ids = self._assistant_ids(input_ids[0].tolist())
-        room = min(self.num_assistant_tokens, self._max_length - input_ids.shape[1] - 1)
+        limit = min(self.num_assistant_tokens, self._max_length - input_ids.shape[1] - 1)
         overlap = self._translator.assistant_overlap_token_ids
-        if room <= 0 or not assistant_ids or len(overlap) == 0:
+        if limit <= 0 or not assistant_ids or len(overlap) == 0:
             return input_ids, None
         drafted: list[int] = []
         scores: list[Tensor] = []
-        for _ in range(room):
+        for _ in range(limit):
             logits = self._translator.get_target_logits(self._columns(self._logits(assistant_ids)))
             scores.append(ops.process_logits(logits, **self._knobs))
             draw = ops.sample(scores[-1], rng="torch", logprobs=1)
@@ -187,21 +193,21 @@ class UniversalSpeculativeDecodingGenerator(AssistedCandidateGeneratorDifferentT
         return torch.cat([input_ids, drafts], dim=1), torch.stack(scores, dim=1)
 
     def draft_for(self, vocab_size: int) -> None:
-        """vocab_size: columns of the target's logits."""
+        """vocab_size: the number of columns of the target's logits."""
         self._translator = AssistantVocabTranslatorCache.get_translator(
             self.target_tokenizer, self.assistant_tokenizer, vocab_size, self.assistant_model, True
         )
 
     def _columns(self, logits: Tensor) -> Tensor:
         overlap = self._translator.assistant_overlap_token_ids
-        # A tokenizer may know more tokens than the assistant's head.
+        # A tokenizer may have more tokens than the assistant's head.
         missing = int(overlap[-1]) + 1 - logits.shape[1]
         if missing > 0:
             logits = torch.nn.functional.pad(logits, (0, missing), value=-torch.inf)
         return logits[:, overlap] if self._translator.assistant_prune_lm_head else logits
 
     def _assistant_ids(self, ids: list[int]) -> list[int]:
-        """The prompt is tokenized once; each later token is translated, or tokenized by itself."""
+        """Tokenizes the prompt once, and translates each later token, or tokenizes that alone."""
         if self._prompt is None:
             self._prompt = _tokenized(self.assistant_tokenizer, _text(self.target_tokenizer, ids), special=False)
             self._prompt_length = len(ids)
@@ -221,19 +227,18 @@ class UniversalSpeculativeDecodingGenerator(AssistedCandidateGeneratorDifferentT
 
 
 def continued(known: list[int], window: list[int]) -> tuple[int, list[int]]:
-    """Where `window` goes on from `known`: (how many ids of `known` come before it, what comes then).
+    """Where `window` continues `known`: (the number of ids of `known` that stay, the ids that follow them).
 
-    They are laid over each other at the longest run that both have, the first one of `window`, then of `known`; without
-    any, `window` comes behind `known`.
+    The longest run of ids that both have aligns the two; ties go to the first one in `window`, then in `known`. Without
+    a common id, `window` follows all of `known`.
     """
     run = SequenceMatcher(None, window, known, autojunk=False).find_longest_match()
     return (run.b + run.size, window[run.a + run.size :]) if run.size else (len(known), window)
 
 
-def _text(tokenizer: Any, ids: list[int]) -> str:
-    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text
+def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def _tokenized(tokenizer: Any, text: str, *, special: bool) -> list[int]:
+def _tokenized(tokenizer: Tokenizer, text: str, *, special: bool) -> list[int]:
     return [int(token_id) for token_id in tokenizer(text, add_special_tokens=special)["input_ids"]]

@@ -1,8 +1,6 @@
-"""Which tokens an assistant shares with the model whose text it goes on with, where their logits have other widths."""
+"""Compares the vocabularies of a model and its assistant, and adapts ids and logits of different widths."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +11,13 @@ from pygen.models.widths import head_width
 _PADDING = 512
 
 
-def check_same_tokens(model: Any, assistant: Any) -> None:
-    """ValueError where the models show that token ids have other meanings in each of them.
+def check_same_tokens(model: object, assistant: object) -> None:
+    """ValueError where widths or special tokens show that token ids mean different tokens in the two models.
 
-    Tokens count as the same where the heads' widths differ by less than 512, which is padding, and where the ids that
-    begin and end texts (`bos_token_id`, `eos_token_id`, in the configs of model and generation) have one in common, or
-    one model has none. A model without a head that says its width is not compared. What passes by mistake costs time
-    and changes no token of the text.
+    Two conditions make the tokens the same. The widths of the heads differ by less than 512, which is padding. And the
+    ids that begin and end texts (`bos_token_id`, `eos_token_id`, in the configs of model and generation) have one in
+    common, or one model has no such ids. The check passes for a head of unknown width. A wrong pass costs time and
+    changes no token of the text.
     """
     width, other_width = head_width(model), head_width(assistant)
     if width is None or other_width is None or width == other_width:
@@ -36,20 +34,21 @@ def check_same_tokens(model: Any, assistant: Any) -> None:
 
 
 def readable(ids: Tensor, count: int | None) -> Tensor:
-    """`ids` with the last of `count` ids in place of those beyond; None is no limit."""
+    """`ids`, where `count` - 1 replaces larger ids; None means no limit."""
     return ids if count is None else ids.clamp(max=count - 1)
 
 
 def of_width(logits: Tensor, width: int) -> Tensor:
-    """(rows, n) -> (rows, width): without the columns beyond `width`, or with -inf in those behind n."""
+    """(rows, n) -> (rows, width): cuts the columns from `width` on, or appends columns of -inf."""
     missing = width - logits.shape[1]
     return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf) if missing > 0 else logits[:, :width]
 
 
-def _limits(model: Any) -> set[int]:
+def _limits(model: object) -> set[int]:
     """The ids that begin and end texts."""
-    config: Any = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else None
+    config = getattr(model, "config", None)
+    get_text_config = getattr(config, "get_text_config", None)
+    text = None if get_text_config is None else get_text_config()
     ids: set[int] = set()
     for of in (config, text, getattr(model, "generation_config", None)):
         for value in (getattr(of, "bos_token_id", None), getattr(of, "eos_token_id", None)):

@@ -6,13 +6,13 @@ import copy
 import dataclasses
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pygen.call.call import Call
 from pygen.candidates.assistant import AssistedCandidateGenerator, EarlyExitCandidateGenerator
 from pygen.candidates.base import CandidateGenerator
 from pygen.candidates.draft_plan import for_drafts
-from pygen.candidates.drafter import SETTINGS, PlanScores, assistant_settings, state_for
+from pygen.candidates.drafter import SETTINGS, DraftSettings, PlanScores, assistant_settings, state_for
 from pygen.candidates.inputs import add_encoder_outputs, assistant_call
 from pygen.candidates.one_by_one import OneByOne
 from pygen.candidates.prompt_lookup import PromptLookupCandidateGenerator
@@ -20,8 +20,10 @@ from pygen.candidates.universal import (
     AssistedCandidateGeneratorDifferentTokenizers,
     UniversalSpeculativeDecodingGenerator,
 )
+from pygen.config.config import GenerationConfig
 from pygen.ops import DecodeState
 from pygen.plan.plan import Plan, make_plan
+from pygen.request.protocols import Tokenizer
 
 
 class DraftSource:
@@ -46,6 +48,7 @@ class DraftSource:
             self.has_scores &= call.generator is None
             self._generator = _with_other_tokens(call, settings, draws=self.has_scores)
             return
+        assert self._assistant is not None
         self._draft_call = assistant_call(call, self._assistant)
         kind = AssistedCandidateGenerator if config.assistant_early_exit is None else EarlyExitCandidateGenerator
         self._generator = kind.of_call(self._draft_call, settings, keep_scores=self.has_scores)
@@ -84,14 +87,16 @@ class DraftSource:
             own.num_assistant_tokens = self._generator.num_assistant_tokens
 
 
-def _with_other_tokens(call: Call, settings: dict[str, Any], *, draws: bool) -> OneByOne:
+def _with_other_tokens(call: Call, settings: DraftSettings, *, draws: bool) -> OneByOne:
     """Drafts of an assistant with another tokenizer."""
     width = call.prompt.input_ids.shape[1]
 
     def make(prompt_ids: Tensor, padding: int) -> AssistedCandidateGenerator:
         config = copy.copy(call.config)
         config.max_length = width - padding + call.lengths.max_new_tokens
-        arguments: tuple[Tensor, Any, Any, Any, Any, dict[str, Any]]
+        assert call.assistant_model is not None
+        assert call.tokenizer is not None and call.assistant_tokenizer is not None
+        arguments: tuple[Tensor, nn.Module, Tokenizer, Tokenizer, GenerationConfig, dict[str, object]]
         arguments = (prompt_ids, call.assistant_model, call.tokenizer, call.assistant_tokenizer, config, {})
         if draws:
             return UniversalSpeculativeDecodingGenerator(*arguments, None)
