@@ -83,7 +83,7 @@ class AssistedCandidateGenerator(CountedDrafts):
         self._max_length = state.prompt_length + call.adapter.room_for(call.prompt, max_new_tokens)
 
     def draft_for(self, vocab_size: int) -> None:
-        """vocab_size: the number of columns of the model's logits: drafts are below it, and it is the width of scores."""
+        """vocab_size: the number of columns of the model's logits, and of the drafts' scores; it bounds drafted ids."""
         self._drafter.vocab_size = vocab_size
 
     def get_candidates(self, input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:

@@ -1,1 +1,1 @@
-"""Adapters: they run forwards and keep caches for models of any family."""
+"""Adapters, which run forwards and manage caches for models of any family."""

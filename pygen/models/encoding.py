@@ -1,4 +1,4 @@
-"""The output of an encoder, padded for a captured step that reads a fixed number of positions."""
+"""Pads the output of an encoder for a captured step, which reads a fixed number of positions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from pygen.backends import BackendError
 
 
 class PaddedEncoding(Protocol):
-    """A static cache of an encoder-decoder model. encoder_length: positions of the running call that are no padding."""
+    """A static cache of an encoder-decoder model.
+
+    encoder_length: the number of positions in the running call that aren't padding.
+    encoder_positions: the number of positions that the captured step reads; None before the first call.
+    """
 
     encoder_length: int
 
@@ -19,7 +23,10 @@ class PaddedEncoding(Protocol):
 
 
 def fit_encoding(model_kwargs: dict[str, Any], cache: PaddedEncoding) -> None:
-    """Pads the encoder's output with zeros that its mask hides, up to the positions that `cache` is for."""
+    """Pads the encoder's output, up to the positions of `cache`, with zeros that its mask hides.
+
+    Errors: BackendError for a mask of another shape than the output.
+    """
     encoded, mask = model_kwargs["encoder_outputs"], model_kwargs.get("attention_mask")
     states = encoded.last_hidden_state
     cache.encoder_length = states.shape[1]

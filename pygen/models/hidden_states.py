@@ -1,4 +1,4 @@
-"""Hidden states that a loop reads of every forward."""
+"""Collects the hidden states of forwards for the searches that read them."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class HiddenStates:
-    """Holds the hidden states of forwards until a loop takes them."""
+    """Collects the hidden states of forwards until a loop takes them."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self._name = type(model).__name__
         self._pieces: list[Any] = []
 
-    def keep(self, outputs: Any) -> None:
-        """Adds those of one forward: a whole prompt, a piece of it, or tokens."""
+    def keep(self, outputs: object) -> None:
+        """Adds those of one forward, over a whole prompt, a piece of it, or tokens."""
         self._pieces.append(_states_of(outputs))
 
     def clear(self) -> None:
         self._pieces.clear()
 
     def take(self, layers: Sequence[int]) -> list[Tensor]:
-        """(rows, length, width) for each of `layers`, of everything read since the last time; 0 are the embeddings.
+        """(rows, length, width) for each of `layers`, of all forwards since the last call; layer 0 is the embeddings.
 
-        NotImplementedError for models that return something else.
+        Errors: NotImplementedError for models that return anything else.
         """
         pieces = [[self._checked(piece, layer) for piece in self._pieces] for layer in layers]
         self.clear()
@@ -48,7 +48,7 @@ class HiddenStates:
         )
 
 
-def _states_of(outputs: Any) -> Any:
+def _states_of(outputs: object) -> Any:
     for name in ("decoder_hidden_states", "hidden_states"):
         states = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
         if states is not None:

@@ -1,4 +1,4 @@
-"""The hooks of a model class with pygen's `GenerationMixin`, as they act where the class replaces none."""
+"""The default hooks of a model class with pygen's `GenerationMixin`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pygen.models.versions import cache_parameter, without_cache
 
 
 @functools.lru_cache(maxsize=1024)
-def parameter_names(function: Callable[..., Any]) -> frozenset[str]:
-    """The names that `function` takes by keyword; `**kwargs` names nothing."""
+def parameter_names(function: Callable[..., object]) -> frozenset[str]:
+    """The names that `function` takes by keyword, without `**kwargs`."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return frozenset(name for name, p in inspect.signature(function).parameters.items() if p.kind in kinds)
 
 
 class GenerationHooks:
-    """What `generate` asks of a model class, under transformers' names. `GenerationMixin` says what may be replaced."""
+    """The hooks that `generate` calls on a model class, under transformers' names. `GenerationMixin` lists them."""
 
     @functools.cached_property
     def generation_config(self) -> GenerationConfig:
@@ -37,17 +37,18 @@ class GenerationHooks:
         self,
         input_ids: Tensor,
         next_sequence_length: int | None = None,
-        past_key_values: Any = None,
+        past_key_values: object = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """The arguments of the next `forward`: of what is given, everything that it has a parameter for.
+        """The arguments of the next `forward`: all given ones that it has a parameter for.
 
-        input_ids: (rows, length), the whole text; `forward` gets its last `next_sequence_length` columns, which are
-            those that the cache has not seen, or all where None.
-        attention_mask: (rows, length). kwargs: `position_ids` (rows, length), cut as the ids are, and the rest.
+        input_ids: (rows, length), the whole text.
+        next_sequence_length: `forward` gets so many of the last columns, those new to the cache; None means all.
+        attention_mask: (rows, length).
+        kwargs: `position_ids` (rows, length), which this cuts like the ids, and other inputs.
         """
         if next_sequence_length is not None:
             input_ids = input_ids[:, -next_sequence_length:]
@@ -64,9 +65,9 @@ class GenerationHooks:
         return {name: value for name, value in given.items() if value is not None and name in names}
 
     def _update_model_kwargs_for_generation(
-        self, outputs: Any, model_kwargs: dict[str, Any], is_encoder_decoder: bool = False, num_new_tokens: int = 1
+        self, outputs: object, model_kwargs: dict[str, Any], is_encoder_decoder: bool = False, num_new_tokens: int = 1
     ) -> dict[str, Any]:
-        """What the next step is given: mask and positions grown by `num_new_tokens` columns, and the new cache."""
+        """The inputs of the next step: mask and positions with `num_new_tokens` more columns, and the new cache."""
         kwargs = dict(model_kwargs)
         grown = GrowingInputs(kwargs, num_new_tokens, is_encoder_decoder).after(num_new_tokens)
         _, cache = unpack_outputs(outputs)
@@ -77,7 +78,7 @@ class GenerationHooks:
     def _expand_inputs_for_generation(
         expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **model_kwargs: Any
     ) -> tuple[Tensor | None, dict[str, Any]]:
-        """Every row of the ids and of the tensors among `model_kwargs` `expand_size` times, copies side by side."""
+        """Repeats rows of the ids and of tensors in `model_kwargs` `expand_size` times; the copies are adjacent."""
         first = (
             input_ids
             if input_ids is not None

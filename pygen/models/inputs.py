@@ -1,4 +1,4 @@
-"""Model inputs that the adapters share: growing masks and positions, and the last position's logits."""
+"""Inputs and outputs that all adapters handle alike: growing masks and positions, and the last logits."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _LOGITS_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def mask_from_padding(input_ids: Tensor, pad_token_id: int | None, eos_token_ids: list[int] | None) -> Tensor:
-    """The mask where none is given, (batch_size, length) int64.
+    """The default mask, (batch_size, length) int64.
 
-    Pad tokens are hidden, unless they may also end a text, since they cannot be told from a meant one then.
+    It hides pad tokens, except where a pad token may also end a text, because such a prompt may mean the latter.
     """
     if pad_token_id is None or (eos_token_ids is not None and pad_token_id in eos_token_ids):
         return torch.ones_like(input_ids)
@@ -23,21 +23,21 @@ def mask_from_padding(input_ids: Tensor, pad_token_id: int | None, eos_token_ids
 
 
 def position_ids_from_mask(attention_mask: Tensor) -> Tensor:
-    """Positions counted over visible tokens only; masked places get 0. (batch_size, length) int64."""
+    """(batch_size, length) int64, positions that count visible tokens only; masked ones get 0."""
     return (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
 
 
 class GrowingInputs:
-    """Inputs whose last dimension grows by one a token, written ahead for many tokens and then only sliced.
+    """Inputs whose last dimension grows by one per token: buffers hold many tokens ahead, and each step slices them.
 
-    What generated positions hold: attention_mask 1, position_ids one more than the place before, token_type_ids the
-    prompt's last value, mm_token_type_ids 0 (text). Of an encoder-decoder model the decoder's grow.
+    The values at generated positions are: attention_mask 1, position_ids the previous one + 1, token_type_ids the
+    prompt's last one, mm_token_type_ids 0 (text). For an encoder-decoder model the decoder's inputs grow.
     """
 
     KINDS = ("attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
 
     def __init__(self, model_kwargs: dict[str, Any], max_new_tokens: int, is_encoder_decoder: bool = False) -> None:
-        """Takes the growing inputs out of `model_kwargs`."""
+        """Removes the growing inputs from `model_kwargs`."""
         decoder = "decoder_" if is_encoder_decoder else ""
         self._buffers: list[tuple[str, Tensor, int]] = []
         for kind in self.KINDS:
@@ -70,13 +70,13 @@ class GrowingInputs:
         self._capacity = capacity
 
     def after(self, generated: int) -> dict[str, Tensor]:
-        """Views that cover the prompt and the first `generated` tokens, or, below 0, all but the prompt's last ones."""
+        """Views of the prompt and the first `generated` tokens; below 0, of the prompt without its last ones."""
         if generated > self._capacity:
             self._reserve(generated)
         return {name: buffer[..., : length + generated] for name, buffer, length in self._buffers}
 
     def at(self, generated: int) -> dict[str, Tensor]:
-        """Views of one column: that of the newest of `generated` tokens."""
+        """Views of one column, that of the newest of `generated` tokens."""
         if generated > self._capacity:
             self._reserve(generated)
         return {
@@ -84,14 +84,14 @@ class GrowingInputs:
         }
 
     def expand(self, num_copies: int, batch_size: int) -> None:
-        """Repeats every row, copies side by side."""
+        """Repeats every row; the copies are adjacent."""
         self._buffers = [
             (name, repeat_rows(buffer, num_copies, batch_size), length) for name, buffer, length in self._buffers
         ]
 
 
 def repeat_rows(value: Any, num_copies: int, batch_size: int) -> Any:
-    """Repeats every row of a tensor, or of the tensors in nested tuples; leaves anything without a batch dimension."""
+    """Repeats every row of a tensor, or of tensors in nested tuples; anything without a batch dimension stays."""
     if isinstance(value, tuple):
         return tuple(repeat_rows(item, num_copies, batch_size) for item in value)
     if isinstance(value, Tensor) and value.ndim and value.shape[0] == batch_size:
@@ -99,10 +99,12 @@ def repeat_rows(value: Any, num_copies: int, batch_size: int) -> Any:
     return value
 
 
-def tail_logits(value: Any, rows: int, count: int, device: torch.device) -> Tensor:
-    """The last `count` positions of a model's logits, in a dtype the ops read, on `device`.
+def tail_logits(value: object, rows: int, count: int, device: torch.device) -> Tensor:
+    """The last `count` positions of a model's logits, in a dtype that the ops take, on `device`.
 
     (rows, length, vocab_size), or (rows, vocab_size) where `count` is 1 -> (rows, count, vocab_size)
+
+    Errors: TypeError for anything but a tensor of floats, ValueError for another shape.
     """
     if not isinstance(value, Tensor) or not value.is_floating_point():
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__

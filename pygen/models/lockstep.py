@@ -1,9 +1,8 @@
-"""Several processes that share the weights of one model: as many forwards in each of them."""
+"""Keeps processes that share the weights of one model in step: each runs the same number of forwards."""
 
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,10 +10,12 @@ import torch.distributed as dist
 from pygen.models.adapter import ModelAdapter
 
 
-def resolve_synced_gpus(synced_gpus: bool | None, model: Any) -> bool:
-    """Whether the forwards of a call have to keep step with those of other processes.
+def resolve_synced_gpus(synced_gpus: bool | None, model: object) -> bool:
+    """Whether the forwards of a call must keep step with those of other processes.
 
-    By default they have to where a forward gathers weights from them (FSDP, DeepSpeed ZeRO-3).
+    The default is True where a forward gathers weights from other processes (FSDP, DeepSpeed ZeRO-3).
+
+    Errors: TypeError for anything but a bool or None, ValueError for True without a process group.
     """
     if synced_gpus is not None and not isinstance(synced_gpus, bool):
         raise TypeError(f"`synced_gpus` must be a bool, got {type(synced_gpus).__name__}")
@@ -22,11 +23,11 @@ def resolve_synced_gpus(synced_gpus: bool | None, model: Any) -> bool:
     if synced_gpus and not has_group:
         raise ValueError("`synced_gpus`=True needs a process group; call torch.distributed.init_process_group first")
     if synced_gpus is None:
-        return has_group and dist.get_world_size() > 1 and _is_spread(model)
+        return has_group and dist.get_world_size() > 1 and _is_sharded(model)
     return synced_gpus
 
 
-def _is_spread(model: Any) -> bool:
+def _is_sharded(model: object) -> bool:
     from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
     if not isinstance(model, torch.nn.Module):
@@ -36,10 +37,10 @@ def _is_spread(model: Any) -> bool:
 
 
 class Lockstep:
-    """Keeps the forwards of `adapter` in step while it is entered.
+    """A context manager that keeps the forwards of `adapter` in step with those of other processes.
 
-    Before a forward a process tells the others that it goes on. One that is done, or has failed, answers each of these
-    with an idle forward until all are done.
+    Before a forward, each process reports that it continues. A process that has finished or failed runs an idle forward
+    for each such report until all processes have finished.
 
         before each forward:  all_reduce(1)
         on leaving:           while all_reduce(0) > 0: idle forward

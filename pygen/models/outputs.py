@@ -1,4 +1,4 @@
-"""What `generate` returns for a model of transformers: its own classes, and what pygen tells beyond them."""
+"""The outputs of `generate` for a model of transformers: subclasses of its classes, with pygen's additions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers.generation import utils
 
 from pygen import outputs
 
-# transformers' types of them differ between releases.
+# Typed as Any, because the types of fields differ between releases of transformers.
 _theirs: Any = utils
 _HAS_CACHE = "cache" in {field.name for field in dataclasses.fields(_theirs.GenerateDecoderOnlyOutput)}
 
@@ -40,7 +40,7 @@ class GenerateBeamEncoderDecoderOutput(_Surface, _theirs.GenerateBeamEncoderDeco
     __doc__ = outputs.GenerateBeamEncoderDecoderOutput.__doc__
 
 
-# By whether the model has an encoder, and whether there were beams.
+# By (is_encoder_decoder, beams).
 _CLASSES: dict[tuple[bool, bool], type[outputs.GenerateOutput]] = {
     (False, False): GenerateDecoderOnlyOutput,
     (True, False): GenerateEncoderDecoderOutput,
@@ -52,4 +52,5 @@ for _kind in _CLASSES.values():
 
 
 def output_class(*, is_encoder_decoder: bool, beams: bool) -> type[outputs.GenerateOutput]:
+    """The class of the output for a kind of model and search."""
     return _CLASSES[is_encoder_decoder, beams]

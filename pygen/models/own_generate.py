@@ -1,4 +1,4 @@
-"""Whose `generate` a call came through: pygen's in the place of another (`pygen.patch`), or a model class's own."""
+"""Distinguishes calls through a patched `generate` (`pygen.patch`) from calls through a model class's own."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
-MISSING: Any = object()
+MISSING = object()
 
 _below: ContextVar[bool] = ContextVar("below_own_generate", default=False)
 
 
 @contextlib.contextmanager
 def below_own_generate(below: bool) -> Iterator[None]:
-    """Says that the model's own `generate` made this call, with `super()`: it is in force and need not be refused."""
+    """Within the block, `own_generate_runs()` is `below`: the model's own `generate` made this call, with `super()`."""
     token = _below.set(below)
     try:
         yield
@@ -23,11 +23,12 @@ def below_own_generate(below: bool) -> Iterator[None]:
 
 
 def own_generate_runs() -> bool:
+    """Whether the model's own `generate` made this call, so that pygen need not refuse a class that has one."""
     return _below.get()
 
 
-def unpatched(cls: type, name: str, default: Any = None) -> Any:
-    """The attribute of a class or its bases, unbound, as if `pygen.patch` had not touched them."""
+def unpatched(cls: type, name: str, default: object = None) -> Any:
+    """The unbound attribute of a class or its bases, as if `pygen.patch` had not changed them."""
     for base in cls.__mro__:
         attribute = vars(base).get(name, MISSING)
         attribute = getattr(attribute, "pygen_original", attribute)

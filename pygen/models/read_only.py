@@ -1,4 +1,4 @@
-"""A model for hooks that write to it, without the writing."""
+"""A view of a model for hooks that set attributes; the model does not change."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 
 class ReadOnlyModel:
-    """Stands for a model in a call of one of its hooks: what the hook sets on the model stays here.
+    """Replaces a model in a call of one of its hooks, and takes the attributes that the hook sets.
 
-    Everything else is the model's own; nothing of it is copied. Hooks that the hook calls get this object too.
+    All other attributes are the model's own, without copies. Hooks that the hook calls get this object too.
     """
 
-    def __init__(self, model: Any, hidden: Collection[str] = ()) -> None:
-        """hidden: attributes that seem to be missing until the hook sets them."""
+    def __init__(self, model: object, hidden: Collection[str] = ()) -> None:
+        """hidden: attributes that raise AttributeError until the hook sets them."""
         vars(self).update(_read_only_model=model, _read_only_hidden=frozenset(hidden))
 
     @property  # type: ignore[misc]
-    def __class__(self) -> Any:
+    def __class__(self) -> type:
         # `super()` and `self.__class__` in a hook read this.
         return type(vars(self)["_read_only_model"])
 

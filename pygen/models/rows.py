@@ -1,7 +1,7 @@
-"""Where tensors hold their rows: records of a forward, and states that a model keeps in its modules.
+"""Finds the row dimension of tensors: records of a forward, and states that a model stores in its modules.
 
-No shape alone says which dimension counts the rows. Two forwards over the same prompts do, of which the second reads
-every prompt several times.
+One shape does not show which dimension counts the rows. The shapes of two forwards over the same prompts do, if the
+second one reads several copies of every prompt.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# The row dimension of a tensor: None where it holds the same for any rows, UNKNOWN where they cannot be told apart.
+# The row dimension of a tensor: None where it does not depend on the rows, UNKNOWN where its shape does not show it.
 UNKNOWN = -1
 _OF_EVERY_MODULE = vars(nn.Module()).keys()
 
 
-def leaves(value: Any) -> Iterator[Tensor]:
+def leaves(value: object) -> Iterator[Tensor]:
     """The tensors of nested tuples, lists and dicts, in order."""
     if isinstance(value, Tensor):
         yield value
@@ -26,8 +26,8 @@ def leaves(value: Any) -> Iterator[Tensor]:
             yield from leaves(item)
 
 
-def map_leaves(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """`value` with the result of `function` in the place of every tensor, in the order of `leaves`."""
+def map_leaves(function: Callable[[Tensor], Tensor], value: object) -> Any:
+    """A copy of `value` with `function(tensor)` for every tensor, in the order of `leaves`."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, dict):
@@ -38,15 +38,15 @@ def map_leaves(function: Callable[[Tensor], Any], value: Any) -> Any:
     return value
 
 
-def is_by_rows(name: str, record: Any, rows: int) -> bool:
-    """Whether every layer of a record of a forward is the tensor that models return: attentions (rows, heads, queries,
-    keys), hidden states (rows, length, width)."""
+def is_by_rows(name: str, record: object, rows: int) -> bool:
+    """Whether all tensors of a record have the usual shape: attentions (rows, heads, queries, keys), hidden states
+    (rows, length, width)."""
     dims = 4 if name.endswith("attentions") else 3
     return all(tensor.ndim == dims and tensor.shape[0] == rows for tensor in leaves(record))
 
 
-def row_dims(few: Any, many: Any, copies: int, batch_size: int) -> list[int | None]:
-    """The row dimension of every tensor: `few` are of `batch_size` rows, `many` of `copies` times as many."""
+def row_dims(few: object, many: object, copies: int, batch_size: int) -> list[int | None]:
+    """The row dimension of every tensor, where `few` has `batch_size` rows and `many` `copies` times as many."""
     pairs = zip(leaves(few), leaves(many), strict=True)
     return [_row_dim(x.shape, y.shape, copies, batch_size) for x, y in pairs]
 
@@ -61,10 +61,10 @@ def _row_dim(few: torch.Size, many: torch.Size, copies: int, batch_size: int) ->
     return grown[0] if one else UNKNOWN
 
 
-def select_rows(value: Any, rows: Tensor, dims: list[int | None] | None = None) -> Any:
+def select_rows(value: object, rows: Tensor, dims: list[int | None] | None = None) -> Any:
     """Row r of the result is row `rows[r]` of `value`.
 
-    dims: the row dimension of every tensor; the first where it is None.
+    dims: the row dimension of every tensor; None means the first dimension of all.
     """
     order = iter(dims) if dims is not None else None
 
@@ -76,26 +76,26 @@ def select_rows(value: Any, rows: Tensor, dims: list[int | None] | None = None) 
 
 
 class ModuleStates:
-    """The tensors that the modules of a model keep, apart from parameters: buffers and other attributes.
+    """The tensors that the modules of a model store, other than parameters: buffers and other attributes.
 
-    What a forward changes of them is a state that the next forward may read, as a cache is.
+    Those that a forward changes are a state that the next forward may read, like a cache.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._seen = _held(model)
+        self._seen = _tensors_of(model)
         self._dims: dict[tuple[nn.Module, str], list[int | None]] = {}
 
     def changed(self) -> dict[tuple[nn.Module, str], list[Tensor]]:
-        """What was set or written since this object was made."""
+        """The tensors that were replaced or written since the construction of this object."""
         return {
             place: tensors
-            for place, (tensors, versions) in _held(self._model).items()
+            for place, (tensors, versions) in _tensors_of(self._model).items()
             if place not in self._seen or not _same(self._seen[place], tensors, versions)
         }
 
     def learn(self, few: dict[tuple[nn.Module, str], list[Tensor]], copies: int, batch_size: int) -> None:
-        """Finds the rows of what `changed`, of which `few` was the value for one copy of each of the prompts."""
+        """Finds the rows of the tensors in `changed()`; `few` has their values for one copy of each prompt."""
         for place, many in self.changed().items():
             alike = place in few and len(few[place]) == len(many)
             dims: list[int | None] = [UNKNOWN]
@@ -105,13 +105,13 @@ class ModuleStates:
                 self._dims[place] = dims
 
     def lose(self, rows: int) -> None:
-        """What changed and may have a row for each of `rows` cannot be moved: nothing tells which dimension it is."""
+        """Marks the changed tensors that may have `rows` rows as UNKNOWN, so that `reorder` refuses to move them."""
         for place, tensors in self.changed().items():
             if any(rows in tensor.shape for tensor in tensors):
                 self._dims[place] = [UNKNOWN]
 
     def reorder(self, source_rows: Tensor) -> None:
-        """Row r of every state goes on from row `source_rows[r]`. NotImplementedError where rows are unknown."""
+        """Row r of every state becomes its row `source_rows[r]`. NotImplementedError where the rows are UNKNOWN."""
         for (module, name), dims in self._dims.items():
             if UNKNOWN in dims:
                 raise NotImplementedError(
@@ -121,8 +121,8 @@ class ModuleStates:
             setattr(module, name, select_rows(getattr(module, name), source_rows, dims))
 
 
-def _held(model: nn.Module) -> dict[tuple[nn.Module, str], tuple[list[Tensor], list[int]]]:
-    """Tensors in attributes, alone or in containers, and how often each was written to."""
+def _tensors_of(model: nn.Module) -> dict[tuple[nn.Module, str], tuple[list[Tensor], list[int]]]:
+    """The tensors in attributes, alone or in containers, with a count of the writes to each."""
     result = {}
     for module in model.modules():
         values = [(name, value) for name, value in vars(module).items() if name not in _OF_EVERY_MODULE]
@@ -130,7 +130,7 @@ def _held(model: nn.Module) -> dict[tuple[nn.Module, str], tuple[list[Tensor], l
             if isinstance(value, (Tensor, tuple, list, dict)):
                 tensors = list(leaves(value))
                 if tensors:
-                    # A list may be the same and hold others.
+                    # The same list may contain other tensors later.
                     result[module, name] = (tensors, [0 if t.is_inference() else t._version for t in tensors])
     return result
 

@@ -1,11 +1,11 @@
-"""Models whose weights FSDP spreads over processes, where something else than their forward is called."""
+"""Gathers the root weights of an FSDP model for calls other than its forward."""
 
 from __future__ import annotations
 
 import contextlib
 import types
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch.distributed as dist
 from torch import nn
@@ -15,10 +15,10 @@ Result = TypeVar("Result")
 _METHOD = "_pygen_with_root_weights"
 
 
-def with_root_weights(model: Any, function: Callable[[], Result]) -> Result:
-    """`function()`, which calls parts of `model`, while the weights are whole that only the forward of all gathers.
+def with_root_weights(model: nn.Module, function: Callable[[], Result]) -> Result:
+    """Calls `function`, which runs parts of `model`, with the weights that otherwise only the whole forward gathers.
 
-    Without FSDP it is just called. All processes have to call it.
+    Without FSDP it only calls `function`. All processes must call it together.
     """
     if not dist.is_available():
         return function()

@@ -9,11 +9,13 @@ from torch import Tensor
 
 
 class HasVocabSize(Protocol):
-    vocab_size: int
+    @property
+    def vocab_size(self) -> int: ...
 
 
 class HasEosTokenId(Protocol):
-    eos_token_id: int | None
+    @property
+    def eos_token_id(self) -> int | None: ...
 
 
 class TextDecoder(Protocol):
@@ -23,18 +25,17 @@ class TextDecoder(Protocol):
     def decode(self) -> Callable[..., object]: ...
 
 
-class Tokenizer(TextDecoder, Protocol):
+class Tokenizer(TextDecoder, HasEosTokenId, HasVocabSize, Protocol):
     """A tokenizer of transformers, or anything with these members.
 
     Called with a text, it returns a mapping with `input_ids`, which is also an attribute of the result.
     """
 
-    bos_token_id: int | None
-    eos_token_id: int | None
-    pad_token_id: int | None
+    @property
+    def bos_token_id(self) -> int | None: ...
 
     @property
-    def vocab_size(self) -> int: ...
+    def pad_token_id(self) -> int | None: ...
 
     @property
     def added_tokens_decoder(self) -> Mapping[int, object]: ...
