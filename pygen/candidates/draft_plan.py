@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from pygen.processors.recognize import keeps_nothing
 
 
 class _Cloneable(Protocol):
-    def clone(self) -> object: ...
+    def clone(self) -> Callable[..., object]: ...
 
 
 class DraftCopy:
@@ -22,14 +23,15 @@ class DraftCopy:
 
     def __init__(self, processor: _Cloneable) -> None:
         self._processor = processor
-        self._copy: object = None
+        self._copy: Callable[..., object] | None = None
         self.__name__ = type(processor).__name__
 
     def renew(self) -> None:
         """Starts a round; the processor has seen all accepted tokens."""
         self._copy = self._processor.clone()
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Any:
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> object:
+        assert self._copy is not None
         return call_processor(self._copy, input_ids, scores, {})
 
 
