@@ -1,4 +1,4 @@
-"""Adapters: what a loop needs of a model, whatever family it comes from."""
+"""The interface of adapters, through which decoding loops run models of any family."""
 
 from __future__ import annotations
 
@@ -17,31 +17,34 @@ from pygen.request.settings import SpecialTokens
 class ModelAdapter(Protocol):
     """One model during one call.
 
-    `generate` uses the first part to set up; a loop uses only the second. An adapter keeps its state to itself: nothing
-    is stored on the model, and the caller's arguments are not written to, but the caller's cache is extended.
+    `generate` uses the methods up to `start` to set a call up; a decoding loop uses the others. An adapter has all the
+    state of a call. It changes neither the model nor the caller's arguments, except that it extends a caller's cache.
     """
 
-    generation_config: Any
+    generation_config: object
     is_encoder_decoder: bool
     max_position_embeddings: int | None
-    sorts_drawn_beams: bool  # `sort_draws` of `beam_step`, where the noise is torch's
-    before_forward: Callable[[], None]  # called before each forward of a loop; `generate` may replace it
+    sorts_drawn_beams: bool  # the argument `sort_draws` of `beam_step` under torch's noise
+    before_forward: Callable[[], None]  # runs before each forward of a loop; `generate` may replace it
 
-    def check(self, model_kwargs: dict[str, Any], generation_config: Any) -> None:
-        """ValueError naming the arguments that the model does not use, NotImplementedError for models out of reach.
+    def check(self, model_kwargs: dict[str, Any], generation_config: object) -> None:
+        """ValueError with the names of arguments that the model does not use, NotImplementedError for other models.
 
-        generation_config: what the caller passed, or None.
+        generation_config: the caller's, or None.
         """
         ...
 
     def prompt(
-        self, inputs: Any, model_kwargs: dict[str, Any], config: GenerationConfig, tokens: SpecialTokens
+        self, inputs: object, model_kwargs: dict[str, Any], config: GenerationConfig, tokens: SpecialTokens
     ) -> Prompt:
-        """The checked inputs of the call, with masks, positions and decoder prompts filled in; runs nothing."""
+        """The checked inputs of the call, with default masks, positions and decoder prompts. It runs no forward."""
         ...
 
     def room_for(self, prompt: Prompt, max_new_tokens: int) -> int:
-        """How many of `max_new_tokens` the model has positions for. ValueError where the prompts have too many."""
+        """The number of new tokens, at most `max_new_tokens`, for which the model has positions after the prompts.
+
+        Errors: ValueError for prompts with more positions than the model has.
+        """
         ...
 
     def start(
@@ -53,7 +56,7 @@ class ModelAdapter(Protocol):
         max_new_tokens: int,
         hidden_states: bool = False,
     ) -> None:
-        """Prepares cache and buffers for `num_copies` rows per prompt, and runs the encoder, once per prompt.
+        """Prepares cache and buffers for `num_copies` rows per prompt, and runs the encoder once per prompt.
 
         num_copies: max(num_beams, num_return_sequences).
         hidden_states: whether the loop calls `take_hidden_states` after every forward.
@@ -61,120 +64,120 @@ class ModelAdapter(Protocol):
         ...
 
     def idle(self) -> None:
-        """A forward whose result nobody reads, beside the cache: other processes need it to go on with theirs."""
+        """Runs a forward without cache or result, which other processes need in order to run theirs."""
         ...
 
     def hand_over(self) -> dict[str, Any]:
-        """In the place of `prefill`: the arguments of the model's forwards, expanded, for a loop of the caller's."""
+        """The expanded arguments of the model's forwards, for a caller's decoding loop; it replaces `prefill`."""
         ...
 
     def prefill(self, prompt_ids: Tensor) -> Tensor:
         """(rows, prompt_length) -> logits (rows, vocab_size) after the prompts, rows = batch_size * num_copies.
 
-        The copies of a prompt stand side by side. They share one forward where the cache can be expanded after it.
+        The copies of a prompt are adjacent. They share one forward where the adapter can expand the cache after it.
         """
         ...
 
     def decode(self, token_ids: Tensor) -> Tensor:
-        """(rows, length), a column more than the model has seen -> logits (rows, vocab_size) after the last one."""
+        """(rows, length), with one new column -> logits (rows, vocab_size) after it."""
         ...
 
     def decode_tail(self, token_ids: Tensor, count: int) -> Tensor:
-        """(rows, length), `count` columns more than the model has seen -> logits (rows, count, vocab_size) after each.
+        """(rows, length), with `count` new columns -> logits (rows, count, vocab_size) after each of them.
 
-        Counts above 1 need `can_crop`.
+        A count above 1 requires `can_crop`.
         """
         ...
 
     def take_hidden_states(self, layers: Sequence[int]) -> list[Tensor]:
-        """(rows, length, width) for each of `layers`, of what was forwarded since the last time; 0 are the embeddings.
+        """(rows, length, width) for each of `layers`, of all forwards since the last call; layer 0 is the embeddings.
 
-        After `prefill` rows may be those of the batch only.
-        NotImplementedError for models that do not return them.
+        After `prefill`, rows may be one per prompt.
+        Errors: NotImplementedError for models that do not return hidden states.
         """
         ...
 
     can_rewind: bool
 
     def rewind(self) -> None:
-        """Takes the last `decode` back, records too, as far as the caller could see it. Ends the call."""
+        """Undoes the last `decode`, its records included, as far as the caller can see it. Ends the call."""
         ...
 
     @property
     def can_crop(self) -> bool:
-        """Whether `crop` works; known after `prefill`, since some caches learn then what they hold."""
+        """Whether `crop` works; known after `prefill`, since some caches create their layers then."""
         ...
 
     reads_at_once: bool
-    """Whether `decode_tail` reads its columns in one forward; else in a forward each. Known after `prefill`."""
+    """Whether `decode_tail` runs one forward for all its columns, not one for each. Known after `prefill`."""
 
     def hold(self) -> None:
-        """What the model has seen so far is certain: `crop` does not go back before it."""
+        """Declares all columns so far final: `crop` will not go back before them."""
         ...
 
     def crop(self, num_tokens: int) -> bool:
-        """Makes the model forget the last `num_tokens` columns, so that others may be decoded in their place.
+        """Makes the model forget the last `num_tokens` columns, so that `decode` can replace them.
 
-        Needs `can_crop`. Masks and positions follow the length of what is decoded next. `records` stay as they are.
-        False where states were not kept so far back, since `hold` was called later or never; nothing changes then.
+        It requires `can_crop`. Masks and positions follow the length of the next ids. `records` stay unchanged.
+        Returns False, and changes nothing, where no copy of the states is old enough: `hold` came later or never.
         """
         ...
 
     def catch_up(self) -> None:
-        """Ends a loop that used `crop`: a cache that the caller sees has seen all columns that are left."""
+        """Ends a loop that used `crop`: a cache that the caller gets then contains all remaining columns."""
         ...
 
     def reorder(self, source_rows: Tensor, shared: Tensor, generated: int) -> None:
-        """After a step of beam search: row r goes on from what the model has seen of row `source_rows[r]`.
+        """After a step of beam search: row r continues the text of row `source_rows[r]`.
 
-        Rows of one prompt stay among themselves, so only what was generated differs, and of that all but the first
-        `shared[r]` columns.
+        Both rows belong to one prompt, so their texts differ in generated columns only, and agree in the first
+        `shared[r]` of these.
 
         source_rows, shared: (rows,) int64.
-        generated: how many generated columns the model has seen.
+        generated: the number of generated columns that the model has seen.
         """
         ...
 
     shows_cache: bool
-    """Whether the caller gets to see the cache: it was given, or is returned. Known after `start`."""
+    """Whether the caller passed the cache or gets it back. Known after `start`."""
 
     def align_cache(self, rows: Tensor, num_tokens: int) -> None:
         """After a beam search: row r of the cache becomes its row `rows[r]`, without the last `num_tokens` positions.
 
-        A cache that cannot be cut is marked, so that no later call goes on from it (`pygen.models.cache.cut`).
+        It marks a cache that it cannot cut, so that later calls refuse it (`pygen.models.cache.cut`).
         """
         ...
 
     def close(self) -> None:
-        """Ends the call, whether or not it failed: a cache that the caller sees is as transformers makes it."""
+        """Ends the call, also after an error: a cache that the caller sees then has transformers' own layers."""
         ...
 
     @property
     def cache(self) -> Any:
-        """The cache as it is now, or None."""
+        """The current cache, or None."""
         ...
 
     records: dict[str, list[Any]]
-    """What the caller asked to keep, one entry per forward, by the name of the output's field: attentions, ...
+    """The attentions and hidden states that the caller asked for, one entry per forward, by the output's field.
 
-    `decode_tail` adds one entry for all its columns, as the model returned it (the queries' dimension is the second to
-    last, `count` long); a loop that accepts only some of them cuts it up itself.
+    `decode_tail` adds one entry for all its columns, as the model returned it; the second to last dimension counts the
+    columns. A loop that accepts some of them cuts the entry itself.
     """
 
     record_dims: dict[str, list[int | None]]
-    """By name, the dimension of the rows in every tensor of a record's entry; where the name is missing, the first."""
+    """By name, the row dimension of every tensor in an entry; the first dimension for a missing name."""
 
     def recorded(self) -> dict[str, Any]:
-        """Fields of the output that come from the model: `records` as tuples, and encoder states."""
+        """The fields of the output that come from the model: `records` as tuples, and encoder states."""
         ...
 
     def output_class(self, *, beams: bool) -> type[GenerateOutput]:
-        """What the call returns."""
+        """The class of the call's output."""
         ...
 
 
-def takes(adapter: ModelAdapter, name: str, value: Any) -> bool:
-    """Whether the model uses an argument."""
+def takes(adapter: ModelAdapter, name: str, value: object) -> bool:
+    """Whether the model uses the argument."""
     try:
         adapter.check({name: value}, GenerationConfig())
     except ValueError:
@@ -182,8 +185,13 @@ def takes(adapter: ModelAdapter, name: str, value: Any) -> bool:
     return True
 
 
-def adapt(model: Any) -> ModelAdapter:
-    """The adapter for `model`: by the mixin that it has, transformers' or pygen's, else any module over `input_ids`."""
+def adapt(model: nn.Module) -> ModelAdapter:
+    """The adapter for `model`: by its mixin, transformers' or pygen's, else that of a plain module over `input_ids`.
+
+    Errors: TypeError for anything but an `nn.Module`.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
     mixin = mixin_of(inner(model))
     model = called(model)
     if mixin == "transformers":
@@ -194,8 +202,6 @@ def adapt(model: Any) -> ModelAdapter:
         from pygen.models.mixin import MixinAdapter
 
         return MixinAdapter(model)
-    if isinstance(model, nn.Module):
-        from pygen.models.module import ModuleAdapter
+    from pygen.models.module import ModuleAdapter
 
-        return ModuleAdapter(model)
-    raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
+    return ModuleAdapter(model)

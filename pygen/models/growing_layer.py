@@ -9,41 +9,46 @@ import torch
 from torch import Tensor
 from transformers import cache_utils
 
-# transformers' types leave out what a layer is before it holds anything.
+# Typed as Any, because transformers' types ignore the state of an empty layer.
 _DynamicLayer: Any = cache_utils.DynamicLayer
 
-# Positions to have room for beyond those in use: this part of them, and at least so many.
-_SPARE_PART, _LEAST_SPARE = 4, 64
+# A buffer's spare positions: a quarter of those in use, and at least 64.
+_SPARE_PART, _MIN_SPARE = 4, 64
 
 
 class GrowingLayer(_DynamicLayer):
-    """A `DynamicLayer` that writes new positions behind those in use, where that copies all of them for every token.
+    """A `DynamicLayer` that writes new positions into spare ones, instead of copying all positions for every token.
 
-    `keys` and `values` are views of the positions in use. What else is done to a layer, crop, reorder, repeat, may put
-    other tensors in their place.
+    `keys` and `values` are views of the positions in use. Other operations on the layer (crop, reorder, repeat) may
+    replace them by other tensors.
     """
 
     keys: Tensor
     values: Tensor
 
-    def __init__(self, most: int, plain: Any = None) -> None:
-        """Goes on from what the layer `plain` holds; most: positions that the call may need, more are no error."""
+    def __init__(self, max_length: int, plain: Any = None) -> None:
+        """Continues the layer `plain`, or starts empty.
+
+        max_length: the positions that the call may need; buffers exceed it only if the text does.
+        """
         super().__init__()
         self._plain = _DynamicLayer() if plain is None else plain
         self.__dict__.update(vars(self._plain))
-        self._most = most
-        self._rooms: dict[str, Tensor] = {}
+        self._max_length = max_length
+        self._buffers: dict[str, Tensor] = {}
 
     def cut_to_size(self) -> Any:
-        """The plain layer again, with tensors of its own that hold the positions in use and nothing else."""
+        """The plain layer, with tensors of exactly the positions in use."""
         for name, value in vars(self).items():
-            if name not in ("_plain", "_most", "_rooms"):
+            if name not in ("_plain", "_max_length", "_buffers"):
                 setattr(self._plain, name, _exact(value) if name in ("keys", "values") else value)
         return self._plain
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Appends states (rows, heads, count, head_dim) and returns all of them."""
-        # A compiled forward cannot compare addresses, and would be compiled anew for every room.
+        # A compiled forward cannot compare addresses, and torch would compile it again for every new buffer.
         if torch.compiler.is_compiling():
             appended: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)
             return appended
@@ -56,28 +61,29 @@ class GrowingLayer(_DynamicLayer):
     def _appended(self, name: str, used: Tensor, states: Tensor) -> Tensor:
         length = used.shape[-2] if used.numel() else 0
         end = length + states.shape[-2]
-        room = self._rooms.get(name)
-        lies_there = room is not None and (length == 0 or used.data_ptr() == room.data_ptr())
-        if room is None or not lies_there or room.shape[:2] != states.shape[:2] or room.shape[2] < end:
-            spare = max(end // _SPARE_PART, _LEAST_SPARE)
-            capacity = max(end, min(end + spare, self._most))
-            room = states.new_empty((*states.shape[:2], capacity, states.shape[3]))
+        buffer = self._buffers.get(name)
+        in_buffer = buffer is not None and (length == 0 or used.data_ptr() == buffer.data_ptr())
+        if buffer is None or not in_buffer or buffer.shape[:2] != states.shape[:2] or buffer.shape[2] < end:
+            spare = max(end // _SPARE_PART, _MIN_SPARE)
+            capacity = max(end, min(end + spare, self._max_length))
+            buffer = states.new_empty((*states.shape[:2], capacity, states.shape[3]))
             if length:
-                room[:, :, :length] = used
-            self._rooms[name] = room
-        room[:, :, length:end] = states
-        return room[:, :, :end]
+                buffer[:, :, :length] = used
+            self._buffers[name] = buffer
+        buffer[:, :, length:end] = states
+        return buffer[:, :, :end]
 
 
-def make_full(cache: Any, length: int) -> None:
-    """Makes the empty sliding windows of a cache, or of the decoder's in a pair, layers that keep everything; static
-    ones `length` positions. What a window hides is hidden by the model's mask as well."""
-    cache = getattr(cache, "self_attention_cache", cache)
-    made: dict[type, Callable[[], Any]] = {
+def make_full(cache: object, length: int) -> None:
+    """Replaces the empty sliding windows of a cache, or of the decoder's in a pair, by layers that drop no position.
+
+    Static ones get `length` positions. The model's mask still hides what a window would drop.
+    """
+    made: dict[type, Callable[[], object]] = {
         cache_utils.DynamicSlidingWindowLayer: _DynamicLayer,
         cache_utils.StaticSlidingWindowLayer: lambda: cache_utils.StaticLayer(max_cache_len=length),
     }
-    layers: Any = getattr(cache, "layers", ())
+    layers = _layers(cache)
     for i, layer in enumerate(layers):
         if type(layer) in made:
             layers[i] = made[type(layer)]()
@@ -89,23 +95,28 @@ def _exact(used: Tensor | None) -> Tensor | None:
     return used.clone(memory_format=torch.contiguous_format)
 
 
-def grow_in_place(cache: Any, most: int) -> None:
-    """Makes the dynamic layers of a `DynamicCache`, or of the decoder's in a pair, ones that append in place.
+def grow_in_place(cache: object, max_added: int) -> None:
+    """Replaces the dynamic layers of a `DynamicCache`, or of the decoder's in a pair, by ones that append in place.
 
-    most: positions that the call may add.
+    max_added: the number of positions that the call may add.
     """
     cache = getattr(cache, "self_attention_cache", cache)
     if type(cache) is not cache_utils.DynamicCache or cache.offloading:
         return
     cache.layers = [
-        GrowingLayer(layer.get_seq_length() + most, layer) if type(layer) is cache_utils.DynamicLayer else layer
+        GrowingLayer(layer.get_seq_length() + max_added, layer) if type(layer) is cache_utils.DynamicLayer else layer
         for layer in cache.layers
     ]
 
 
-def cut_to_size(cache: Any) -> None:
-    """Takes `grow_in_place` back."""
-    layers: Any = getattr(getattr(cache, "self_attention_cache", cache), "layers", None) or ()
-    for place, layer in enumerate(layers):
+def cut_to_size(cache: object) -> None:
+    """Undoes `grow_in_place`."""
+    layers = _layers(cache)
+    for i, layer in enumerate(layers):
         if isinstance(layer, GrowingLayer):
-            layers[place] = layer.cut_to_size()
+            layers[i] = layer.cut_to_size()
+
+
+def _layers(cache: object) -> Any:
+    """The list of a cache's layers, which may be replaced one by one; empty for other objects."""
+    return getattr(getattr(cache, "self_attention_cache", cache), "layers", None) or ()

@@ -1,4 +1,4 @@
-"""Patches: the method `generate` put in the place of a model's or a class's own, until it is undone."""
+"""Patches, which replace the method `generate` of a model or a class until someone undoes them."""
 
 from __future__ import annotations
 
@@ -8,35 +8,46 @@ import inspect
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Protocol, TypeGuard, TypeVar
 
 from pygen.models.own_generate import MISSING, below_own_generate
 
-Method = TypeVar("Method", bound=Callable[..., Any])
+Method = TypeVar("Method", bound=Callable[..., object])
 
 _NAME = "generate"
 _counting = threading.Lock()
-_methods: list[Callable[..., Any]] = []  # the one of `method_of_patches`
+_methods: list[Callable[..., object]] = []  # the method that `method_of_patches` decorates
 
 
 def method_of_patches(method: Method) -> Method:
-    """Decorates the method `generate` that `put_generate` puts in place; one in the whole library."""
+    """Decorates the method that replaces `generate` in patches; the library has one such method."""
     _methods[:] = [method]
     return method
 
 
-class Patch:
-    """What `patch` returns; undoes it once, by `undo()` or at the end of a `with` block."""
+class _StandIn(Protocol):
+    """The method in place of `generate`.
 
-    def __init__(self, target: Any) -> None:
+    patches: the number of patches that nobody has undone.
+    pygen_original: the previous entry in `vars()` of the target, or MISSING.
+    """
+
+    patches: int
+    pygen_original: object
+
+
+class Patch:
+    """The result of `patch`. `undo()`, or the end of a `with` block, undoes the patch once."""
+
+    def __init__(self, target: object) -> None:
         self._target = target
         self._active = True
 
     def undo(self) -> None:
-        """Takes this patch back; the last one of a target puts back what was there before, or nothing.
+        """Undoes this patch; undoing the last patch of a target restores the target's previous `generate`, if any.
 
-        Patches may be undone in any order, and again, which does nothing. RuntimeError if `generate` has been replaced
-        by something else since: that has to go first, and nothing is changed.
+        The order of undoing is free, and undoing twice does nothing. If someone else has replaced `generate` since,
+        `undo` raises RuntimeError and changes nothing; undo that replacement first.
         """
         if not self._active:
             return
@@ -64,8 +75,8 @@ class Patch:
         return f"<pygen.patch of {_described(self._target)}: {'active' if self._active else 'undone'}>"
 
 
-def put_generate(target: Any) -> Patch:
-    """`patch` without its checks, of `target` itself. It may be called by several threads."""
+def put_generate(target: object) -> Patch:
+    """Patches `target` itself, without the checks of `patch`. Several threads may call it."""
     with _counting:
         stand_in = vars(target).get(_NAME, MISSING)
         if not _is_stand_in(stand_in):
@@ -76,14 +87,11 @@ def put_generate(target: Any) -> Patch:
 
 
 class _OfInstance:
-    """`generate` of one patched model, in the model's own `vars()`.
-
-    patches: how many have not been undone. pygen_original: what stood in `vars()` before, if anything did.
-    """
+    """The `_StandIn` of one patched model, in the model's `vars()`."""
 
     __name__ = _NAME
 
-    def __init__(self, model: Any, pygen_original: Any = MISSING) -> None:
+    def __init__(self, model: object, pygen_original: object = MISSING) -> None:
         self._model = model
         self.pygen_original = pygen_original
         self.patches = 0
@@ -91,36 +99,36 @@ class _OfInstance:
         signature = inspect.signature(_methods[0])
         self.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         return _methods[0](self._model, *args, **kwargs)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _OfInstance:
+    def __deepcopy__(self, memo: dict[int, object]) -> _OfInstance:
         return _OfInstance(*(copy.deepcopy(argument, memo) for argument in self._arguments()))
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type[_OfInstance], tuple[object, ...]]:
         return _OfInstance, self._arguments()
 
-    def _arguments(self) -> tuple[Any, ...]:
+    def _arguments(self) -> tuple[object] | tuple[object, object]:
         return (self._model,) if self.pygen_original is MISSING else (self._model, self.pygen_original)
 
 
-def _of_class(target: type) -> Any:
-    """`generate` of the instances of a patched class, with the attributes of `_OfInstance`."""
+def _of_class(target: type) -> _StandIn:
+    """The `_StandIn` of a patched class, for its instances."""
 
     @functools.wraps(_methods[0])
-    def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def generate(self: object, *args: object, **kwargs: object) -> object:
         below = inspect.getattr_static(type(self), _NAME) is not generate
         with below_own_generate(below):
             return _methods[0](self, *args, **kwargs)
 
-    stand_in: Any = generate
-    stand_in.pygen_original = vars(target).get(_NAME, MISSING)
-    stand_in.patches = 0
-    return stand_in
+    generate.pygen_original = vars(target).get(_NAME, MISSING)  # type: ignore[attr-defined]
+    generate.patches = 0  # type: ignore[attr-defined]
+    assert _is_stand_in(generate)
+    return generate
 
 
-def _put(target: Any, value: Any) -> None:
-    """Sets `generate` in `vars(target)`, or takes it out where `value` is missing."""
+def _put(target: object, value: object) -> None:
+    """Sets `generate` in `vars(target)`, or deletes it if `value` is MISSING."""
     if isinstance(target, type):
         delattr(target, _NAME) if value is MISSING else setattr(target, _NAME, value)
     elif value is MISSING:
@@ -129,9 +137,9 @@ def _put(target: Any, value: Any) -> None:
         vars(target)[_NAME] = value
 
 
-def _is_stand_in(value: Any) -> bool:
+def _is_stand_in(value: object) -> TypeGuard[_StandIn]:
     return hasattr(value, "pygen_original")
 
 
-def _described(target: Any) -> str:
+def _described(target: object) -> str:
     return target.__qualname__ if isinstance(target, type) else f"a {type(target).__qualname__}"
