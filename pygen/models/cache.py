@@ -1,15 +1,19 @@
-"""Verbs over any key-value cache: what a loop needs done to it, whatever the cache's class."""
+"""Operations on key-value caches of any class: expand, crop, select and reorder rows."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from pygen.models.protocols import Cache
+from pygen.models.rows import leaves
 from pygen.ops.reorder_cache import reorder_cache
 
-# Layers that hold keys and values only, position after position, the newest last.
+AnyCache = TypeVar("AnyCache")
+
+# Layers that store keys and values only, in the order of the positions.
 _PLAIN_LAYERS = {
     "pygen.models.growing_layer": ("GrowingLayer",),
     "transformers.cache_utils": (
@@ -19,25 +23,25 @@ _PLAIN_LAYERS = {
         "StaticSlidingWindowLayer",
     ),
 }
-# Methods of transformers that know of layers, or of keys and values, and of nothing that a subclass adds.
+# Methods of transformers that handle layers, or keys and values, and ignore what a subclass adds.
 _PLAIN_METHODS = ("Cache.reorder_cache", "CacheLayerMixin.reorder_cache")
 
 
-def num_positions(cache: Any) -> int | None:
-    """How many positions `cache` has seen; None where it does not count them, as recurrent states alone do not."""
-    layers = getattr(cache, "layers", None)
-    counts = any(hasattr(layer, "get_seq_length") for layer in layers) if layers else hasattr(cache, "get_seq_length")
-    return int(cache.get_seq_length()) if counts else None
+def num_positions(cache: object) -> int | None:
+    """The number of positions that `cache` has seen; None without a count, with recurrent states only for example."""
+    layers, count = getattr(cache, "layers", None), getattr(cache, "get_seq_length", None)
+    counts = any(hasattr(layer, "get_seq_length") for layer in layers) if layers else count is not None
+    return int(count()) if counts and count is not None else None
 
 
-def can_expand(cache: Any) -> bool:
-    """Whether `expand` repeats everything the cache holds.
+def can_expand(cache: object) -> bool:
+    """Whether `expand` repeats all contents of the cache.
 
-    Layers that hold more than keys and values inherit a `batch_repeat_interleave` that knows these only: they do not
-    count.
+    It is False for layers that store more than keys and values, because they inherit a `batch_repeat_interleave` that
+    repeats only these.
     """
     if hasattr(cache, "cross_attention_cache"):
-        return can_expand(cache.self_attention_cache) and can_expand(cache.cross_attention_cache)
+        return can_expand(_decoders(cache)) and can_expand(cache.cross_attention_cache)
     if _reorders_suffixes(cache):
         return True
     layers = getattr(cache, "layers", None)
@@ -46,21 +50,21 @@ def can_expand(cache: Any) -> bool:
     kinds = [type(layer) for layer in layers]
     if not kinds:
         kinds = [getattr(cache, "layer_class_to_replicate", None) or object]
-    return all(hasattr(kind, "batch_repeat_interleave") and not _holds_more(kind) for kind in kinds)
+    return all(hasattr(kind, "batch_repeat_interleave") and not _stores_more(kind) for kind in kinds)
 
 
-def expand(cache: Any, num_copies: int) -> None:
-    """Repeats every row of `cache` `num_copies` times, copies of a row side by side, in place."""
+def expand(cache: Cache, num_copies: int) -> None:
+    """Repeats every row of `cache` `num_copies` times in place; the copies of a row are adjacent."""
     cache.batch_repeat_interleave(num_copies)
 
 
-def can_crop(cache: Any, *, now: bool = False) -> bool:
-    """Whether `crop` gives back the very state before the dropped tokens: full attention over keys and values only.
+def can_crop(cache: object, *, now: bool = False) -> bool:
+    """Whether `crop` restores the exact state before the dropped tokens: full attention over keys and values only.
 
-    now: windows count too that are not full yet.
+    now: also True for windows that aren't full yet.
     """
     if hasattr(cache, "cross_attention_cache"):
-        return can_crop(cache.self_attention_cache, now=now)
+        return can_crop(_decoders(cache), now=now)
     if _reorders_suffixes(cache):
         return True
     layers = getattr(cache, "layers", None) or ()
@@ -69,43 +73,41 @@ def can_crop(cache: Any, *, now: bool = False) -> bool:
         and hasattr(cache, "crop")
         and not any(_has_rows(value) for name, value in vars(cache).items() if name != "layers")
         and not any(getattr(layer, "is_sliding", False) and not (now and _is_not_full(layer)) for layer in layers)
-        and all((hasattr(layer, "crop") or _is_static(layer)) and not _holds_more(layer) for layer in layers)
+        and all((hasattr(layer, "crop") or _is_static(layer)) and not _stores_more(layer) for layer in layers)
     )
 
 
-def crop(cache: Any, num_tokens: int) -> None:
+def crop(cache: Cache, num_tokens: int) -> None:
     """Drops the last `num_tokens` positions of `cache` in place.
 
-    transformers 5.6.1 reads a positive number as the length to keep and later versions refuse it; a negative number
-    means the same in all of them.
+    It passes a negative number to transformers, which means the same in all releases. A positive one is the length to
+    keep in 5.6.1, and an error later.
     """
     if num_tokens == 0:
         return
-    own = getattr(cache, "self_attention_cache", cache)
-    layers = getattr(own, "layers", ())
+    layers = getattr(_decoders(cache), "layers", ())
     longest = max((_length(layer) or 0 for layer in layers), default=0)
-    held = [layer for layer in layers if getattr(layer, "is_initialized", True) and _length(layer) in (None, longest)]
-    if len(held) < len(layers):
-        # Some models leave layers empty, and some the whole cache. A layer that has become shorter than others, where
-        # `can_crop` found all alike, did not grow with the text.
-        for layer in held:
+    grown = [layer for layer in layers if getattr(layer, "is_initialized", True) and _length(layer) in (None, longest)]
+    if len(grown) < len(layers):
+        # Some models leave layers empty, and some the whole cache. `can_crop` found layers of equal length, so a layer
+        # that is shorter now did not grow with the text.
+        for layer in grown:
             layer.crop(-num_tokens)
         return
     if not any(map(_is_static, layers)):
         cache.crop(-num_tokens)
         return
-    # Up to 5.23 these have no method for it. What is behind the length is hidden, and written over by what comes next.
+    # Up to 5.23 static layers cannot crop. The mask hides positions after the length, and forwards overwrite them.
     for layer in layers:
         layer.cumulative_length.sub_(num_tokens)
 
 
 def select_rows(cache: Any, rows: Tensor) -> Any:
-    """`cache` with its row `rows[r]` in the place of row r, for as many rows as there are in `rows`; classes as for
-    `reorder`."""
+    """`cache` with len(rows) rows, of which row r is the previous row `rows[r]`; for the classes of `reorder`."""
     if isinstance(cache, (tuple, list)):
         return type(cache)(tuple(tensor.index_select(0, rows.to(tensor.device)) for tensor in pair) for pair in cache)
     if _reorders_suffixes(cache):
-        # Its rows may be fewer than before.
+        # There may be fewer rows than before.
         cache.batch_select_indices(rows)
     else:
         cache.reorder_cache(rows)
@@ -113,8 +115,10 @@ def select_rows(cache: Any, rows: Tensor) -> Any:
 
 
 def cut(cache: Any, num_tokens: int) -> Any:
-    """`cache` without its last `num_tokens` positions, or marked for `check_continues` where it cannot be cut. None for
-    a tuple of anything but pairs, XLNet's memories for example, that takes no mark."""
+    """`cache` without its last `num_tokens` positions, or with a mark for `check_continues` if that is impossible.
+
+    None for a tuple of anything but pairs, XLNet's memories for example, which cannot have a mark.
+    """
     if num_tokens == 0:
         return cache
     if isinstance(cache, (tuple, list)):
@@ -122,15 +126,14 @@ def cut(cache: Any, num_tokens: int) -> Any:
             return None
         return type(cache)(tuple(tensor[:, :, :-num_tokens] for tensor in pair) for pair in cache)
     if can_crop(cache, now=True):
-        own = getattr(cache, "self_attention_cache", cache)
-        crop(own, num_tokens)
+        crop(_decoders(cache), num_tokens)
     elif hasattr(cache, "__dict__"):
         cache.rows_of_different_texts = True
     return cache
 
 
-def check_continues(name: str, cache: Any) -> None:
-    """ValueError for a cache of a search that does not hold what belongs to the sequences it was returned with."""
+def check_continues(name: str, cache: object) -> None:
+    """ValueError for a cache that `cut` has marked: it does not match the sequences returned with it."""
     if getattr(cache, "rows_of_different_texts", False):
         kind = type(cache).__name__
         raise ValueError(
@@ -139,31 +142,32 @@ def check_continues(name: str, cache: Any) -> None:
         )
 
 
-def check_reorder(cache: Any) -> None:
-    """Raises what `reorder` would raise, so that a loop can refuse a cache before the model runs.
+def check_reorder(cache: object) -> None:
+    """Raises the errors of `reorder`, so that a loop can refuse a cache early.
 
-    A cache that gets a part that nobody can reorder only while the model runs is refused by `reorder`.
+    `reorder` still refuses a cache to which the model adds such a part later.
     """
     _split(cache)
 
 
-def reorder(cache: Any, source_rows: Tensor, shared: Tensor, generated: int) -> Any:
-    """Makes every row r of `cache` a copy of row `source_rows[r]`, and returns the cache to go on with.
+def reorder(cache: AnyCache, source_rows: Tensor, shared: Tensor, generated: int) -> AnyCache:
+    """Makes every row r of `cache` a copy of row `source_rows[r]`, in place, and returns the cache.
 
-    Row r and its source descend from one prompt, so they differ at most in the last `generated` positions, and of these
-    not in the first `shared[r]`. Only the rest is copied, in place, counted from the newest position that a layer
-    stores: a sliding window may have dropped older ones. Cross-attention is the prompt's and stays. Layers that hold
-    more than keys and values, recurrent states for example, gather all they have with their own `reorder_cache`.
+    Row r and its source have the same prompt, so they differ in the last `generated` positions only, and agree in the
+    first `shared[r]` of these. The function copies the other ones. It counts them from the newest position of a layer,
+    because a sliding window may have dropped older ones. Cross-attention belongs to the prompt and does not move.
+    Layers that store more than keys and values, recurrent states for example, gather everything with their own
+    `reorder_cache`.
 
     Arguments:
         cache: a cache of transformers, anything else with a method `reorder_cache(source_rows)`, or a tuple or list
             with a pair of key and value (rows, heads, positions, head_dim) per layer.
         source_rows, shared: (rows,) int64.
 
-    Raises TypeError for anything else, and NotImplementedError naming the class whose `reorder_cache` leaves out a part
-    of what it holds, as that of quantized layers does.
+    Raises TypeError for anything else, and NotImplementedError with the name of a class whose `reorder_cache` ignores a
+    part of its contents, as that of quantized layers does.
     """
-    own = getattr(cache, "self_attention_cache", cache)
+    own = _decoders(cache)
     if _reorders_suffixes(own):
         own.reorder_suffix(source_rows, shared, generated)
         return cache
@@ -181,16 +185,21 @@ def reorder(cache: Any, source_rows: Tensor, shared: Tensor, generated: int) -> 
     return cache
 
 
-def _split(cache: Any) -> tuple[list[tuple[Tensor, Tensor, int]], list[Any]]:
-    """(keys, values, positions stored) that suffixes can be copied in, and what reorders itself."""
+def _decoders(cache: object) -> Any:
+    """The decoder's cache of a pair of caches; any other cache itself."""
+    return getattr(cache, "self_attention_cache", cache)
+
+
+def _split(cache: object) -> tuple[list[tuple[Tensor, Tensor, int]], list[Cache]]:
+    """The (keys, values, number of stored positions) of plain layers, and the parts that reorder themselves."""
     if isinstance(cache, (tuple, list)):
         return [_pair(f"cache[{i}]", layer) for i, layer in enumerate(cache)], []
     if hasattr(cache, "self_attention_cache"):
         return _split(cache.self_attention_cache)
     if not _has_plain_method(cache):
-        return [], [cache]
+        return [], [_decoders(cache)]
     pairs, others = [], []
-    for layer in cache.layers:
+    for layer in _decoders(cache).layers:
         kind = type(layer)
         if kind.__name__ not in _PLAIN_LAYERS.get(kind.__module__, ()):
             _has_plain_method(layer)
@@ -200,47 +209,51 @@ def _split(cache: Any) -> tuple[list[tuple[Tensor, Tensor, int]], list[Any]]:
     return pairs, others
 
 
-def _pair(name: str, layer: Any) -> tuple[Tensor, Tensor, int]:
+def _pair(name: str, layer: object) -> tuple[Tensor, Tensor, int]:
     if not isinstance(layer, (tuple, list)) or len(layer) != 2:
         raise TypeError(f"`{name}` must be a pair of key and value, got {type(layer).__name__}")
     for tensor in layer:
         if not isinstance(tensor, Tensor) or tensor.dim() != 4:
             shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TypeError(f"`{name}` must hold tensors (rows, heads, positions, head_dim), got {shape}")
-    return (*layer, layer[0].shape[2])
+    keys, values = layer
+    return keys, values, keys.shape[2]
 
 
-def _reorders_suffixes(cache: Any) -> bool:
-    """Whether a cache is `pygen.graph.static_cache.StaticCache`, which knows all the verbs itself."""
+def _reorders_suffixes(cache: object) -> bool:
+    """Whether a cache is `pygen.graph.static_cache.StaticCache`, which has all these operations itself."""
     return hasattr(cache, "reorder_suffix")
 
 
-def _length(layer: Any) -> int | None:
-    """How many positions a layer holds whose keys are as many; None for others, and where it is empty."""
+def _length(layer: object) -> int | None:
+    """The number of positions in a layer that stores all of them; None for other layers and for empty ones."""
     keys: Any = getattr(layer, "keys", None)
     plain = isinstance(keys, Tensor) and keys.ndim == 4 and not _is_static(layer)
     return keys.shape[-2] if plain and not getattr(layer, "is_sliding", False) else None
 
 
-def _is_not_full(layer: Any) -> bool:
-    """Whether a layer with a window still holds all it has seen."""
+def _is_not_full(layer: object) -> bool:
+    """Whether a layer with a window has not dropped a position yet."""
     seen, window = getattr(layer, "cumulative_length", None), getattr(layer, "sliding_window", 0)
     return isinstance(seen, int) and seen < window
 
 
-def _holds_more(layer: Any) -> bool:
-    """Whether a layer holds recurrent states, or keys and values in a quantized form too."""
+def _stores_more(layer: object) -> bool:
+    """Whether a layer stores recurrent states, or quantized keys and values."""
     return hasattr(layer, "update_recurrent_state") or hasattr(layer, "_dequantize")
 
 
-def _is_static(layer: Any) -> bool:
-    """Whether a layer is transformers' for full attention over buffers of fixed size, with its length in a tensor."""
+def _is_static(layer: object) -> bool:
+    """Whether a layer is transformers' `StaticLayer`: full attention over fixed buffers, its length in a tensor."""
     kind = type(layer)
     return (kind.__module__, kind.__name__) == ("transformers.cache_utils", "StaticLayer")
 
 
-def _has_plain_method(holder: Any) -> bool:
-    """Whether a cache or layer inherits its `reorder_cache`; an error if it has none, or holds more than that knows."""
+def _has_plain_method(holder: object) -> bool:
+    """Whether a cache or layer inherits its `reorder_cache` from transformers.
+
+    Errors: TypeError without that method, NotImplementedError if the method ignores a part of the contents.
+    """
     name, method = type(holder).__name__, getattr(holder, "reorder_cache", None)
     if method is None:
         raise TypeError(f"`cache` must have a method `reorder_cache`, got {name}")
@@ -254,11 +267,5 @@ def _has_plain_method(holder: Any) -> bool:
     return True
 
 
-def _has_rows(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.dim() > 1
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, (tuple, list)):
-        return False
-    return any(_has_rows(item) for item in value)
+def _has_rows(value: object) -> bool:
+    return any(tensor.dim() > 1 for tensor in leaves(value))

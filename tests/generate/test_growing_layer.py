@@ -74,7 +74,7 @@ def test_as_transformers(seed: int) -> None:
 
 
 def test_nothing_is_copied_while_capacity_remains() -> None:
-    layer = GrowingLayer(most=100)
+    layer = GrowingLayer(max_length=100)
     layer.update(*states(2, 10))
     place = layer.keys.data_ptr()
     for _ in range(64):
