@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ class ModelAdapter(Protocol):
     sorts_drawn_beams: bool  # the argument `sort_draws` of `beam_step` under torch's noise
     before_forward: Callable[[], None]  # runs before each forward of a loop; `generate` may replace it
 
-    def check(self, model_kwargs: dict[str, Any], generation_config: object) -> None:
+    def check(self, model_kwargs: Mapping[str, object], generation_config: object) -> None:
         """ValueError with the names of arguments that the model does not use, NotImplementedError for other models.
 
         generation_config: the caller's, or None.

@@ -9,8 +9,8 @@ from torch.nn.functional import pad
 from pygen.backends import BackendError
 
 
-class PaddedEncoding(Protocol):
-    """A static cache of an encoder-decoder model.
+class StaticCache(Protocol):
+    """A static cache for captured steps, `pygen.graph.static_cache.StaticCache`.
 
     encoder_length: the number of positions in the running call that aren't padding.
     encoder_positions: the number of positions that the captured step reads; None before the first call.
@@ -18,11 +18,13 @@ class PaddedEncoding(Protocol):
 
     encoder_length: int
 
+    def reset(self) -> object: ...
+
     @property
     def encoder_positions(self) -> int | None: ...
 
 
-def fit_encoding(model_kwargs: dict[str, Any], cache: PaddedEncoding) -> None:
+def fit_encoding(model_kwargs: dict[str, Any], cache: StaticCache) -> None:
     """Pads the encoder's output, up to the positions of `cache`, with zeros that its mask hides.
 
     Errors: BackendError for a mask of another shape than the output.

@@ -1,12 +1,13 @@
-"""Adapter for classes with pygen's `GenerationMixin`, driven through the hooks that they replace."""
+"""Adapter for classes with pygen's `GenerationMixin`, which runs them through their hooks."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pygen.config.config import GenerationConfig, GenerationMode
 from pygen.models.hooks import GenerationHooks, parameter_names
@@ -19,7 +20,7 @@ from pygen.models.wrappers import inner
 from pygen.request.prompt import Prompt
 from pygen.request.settings import SpecialTokens
 
-# Methods that models of transformers replace and whose work is done elsewhere here.
+# Methods that models of transformers may override, and that pygen never calls.
 _NEVER_CALLED = (
     "_assisted_decoding",
     "_beam_search",
@@ -37,18 +38,18 @@ _TAKING_BACK = (GenerationMode.ASSISTED_GENERATION, GenerationMode.CONTRASTIVE_S
 class MixinAdapter(ModuleAdapter):
     """A model with pygen's `GenerationMixin` during one call; see `ModelAdapter`."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self._hooks: Any = inner(model)
+        self._hooks: GenerationHooks = inner(model)
         self._returns_dict = "return_dict" in self._names
         if self._replaces("prepare_inputs_for_generation"):
             self._names |= parameter_names(type(self._hooks).prepare_inputs_for_generation)
             self._cache_name = cache_parameter(self._names)
-        # The default adds columns to masks and positions: these are written once instead, and only sliced.
+        # The default adds columns to masks and positions. The adapter slices buffers instead.
         self._grows_by_default = not self._replaces("_update_model_kwargs_for_generation")
         self._updates: OwnUpdates | None = None
 
-    def check(self, model_kwargs: dict[str, Any], generation_config: Any) -> None:
+    def check(self, model_kwargs: Mapping[str, object], generation_config: object) -> None:
         name = type(self._hooks).__name__
         mixins = [base for base in type(self._hooks).__mro__ if base.__name__ == "GenerationMixin"]
         if not all(issubclass(mixin, GenerationHooks) for mixin in mixins):
@@ -63,7 +64,7 @@ class MixinAdapter(ModuleAdapter):
         super().check(model_kwargs, generation_config)
 
     def prompt(
-        self, inputs: Any, model_kwargs: dict[str, Any], config: GenerationConfig, tokens: SpecialTokens
+        self, inputs: object, model_kwargs: dict[str, Any], config: GenerationConfig, tokens: SpecialTokens
     ) -> Prompt:
         self._config = config
         return super().prompt(inputs, model_kwargs, config, tokens)
@@ -79,10 +80,11 @@ class MixinAdapter(ModuleAdapter):
             hook = self._hooks._update_model_kwargs_for_generation
             update = functools.partial(hook, is_encoder_decoder=False, num_new_tokens=1)
             self._updates = OwnUpdates(update, keep=mode in _TAKING_BACK, rereads=not self._use_cache)
-        if self._use_cache and hasattr(self._hooks, "_prepare_cache_for_generation"):
+        prepare_cache = getattr(self._hooks, "_prepare_cache_for_generation", None)
+        if self._use_cache and prepare_cache is not None:
             longest = self._prompt_length + max_new_tokens - 1
             kwargs = dict(self._kwargs)
-            self._hooks._prepare_cache_for_generation(self._config, kwargs, mode, self._batch_size, longest)
+            prepare_cache(self._config, kwargs, mode, self._batch_size, longest)
             self.cache = given_cache(kwargs)
             self._kwargs = without_cache(kwargs)
 
@@ -122,8 +124,7 @@ class MixinAdapter(ModuleAdapter):
         _, expanded = self._hooks._expand_inputs_for_generation(
             expand_size=self._num_copies, is_encoder_decoder=False, **kwargs
         )
-        result: dict[str, Any] = expanded
-        return result
+        return expanded
 
     def _forward(self, token_ids: Tensor, unseen: int, count: int = 1) -> Tensor:
         generated = token_ids.shape[1] - self._prompt_length

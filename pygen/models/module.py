@@ -34,23 +34,29 @@ _REORDERING = (
     GenerationMode.GROUP_BEAM_SEARCH,
     GenerationMode.CONSTRAINED_BEAM_SEARCH,
 )
-# Settings and inputs that need to know what the model does with them.
+# Settings that only a model of transformers supports.
 _TRANSFORMERS_ONLY = ("output_attentions", "output_hidden_states", "cache_config", "prefill_chunk_size")
 
 
 class ModuleAdapter:
     """A plain module during one call; see `ModelAdapter`.
 
-    forward: takes `input_ids` (rows, length) and, where its signature names them, `past_key_values` (None at first),
-    `attention_mask` (rows, everything seen so far), `position_ids` (rows, length) and `use_cache`. It returns logits
+    `forward` takes `input_ids` (rows, length) and, if its signature has them, `past_key_values` (None at first),
+    `attention_mask` (rows, all positions so far), `position_ids` (rows, length) and `use_cache`. It returns logits
     (rows, length, vocab_size) or (rows, vocab_size); or a tuple that begins with them; or an object or mapping with
-    `logits`. The cache it returns, as the tuple's second item or as `past_key_values`, is passed back unread; without
-    one every step forwards the whole sequence. `past_key_values` may also be called `cache`, as transformers does from
-    5.24 on. What is in a cache is not known, so assisted decoding goes without. Beam
-    search needs to move its rows: the module may have a method `_reorder_cache(past_key_values, source_rows)` that
-    returns the cache with its rows gathered, the cache a method `reorder_cache(source_rows)`, or it may be a tuple with
-    a pair of key and value (rows, heads, positions, head_dim) per layer. TypeError for any other. For contrastive
-    search and DoLa it also takes `output_hidden_states`, and returns an object or mapping with `hidden_states`.
+    `logits`.
+
+    `forward` may also return a cache, as the tuple's second item or as `past_key_values`, and gets it back in the next
+    step. Without a cache every step forwards the whole sequence. The name may also be `cache`, as in transformers from
+    5.24 on. The adapter does not know the contents of a cache, so assisted decoding runs without one.
+
+    Beam search moves the rows of the cache, in one of three ways. The module has a method
+    `_reorder_cache(past_key_values, source_rows)` that returns the cache with its rows gathered. Or the cache has a
+    method `reorder_cache(source_rows)`. Or it is a tuple with a pair of key and value (rows, heads, positions,
+    head_dim) per layer. TypeError for any other cache.
+
+    For contrastive search and DoLa `forward` also takes `output_hidden_states`, and returns an object or mapping with
+    `hidden_states`.
     """
 
     is_encoder_decoder = False
@@ -63,7 +69,7 @@ class ModuleAdapter:
             name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
         )
         self._cache_name = cache_parameter(self._names)
-        self.generation_config = getattr(model, "generation_config", None)
+        self.generation_config: object = getattr(model, "generation_config", None)
         self.max_position_embeddings: int | None = getattr(
             getattr(model, "config", None), "max_position_embeddings", None
         )
@@ -78,7 +84,7 @@ class ModuleAdapter:
         self._growing = GrowingInputs({}, 0)
         self._hidden: HiddenStates | None = None
 
-    def check(self, model_kwargs: dict[str, Any], generation_config: Any) -> None:
+    def check(self, model_kwargs: Mapping[str, object], generation_config: object) -> None:
         if "input_ids" not in self._names:
             raise TypeError(f"`model`={type(self._model).__name__}: its forward must take `input_ids`")
         given = given_cache_name(model_kwargs)
@@ -91,7 +97,7 @@ class ModuleAdapter:
             raise NotImplementedError("`inputs_embeds`: a plain module starts from `input_ids`")
 
     def prompt(
-        self, inputs: Any, model_kwargs: dict[str, Any], config: GenerationConfig, tokens: SpecialTokens
+        self, inputs: object, model_kwargs: dict[str, Any], config: GenerationConfig, tokens: SpecialTokens
     ) -> Prompt:
         kwargs = dict(model_kwargs)
         for name in _TRANSFORMERS_ONLY:
@@ -195,22 +201,22 @@ class ModuleAdapter:
         return self._hidden.take(layers)
 
     def rewind(self) -> None:
-        """Nothing to do: a cache that the caller gets to see is never decoded ahead (`can_rewind`)."""
+        """Does nothing: `can_rewind` is False for a cache that the caller gets."""
 
     def hold(self) -> None:
-        """Nothing to do: `crop` always works where there is `can_crop`."""
+        """Does nothing: `crop` always works where `can_crop` is True."""
 
     def crop(self, num_tokens: int) -> bool:
-        """Nothing to do: without a cache nothing is remembered (`can_crop`)."""
+        """Does nothing: `can_crop` is True only without a cache, where nothing needs forgetting."""
         return True
 
     def catch_up(self) -> None:
-        """Nothing to do: `crop` leaves nothing unread."""
+        """Does nothing: `crop` leaves no column unread."""
 
     def reorder(self, source_rows: Tensor, shared: Tensor, generated: int) -> None:
         if self.cache is None:
             return
-        hook: Any = getattr(self._model, "_reorder_cache", None)
+        hook = getattr(self._model, "_reorder_cache", None)
         if hook is not None:
             self.cache = hook(self.cache, source_rows)
         else:
@@ -219,12 +225,12 @@ class ModuleAdapter:
     def align_cache(self, rows: Tensor, num_tokens: int) -> None:
         if self.cache is None:
             return
-        hook: Any = getattr(self._model, "_reorder_cache", None)
+        hook = getattr(self._model, "_reorder_cache", None)
         cache = cache_verbs.select_rows(self.cache, rows) if hook is None else hook(self.cache, rows)
         self.cache = cache_verbs.cut(cache, num_tokens)
 
     def close(self) -> None:
-        """Nothing to do: the cache is as the module made it."""
+        """Does nothing: the module made the cache as it is."""
 
     def recorded(self) -> dict[str, Any]:
         return {}
@@ -236,7 +242,7 @@ class ModuleAdapter:
         return {name: repeat_rows(value, self._num_copies, self._batch_size) for name, value in kwargs.items()}
 
     def _forward(self, token_ids: Tensor, unseen: int, count: int = 1) -> Tensor:
-        """The logits of the last `count` columns, of which the cache has not seen the last `unseen`."""
+        """The logits of the last `count` columns; the cache has not seen the last `unseen` ones."""
         input_ids = token_ids[:, -unseen:]
         inputs = self._kwargs | self._growing.after(token_ids.shape[1] - self._prompt_length)
         if "position_ids" in inputs:
@@ -254,8 +260,11 @@ class ModuleAdapter:
         return tail_logits(logits, input_ids.shape[0], count, input_ids.device)
 
 
-def unpack_outputs(outputs: Any) -> tuple[Any, Any]:
-    """(logits, cache or None) of whatever a forward returned."""
+def unpack_outputs(outputs: object) -> tuple[object, Any]:
+    """(logits, cache or None) of the output of a forward.
+
+    Errors: TypeError for an output without logits.
+    """
     if isinstance(outputs, Tensor):
         return outputs, None
     if isinstance(outputs, tuple):

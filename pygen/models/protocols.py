@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -31,6 +32,25 @@ class TransformersModel(nn.Module):
     _prepare_encoder_decoder_kwargs_for_generation: Callable[..., dict[str, Any]]
     _prepare_cache_for_generation: Callable[..., None]
     _supports_default_dynamic_cache: Callable[[], bool]
+    _validate_model_kwargs: Callable[[dict[str, Any]], None]
+    _expand_inputs_for_generation: Callable[..., tuple[Tensor | None, dict[str, Any]]]
+    _update_model_kwargs_for_generation: Callable[..., dict[str, Any]]
+    _optimize_model_for_decode: Callable[[], AbstractContextManager[None]]
+
+
+class ForwardOutput(Protocol):
+    """The output of a forward of transformers: a mapping from fields to values, with an attribute for each."""
+
+    @property
+    def logits(self) -> Tensor: ...
+
+    def __contains__(self, name: object, /) -> bool: ...
+
+    def __getitem__(self, name: str, /) -> Any: ...
+
+    def __setitem__(self, name: str, value: object, /) -> None: ...
+
+    def get(self, name: str, /) -> Any: ...
 
 
 class Cache(Protocol):

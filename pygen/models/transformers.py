@@ -1,19 +1,20 @@
-"""Adapter for the generation models of transformers, driven through their own hooks."""
+"""Adapter for the generation models of transformers, which runs them through their own hooks."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pygen.config.config import GenerationConfig, GenerationMode
 from pygen.config.rules import STATIC_CACHES
 from pygen.models import cache as cache_verbs
 from pygen.models.cache_snapshot import can_copy
-from pygen.models.encoding import fit_encoding
+from pygen.models.encoding import StaticCache, fit_encoding
 from pygen.models.foreign_hooks import may_know_rows
 from pygen.models.growing_layer import cut_to_size, grow_in_place
 from pygen.models.hidden_states import HiddenStates
@@ -21,13 +22,14 @@ from pygen.models.inputs import GrowingInputs, tail_logits
 from pygen.models.own_generate import own_generate_runs
 from pygen.models.own_updates import OwnUpdates
 from pygen.models.positions import check_encoder_positions, room_for
+from pygen.models.protocols import ForwardOutput
 from pygen.models.rollback import Rollback, reads_at_once
 from pygen.models.rows import ModuleStates, is_by_rows, map_leaves, row_dims
 from pygen.models.sharding import with_root_weights
 from pygen.models.transformers_forwards import RECORDS, TransformersForwards
 from pygen.models.transformers_inputs import (
     add_cache,
-    check_room,
+    check_capacity,
     encode,
     is_default,
     read_prompt,
@@ -44,7 +46,7 @@ from pygen.models.versions import (
 from pygen.request.prompt import Prompt
 from pygen.request.settings import SpecialTokens
 
-# A model class that replaces one of these decodes in a way the loops here would silently drop.
+# A model class that overrides one of these decodes in a way that pygen's loops would silently ignore.
 _REQUIRED_DEFAULTS = (
     "generate",
     "_sample",
@@ -64,25 +66,25 @@ _REORDERING = (
     GenerationMode.CONSTRAINED_BEAM_SEARCH,
     GenerationMode.GROUP_BEAM_SEARCH,
 )
-# Modes in which the model may have to forget tokens.
-_TAKING_BACK = (GenerationMode.ASSISTED_GENERATION, GenerationMode.CONTRASTIVE_SEARCH)
+# Modes in which a loop may crop the cache.
+_CROPPING = (GenerationMode.ASSISTED_GENERATION, GenerationMode.CONTRASTIVE_SEARCH)
 
 
 class TransformersAdapter(TransformersForwards):
     """A transformers model during one call; see `ModelAdapter`.
 
-    Whisper's own `generate` cuts long audio into pieces and hands each of them to transformers' `generate`. The adapter
-    stands for the latter: it takes one piece, and language and task as `decoder_input_ids`.
+    Whisper's own `generate` splits long audio into pieces and passes each of them to transformers' `generate`. The
+    adapter replaces the latter: it takes one piece, and language and task as `decoder_input_ids`.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: nn.Module) -> None:
         warn_unless_tested()
         super().__init__(model)
         self.sorts_drawn_beams = sorts_drawn_beams()
-        self.generation_config = getattr(self._hooks, "generation_config", None)
+        self.generation_config: object = getattr(self._hooks, "generation_config", None)
         self.max_position_embeddings: int | None = getattr(self._hooks.config, "max_position_embeddings", None)
 
-    def check(self, model_kwargs: dict[str, Any], generation_config: Any) -> None:
+    def check(self, model_kwargs: Mapping[str, object], generation_config: object) -> None:
         name = type(self._hooks).__name__
         given_cache(model_kwargs)
         is_whisper = self._hooks.config.model_type == "whisper"
@@ -92,7 +94,7 @@ class TransformersAdapter(TransformersForwards):
                 raise NotImplementedError(
                     f"`model`={name}: its own `{hook}` replaces transformers', which is not available in this version"
                 )
-        legacy: dict[str, Any] = getattr(self._hooks.config, "_get_generation_parameters", dict)()
+        legacy: dict[str, object] = getattr(self._hooks.config, "_get_generation_parameters", dict)()
         if generation_config is None and legacy:
             raise ValueError(
                 f"`model.config` must not hold settings of generation, got {legacy}; "
@@ -103,7 +105,7 @@ class TransformersAdapter(TransformersForwards):
             raise ValueError(f"`model` does not use these arguments: {', '.join(unused)}")
 
     def prompt(
-        self, inputs: Any, model_kwargs: dict[str, Any], config: GenerationConfig, tokens: SpecialTokens
+        self, inputs: object, model_kwargs: dict[str, Any], config: GenerationConfig, tokens: SpecialTokens
     ) -> Prompt:
         prompt, self._config = read_prompt(self._hooks, inputs, model_kwargs, config, tokens, self.device)
         self._callers_cache_name = given_cache_name(model_kwargs)
@@ -126,9 +128,9 @@ class TransformersAdapter(TransformersForwards):
         num_copies: int,
         max_new_tokens: int,
         hidden_states: bool = False,
-        cache: Any = None,
+        cache: StaticCache | None = None,
     ) -> None:
-        """`cache`: a static one, which takes the place of the one that the settings ask for."""
+        """cache: a static cache that replaces the one of the settings."""
         config, kwargs = self._config, dict(prompt.model_kwargs)
         refuse_by_preparer(self._hooks, config, mode)
         self._batch_size, self._prompt_length = prompt.input_ids.shape
@@ -136,7 +138,7 @@ class TransformersAdapter(TransformersForwards):
         self._num_copies = num_copies
         self._max_new_tokens = max_new_tokens
         self._use_cache = config.use_cache is not False
-        check_room(prompt, max_new_tokens, self._callers_cache_name)
+        check_capacity(prompt, max_new_tokens, self._callers_cache_name)
         callers_cache = any(kwargs.get(name) is not None for name in self._names.arguments)
         kwargs |= {flag: True for flag in RECORDS if getattr(config, flag)}
         kwargs = with_root_weights(self._model, functools.partial(encode, self._hooks, prompt, kwargs, config))
@@ -168,13 +170,13 @@ class TransformersAdapter(TransformersForwards):
         self._add_empty_cache = add_empty_cache
         add_empty_cache()
         self._mode = mode
-        # The caller's cache already has a row per output row, or none yet: transformers' rule.
+        # By transformers' rule, the caller's cache has a row per output row, or no row yet.
         self._expands_late = (
             num_copies > 1
             and not callers_cache
-            # The newest outputs stand in for those of drafts, so they need a row per copy.
+            # The newest outputs replace those of drafts, so they need a row per copy.
             and (self._grows_by_default or mode is not GenerationMode.ASSISTED_GENERATION)
-            # The hook expands a decoder's tensors only: what it reads of an encoder has a row per copy already.
+            # The hook expands a decoder's tensors only, so given encoder outputs already have a row per copy.
             and (self.is_encoder_decoder or kwargs.get("encoder_outputs") is None)
             and not may_know_rows(self._hooks)
             and is_default(self._hooks, "_expand_inputs_for_generation")
@@ -199,7 +201,7 @@ class TransformersAdapter(TransformersForwards):
 
     def prefill(self, prompt_ids: Tensor) -> Tensor:
         moves_rows = self._mode in _REORDERING and self._num_copies > 1
-        if self._expands_late or moves_rows or self._mode in _TAKING_BACK:
+        if self._expands_late or moves_rows or self._mode in _CROPPING:
             self._states = ModuleStates(self._hooks)
         if self._expands_late:
             outputs = self._read(prompt_ids[:: self._num_copies])
@@ -216,7 +218,7 @@ class TransformersAdapter(TransformersForwards):
         logits = tail_logits(outputs.logits, rows, 1, prompt_ids.device)[:, 0]
         if self._expands_late:
             logits = self._expand(logits)
-        # Layers that the forward made are not among those of the beginning.
+        # The forward may have added layers.
         grow_in_place(self.cache, self._max_new_tokens)
         if self._updates is None:
             self._growing = GrowingInputs(self._kwargs, self._max_new_tokens, self.is_encoder_decoder)
@@ -226,17 +228,19 @@ class TransformersAdapter(TransformersForwards):
             self._prepare_rollback(prompt_ids, logits)
         return logits
 
-    def _uses(self, model_kwargs: dict[str, Any]) -> bool:
+    def _uses(self, model_kwargs: Mapping[str, object]) -> bool:
+        """Whether the model uses all of the arguments."""
         try:
             self._hooks._validate_model_kwargs(rename_cache(model_kwargs, self._names.argument))
         except ValueError:
             return False
         return True
 
-    def _read(self, prompt_ids: Tensor) -> Any:
+    def _read(self, prompt_ids: Tensor) -> ForwardOutput:
+        """Reads the prompt, and keeps the cache and the records of the forward."""
         outputs = self._read_prompt(prompt_ids)
         if not self._grows_by_default:
-            keep, hook = self._mode in _TAKING_BACK, self._hooks._update_model_kwargs_for_generation
+            keep, hook = self._mode in _CROPPING, self._hooks._update_model_kwargs_for_generation
             update = functools.partial(hook, is_encoder_decoder=self.is_encoder_decoder, num_new_tokens=1)
             self._updates = OwnUpdates(update, keep=keep)
             self._kwargs = self._updates.start(outputs, self._kwargs)
@@ -245,8 +249,8 @@ class TransformersAdapter(TransformersForwards):
         self._keep_records(outputs)
         return outputs
 
-    def _read_prompt(self, prompt_ids: Tensor) -> Any:
-        """The outputs of one forward over the prompt, or of the last of several over pieces of `prefill_chunk_size`."""
+    def _read_prompt(self, prompt_ids: Tensor) -> ForwardOutput:
+        """The outputs of one forward over the prompt, or of the last one over pieces of `prefill_chunk_size`."""
         size = self._config.prefill_chunk_size
         if size is None:
             return self._forward(prompt_ids, self._unseen, self._kwargs, is_first_iteration=True)
@@ -268,9 +272,9 @@ class TransformersAdapter(TransformersForwards):
                 self._hidden.keep(outputs)
 
     def _prepare_rollback(self, prompt_ids: Tensor, logits: Tensor) -> None:
-        """Copies of states take the place of `crop` where the cache has none.
+        """Prepares a `Rollback` for a cache that cannot crop, and tests whether the model reads several tokens at once.
 
-        Models with a hook for each token, too, may read several at once in another way than one by one.
+        A model with its own hook for each token also needs this test.
         """
         self._rollback, cache = None, self.cache
         crops, updates = cache_verbs.can_crop(cache), self._updates
@@ -280,9 +284,9 @@ class TransformersAdapter(TransformersForwards):
             self.reads_at_once = updates is None
             return
         records, self.records = self.records, {}
-        room = self._max_new_tokens - 1
+        capacity = self._max_new_tokens - 1
         self.reads_at_once = not (updates is not None and updates.reads_outputs) and reads_at_once(
-            self._hooks, cache, self._decode, prompt_ids, logits, room
+            self._hooks, cache, self._decode, prompt_ids, logits, capacity
         )
         self.records = records
         if self.cache is cache and not crops:
@@ -311,7 +315,7 @@ class TransformersAdapter(TransformersForwards):
             ) from error
 
     def _can_expand(self) -> bool:
-        """Whether all that the forward over the prompts left is known to lie by rows, one per prompt."""
+        """Whether everything that the forward over the prompts made has one row per prompt in a known dimension."""
         assert self._states is not None
         if self._states.changed() or (self.cache is not None and not cache_verbs.can_expand(self.cache)):
             return False
@@ -325,8 +329,8 @@ class TransformersAdapter(TransformersForwards):
         self._expand_inputs()
         return logits.repeat_interleave(self._num_copies, dim=0)
 
-    def _find_rows(self, outputs: Any, of_prompts: dict[str, Any], prompt_ids: Tensor) -> Any:
-        """Finds the rows of what modules keep, where every copy was read at once; the outputs to go on with.
+    def _find_rows(self, outputs: ForwardOutput, of_prompts: Mapping[str, object], prompt_ids: Tensor) -> ForwardOutput:
+        """Finds the rows of the modules' states after a forward over all copies; returns the outputs to continue with.
 
         of_prompts: the arguments without copies.
         """
@@ -341,8 +345,8 @@ class TransformersAdapter(TransformersForwards):
         self._read(prompt_ids[:: self._num_copies])
         return self._read_again(prompt_ids)
 
-    def _read_again(self, prompt_ids: Tensor) -> Any:
-        """Reads every copy of the prompts from the beginning, and learns where rows are from what is different now."""
+    def _read_again(self, prompt_ids: Tensor) -> ForwardOutput:
+        """Reads every copy of the prompts from the beginning, and finds row dimensions by comparing shapes."""
         copies, batch_size, states = self._num_copies, self._batch_size, self._states
         assert states is not None
         few = {name: kept.pop() for name, kept in self.records.items()}

@@ -1,4 +1,4 @@
-"""The forwards of a model of transformers during one call: over the text, its cache, and what they leave."""
+"""The forwards of a model of transformers during one call, with its cache, records and states."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pygen.models import cache as cache_verbs
 from pygen.models.devices import input_device
@@ -15,6 +15,7 @@ from pygen.models.hidden_states import HiddenStates
 from pygen.models.inputs import GrowingInputs, tail_logits
 from pygen.models.outputs import output_class
 from pygen.models.own_updates import OwnUpdates
+from pygen.models.protocols import ForwardOutput, TransformersModel
 from pygen.models.rollback import Rollback
 from pygen.models.rows import ModuleStates, map_leaves
 from pygen.models.transformers_inputs import is_default
@@ -22,7 +23,7 @@ from pygen.models.versions import HookNames
 from pygen.models.wrappers import inner
 from pygen.outputs import GenerateOutput
 
-# What a forward returns for the flag of a setting, by the names that the model's output and ours share.
+# The fields of a forward's output for the flag of a setting; the call's output has the same names.
 RECORDS = {
     "output_attentions": ("attentions",),
     "output_hidden_states": ("hidden_states",),
@@ -34,11 +35,11 @@ _ENCODER_DECODER_RECORDS = {
 
 
 class TransformersForwards:
-    """The second part of `ModelAdapter`, which loops use; see there."""
+    """The part of `ModelAdapter` that decoding loops use."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._hooks = inner(model)
+        self._hooks: TransformersModel = inner(model)
         self._names = HookNames(self._hooks)
         self._grows_by_default = is_default(self._hooks, "_update_model_kwargs_for_generation")
         self.is_encoder_decoder = bool(self._hooks.config.is_encoder_decoder)
@@ -53,7 +54,7 @@ class TransformersForwards:
         self._states: ModuleStates | None = None
         self._hidden: HiddenStates | None = None
         self._rollback: Rollback | None = None
-        self._encoder_records: dict[str, Any] = {}
+        self._encoder_records: dict[str, object] = {}
         self._kwargs: dict[str, Any] = {}
         self._growing: GrowingInputs | None = None
         self._updates: OwnUpdates | None = None
@@ -133,24 +134,24 @@ class TransformersForwards:
     def cache(self) -> Any:
         return None if self._cache_name is None else self._kwargs[self._cache_name]
 
-    def replace_cache(self, cache: Any) -> None:
-        """Makes `cache` the one that the caller gets back."""
+    def replace_cache(self, cache: object) -> None:
+        """Replaces the cache that the caller gets."""
         assert self._cache_name is not None
         self._kwargs[self._cache_name] = cache
 
     @property
-    def hooks(self) -> Any:
-        """The model, without the wrapper that compiled it."""
+    def hooks(self) -> TransformersModel:
+        """The model, without the wrapper that compiles it."""
         return self._hooks
 
     def decode_arguments(self) -> tuple[dict[str, Any], GrowingInputs]:
-        """What a forward over generated tokens is given, after `prefill`: what stays the same, and what grows."""
+        """The inputs of a forward over generated tokens, after `prefill`: the constant and the growing ones."""
         assert self._growing is not None
         return self._kwargs, self._growing
 
     @property
     def encoder_outputs(self) -> Any:
-        """What the encoder made of the inputs, once started; None without one."""
+        """The outputs of the encoder, after `start`; None without an encoder."""
         return self._kwargs.get("encoder_outputs")
 
     def recorded(self) -> dict[str, Any]:
@@ -165,11 +166,11 @@ class TransformersForwards:
         return next((name for name in self._names.arguments if self._kwargs.get(name) is not None), None)
 
     @property
-    def _cache_argument(self) -> dict[str, Any]:
+    def _cache_argument(self) -> dict[str, object]:
         return {} if self._cache_name is None else {self._cache_name: self.cache}
 
     def _decode(self, token_ids: Tensor, unread: int, count: int) -> Tensor:
-        """Reads the last `unread` columns; logits, and an entry of `records`, are of the last `count` of them."""
+        """Reads the last `unread` columns; returns logits, and adds to `records`, for the last `count` of them."""
         kwargs = self._kwargs
         generated = token_ids.shape[1] - self._prompt_length
         if self._growing is not None:
@@ -188,13 +189,14 @@ class TransformersForwards:
                     kept.append(map_leaves(lambda tensor: tensor[..., -count:, :], whole))
         return tail_logits(outputs.logits, token_ids.shape[0], count, token_ids.device)
 
-    def _forward(self, token_ids: Tensor, length: int | None, kwargs: dict[str, Any], **first: bool) -> Any:
+    def _forward(self, token_ids: Tensor, length: int | None, kwargs: dict[str, Any], **first: bool) -> ForwardOutput:
         inputs = self._hooks.prepare_inputs_for_generation(token_ids, next_sequence_length=length, **first, **kwargs)
         if "logits_to_keep" in inputs and "logits_to_keep" in kwargs:
-            # Some hooks put the config's number in its place.
+            # Some hooks replace it by the number in the config.
             inputs["logits_to_keep"] = kwargs["logits_to_keep"]
         self.before_forward()
-        return self._model(**self._names.for_forward(inputs), return_dict=True)
+        outputs: ForwardOutput = self._model(**self._names.for_forward(inputs), return_dict=True)
+        return outputs
 
     def _start_records(self, kwargs: dict[str, Any]) -> None:
         for flag, names in (_ENCODER_DECODER_RECORDS if self.is_encoder_decoder else RECORDS).items():
@@ -205,20 +207,20 @@ class TransformersForwards:
                 states = flag.removeprefix("output_")
                 self._encoder_records[f"encoder_{states}"] = kwargs["encoder_outputs"].get(states)
 
-    def _keep(self, outputs: Any) -> None:
+    def _keep(self, outputs: ForwardOutput) -> None:
         if self._updates is None:
             self._keep_cache(outputs)
         else:
             self._kwargs = self._updates.add(outputs)
         self._keep_records(outputs)
 
-    def _keep_records(self, outputs: Any) -> None:
+    def _keep_records(self, outputs: ForwardOutput) -> None:
         if self._hidden is not None:
             self._hidden.keep(outputs)
         for name, kept in self.records.items():
             kept.append(getattr(outputs, name, None))
 
-    def _keep_cache(self, outputs: Any) -> None:
+    def _keep_cache(self, outputs: ForwardOutput) -> None:
         for name, argument in self._names.returned.items():
             if name in outputs:
                 self._kwargs[argument] = outputs[name]

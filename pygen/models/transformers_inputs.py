@@ -1,7 +1,7 @@
-"""What a transformers model is given: prompts, masks, positions, encoder and cache, checked and then left to its hooks.
+"""Checks the inputs of a transformers model, and has the model's hooks prepare prompts, masks, positions and caches.
 
-Hooks are methods of transformers' `GenerationMixin` that a model class may replace; they are called rather than written
-again, so that a class with other inputs gets its own.
+Hooks are methods of transformers' `GenerationMixin` that a model class may replace. This module calls them instead of
+repeating them, so that a class with other inputs prepares its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig as TransformersConfig
 from transformers import GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode as TransformersMode
@@ -26,6 +26,7 @@ from pygen.models.devices import execution_device
 from pygen.models.growing_layer import make_full
 from pygen.models.inputs import GrowingInputs
 from pygen.models.own_generate import unpatched
+from pygen.models.protocols import TransformersModel
 from pygen.models.read_only import ReadOnlyModel
 from pygen.models.versions import HookNames, encoder_hook, given_cache, given_cache_name, quantizers, rename_cache
 from pygen.request.prompt import (
@@ -41,25 +42,25 @@ from pygen.request.settings import SpecialTokens, config_for_hooks
 
 logger = logging.getLogger(__name__)
 
-# Older names of the static caches: the kind of each layer follows from the model now.
+# Older names of static caches; now the model determines the kind of each layer.
 _STATIC_ALIASES = {
     "sliding_window": "static",
     "hybrid_chunked": "static",
     "offloaded_hybrid": "offloaded_static",
     "offloaded_hybrid_chunked": "offloaded_static",
 }
-# Later releases declare more settings than pygen knows, and their hooks read them.
+# Hooks of later releases read settings that pygen does not have.
 _SETTINGS = vars(TransformersConfig()).keys()
 
 
-def is_default(model: Any, hook: str) -> bool:
-    """Whether `model` has transformers' own `hook`, or none of that name exists."""
+def is_default(model: nn.Module, hook: str) -> bool:
+    """Whether the class of `model` does not override transformers' `hook`; True if no such hook exists."""
     default = unpatched(GenerationMixin, hook)
     return default is None or unpatched(type(model), hook, default) is default
 
 
 def _hook_config(config: GenerationConfig, tokens: SpecialTokens, device: torch.device) -> GenerationConfig:
-    """A copy of `config` as transformers' hooks expect it."""
+    """A copy of `config` with the attributes that transformers' hooks read."""
     result = config_for_hooks(config, tokens, device)
     if result.cache_implementation in _STATIC_ALIASES:
         result.cache_implementation = _STATIC_ALIASES[result.cache_implementation]
@@ -68,15 +69,16 @@ def _hook_config(config: GenerationConfig, tokens: SpecialTokens, device: torch.
     return result
 
 
-def preparer(model: Any) -> Any:
-    """What prepares the inputs of `model`'s forwards in its place, as peft's models with prompts of their own do."""
+def preparer(model: nn.Module) -> object:
+    """The object that replaces `prepare_inputs_for_generation` of `model`, for example peft's model with a soft prompt;
+    None without one."""
     hook = vars(model).get("prepare_inputs_for_generation")
     owner = getattr(hook, "__self__", hook)
     return None if owner is model else owner
 
 
-def refuse_by_preparer(model: Any, config: GenerationConfig, mode: GenerationMode) -> None:
-    """NotImplementedError for what needs forwards that another's `prepare_inputs_for_generation` does not make."""
+def refuse_by_preparer(model: TransformersModel, config: GenerationConfig, mode: GenerationMode) -> None:
+    """NotImplementedError for features that the `preparer` of `model` does not support."""
     owner, kind = preparer(model), config.cache_implementation
     if owner is None or model.config.is_encoder_decoder:
         return
@@ -94,29 +96,29 @@ def refuse_by_preparer(model: Any, config: GenerationConfig, mode: GenerationMod
 
 
 def read_prompt(
-    model: Any,
-    inputs: Any,
-    model_kwargs: Mapping[str, Any],
+    model: TransformersModel,
+    inputs: object,
+    model_kwargs: Mapping[str, object],
     config: GenerationConfig,
     tokens: SpecialTokens,
     device: torch.device | None,
 ) -> tuple[Prompt, GenerationConfig]:
-    """The prompt of a call, and `config` as hooks expect it.
+    """The prompt of a call, and `config` with the attributes that hooks read.
 
-    Every argument is checked, then `model`'s hooks are called in transformers' order; nothing is forwarded.
+    The function checks every argument, and then calls the hooks of `model` in transformers' order. It runs no forward.
 
-    device: the model's, or None where it takes inputs from anywhere.
+    device: the model's; None if it takes inputs on any device.
     """
     names = HookNames(model)
     kwargs = rename_cache(model_kwargs, names.argument)
     if kwargs.get("encoder_outputs", kwargs) is None:
         del kwargs["encoder_outputs"]
     is_encoder_decoder = bool(model.config.is_encoder_decoder)
-    inputs = _checked_inputs(model, inputs, kwargs, tokens, device)
-    main_input, main_name, kwargs = model._prepare_model_inputs(inputs, tokens.bos, kwargs)
+    given = _checked_inputs(model, inputs, kwargs, tokens, device)
+    main_input, main_name, kwargs = model._prepare_model_inputs(given, tokens.bos, kwargs)
     hooks = _hook_config(config, tokens, main_input.device)
     if main_name == "inputs_embeds" and not is_encoder_decoder:
-        hooks.use_cache = True  # embeddings stand for the first forward only
+        hooks.use_cache = True  # only the first forward reads the embeddings
     _check_cache(model, hooks, kwargs, given_cache_name(model_kwargs))
 
     mask = kwargs.get("attention_mask")
@@ -146,12 +148,12 @@ def read_prompt(
 
 
 def _fill_mask_and_positions(
-    model: Any, main_input: Tensor, main_name: str, kwargs: dict[str, Any], config: GenerationConfig
+    model: TransformersModel, main_input: Tensor, main_name: str, kwargs: dict[str, Any], config: GenerationConfig
 ) -> None:
     parameters = inspect.signature(model.forward).parameters
     if kwargs.get("attention_mask") is None and "attention_mask" in parameters:
         if main_name == "inputs_embeds" and kwargs["input_ids"].shape[1] != main_input.shape[1]:
-            # Ids beside longer or shorter embeddings say nothing about padding among these.
+            # The ids do not show which embeddings are padding if their numbers differ.
             mask = torch.ones(main_input.shape[:2], dtype=torch.int64, device=main_input.device)
         else:
             mask = model._prepare_attention_mask_for_generation(main_input, config, kwargs)
@@ -161,9 +163,13 @@ def _fill_mask_and_positions(
 
 
 def _checked_inputs(
-    model: Any, inputs: Any, kwargs: dict[str, Any], tokens: SpecialTokens, device: torch.device | None
-) -> Any:
-    """The main input, taken out of `kwargs`; None where embeddings or encoder outputs stand for it."""
+    model: TransformersModel,
+    inputs: object,
+    kwargs: dict[str, Any],
+    tokens: SpecialTokens,
+    device: torch.device | None,
+) -> Tensor | None:
+    """The main input, which it removes from `kwargs`; None if embeddings or encoder outputs replace it."""
     is_encoder_decoder = bool(model.config.is_encoder_decoder)
     encoder = getattr(model, "encoder", None) if is_encoder_decoder else None
     name = getattr(encoder, "main_input_name", model.main_input_name)
@@ -193,7 +199,7 @@ def _checked_inputs(
     return inputs
 
 
-def _check_embeds(model: Any, embeds: Any, inputs: Any, device: torch.device | None) -> None:
+def _check_embeds(model: TransformersModel, embeds: object, inputs: object, device: torch.device | None) -> None:
     if model.config.is_encoder_decoder and inputs is not None:
         raise ValueError("`input_ids` and `inputs_embeds` exclude each other for an encoder-decoder model")
     if not isinstance(embeds, Tensor):
@@ -229,7 +235,7 @@ def _check_decoder_inputs(
         raise ValueError(f"`decoder_start_token_id` must be one id or one per prompt ({batch_size}), got {len(start)}")
     if min(start if isinstance(start, list) else [start]) < 0:
         raise ValueError(f"`decoder_start_token_id` must be an id >= 0, which a decoder can start from, got {start}")
-    # Where the encoder reads something else, `input_ids` are what the decoder starts from.
+    # If the encoder has another main input, `input_ids` are the decoder's.
     name = "decoder_input_ids" if "decoder_input_ids" in kwargs or main_name == "input_ids" else "input_ids"
     ids = kwargs.get(name)
     mask = kwargs.get("decoder_attention_mask")
@@ -240,10 +246,12 @@ def _check_decoder_inputs(
         check_mask("decoder_attention_mask", mask, read, read_name="decoder_input_ids", continues=continues)
 
 
-def _check_cache(model: Any, config: GenerationConfig, kwargs: dict[str, Any], name: str | None) -> None:
-    """Everything that keeps a cache from being made or continued, said before anything runs.
+def _check_cache(
+    model: TransformersModel, config: GenerationConfig, kwargs: Mapping[str, object], name: str | None
+) -> None:
+    """Raises, before any forward, for a cache that the call cannot make or continue.
 
-    name: what the caller calls the cache in `kwargs`, or None.
+    name: the caller's name for the cache in `kwargs`, or None.
     """
     kind = config.cache_implementation
     if name is not None:
@@ -268,8 +276,8 @@ def _check_cache(model: Any, config: GenerationConfig, kwargs: dict[str, Any], n
         raise ValueError(f"`prefill_chunk_size`={config.prefill_chunk_size} needs a cache, got `use_cache`=False")
 
 
-def _check_pieces(kwargs: dict[str, Any], names: HookNames, size: int) -> None:
-    """Refuses inputs that belong to places of the prompt in a way that only the model knows, images for example."""
+def _check_pieces(kwargs: Mapping[str, object], names: HookNames, size: int) -> None:
+    """NotImplementedError for inputs that only the model can split by position, images for example."""
     cut = (*GrowingInputs.KINDS, "inputs_embeds", *names.arguments)
     whole = [name for name, value in kwargs.items() if isinstance(value, Tensor) and name not in cut]
     if whole:
@@ -278,11 +286,13 @@ def _check_pieces(kwargs: dict[str, Any], names: HookNames, size: int) -> None:
         )
 
 
-def unseen_length(model: Any, prompt: Prompt, cache_name: str | None) -> int | None:
-    """How many of the prompt's last positions the caller's cache has not seen; None where all of them are to be read.
+def unseen_length(model: TransformersModel, prompt: Prompt, cache_name: str | None) -> int | None:
+    """The number of last positions of the prompt that the caller's cache has not seen; None means all positions.
 
-    A mask as long as the ids says that the ids are the whole text; a longer one, that they are its end.
-    cache_name: what the caller calls the cache.
+    A mask of the length of the ids means that the ids are the whole text; a longer one, that they are its end.
+
+    cache_name: the caller's name for the cache.
+    Errors: ValueError if the cache has seen the whole text.
     """
     seen = num_positions(given_cache(prompt.model_kwargs))
     if seen is None:
@@ -299,20 +309,22 @@ def unseen_length(model: Any, prompt: Prompt, cache_name: str | None) -> int | N
     return length - seen
 
 
-def check_room(prompt: Prompt, max_new_tokens: int, cache_name: str | None) -> None:
-    """ValueError where the caller's cache of fixed size, named `cache_name`, cannot hold the text."""
+def check_capacity(prompt: Prompt, max_new_tokens: int, cache_name: str | None) -> None:
+    """ValueError if the text needs more positions than the caller's cache of fixed size, named `cache_name`, has."""
     cache = given_cache(prompt.model_kwargs)
     layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", ())
-    rooms = [layer.max_cache_len for layer in layers if hasattr(layer, "max_cache_len") and not layer.is_sliding]
+    capacities = [layer.max_cache_len for layer in layers if hasattr(layer, "max_cache_len") and not layer.is_sliding]
     read = max(prompt.input_ids.shape[1], prompt.embeds_length, 0 if prompt.mask is None else prompt.mask.shape[1])
-    if rooms and min(rooms) < read + max_new_tokens - 1:
+    if capacities and min(capacities) < read + max_new_tokens - 1:
         raise ValueError(
-            f"`{cache_name}` has room for {min(rooms)} positions, the call needs {read + max_new_tokens - 1}"
+            f"`{cache_name}` has room for {min(capacities)} positions, the call needs {read + max_new_tokens - 1}"
         )
 
 
-def encode(model: Any, prompt: Prompt, kwargs: dict[str, Any], config: GenerationConfig) -> dict[str, Any]:
-    """`kwargs` with the outputs of the encoders for the batch as it is, or a copy of those given."""
+def encode(
+    model: TransformersModel, prompt: Prompt, kwargs: dict[str, Any], config: GenerationConfig
+) -> dict[str, Any]:
+    """`kwargs` with the outputs of the encoders, one row per prompt, or with a copy of given outputs."""
     given = kwargs.get("encoder_outputs")
     if given is not None:
         return {**kwargs, "encoder_outputs": type(given)(**given)}
@@ -320,7 +332,7 @@ def encode(model: Any, prompt: Prompt, kwargs: dict[str, Any], config: Generatio
 
 
 def add_cache(
-    model: Any,
+    model: TransformersModel,
     kwargs: dict[str, Any],
     config: GenerationConfig,
     *,
@@ -328,13 +340,13 @@ def add_cache(
     batch_size: int,
     max_cache_length: int,
 ) -> None:
-    """Puts a cache into `kwargs`, where one is to be used and none is given.
+    """Adds a cache to `kwargs`, if the call uses one and `kwargs` has none.
 
-    Drafts are taken back, which sliding windows cannot do: with drafts all layers keep everything. So are the
-    candidates of contrastive search.
-    transformers keeps static caches on the model; here each call gets one of its own, and the model stays as it is.
+    Sliding windows cannot forget drafts, or the candidates of contrastive search. So for these two all layers store
+    all positions. transformers stores static caches on the model; pygen gives each call a new one, and the model does
+    not change.
     """
-    holder: Any = ReadOnlyModel(model, hidden=("_cache", "_previous_max_cache_length"))
+    view: Any = ReadOnlyModel(model, hidden=("_cache", "_previous_max_cache_length"))
     config = copy.copy(config)
     kind, drafts = config.cache_implementation, mode is GenerationMode.ASSISTED_GENERATION
     contrasts = mode is GenerationMode.CONTRASTIVE_SEARCH
@@ -342,11 +354,11 @@ def add_cache(
         if kind not in (None, "dynamic", "dynamic_full"):
             logger.warning("`cache_implementation`=%r is not used with drafts: the cache is dynamic.", kind)
         config.cache_implementation = None
-    keeps_everything = given_cache(kwargs) is None and (drafts or contrasts or kind == "dynamic_full")
-    # Releases before 5.15 refuse static caches by the mode.
+    stores_everything = given_cache(kwargs) is None and (drafts or contrasts or kind == "dynamic_full")
+    # Releases before 5.15 refuse static caches for some modes.
     hook_mode = TransformersMode.GREEDY_SEARCH if drafts or contrasts else TransformersMode(mode.value)
-    # Its layers move to where the states are, and could not from the meta device.
+    # Layers move to the device of the states, which is impossible from the meta device.
     with torch.device("cpu"):
-        holder._prepare_cache_for_generation(config, kwargs, hook_mode, batch_size, max_cache_length)
-    if keeps_everything:
+        view._prepare_cache_for_generation(config, kwargs, hook_mode, batch_size, max_cache_length)
+    if stores_everything:
         make_full(given_cache(kwargs), max_cache_length)
