@@ -24,7 +24,7 @@ class Arguments:
     kwargs: settings, inputs of the model, and tokenizers.
     """
 
-    model: Any
+    model: nn.Module
     inputs: Tensor | None = None
     generation_config: object = None
     logits_processor: Sequence[Callable[[Tensor, Tensor], Tensor]] | None = None

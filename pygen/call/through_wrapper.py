@@ -17,7 +17,7 @@ from pygen.models.sharding import with_root_weights
 from pygen.models.wrappers import base_of, called, unwrapped, without_compiling
 from pygen.streamers.borrowed import borrowed
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., object])
 
 _NAME = "generate"
 _locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -39,7 +38,7 @@ class AssistedCandidateGenerator(CountedDrafts):
         input_ids: Tensor,
         assistant_model: nn.Module,
         generation_config: GenerationConfig,
-        model_kwargs: dict[str, Any],
+        model_kwargs: dict[str, object],
         inputs_tensor: Tensor | None = None,
         logits_processor: Sequence[Callable[..., Tensor]] | None = None,
     ):
@@ -86,7 +85,7 @@ class AssistedCandidateGenerator(CountedDrafts):
         """vocab_size: the number of columns of the model's logits, and of the drafts' scores; it bounds drafted ids."""
         self._drafter.vocab_size = vocab_size
 
-    def get_candidates(self, input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    def get_candidates(self, input_ids: Tensor, **kwargs: object) -> tuple[Tensor, Tensor | None]:
         count = min(self.num_assistant_tokens, self._max_length - input_ids.shape[1] - 1)
         return self._drafter.draft(input_ids, count) if count > 0 else (input_ids, None)
 

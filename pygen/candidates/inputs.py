@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,7 +86,7 @@ def _readable_inputs(inputs: Tensor, assistant_model: nn.Module) -> Tensor:
     return inputs if inputs.is_floating_point() else readable(inputs, embedded_ids(assistant_model))
 
 
-def _inputs_by_name(call: Call) -> dict[str, Any]:
+def _inputs_by_name(call: Call) -> dict[str, object]:
     """The caller's inputs without the main one, with the encoder's mask."""
     kwargs = {name: value for name, value in call.settings.model_kwargs.items() if name != call.prompt.main_input_name}
     mask = call.prompt.model_kwargs.get("attention_mask")
@@ -99,7 +99,7 @@ def _read(
     mask: Tensor | None,
     *,
     inputs: Tensor | None,
-    model_kwargs: dict[str, Any],
+    model_kwargs: Mapping[str, object],
     config: GenerationConfig,
     tokens: SpecialTokens,
     is_encoder_decoder: bool,

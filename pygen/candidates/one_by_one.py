@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +40,7 @@ class OneByOne(CountedDrafts):
             generator.draft_for(vocab_size)
 
     def get_candidates(
-        self, input_ids: Tensor, *, rows: Sequence[int] | None = None, **kwargs: Any
+        self, input_ids: Tensor, *, rows: Sequence[int] | None = None, **kwargs: object
     ) -> tuple[Tensor, Tensor | None]:
         """rows: the batch indices of `input_ids` (n, length); None means all rows."""
         drafts: list[Tensor] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +55,7 @@ class PromptLookupCandidateGenerator(CandidateGenerator):
         self.logits_processor = logits_processor
         self.vocab_size = vocab_size
 
-    def get_candidates(self, input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    def get_candidates(self, input_ids: Tensor, **kwargs: object) -> tuple[Tensor, Tensor | None]:
         drafts = [self._lookup(row) for row in input_ids]
         width = min(len(of_row) for of_row in drafts)
         if width == 0:

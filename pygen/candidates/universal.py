@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from difflib import SequenceMatcher
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +81,7 @@ class AssistedCandidateGeneratorDifferentTokenizers(AssistedCandidateGenerator):
     def draft_for(self, vocab_size: int) -> None:
         """Does nothing: drafts are tokens of the target's tokenizer, whatever the width of its logits."""
 
-    def get_candidates(self, input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    def get_candidates(self, input_ids: Tensor, **kwargs: object) -> tuple[Tensor, Tensor | None]:
         ids = input_ids[0].tolist()
         assistant_ids = self._assistant_ids(ids)
         if not assistant_ids:
@@ -172,7 +171,7 @@ class UniversalSpeculativeDecodingGenerator(AssistedCandidateGeneratorDifferentT
         self._pieces: list[tuple[int, list[int]]] = []
         self._prompt: list[int] | None = None
 
-    def get_candidates(self, input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    def get_candidates(self, input_ids: Tensor, **kwargs: object) -> tuple[Tensor, Tensor | None]:
         assistant_ids = self._assistant_ids(input_ids[0].tolist())
         limit = min(self.num_assistant_tokens, self._max_length - input_ids.shape[1] - 1)
         overlap = self._translator.assistant_overlap_token_ids

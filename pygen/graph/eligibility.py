@@ -234,7 +234,8 @@ def _reason_of_cache(call: Call) -> str | None:
 
 
 def _reason_of_length(call: Call) -> str | None:
-    config = call.model.config.get_text_config(decoder=True)
+    of_model: Any = call.model.config
+    config = of_model.get_text_config(decoder=True)
     max_positions = max(getattr(config, "max_position_embeddings", None) or 0, MAX_POSITIONS)
     needed = call.prompt.embeds_length + call.prompt.input_ids.shape[1] + call.lengths.max_new_tokens - 1
     if needed <= max_positions:

@@ -67,7 +67,7 @@ class ModelAdapter(Protocol):
         """Runs a forward without cache or result, which other processes need in order to run theirs."""
         ...
 
-    def hand_over(self) -> dict[str, Any]:
+    def hand_over(self) -> dict[str, object]:
         """The expanded arguments of the model's forwards, for a caller's decoding loop; it replaces `prefill`."""
         ...
 
@@ -157,7 +157,7 @@ class ModelAdapter(Protocol):
         """The current cache, or None."""
         ...
 
-    records: dict[str, list[Any]]
+    records: dict[str, list[object]]
     """The attentions and hidden states that the caller asked for, one entry per forward, by the output's field.
 
     `decode_tail` adds one entry for all its columns, as the model returned it; the second to last dimension counts the

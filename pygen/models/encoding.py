@@ -13,7 +13,7 @@ class StaticCache(Protocol):
     """A static cache for captured steps, `pygen.graph.static_cache.StaticCache`.
 
     encoder_length: the number of positions in the running call that aren't padding.
-    encoder_positions: the number of positions that the captured step reads; None before the first call.
+    encoder_positions: the number of positions that the captured step reads; None means those of the first call.
     """
 
     encoder_length: int

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import cache_utils
 
-# Typed as Any, because transformers' types ignore the state of an empty layer.
+# Without types, because transformers' own ignore the state of an empty layer.
 _DynamicLayer: Any = cache_utils.DynamicLayer
 
 # A buffer's spare positions: a quarter of those in use, and at least 64.
@@ -26,7 +26,7 @@ class GrowingLayer(_DynamicLayer):
     keys: Tensor
     values: Tensor
 
-    def __init__(self, max_length: int, plain: Any = None) -> None:
+    def __init__(self, max_length: int, plain: object = None) -> None:
         """Continues the layer `plain`, or starts empty.
 
         max_length: the positions that the call may need; buffers exceed it only if the text does.
@@ -37,7 +37,7 @@ class GrowingLayer(_DynamicLayer):
         self._max_length = max_length
         self._buffers: dict[str, Tensor] = {}
 
-    def cut_to_size(self) -> Any:
+    def cut_to_size(self) -> object:
         """The plain layer, with tensors of exactly the positions in use."""
         for name, value in vars(self).items():
             if name not in ("_plain", "_max_length", "_buffers"):

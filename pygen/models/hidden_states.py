@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ class HiddenStates:
 
     def __init__(self, model: nn.Module) -> None:
         self._name = type(model).__name__
-        self._pieces: list[Any] = []
+        self._pieces: list[Sequence[object] | None] = []
 
     def keep(self, outputs: object) -> None:
         """Adds those of one forward, over a whole prompt, a piece of it, or tokens."""
@@ -32,25 +31,25 @@ class HiddenStates:
         self.clear()
         return [piece[0] if len(piece) == 1 else torch.cat(piece, dim=1) for piece in pieces]
 
-    def _checked(self, states: Any, layer: int) -> Tensor:
+    def _checked(self, states: Sequence[object] | None, layer: int) -> Tensor:
         if states is None:
             found = "none"
         elif not -len(states) <= layer < len(states):
             found = f"those of {len(states)} layers"
-        elif not isinstance(states[layer], Tensor) or states[layer].ndim != 3:
-            found = f"shape {tuple(getattr(states[layer], 'shape', ()))}"
         else:
-            checked: Tensor = states[layer]
-            return checked
+            of_layer = states[layer]
+            if isinstance(of_layer, Tensor) and of_layer.ndim == 3:
+                return of_layer
+            found = f"shape {tuple(getattr(of_layer, 'shape', ()))}"
         raise NotImplementedError(
             f"`model`={self._name} must return hidden states (rows, length, width) of layer {layer}, which contrastive "
             f"search and DoLa read, got {found}"
         )
 
 
-def _states_of(outputs: object) -> Any:
+def _states_of(outputs: object) -> Sequence[object] | None:
+    states: Sequence[object] | None = None
     for name in ("decoder_hidden_states", "hidden_states"):
-        states = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
-        if states is not None:
-            return states
-    return None
+        if states is None:
+            states = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+    return states

@@ -76,7 +76,7 @@ class GenerationHooks:
 
     @staticmethod
     def _expand_inputs_for_generation(
-        expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **model_kwargs: Any
+        expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **model_kwargs: object
     ) -> tuple[Tensor | None, dict[str, Any]]:
         """Repeats rows of the ids and of tensors in `model_kwargs` `expand_size` times; the copies are adjacent."""
         first = (

@@ -36,7 +36,7 @@ class GrowingInputs:
 
     KINDS = ("attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
 
-    def __init__(self, model_kwargs: dict[str, Any], max_new_tokens: int, is_encoder_decoder: bool = False) -> None:
+    def __init__(self, model_kwargs: dict[str, object], max_new_tokens: int, is_encoder_decoder: bool = False) -> None:
         """Removes the growing inputs from `model_kwargs`."""
         decoder = "decoder_" if is_encoder_decoder else ""
         self._buffers: list[tuple[str, Tensor, int]] = []
@@ -90,7 +90,7 @@ class GrowingInputs:
         ]
 
 
-def repeat_rows(value: Any, num_copies: int, batch_size: int) -> Any:
+def repeat_rows(value: object, num_copies: int, batch_size: int) -> Any:
     """Repeats every row of a tensor, or of tensors in nested tuples; anything without a batch dimension stays."""
     if isinstance(value, tuple):
         return tuple(repeat_rows(item, num_copies, batch_size) for item in value)

@@ -77,7 +77,7 @@ class ModuleAdapter:
         self.before_forward: Callable[[], None] = lambda: None
         self.can_rewind = self.can_crop = self.reads_at_once = True
         self.shows_cache = False
-        self.records: dict[str, list[Any]] = {}
+        self.records: dict[str, list[object]] = {}
         self.record_dims: dict[str, list[int | None]] = {}
         self.cache: Any = None
         self._kwargs: dict[str, Any] = {}
@@ -164,7 +164,7 @@ class ModuleAdapter:
         shapes = {"attention_mask": torch.ones_like(ids), "position_ids": ids}
         self._model(input_ids=ids, **{name: value for name, value in shapes.items() if name in self._names})
 
-    def hand_over(self) -> dict[str, Any]:
+    def hand_over(self) -> dict[str, object]:
         kwargs = self._kwargs | self._growing.after(0)
         return self._expanded(kwargs) if self._expands_late else kwargs
 

@@ -9,7 +9,7 @@ from transformers.generation import utils
 
 from pygen import outputs
 
-# Typed as Any, because the types of fields differ between releases of transformers.
+# Without types, because those of fields differ between releases of transformers.
 _theirs: Any = utils
 _HAS_CACHE = "cache" in {field.name for field in dataclasses.fields(_theirs.GenerateDecoderOnlyOutput)}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -32,7 +32,7 @@ class TransformersModel(nn.Module):
     _prepare_encoder_decoder_kwargs_for_generation: Callable[..., dict[str, Any]]
     _prepare_cache_for_generation: Callable[..., None]
     _supports_default_dynamic_cache: Callable[[], bool]
-    _validate_model_kwargs: Callable[[dict[str, Any]], None]
+    _validate_model_kwargs: Callable[[Mapping[str, object]], None]
     _expand_inputs_for_generation: Callable[..., tuple[Tensor | None, dict[str, Any]]]
     _update_model_kwargs_for_generation: Callable[..., dict[str, Any]]
     _optimize_model_for_decode: Callable[[], AbstractContextManager[None]]

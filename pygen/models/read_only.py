@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Collection
-from typing import Any
 
 
 class ReadOnlyModel:
@@ -23,7 +22,7 @@ class ReadOnlyModel:
         # `super()` and `self.__class__` in a hook read this.
         return type(vars(self)["_read_only_model"])
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         model = vars(self)["_read_only_model"]
         if name in vars(self)["_read_only_hidden"]:
             raise AttributeError(f"{type(model).__name__} has no attribute {name!r}", name=name, obj=model)

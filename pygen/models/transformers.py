@@ -194,7 +194,7 @@ class TransformersAdapter(TransformersForwards):
         inputs = self._names.for_forward(self._hooks.prepare_inputs_for_generation(ids, **kwargs))
         self._model(**inputs, return_dict=True)
 
-    def hand_over(self) -> dict[str, Any]:
+    def hand_over(self) -> dict[str, object]:
         cut_to_size(self.cache)
         self._expand_inputs()
         return self._kwargs

@@ -47,7 +47,7 @@ class TransformersForwards:
         self.before_forward: Callable[[], None] = lambda: None
         self.can_rewind = self.reads_at_once = True
         self.shows_cache = False
-        self.records: dict[str, list[Any]] = {}
+        self.records: dict[str, list[object]] = {}
         self.record_dims: dict[str, list[int | None]] = {}
         self._use_cache = True
         self._prompt_length = 0

@@ -220,7 +220,7 @@ def _check_embeds(model: TransformersModel, embeds: object, inputs: object, devi
 
 
 def _check_decoder_inputs(
-    kwargs: dict[str, Any],
+    kwargs: dict[str, object],
     main_name: str,
     batch_size: int,
     tokens: SpecialTokens,
@@ -333,7 +333,7 @@ def encode(
 
 def add_cache(
     model: TransformersModel,
-    kwargs: dict[str, Any],
+    kwargs: dict[str, object],
     config: GenerationConfig,
     *,
     mode: GenerationMode,

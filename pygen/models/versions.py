@@ -35,7 +35,7 @@ _RETURNED_BEFORE_5_24 = {
 _RETURNED = {name: name for name in ("cache", "state", "mems", "past_buckets_states")}
 
 
-def given_cache(kwargs: Mapping[str, Any]) -> Any:
+def given_cache(kwargs: Mapping[str, object]) -> Any:
     """The cache among the arguments of a call or a forward, under any of its names; None without one."""
     name = given_cache_name(kwargs)
     return None if name is None else kwargs[name]
@@ -49,13 +49,13 @@ def given_cache_name(kwargs: Mapping[str, object]) -> str | None:
     return names[0] if names else None
 
 
-def rename_cache(kwargs: Mapping[str, Any], name: str) -> dict[str, Any]:
+def rename_cache(kwargs: Mapping[str, object], name: str) -> dict[str, Any]:
     """A copy of `kwargs` with the cache under `name`. ValueError for two caches."""
     cache = given_cache(kwargs)
     return without_cache(kwargs) if cache is None else {**without_cache(kwargs), name: cache}
 
 
-def without_cache(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def without_cache(kwargs: Mapping[str, object]) -> dict[str, Any]:
     """A copy of `kwargs` without a cache under any name."""
     return {name: value for name, value in kwargs.items() if name not in CACHE_NAMES}
 
@@ -90,7 +90,7 @@ class HookNames:
             self.returned = _RETURNED_BEFORE_5_24
         self.arguments = tuple(dict.fromkeys((self.argument, *self.returned.values())))
 
-    def for_forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def for_forward(self, inputs: dict[str, object]) -> dict[str, object]:
         """`inputs` from the hooks, with the cache under its name in the forward.
 
         A class for an older release takes `past_key_values`, and newer hooks make `cache`.

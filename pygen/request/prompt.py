@@ -57,7 +57,7 @@ class Prompt:
         return self.mask[:, -length:]
 
 
-def given_input(name: str, inputs: object, model_kwargs: dict[str, Any]) -> object:
+def given_input(name: str, inputs: object, model_kwargs: dict[str, object]) -> object:
     """The main input: `inputs`, or the one that it removes from `model_kwargs` by name; None without either.
 
     Errors: ValueError for both.

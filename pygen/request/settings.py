@@ -52,7 +52,7 @@ class Settings:
         return self.sources.get(name, "default") == "default"
 
 
-def resolve_settings(model_config: object, generation_config: object, kwargs: Mapping[str, Any]) -> Settings:
+def resolve_settings(model_config: object, generation_config: object, kwargs: Mapping[str, object]) -> Settings:
     """Merges by priority: arguments, then `generation_config`, then the model's own, then the defaults.
 
     None in a config means unset. None as an argument sets None, which turns the setting off. Other arguments are for
@@ -93,7 +93,7 @@ def _known_names() -> set[str]:
     return {name for name in vars(GenerationConfig()) if not name.startswith("_")} | EXTENSION_RULES.keys()
 
 
-def _as_dict(name: str, config: object) -> dict[str, Any]:
+def _as_dict(name: str, config: object) -> dict[str, object]:
     if config is None:
         return {}
     if not hasattr(config, "to_dict"):

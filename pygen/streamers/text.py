@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
-from typing import Any
 
 from torch import Tensor
 
@@ -47,7 +46,7 @@ class TextStreamer(BaseStreamer):
     Errors: ValueError when `put` receives more than one row.
     """
 
-    def __init__(self, tokenizer: TextDecoder, skip_prompt: bool = False, **decode_kwargs: Any) -> None:
+    def __init__(self, tokenizer: TextDecoder, skip_prompt: bool = False, **decode_kwargs: object) -> None:
         self.tokenizer = tokenizer
         self.skip_prompt = skip_prompt
         self.decode_kwargs = decode_kwargs
@@ -87,7 +86,7 @@ class TextIteratorStreamer(TextStreamer):
     """
 
     def __init__(
-        self, tokenizer: TextDecoder, skip_prompt: bool = False, timeout: float | None = None, **decode_kwargs: Any
+        self, tokenizer: TextDecoder, skip_prompt: bool = False, timeout: float | None = None, **decode_kwargs: object
     ) -> None:
         super().__init__(tokenizer, skip_prompt, **decode_kwargs)
         self.text_queue: queue.Queue[object] = queue.Queue()
@@ -123,7 +122,7 @@ class AsyncTextIteratorStreamer(TextStreamer):
     """
 
     def __init__(
-        self, tokenizer: TextDecoder, skip_prompt: bool = False, timeout: float | None = None, **decode_kwargs: Any
+        self, tokenizer: TextDecoder, skip_prompt: bool = False, timeout: float | None = None, **decode_kwargs: object
     ) -> None:
         super().__init__(tokenizer, skip_prompt, **decode_kwargs)
         self.text_queue: asyncio.Queue[object] = asyncio.Queue()

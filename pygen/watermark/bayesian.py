@@ -40,11 +40,11 @@ class BayesianDetectorConfig:
     Raises `ValueError` with field, value and range, and for a keyword that would hide a method.
     """
 
-    def __init__(self, /, watermarking_depth: int | None = None, base_rate: float = 0.5, **kwargs: Any) -> None:
+    def __init__(self, /, watermarking_depth: int | None = None, base_rate: float = 0.5, **kwargs: object) -> None:
         self.watermarking_depth = watermarking_depth
         self.base_rate = base_rate
         self.model_name: str | None = None
-        self.watermarking_config: dict[str, Any] | None = None
+        self.watermarking_config: dict[str, object] | None = None
         for name, value in kwargs.items():
             if hasattr(type(self), name):
                 raise ValueError(f"`{name}` must not be a setting: it is a name of {type(self).__name__}")
