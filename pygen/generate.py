@@ -254,7 +254,7 @@ def prepare_call(arguments: Arguments, *, any_search: bool = False) -> Call:
     )
     # Candidates for the last token are read.
     more = 1 if mode is GenerationMode.CONTRASTIVE_SEARCH and not any_search else 0
-    lengths = within_positions(lengths, adapter.room_for(prompt, lengths.max_new_tokens + more) - more, model)
+    lengths = within_positions(lengths, adapter.fit_positions(prompt, lengths.max_new_tokens + more) - more, model)
     stopping = build_criteria(
         arguments.stopping_criteria,
         config,

@@ -79,7 +79,7 @@ class AssistedCandidateGenerator(CountedDrafts):
             layers=self._layers(call),
         )
         self._drafter = Drafter(follower, plan, state, threshold)
-        self._max_length = state.prompt_length + call.adapter.room_for(call.prompt, max_new_tokens)
+        self._max_length = state.prompt_length + call.adapter.fit_positions(call.prompt, max_new_tokens)
 
     def draft_for(self, vocab_size: int) -> None:
         """vocab_size: the number of columns of the model's logits, and of the drafts' scores; it bounds drafted ids."""

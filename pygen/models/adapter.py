@@ -40,7 +40,7 @@ class ModelAdapter(Protocol):
         """The checked inputs of the call, with default masks, positions and decoder prompts. It runs no forward."""
         ...
 
-    def room_for(self, prompt: Prompt, max_new_tokens: int) -> int:
+    def fit_positions(self, prompt: Prompt, max_new_tokens: int) -> int:
         """The number of new tokens, at most `max_new_tokens`, for which the model has positions after the prompts.
 
         Errors: ValueError for prompts with more positions than the model has.

@@ -123,7 +123,7 @@ class ModuleAdapter:
         self.shows_cache = bool(config.return_dict_in_generate)
         return Prompt(ids, mask, ids, "input_ids", kwargs)
 
-    def room_for(self, prompt: Prompt, max_new_tokens: int) -> int:
+    def fit_positions(self, prompt: Prompt, max_new_tokens: int) -> int:
         return max_new_tokens
 
     def start(

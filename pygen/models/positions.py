@@ -47,7 +47,7 @@ def _positions(model: nn.Module, module: nn.Module) -> Positions | None:
     return None
 
 
-def room_for(model: TransformersModel, max_new_tokens: int, length: int, mask: Tensor | None, *, name: str) -> int:
+def fit_positions(model: TransformersModel, max_new_tokens: int, length: int, mask: Tensor | None, *, name: str) -> int:
     """The number of new tokens, at most `max_new_tokens`, for which positions are left after texts (rows, length).
 
     The last token takes no position, since the model never reads it.

@@ -21,7 +21,7 @@ from pygen.models.hidden_states import HiddenStates
 from pygen.models.inputs import GrowingInputs, tail_logits
 from pygen.models.own_generate import own_generate_runs
 from pygen.models.own_updates import OwnUpdates
-from pygen.models.positions import check_encoder_positions, room_for
+from pygen.models.positions import check_encoder_positions, fit_positions
 from pygen.models.protocols import ForwardOutput
 from pygen.models.rollback import Rollback, reads_at_once
 from pygen.models.rows import ModuleStates, is_by_rows, map_leaves, row_dims
@@ -112,13 +112,13 @@ class TransformersAdapter(TransformersForwards):
         self._unseen = unseen_length(self._hooks, prompt, self._callers_cache_name)
         return prompt
 
-    def room_for(self, prompt: Prompt, max_new_tokens: int) -> int:
+    def fit_positions(self, prompt: Prompt, max_new_tokens: int) -> int:
         length = prompt.embeds_length + prompt.input_ids.shape[1]
         if self.is_encoder_decoder and prompt.main_input_name == "input_ids":
             mask = prompt.model_kwargs.get("attention_mask")
             check_encoder_positions(self._hooks, prompt.main_input.shape[1], mask, name="input_ids")
         name = "decoder_input_ids" if self.is_encoder_decoder else prompt.main_input_name
-        return room_for(self._hooks, max_new_tokens, length, prompt.mask, name=name)
+        return fit_positions(self._hooks, max_new_tokens, length, prompt.mask, name=name)
 
     def start(
         self,

@@ -117,7 +117,7 @@ def unconditional_of_call(call: Call) -> UnconditionalText:
         copies = call.num_copies // num_copies
         decoder = {name: _copied(value, copies) for name, value in names.items() if value is not None}
     read_prompt = _prompt(adapter, ids, mask, embeds, decoder, config, call.tokens)
-    room = adapter.room_for(read_prompt, call.lengths.max_new_tokens)
+    room = adapter.fit_positions(read_prompt, call.lengths.max_new_tokens)
     if room < call.lengths.max_new_tokens:
         raise ValueError(
             f"`negative_prompt_ids` must leave positions for {call.lengths.max_new_tokens} tokens, got {room}"
