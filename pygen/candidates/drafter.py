@@ -190,7 +190,7 @@ class Drafter:
         resume(state, input_ids)
         renew_copies(self._plan)
         if not self._follower.rewind(input_ids):
-            raise ValueError("`input_ids` must go on from those of the last call: the assistant keeps states")
+            raise ValueError("`input_ids` must continue those of the last call, because the assistant keeps states")
         unsure = torch.zeros_like(state.finished)
         scores: list[Tensor] = []
         for _ in range(count):

@@ -30,7 +30,7 @@ def check_same_tokens(model: object, assistant: object) -> None:
         why += f", and {sorted(ids)} and {sorted(other_ids)} as `bos_token_id` and `eos_token_id`"
     else:
         return
-    raise ValueError(f"`tokenizer` and `assistant_tokenizer` must be given where the models have other tokens: {why}")
+    raise ValueError(f"`tokenizer` and `assistant_tokenizer` must be given for models with different tokens: {why}")
 
 
 def readable(ids: Tensor, count: int | None) -> Tensor:

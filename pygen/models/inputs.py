@@ -28,7 +28,7 @@ def position_ids_from_mask(attention_mask: Tensor) -> Tensor:
 
 
 class GrowingInputs:
-    """Inputs whose last dimension grows by one per token: buffers hold many tokens ahead, and each step slices them.
+    """Inputs whose last dimension grows by one per token: buffers extend many tokens ahead, and each step slices them.
 
     The values at generated positions are: attention_mask 1, position_ids the previous one + 1, token_type_ids the
     prompt's last one, mm_token_type_ids 0 (text). For an encoder-decoder model the decoder's inputs grow.

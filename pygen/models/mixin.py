@@ -53,13 +53,11 @@ class MixinAdapter(ModuleAdapter):
         name = type(self._hooks).__name__
         mixins = [base for base in type(self._hooks).__mro__ if base.__name__ == "GenerationMixin"]
         if not all(issubclass(mixin, GenerationHooks) for mixin in mixins):
-            raise TypeError(
-                f"`model`={name} must not have two mixins; for a model of transformers there is pygen.patch()"
-            )
+            raise TypeError(f"`model`={name} must not have two mixins; for a model of transformers use pygen.patch()")
         for method in _NEVER_CALLED:
             if hasattr(self._hooks, method):
                 raise NotImplementedError(
-                    f"`model`={name}: its own `{method}` would not be called; pygen.GenerationMixin lists what is"
+                    f"`model`={name}: its own `{method}` would not be called; pygen.GenerationMixin lists the hooks"
                 )
         super().check(model_kwargs, generation_config)
 

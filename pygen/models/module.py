@@ -150,7 +150,7 @@ class ModuleAdapter:
             self._hidden = HiddenStates(self._model)
         if "use_cache" in self._names:
             kwargs["use_cache"] = self._use_cache
-        # Which dimension of an unknown cache is the batch cannot be told, so with a cache every copy is prefilled.
+        # The batch dimension of an unknown cache is unknown, so with a cache the prefill reads every copy.
         self._expands_late = num_copies > 1 and not self._use_cache
         self.can_crop = not self._use_cache
         self.can_rewind = self.can_crop or not self.shows_cache

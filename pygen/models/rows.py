@@ -116,7 +116,7 @@ class ModuleStates:
             if UNKNOWN in dims:
                 raise NotImplementedError(
                     f"the rows of `{name}`, a state that {type(module).__name__} keeps to itself, cannot be moved; "
-                    f"`use_cache`=False works where that keeps none"
+                    f"`use_cache`=False works for models that keep none without a cache"
                 )
             setattr(module, name, select_rows(getattr(module, name), source_rows, dims))
 

@@ -90,8 +90,8 @@ def refuse_by_preparer(model: TransformersModel, config: GenerationConfig, mode:
     for what, wanted in unfit.items():
         if wanted:
             raise NotImplementedError(
-                f"{what}: {type(owner).__name__} prepares the inputs, of a prompt at once and then of one token after "
-                f"the other, in a cache that grows; call without"
+                f"{what}: {type(owner).__name__} prepares the inputs, and supports only growing caches, and forwards "
+                f"over a whole prompt or one token; leave it out"
             )
 
 
@@ -282,7 +282,7 @@ def _check_pieces(kwargs: Mapping[str, object], names: HookNames, size: int) -> 
     whole = [name for name, value in kwargs.items() if isinstance(value, Tensor) and name not in cut]
     if whole:
         raise NotImplementedError(
-            f"`prefill_chunk_size`={size} cannot cut up `{whole[0]}`; only prompts of text can be read in pieces"
+            f"`prefill_chunk_size`={size} cannot cut up `{whole[0]}`; only prompts of text can be split"
         )
 
 

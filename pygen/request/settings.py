@@ -122,28 +122,27 @@ def refuse_mixed_searches(config: GenerationConfig, assistant_model: object) -> 
     if config.dola_layers is not None:
         if asked is not None:
             raise ValueError(
-                f"`dola_layers` must be None with `{asked}`, whose drafts are checked by the last layer alone, got "
+                f"`dola_layers` must be None with `{asked}`, whose drafts only the last layer checks, got "
                 f"{config.dola_layers!r}"
             )
         asked = "dola_layers"
     if asked is None:
         return
-    way = "whose layers go on" if asked == "dola_layers" else "whose drafts go on"
+    way = "whose layers continue" if asked == "dola_layers" else "whose drafts continue"
     if (config.num_beams or 1) > 1:
         raise ValueError(
-            f"`num_beams` must be 1 with `{asked}`, {way} with one text, got {config.num_beams}; "
+            f"`num_beams` must be 1 with `{asked}`, {way} one text, got {config.num_beams}; "
             f"leave `{asked}` out for beams"
         )
     if config.constraints is not None or config.force_words_ids is not None:
         name = "constraints" if config.constraints is not None else "force_words_ids"
         raise ValueError(
-            f"`{name}` must be None with `{asked}`: beams meet constraints, and {way.removeprefix('whose ')} with one "
-            f"text"
+            f"`{name}` must be None with `{asked}`: constraints need beams, and {way.removeprefix('whose ')} one text"
         )
     if contrasts(config):
         raise ValueError(
-            f"`penalty_alpha` must be 0 with `{asked}`: contrastive search compares candidates with the text, and does "
-            f"not take a token by its score, got {config.penalty_alpha}"
+            f"`penalty_alpha` must be 0 with `{asked}`: contrastive search chooses a token by its similarity to the "
+            f"text, not by its score alone, got {config.penalty_alpha}"
         )
 
 

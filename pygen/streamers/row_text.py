@@ -42,7 +42,7 @@ class RowText:
         self._settled = 0  # leading tokens of the window whose whole text is out
 
     def add(self, token_ids: Sequence[int]) -> str:
-        """The text that is final once the row goes on with `token_ids`."""
+        """The text that is final once the row continues with `token_ids`."""
         self._window.extend(token_ids)
         if not self._window or self._is_byte(self._window[-1]):
             return ""
@@ -89,7 +89,7 @@ class CleanedRowText:
         self._cleans: bool | None = None  # later releases of transformers skip the clean-up for BPE
 
     def add(self, token_ids: Sequence[int]) -> str:
-        """The text that is final once the row goes on with `token_ids`."""
+        """The text that is final once the row continues with `token_ids`."""
         self._token_ids.extend(token_ids)
         return self._cut(self._waiting + self._raw.add(token_ids))
 

@@ -36,7 +36,7 @@ def end_stream(streamer: Streamer | None, error: BaseException | None = None) ->
 
 
 class TextStreamer(BaseStreamer):
-    """Prints one row's text while it grows, holding back what the next token may still change.
+    """Prints one row's text while it grows, without the end that the next token may still change.
 
     The pieces together are `tokenizer.decode(all ids, **decode_kwargs)`; `pygen.streamers.row_text` says which text
     waits for a later token. Override `on_finalized_text` to send the text elsewhere.

@@ -1,4 +1,4 @@
-"""The trainable classifier behind `SynthIDTextWatermarkDetector`, its config, and their files."""
+"""The trainable classifier that `SynthIDTextWatermarkDetector` uses, its config, and their files."""
 
 from __future__ import annotations
 
