@@ -11,10 +11,10 @@ from pygen.call.call import Call
 from pygen.candidates.draft_plan import for_drafts
 from pygen.candidates.drafter import CountedDrafts, Drafter, DraftSettings, Follower, assistant_settings, state_for
 from pygen.candidates.inputs import call_of_arguments
-from pygen.config.config import GenerationConfig
 from pygen.knobs import WARPERS
 from pygen.plan.pipeline import check_plan
 from pygen.plan.plan import Plan, make_plan
+from pygen.request.protocols import GenerationSettings
 
 _AFTER_THE_CALLERS = (*(knob.name for knob in WARPERS), "watermarking_config")
 
@@ -37,7 +37,7 @@ class AssistedCandidateGenerator(CountedDrafts):
         self,
         input_ids: Tensor,
         assistant_model: nn.Module,
-        generation_config: GenerationConfig,
+        generation_config: GenerationSettings,
         model_kwargs: dict[str, object],
         inputs_tensor: Tensor | None = None,
         logits_processor: Sequence[Callable[..., Tensor]] | None = None,

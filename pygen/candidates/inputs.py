@@ -18,6 +18,7 @@ from pygen.models.devices import execution_device
 from pygen.models.versions import CACHE_NAMES
 from pygen.models.widths import embedded_ids
 from pygen.request.prompt import Prompt
+from pygen.request.protocols import GenerationSettings
 from pygen.request.settings import Lengths, SpecialTokens, resolve_settings, resolve_special_tokens
 from pygen.stopping.criteria import Stopping
 
@@ -150,7 +151,7 @@ def prompt_of_text(assistant_model: nn.Module, input_ids: Tensor) -> tuple[Model
 def call_of_arguments(
     input_ids: Tensor,
     assistant_model: nn.Module,
-    generation_config: GenerationConfig,
+    generation_config: GenerationSettings,
     model_kwargs: dict[str, Any],
     inputs_tensor: Tensor | None,
     logits_processor: Sequence[Callable[..., Tensor]] | None,

@@ -13,10 +13,9 @@ from pygen.candidates.assistant import AssistedCandidateGenerator
 from pygen.candidates.drafter import DraftSettings, Follower, assistant_settings
 from pygen.candidates.inputs import prompt_of_text
 from pygen.candidates.translator import AssistantToTargetTranslator, AssistantVocabTranslatorCache
-from pygen.config.config import GenerationConfig
 from pygen.knobs import WARPERS
 from pygen.models.devices import execution_device
-from pygen.request.protocols import Tokenizer
+from pygen.request.protocols import GenerationSettings, Tokenizer
 from pygen.request.settings import resolve_special_tokens
 
 # The assistant's cache has this capacity beyond the text. A text that outgrows it gets a new cache.
@@ -44,7 +43,7 @@ class AssistedCandidateGeneratorDifferentTokenizers(AssistedCandidateGenerator):
         assistant_model: nn.Module,
         target_tokenizer: Tokenizer,
         assistant_tokenizer: Tokenizer,
-        generation_config: GenerationConfig,
+        generation_config: GenerationSettings,
         model_kwargs: dict[str, object],
         inputs_tensor: Tensor | None = None,
         logits_processor: object = None,
@@ -147,7 +146,7 @@ class UniversalSpeculativeDecodingGenerator(AssistedCandidateGeneratorDifferentT
         assistant_model: nn.Module,
         target_tokenizer: Tokenizer,
         assistant_tokenizer: Tokenizer,
-        generation_config: GenerationConfig,
+        generation_config: GenerationSettings,
         model_kwargs: dict[str, object],
         atm_translator: AssistantToTargetTranslator | None,
         inputs_tensor: Tensor | None = None,

@@ -18,6 +18,25 @@ class HasEosTokenId(Protocol):
     def eos_token_id(self) -> int | None: ...
 
 
+class GenerationSettings(Protocol):
+    """The part of a `GenerationConfig`, pygen's or transformers', that gives special tokens and a length."""
+
+    @property
+    def bos_token_id(self) -> object: ...
+
+    @property
+    def eos_token_id(self) -> object: ...
+
+    @property
+    def pad_token_id(self) -> object: ...
+
+    @property
+    def decoder_start_token_id(self) -> int | list[int] | None: ...
+
+    @property
+    def max_length(self) -> int | None: ...
+
+
 class TextDecoder(Protocol):
     """Decodes ids: `decode(list[int], **options) -> str`, as every tokenizer does."""
 

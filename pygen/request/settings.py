@@ -15,6 +15,7 @@ from pygen import knobs
 from pygen.config.config import DEFAULTS, GenerationConfig, GenerationMode, contrasts
 from pygen.config.rules import CACHE_IMPLEMENTATIONS, EXTENSION_RULES
 from pygen.notices import log, warn
+from pygen.request.protocols import GenerationSettings
 
 logger = logging.getLogger(__name__)
 
@@ -254,7 +255,7 @@ class SpecialTokens:
     decoder_start: int | list[int] | None
 
 
-def resolve_special_tokens(config: GenerationConfig) -> SpecialTokens:
+def resolve_special_tokens(config: GenerationSettings) -> SpecialTokens:
     """`pad_token_id` defaults to the first end-of-sequence id >= 0, `decoder_start_token_id` to `bos_token_id`."""
     eos = _ids(config.eos_token_id)
     pad = _ids(config.pad_token_id)
