@@ -11,7 +11,7 @@ _OTHERS = [knob for knob in knobs.KNOBS if knob.stage is not knobs.Stage.FILTER]
 FLOAT_KNOBS = (*FILTERS, *(knob.name for knob in _OTHERS if knob.type is float))
 INT_KNOBS = (*(knob.name for knob in _OTHERS if knob.type is int), "prompt_lengths")
 
-# Columns of the table of float32 knobs. A filter's column is also its position in the order and its bit in the flags.
+# Columns of the table of float32 knobs. The column of a filter is also its place in the order and its bit in the flags.
 NUM_FLOAT_KNOBS = tl.constexpr(len(FLOAT_KNOBS))
 NUM_FILTERS = tl.constexpr(len(FILTERS))
 TOP_N_SIGMA = tl.constexpr(FILTERS.index("top_n_sigma"))
