@@ -1,1 +1,1 @@
-"""Packages that call `generate`, themselves: `make test-clients`, in an environment that has them."""
+"""Tests with real packages that call `generate`: `make test-clients` runs them in an environment that has these."""

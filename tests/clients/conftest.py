@@ -1,4 +1,4 @@
-"""What the tests of clients share."""
+"""Fixtures that the tests of clients share."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from pygen import mixin
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The models that patched `generate` methods have been called of, so that none of these tests compares
-    transformers with itself."""
+    """Records the models of patched `generate` calls, so that no test compares transformers with itself."""
     models: list[Any] = []
 
     def counted(model: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A small model with a tokenizer of words, made here: nothing is fetched."""
+"""A small model with a word tokenizer, built without downloads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def model(family: str = "llama") -> Any:
 
 
 def tokenizer(*words: str) -> Any:
-    """Knows `words`, and as many of w0, w1, ... as the model has room for."""
+    """Returns a tokenizer that knows `words`, and fills the model's vocabulary with w0, w1, ...."""
     words = (*SPECIAL, *words)
     words = (*words, *(f"w{number}" for number in range(VOCAB_SIZE - len(words))))
     inner = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))

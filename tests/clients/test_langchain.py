@@ -1,4 +1,4 @@
-"""langchain-huggingface: its pipeline with a patched model says what it says without."""
+"""langchain-huggingface: its pipeline returns the same text with a patched model as without a patch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness: `generate_until` of its transformers model, patched, as without."""
+"""lm-evaluation-harness: `generate_until` of its transformers model returns the same with and without a patch."""
 
 from __future__ import annotations
 

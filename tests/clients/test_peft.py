@@ -1,4 +1,4 @@
-"""peft: `generate` of its models, with `pygen.generate` and `pygen.patch`, as by transformers."""
+"""peft: `pygen.generate` and `pygen.patch` with its models return what transformers returns."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def wrapped(kind: str, model: Any) -> Any:
         config = peft.LoraConfig(**layers, **task)
         result = peft.get_peft_model(model, config, mixed=kind == "lora mixed")
         result.add_adapter("other", config)
-    # Fresh adapters change nothing.
+    # Fresh adapters have no effect, so change their weights.
     for name, parameter in result.named_parameters():
         if "lora" in name or "prompt" in name:
             torch.nn.init.normal_(parameter, std=0.4)
@@ -97,7 +97,7 @@ def test_an_adapter_for_each_row(call: dict[str, Any]) -> None:
 
 
 def test_threads() -> None:
-    """peft puts its hooks on the model inside, for the length of a call."""
+    """During a call, peft puts its hooks on the inner model."""
     prompted, adapted = wrapped("prompt", models.model()), wrapped("lora", models.model())
     jobs: list[Callable[[], Tensor]] = [
         lambda: generate_tokens(prompted, IDS, max_new_tokens=6, pad_token_id=0),
@@ -169,7 +169,7 @@ def _flattened(model: Any) -> Any:
 @pytest.mark.parametrize("wrap", [_sharded, _flattened, torch.compile])
 @pytest.mark.parametrize("kind", ["lora", "prefix", "prompt"])
 def test_wrapped_again(wrap: Callable[[Any], Any], kind: str, tmp_path: Path) -> None:
-    """What is around the layers is held by a wrapper whose forward `generate` does not run."""
+    """The weights outside the layers belong to a wrapper whose forward `generate` does not run."""
     expected = tokens(wrapped(kind, models.model()).generate)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:

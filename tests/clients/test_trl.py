@@ -1,4 +1,4 @@
-"""TRL: steps of GRPO with a patched model are those without."""
+"""TRL: steps of GRPO are the same with and without a patch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STEPS = 3
 
 
 def train(model: Any, folder: Path) -> tuple[list[float], list[list[list[int]]]]:
-    """The losses, and the completions of every step."""
+    """Returns the losses, and the completions of every step."""
     completions: list[list[list[int]]] = []
 
     def reward(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
@@ -30,7 +30,7 @@ def train(model: Any, folder: Path) -> tuple[list[float], list[list[list[int]]]]
         num_generations=4,
         max_completion_length=6,
         learning_rate=1e-2,
-        # A loss of several updates per batch is not 0.
+        # With several updates per batch the loss is not 0.
         num_iterations=2,
         steps_per_generation=1,
         logging_steps=1,

@@ -1,4 +1,4 @@
-"""xgrammar: its processor for transformers holds text of pygen to a grammar, and reads every token once."""
+"""xgrammar: its processor for transformers constrains pygen's text to a grammar, and reads every token once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that mean something on an NVIDIA GPU only; benchmarks/gpu_suite.sh runs them there."""
+"""Tests that need an NVIDIA GPU; benchmarks/gpu_suite.sh runs them."""
 
 from __future__ import annotations
 

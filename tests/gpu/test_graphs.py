@@ -1,4 +1,4 @@
-"""CUDA graphs: a replay reads steps and seeds anew, draws fresh noise, and leaves its workspace as it found it."""
+"""CUDA graphs: a replay reads steps and seeds again, draws fresh noise, and restores its workspace."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_replays_equal_eager_calls(backend: str, knobs: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_a_search_of_replays(backend: str) -> None:
-    """The state counts the steps, so that every replay makes the next one."""
+    """The state counts the steps, so that every replay takes the next one."""
     logits = torch.randn(8, 20000, device=DEVICE)
     prompt = torch.ones(2, 3, dtype=torch.int64, device=DEVICE)
     wanted, state = (BeamState.create(prompt, 8, 4) for _ in range(2))

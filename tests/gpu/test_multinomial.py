@@ -1,4 +1,4 @@
-"""rng="torch" on a GPU: the tokens of torch.multinomial there, and its generator afterwards."""
+"""rng="torch" on a GPU: the tokens and generator state of torch.multinomial."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-# 512 x 50257 are more elements than torch's launch has threads, on any GPU.
+# 512 x 50257 elements exceed the threads of torch's launch on any GPU.
 @pytest.mark.parametrize(("rows", "vocab_size"), [(1, 7), (3, 1000), (1, 151936), (8, 151936), (512, 50257)])
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
@@ -32,7 +32,7 @@ def test_tokens_and_generator_of_multinomial(backend: str, setting: str, rows: i
         tokens = prepared(logits).token_ids
         different += int((tokens != torch.multinomial(probabilities, 1, generator=theirs)[:, 0]).sum())
         assert ours.get_state().equal(theirs.get_state())
-    # Two races closer than float32 tells apart: about one in a million.
+    # About one in a million races is closer than float32 can resolve.
     assert different <= rows * 5 // 10000
 
 

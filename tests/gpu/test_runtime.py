@@ -1,5 +1,4 @@
-"""Captured steps on a GPU: tokens as eagerly and as transformers, other calls on the same captures, failures, launches,
-seconds and memory."""
+"""Captured steps on a GPU: tokens of eager calls and of transformers, reused captures, failures, launches, memory."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ DEVICE = torch.device("cuda")
 PROMPTS = torch.randint(1, 100, (3, 20), generator=torch.Generator().manual_seed(0)).to(DEVICE)
 IDS = PROMPTS[:, :5]
 STEPS = 40
-# Positions of the smallest bucket.
+# The positions of the smallest bucket.
 ROOM = 64
 ENDS: dict[str, Any] = {"eos_token_id": [*range(10, 20)], "pad_token_id": 1}
 BEAMS: dict[str, Any] = {"num_beams": 4, **ENDS}
@@ -40,7 +39,7 @@ def rng_state() -> Tensor:
 
 
 def tokens_of(runtime: str, model: Any, ids: Tensor = IDS, **settings: Any) -> tuple[Tensor, Tensor]:
-    """What a call returns, and the generator after it."""
+    """Returns the tokens of a call, and the generator's state after it."""
     torch.manual_seed(3)
     tokens = pygen.generate(model, ids, runtime=runtime, **{"max_new_tokens": STEPS, **settings})
     assert isinstance(tokens, Tensor)
@@ -52,7 +51,7 @@ def check(model: Any, ids: Tensor = IDS, **settings: Any) -> None:
     assert eager[0].equal(graph[0]) and eager[1].equal(graph[1])
 
 
-# What transformers has, too.
+# Settings that transformers also has.
 SHARED: dict[str, dict[str, Any]] = {
     "greedy": {},
     "sampling": {"do_sample": True},
@@ -92,7 +91,7 @@ def test_as_transformers(family: str, name: str) -> None:
 
 
 class Count:
-    """Captures, their replays, and the seconds that capturing took."""
+    """Counts captures, their replays, and the seconds of the captures."""
 
     def __init__(self) -> None:
         self.made = self.replays = 0
@@ -121,7 +120,7 @@ def count(monkeypatch: pytest.MonkeyPatch) -> Count:
 
 
 def some_call(draw: random.Random) -> tuple[Tensor, dict[str, Any]]:
-    """A prompt and the parameters of sampling that one capture serves."""
+    """Draws a prompt and sampling settings that share one capture."""
     ids = PROMPTS[:, : draw.randrange(1, 21)]
     settings: dict[str, Any] = {
         "do_sample": True,
@@ -137,7 +136,7 @@ def some_call(draw: random.Random) -> tuple[Tensor, dict[str, Any]]:
 
 
 def some_search(draw: random.Random) -> tuple[Tensor, dict[str, Any]]:
-    """The same for four beams; how many ids end a text is part of the capture."""
+    """Draws the same for four beams; the number of EOS ids is part of the capture."""
     ids, settings = some_call(draw)
     settings |= {
         "num_beams": 4,
@@ -186,7 +185,7 @@ class Failing(pygen.BaseStreamer):
 
 @pytest.mark.parametrize("at", [1, 2, 7, STEPS])
 def test_a_failing_streamer(at: int, count: Count) -> None:
-    """The generator stands where it would have stood, and the next call is right, by the same capture."""
+    """The generator's state equals the eager path's, and the next call is right and reuses the capture."""
     model = model_of("llama")
     check(model, do_sample=True)
     states = []
@@ -202,7 +201,7 @@ def test_a_failing_streamer(at: int, count: Count) -> None:
 @pytest.mark.parametrize(("family", "settings"), [("llama", {"do_sample": True}), ("llama", BEAMS), ("t5", {})])
 def test_release_gives_all_memory_back(family: str, settings: dict[str, Any]) -> None:
     model, allocated = model_of(family), []
-    # Eager calls in between, so that workspaces of libraries are there whenever it is counted.
+    # Run eager calls in between, so that every count includes the libraries' workspaces.
     for runtime in ("eager", "graph", "graph"):
         tokens_of(runtime, model, **settings)
         tokens_of("eager", model, **settings)
@@ -216,7 +215,7 @@ def test_release_gives_all_memory_back(family: str, settings: dict[str, Any]) ->
 @pytest.mark.parametrize("key", gpu_models.MODELS)
 @pytest.mark.parametrize("settings", [{"do_sample": True}, {"num_beams": 4}])
 def test_seconds_of_a_capture(key: str, settings: dict[str, Any], count: Count) -> None:
-    """Two are allowed on an H100."""
+    """The limit is two seconds on an H100."""
     model = gpu_models.load(key, False, DEVICE)
     tokens_of("graph", model, **settings, max_new_tokens=4)
     pygen.release(model)
@@ -235,7 +234,7 @@ def test_seconds_of_a_capture(key: str, settings: dict[str, Any], count: Count) 
     ],
 )
 def test_launches_and_waits_beyond_the_forward(family: str, settings: dict[str, Any], launches: int) -> None:
-    """One launch of a graph for a token, and in it little more than the forward; the host waits for nothing."""
+    """A token takes one graph launch with little more than the forward in it, and the host never waits."""
     model = model_of(family)
     with gpu_counters.watched_captures(DEVICE) as watched:
         tokens_of("graph", model, **settings)

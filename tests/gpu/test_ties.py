@@ -1,4 +1,4 @@
-"""Equal logits at the top-p boundary on a GPU: the kept ids are those that torch's own sort leaves there."""
+"""Equal logits at the top-p boundary on a GPU: the kept ids are those of torch's own sort."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEVICE = "cuda"
 
 @pytest.mark.parametrize("vocab_size", [5000, 128256])
 def test_torch_sorts_large_rows_stably(vocab_size: int) -> None:
-    """What the rule of the kernels rests on: torch keeps equal scores in the order of their ids, asked or not."""
+    """The kernels' rule relies on this: torch keeps equal scores in the order of their ids, stable=True or not."""
     scores = (torch.randn(8, vocab_size, generator=torch.Generator().manual_seed(1)) * 2).bfloat16().float().to(DEVICE)
     assert torch.sort(scores).indices.equal(torch.sort(scores, stable=True).indices)
 

@@ -1,4 +1,4 @@
-"""Models with the same weights in every release of transformers, and the calls that are recorded of them."""
+"""Models with the same weights in every release of transformers, and the calls to record with them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DECODED = {"decoder_input_ids": [[1, 7, 8], [0, 1, 9]], "decoder_attention_mask
 _FOUR = {"penalty_alpha": 0.6, "top_k": 4}
 _PENALTIES = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "min_new_tokens": 3}
 
-# name: (family, settings and inputs); lists become tensors.
+# {name: (family, settings and inputs)}; lists become tensors.
 CONTRASTIVE: dict[str, tuple[str, dict[str, Any]]] = {
     "left padding": ("llama", {**_BATCH, **_FOUR}),
     "one row, one after the other": ("llama", {"input_ids": [[5, 6, 7]], **_FOUR, "low_memory": True}),
@@ -43,7 +43,7 @@ CONTRASTIVE: dict[str, tuple[str, dict[str, Any]]] = {
     "relative positions": ("t5", {**_ENCODED, **_FOUR, "repetition_penalty": 1.2}),
 }
 _ROW: dict[str, Any] = {"input_ids": [[5, 6, 7, 8, 9, 20]], "repetition_penalty": 1.2}
-# transformers chooses one layer for a whole batch and pygen one for each row: several rows have one layer to choose.
+# transformers chooses one layer for a whole batch, pygen one per row. So cases with several rows offer one layer.
 DOLA: dict[str, tuple[str, dict[str, Any]]] = {
     "low": ("llama", {**_ROW, "dola_layers": "low"}),
     "high": ("llama", {**_ROW, "dola_layers": "high"}),
@@ -60,7 +60,7 @@ RECORDINGS = {"contrastive": CONTRASTIVE, "dola": DOLA}
 
 @functools.cache
 def seeded_model(family: str) -> Any:
-    """A small model without special tokens whose weights do not depend on how transformers initialises it."""
+    """Returns a small model without special tokens. Its weights do not depend on transformers' initialisation."""
     tokens: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
     decoder: dict[str, Any] = {
         "hidden_size": 32,
@@ -95,13 +95,13 @@ def seeded_model(family: str) -> Any:
 
 
 def arguments(asked: dict[str, Any]) -> dict[str, Any]:
-    """What `generate` is called with."""
+    """Returns the arguments of `generate`."""
     tensors = {name: torch.tensor(value) for name, value in asked.items() if name.endswith(("ids", "mask"))}
     return {"max_new_tokens": 16, "do_sample": False, **asked, **tensors}
 
 
 def recorded(output: Any) -> dict[str, Any]:
-    """Of an output of `generate`: the tokens, and of all that it holds per step the shapes and a sum."""
+    """Returns an output's tokens, and shapes and sums of all per-step fields."""
     if isinstance(output, Tensor):
         return {"sequences": output.tolist()}
     result: dict[str, Any] = {"sequences": output.sequences.tolist()}
@@ -114,7 +114,7 @@ def recorded(output: Any) -> dict[str, Any]:
 
 
 def fingerprint(family: str) -> float:
-    """A number that tells whether two models have the same weights and compute the same."""
+    """Returns a number that is equal for models with the same weights and computations."""
     model, ids = seeded_model(family), torch.tensor([[5, 6, 7, 8]])
     more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     with torch.no_grad():

@@ -1,6 +1,6 @@
-"""Records what transformers 4.55, the last release with contrastive search and DoLa, makes of the calls in `cases`.
+"""Records the results of transformers 4.55, the last release with contrastive search and DoLa, for `cases`.
 
-Run where that release is installed, from the root of the repository: `python -m tests.oracles.record`.
+Run `python -m tests.oracles.record` from the root of the repository, in an environment with that release.
 """
 
 from __future__ import annotations

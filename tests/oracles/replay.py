@@ -1,4 +1,4 @@
-"""The recorded calls once more, by pygen."""
+"""Repeats the recorded calls with pygen."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.oracles import cases
 
 @functools.cache
 def recording(search: str) -> dict[str, Any]:
-    """What `record` wrote about a search."""
+    """Returns the recorded results of a search."""
     result: dict[str, Any] = json.loads(Path(cases.__file__).with_name(f"{search}.json").read_text())
     return result
 
@@ -27,7 +27,7 @@ def assert_same_models(search: str) -> None:
 
 
 def assert_as_recorded(search: str, name: str) -> None:
-    """The same tokens, and of every field the same shapes and sums."""
+    """Asserts equal tokens, and equal shapes and sums of every field."""
     family, asked = cases.RECORDINGS[search][name]
     torch.manual_seed(0)
     result = cases.recorded(generate(cases.seeded_model(family), **cases.arguments(asked)))
