@@ -9,43 +9,42 @@ from torch import Tensor
 
 from pygen.ops._growth import grown_capacity, widened
 
-# What stands for minus infinity where transformers has it: finite, so that a batch item without a live beam keeps an
-# order. float32 rounds away whatever is added to it.
+# transformers' substitute for minus infinity. It is finite, so that a prompt without a live beam keeps an order.
+# float32 rounds away any score added to it.
 NEVER_WINS = -1e9
 
 
 @dataclass
 class BeamState:
-    """Running beams and finished hypotheses of every prompt, in tensors of the model's device.
+    """Running beams and finished hypotheses of every prompt, in tensors on the model's device.
 
-    With B prompts, n beams, P prompt columns and space for T steps there are B * n rows; those of prompt b are
-    b * n ... b * n + n - 1. A *row* is a place in the model's batch and cache and never moves; a *beam* is a rank, 0
-    the best, and `slots` says which row holds it. So a step copies a row only where one beam has several children.
+    B prompts with n beams have B * n rows; those of prompt b are b * n ... b * n + n - 1. P is the number of prompt
+    columns, T the capacity in steps. A *row* is an index into the model's batch and cache and never moves. A *beam* is
+    a rank, 0 the best, and `slots` says which row holds it. So a step copies a row only if a beam has several children.
 
-    token_ids: (rows, P + T) int64, by row: what the model has seen and the token it sees next; columns that were not
+    token_ids: (rows, P + T) int64, by row: the tokens that the model has read, and the next one. Columns that were not
         written yet are undefined.
-    history: (rows, P + T) int64, what penalties and n-gram bans read. `token_ids` itself, or a copy with -1 (outside
-        every vocabulary, so ignored) at masked prompt positions.
+    history: (rows, P + T) int64, read by penalties and n-gram bans. It is `token_ids` itself, or a copy with -1
+        (outside every vocabulary, so ignored) at masked prompt positions.
     prompt_length: P.
     num_beams: n.
-    eos_token_ids: (k,) int64, or None when no token ends a hypothesis.
-    pad_token_id: what follows the end of a shorter hypothesis, and what a dead beam feeds to the model.
-    slots: (B, n) int64, the row that holds a beam.
-    shared: (B, n, n) int32, how many of the generated positions two different rows of a prompt have in
-        common.
+    eos_token_ids: (k,) int64, or None if no token ends a hypothesis.
+    pad_token_id: the padding after a shorter hypothesis, and the token that a dead beam feeds to the model.
+    slots: (B, n) int64, the row that holds each beam.
+    shared: (B, n, n) int32, the number of generated positions that two rows of a prompt have in common.
     running_scores: (B, n) float32, sums of scores, best first; -inf for a dead beam.
     step_tokens, step_parents: (T, rows) int64 and int32. Beam j of prompt b after step t ends in
         step_tokens[t, b * n + j] and grew from beam step_parents[t, b * n + j] - b * n of the step before.
-    finished_scores: (B, n) float32, normalised by length, best first; NEVER_WINS where there is none yet.
-    finished: (B, n) bool, whether the place holds a hypothesis that ended.
+    finished_scores: (B, n) float32, normalised by length, best first; NEVER_WINS for a missing hypothesis.
+    finished: (B, n) bool, whether a hypothesis exists.
     finished_steps, finished_tokens, finished_parents: (B, n) int64, int64 and int32: the step of its last token (-1:
-        the bare prompt), that token, and the flat beam it grew from.
-    open: (B,) bool, whether a running beam can still improve the finished ones; False for good.
-    unfinished: (1,) int64, how many prompts are open; 0 once the search is over.
-    steps: (rows,) int64 or None. Where given, all rows are at step steps[0] whatever step a call names, and the op that
-        advances the state counts all of them up: so a captured graph goes on with every replay. Once `unfinished` is 0
-        such a state stays as it is, whatever steps come. The caller sees to it that columns exist.
-    limit: (1,) int64 or None. Where given, the search makes limit[0] steps at most and not T.
+        the bare prompt), that token, and its flat parent beam.
+    open: (B,) bool, whether a running beam can still improve the finished hypotheses. Once False, it stays so.
+    unfinished: (1,) int64, the number of open prompts; 0 once the search is over.
+    steps: (rows,) int64 or None. If given, all rows are at step steps[0], whatever step a call passes, and the op that
+        advances the state adds 1 to each: so a captured graph advances with every replay. Once `unfinished` is 0, later
+        steps leave such a state unchanged. The caller must provide the columns.
+    limit: (1,) int64 or None. If given, the search takes at most limit[0] steps instead of T.
     generator_state: replaces the torch.Generator of the call, as in `DecodeState`.
     max_steps: `limit` as a number on the host; None is T.
     grown: as in `DecodeState`.
@@ -87,11 +86,11 @@ class BeamState:
         pad_token_id: int = 0,
         visible: Tensor | None = None,
     ) -> BeamState:
-        """State before the first step.
+        """Creates the state before the first step.
 
         prompt_ids: (B, prompt_length) int64.
         step_capacity: T; None is `max_new_tokens`.
-        visible: (B, prompt_length), zero where penalties must not look; None where they see the whole prompt.
+        visible: (B, prompt_length), 0 at positions that penalties must ignore; None shows them the whole prompt.
         """
         batch_size, prompt_length = prompt_ids.shape
         rows, shape, device = batch_size * num_beams, (batch_size, num_beams), prompt_ids.device
@@ -107,7 +106,7 @@ class BeamState:
             history = torch.empty_like(token_ids)
             shown = prompt_ids.masked_fill(visible == 0, -1)
             history[:, :prompt_length] = shown.repeat_interleave(num_beams, dim=0)
-        # All beams start equal, so only the first may be expanded in the first step.
+        # All beams start equal, so the first step may expand only the first.
         running_scores = full(shape, NEVER_WINS, torch.float32)
         running_scores[:, 0] = 0.0
         return cls(
@@ -143,16 +142,16 @@ class BeamState:
 
     @property
     def step_capacity(self) -> int:
-        """T."""
+        """T, the capacity in steps."""
         return self.step_tokens.shape[0]
 
     @property
     def max_new_tokens(self) -> int:
-        """Steps of the search at most."""
+        """The maximum number of steps."""
         return self.step_capacity if self.max_steps is None else self.max_steps
 
     def reserve(self, steps: int) -> None:
-        """Replaces the tables by longer ones if they lack space for `steps` steps."""
+        """Replaces the tables with longer ones if they lack capacity for `steps` steps."""
         if steps <= self.step_capacity:
             return
         capacity = grown_capacity(self.step_capacity, steps, self.max_steps)
@@ -166,23 +165,25 @@ class BeamState:
 
     @property
     def num_candidates(self) -> int:
-        """K: continuations looked at per prompt, enough for num_beams to survive if the others all end."""
+        """K, the number of candidates per prompt: num_beams of them survive even if all others end."""
         num_eos = 0 if self.eos_token_ids is None else self.eos_token_ids.numel()
         return max(2, 1 + num_eos) * self.num_beams
 
     def tokens(self, generated: int) -> Tensor:
-        """(rows, P + generated) by row: a view of the prompt and the first `generated` tokens."""
+        """Returns (rows, P + generated) by row: a view of the prompt and the first `generated` tokens."""
         return self.token_ids[:, : self.prompt_length + generated]
 
     def chosen(self, step: int | Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens that `step`, the latest, has chosen, and the flat beams that they grew from: (rows, 2) int64, for
-        b * n + j beam j of prompt b, and place j of its finished hypotheses.
+        """Returns the tokens chosen at `step`, the latest one, and their flat parent beams, (rows, 2) int64 each.
 
-        step: an int, or (1,) int64."""
+        Row b * n + j is for beam j of prompt b and for finished hypothesis j of prompt b.
+
+        step: an int, or (1,) int64.
+        """
         tokens, parents = self.step_tokens[step].reshape(-1), self.step_parents[step].reshape(-1)
         ended = self.finished_tokens.reshape(-1), self.finished_parents.reshape(-1)
         return torch.stack([tokens, ended[0]], dim=1), torch.stack([parents, ended[1]], dim=1).long()
 
     def sequences(self, generated: int) -> Tensor:
-        """(rows, P + generated) by beam: a copy, the best beam of a prompt first."""
+        """Returns (rows, P + generated) by beam: a copy, the best beam of a prompt first."""
         return self.tokens(generated)[self.slots.reshape(-1)]

@@ -1,10 +1,9 @@
-"""The beams that `beam_step` advances and the arguments of the search: checked once; and the beams' pointers."""
+"""Checks a BeamState and the arguments of a search, once; and passes the state's pointers to kernels."""
 
 from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ def check_is_beam_state(state: object) -> None:
 
 
 def check_beam_state(state: BeamState, like: Like) -> None:
-    """The tensors of a BeamState, as far as a kernel that writes to them depends on it."""
+    """Checks the tensors of a BeamState, as far as a kernel that writes to them depends on it."""
     n, rows = state.num_beams, like.rows
     if checks.count("state.num_beams", n) == 0 or rows % n:
         raise ValueError(f"`state.num_beams` must divide the rows of `logits`, {rows}, got {n}")
@@ -55,13 +54,13 @@ def check_beam_state(state: BeamState, like: Like) -> None:
     check_captured_fields(state, like)
     if state.limit is not None:
         checks.check_output("state.limit", state.limit, torch.int64, "(1,)", (1,), like)
-    # Every step has its column, and every column after the prompt its step.
+    # Steps and columns after the prompt correspond one to one.
     if not 0 <= state.prompt_length == capacity - steps:
         raise ValueError(f"`state.prompt_length` must be {capacity - steps}, got {state.prompt_length}")
 
 
-def beam_state_arguments(state: BeamState) -> dict[str, Any]:
-    """Keyword arguments of pygen._C.BeamPlan. The tensors have to outlive the plan."""
+def beam_state_arguments(state: BeamState) -> dict[str, int]:
+    """Returns keyword arguments for pygen._C.BeamPlan. The tensors must outlive the plan."""
     tensors: dict[str, Tensor | None] = {
         "append": state.token_ids,
         "history": None if state.history is state.token_ids else state.history,

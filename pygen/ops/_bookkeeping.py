@@ -1,4 +1,4 @@
-"""How a step's tokens enter a `DecodeState` and how rows end: the definition that all kernels match."""
+"""Appends a step's tokens to a `DecodeState` and ends rows: the definition that all kernels match."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def append_tokens(state: DecodeState, token_ids: Tensor, step: int) -> None:
-    """Writes the tokens of one step into the sequences of `state`, in place, and into `token_ids` what was written.
+    """Appends the tokens of one step to the sequences of `state`, in place, and writes pad tokens into `token_ids`.
 
-    A finished row takes the pad token. The others count one more generated token and finish at an EOS token. A state
-    that counts its steps replaces `step`, and its counters advance.
+    A finished row gets the pad token. The others count one more generated token and finish at an EOS token. A state
+    with a step counter uses it instead of `step`, and advances it.
     """
     token_ids.masked_fill_(state.finished, state.pad_token_id)
     steps = state.steps
@@ -31,18 +31,18 @@ def append_tokens(state: DecodeState, token_ids: Tensor, step: int) -> None:
 
 
 def end_rows(state: DecodeState, ended: Tensor) -> None:
-    """Rows where `ended` (rows,) bool emit the pad token from the next step on."""
+    """Ends the rows in `ended`, (rows,) bool: they emit the pad token from the next step on."""
     state.finished |= ended
     count_unfinished(state)
 
 
 def end_invalid_rows(state: DecodeState, token_ids: Tensor, status: Tensor, step: int, vocab_size: int) -> None:
-    """Rows without a choice end: the EOS token replaces the one that `step`, the latest, fell back to.
+    """Ends rows without a valid choice: the EOS token replaces the fallback token of `step`, the latest one.
 
     token_ids: (rows,) int64 of the step, written too. status: (rows,) int32, values of `RowStatus`.
     """
     generated = step + 1 if state.steps is None else state.steps
-    # A row counts this step exactly if it was not finished before it.
+    # A row counts this step if and only if it was not finished before.
     bad = (status != RowStatus.OK) & (state.num_generated == generated)
     token_ids.copy_(torch.where(bad, state.ending_token(vocab_size), token_ids))
     _write(state, token_ids, generated - 1)

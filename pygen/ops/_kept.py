@@ -1,25 +1,26 @@
-"""Checked one-off calls of the CPU kernels without their tensors: every call says which it reads and writes."""
+"""Reusable checked calls of the CPU kernels. They keep no tensor: every call passes those that it reads and writes."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pygen.ops._noise import Noise
 from pygen.ops._outputs import SampleOutput, empty_output
-from pygen.ops._shaping import Shaping
+from pygen.ops._shaping import Shaping, TokenIds
 from pygen.rng import draw_seed, give_seed_back, lock_of
+
+# input_ids, bias, suppress and token_bitmask of a call. `suppress` is a tensor unless the plan holds the ids itself.
+Tables = tuple[Tensor | None, Tensor | None, TokenIds | None, Tensor | None]
 
 
 class KeptSample:
-    """Of `sample`. Threads may share it."""
+    """A reusable call of `sample`. Threads may share it."""
 
     __slots__ = ("_num_logprobs", "_rng", "_rows", "_run", "_suppress")
 
-    def __init__(self, arguments: dict[str, Any], noise: Noise, num_logprobs: int, suppress: Tensor | None) -> None:
-        """arguments: of pygen._C.SamplePlan. suppress: where it is no table of the caller's."""
+    def __init__(self, arguments: dict[str, float], noise: Noise, num_logprobs: int, suppress: Tensor | None) -> None:
+        """arguments: those of pygen._C.SamplePlan. suppress: the ids, unless they are a tensor of the caller's."""
         from pygen import _C
 
         self._run = _C.SamplePlan(**{**arguments, **_NO_TABLES, **_NO_TENSORS}).run_with
@@ -32,16 +33,16 @@ class KeptSample:
         self,
         logits: Tensor,
         step: int | Tensor,
-        tables: tuple[Any, Any, Any, Any],
+        tables: Tables,
         seed: int | None,
         generator: torch.Generator | None,
     ) -> SampleOutput:
         input_ids, bias, suppress, token_bitmask = tables
         input_ids = _int64_of(input_ids)
-        suppress = _int64_of(suppress) if self._suppress is None else self._suppress
+        banned = _int64_of(suppress) if self._suppress is None else self._suppress  # type: ignore[arg-type]
         out = empty_output(self._rows, self._num_logprobs, logits.device)
         run, place = self._run, (logits.data_ptr(), logits.stride()[0], *_step_arguments(step), torch.get_num_threads())
-        wheres = (_table_arguments(input_ids, bias, suppress, token_bitmask), _pointers(out))
+        wheres = (_table_arguments(input_ids, bias, banned, token_bitmask), _pointers(out))
         if self._rng is None or seed is not None:
             run(*place, 0, seed or 0, *wheres)
             return out
@@ -84,23 +85,23 @@ def _pointers(out: SampleOutput) -> tuple[int, int, int, int, int]:
 
 
 class KeptScores:
-    """Of `process_logits`. Threads may share it."""
+    """A reusable call of `process_logits`. Threads may share it."""
 
     __slots__ = ("_run", "_suppress")
 
     def __init__(self, shaping: Shaping, suppress: Tensor | None) -> None:
-        """suppress: where it is no table of the caller's."""
+        """suppress: the ids, unless they are a tensor of the caller's."""
         from pygen import _C
 
         self._run = _C.ProcessPlan(**{**shaping.kernel_arguments(threads=1), **_NO_TABLES}).run_with
         self._suppress = suppress
 
-    def __call__(self, logits: Tensor, tables: tuple[Any, Any, Any, Any]) -> Tensor:
+    def __call__(self, logits: Tensor, tables: Tables) -> Tensor:
         input_ids, bias, suppress, token_bitmask = tables
         input_ids = _int64_of(input_ids)
-        suppress = _int64_of(suppress) if self._suppress is None else self._suppress
+        banned = _int64_of(suppress) if self._suppress is None else self._suppress  # type: ignore[arg-type]
         out = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-        tables_at = _table_arguments(input_ids, bias, suppress, token_bitmask)
+        tables_at = _table_arguments(input_ids, bias, banned, token_bitmask)
         threads, width = torch.get_num_threads(), logits.shape[1]
         self._run(logits.data_ptr(), logits.stride()[0], threads, tables_at, out.data_ptr(), width)
         return out
@@ -109,7 +110,7 @@ class KeptScores:
 def _table_arguments(
     input_ids: Tensor | None, bias: Tensor | None, suppress: Tensor | None, token_bitmask: Tensor | None
 ) -> tuple[int, ...] | None:
-    """The tables of a call as the kept plans of pygen._C take them."""
+    """Returns the tables of a call as the reusable plans of pygen._C take them."""
     if input_ids is None and bias is None and suppress is None and token_bitmask is None:
         return None
     return (
@@ -122,7 +123,7 @@ def _table_arguments(
     )
 
 
-# In the place of the tables that a plan is made of: every call names its own.
+# A reusable plan has no tables, because every call passes its own.
 _NO_TABLES = dict.fromkeys(
     (
         "input_ids_ptr",
@@ -145,7 +146,7 @@ def _int64_of(ids: Tensor | None) -> Tensor | None:
 
 
 def _place(table: Tensor | None) -> tuple[int, int]:
-    """Pointer and stride; a table for all rows has stride 0."""
+    """Returns pointer and stride; a table for all rows has stride 0."""
     if table is None or table.numel() == 0:
         return 0, 0
     return table.data_ptr(), 0 if table.dim() == 1 or table.shape[0] == 1 else table.stride(0)

@@ -1,4 +1,4 @@
-"""The random knobs of `sample`: checked once, and folded into what backends take."""
+"""The random knobs of `sample`: checked once, and converted to the form that backends take."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ PHILOX_CODE, TORCH_CODE, GIVEN_CODE = range(3)
 
 @dataclass(frozen=True)
 class Noise:
-    """Where the noise comes from: `given`, else torch's from `generator`, else Philox's of `seeds` at `steps`.
+    """The source of noise: `given`, else torch's from `generator`, else Philox's from `seeds` and `steps`.
 
-    draws False: every row is greedy, and nothing is consumed.
+    draws False: every row is greedy, and the call consumes nothing.
     """
 
     draws: bool
@@ -61,7 +61,7 @@ class Noise:
 
 
 def given_by_torch(noise: Noise, like: Like) -> tuple[Noise, Callable[[], object]]:
-    """For kernels without torch's noise of their own: it comes in a tensor, which the function fills for a call."""
+    """Returns torch's noise as a tensor, for kernels that cannot compute it, and a function that refills it."""
     if not noise.advances_generator:
         return noise, lambda: None
     given = torch.empty(like.rows, like.vocab_size, dtype=torch.float32, device=like.device)
@@ -83,7 +83,7 @@ def check_noise(
     rng: str,
     generator: torch.Generator | None,
 ) -> Noise:
-    """Checks the random knobs. A missing seed is drawn last, after everything that could refuse the call."""
+    """Checks the random knobs. It draws a missing seed last, after everything that could refuse the call."""
     if rng not in RNGS:
         raise ValueError(f"`rng` must be 'philox' or 'torch', got {rng!r}")
     if generator is not None and not isinstance(generator, torch.Generator):
@@ -143,7 +143,7 @@ def _check_torch_device(like: Like, generator: torch.Generator | None) -> None:
 
 
 def _default_generator(device: torch.device, rng: str) -> torch.Generator:
-    """Seeds are drawn on the host; torch's own noise comes from the generator of the device."""
+    """Returns torch's default generator: the host's for seeds, the device's for torch's noise."""
     return noise_sources.default_generator(device) if rng == "torch" else torch.default_generator
 
 

@@ -1,4 +1,4 @@
-"""The shaping knobs, which `sample` and `process_logits` share: checked once, and folded into what backends take."""
+"""The shaping knobs that `sample` and `process_logits` share, checked once and converted to the form of backends."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 class Shaping:
     """Checked knobs and tables, on the device of the logits.
 
-    knobs: every knob of the table: a float32 value or (rows,) float32, an int or (rows,) int64. Temperature 0 is a
-        greedy row, whatever `do_sample` was; a filter that is off has its neutral value.
+    knobs: every knob of the table: a float32 value or (rows,) float32, an int or (rows,) int64. Temperature 0 makes a
+        row greedy, whatever `do_sample` is; a filter that is off has its neutral value.
     """
 
     like: Like
@@ -44,17 +44,17 @@ class Shaping:
     bias: Tensor | None
     suppress: Tensor | None
     token_bitmask: Tensor | None
-    history_steps: Tensor | None = None  # (rows,) int64: row r has read as many columns more than the call says
-    widened: tuple[tuple[Tensor, Tensor], ...] = ()  # tables above, and the caller's int32 ones to copy for every call
+    history_steps: Tensor | None = None  # (rows,) int64: columns that row r uses in addition to the call's `length`
+    widened: tuple[tuple[Tensor, Tensor], ...] = ()  # tables above, each with the caller's int32 table to copy from
 
     @property
     def history_length(self) -> int:
-        """Columns of `input_ids`."""
+        """The number of columns of `input_ids`."""
         return 0 if self.input_ids is None else self.input_ids.shape[1]
 
-    def kernel_arguments(self, threads: int) -> dict[str, Any]:
-        """Keyword arguments of the plans of pygen._C. The tensors have to outlive the plan."""
-        arguments: dict[str, Any] = {
+    def kernel_arguments(self, threads: int) -> dict[str, float]:
+        """Returns keyword arguments for the plans of pygen._C. The tensors must outlive the plan."""
+        arguments: dict[str, float] = {
             "rows": self.like.rows,
             "vocab_size": self.like.vocab_size,
             "dtype": DTYPE_CODES[self.dtype],
@@ -80,7 +80,7 @@ class Shaping:
         return arguments
 
     def reference_arguments(self, length: int) -> dict[str, Any]:
-        """Keyword arguments of the reference, for the first `length` columns of `input_ids`."""
+        """Returns keyword arguments for the reference, for the first `length` columns of `input_ids`."""
         tables = ("prompt_lengths", "bias", "suppress", "token_bitmask")
         arguments = {**self.knobs, **{name: getattr(self, name) for name in tables}}
         if self.history_steps is not None and self.input_ids is not None:
@@ -88,11 +88,11 @@ class Shaping:
         return {**arguments, "input_ids": None if self.input_ids is None else self.input_ids[:, :length]}
 
     def unfiltered(self) -> Shaping:
-        """The same without temperature and filters, which greedy rows pass untouched."""
+        """Returns the same without temperature and filters, which do not affect greedy rows."""
         return replace(self, knobs={**self.knobs, **{knob.name: knob.neutral for knob in WARPERS}})
 
-    def _aligned_history(self, input_ids: Tensor, lengths: Tensor) -> dict[str, Any]:
-        """Histories of different lengths moved to the right, behind ids that are outside every vocabulary."""
+    def _aligned_history(self, input_ids: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """Right-aligns histories of different lengths; ids outside every vocabulary fill the left."""
         width = int(lengths.max())
         ahead = width - lengths
         columns = torch.arange(width, device=input_ids.device) - ahead[:, None]
@@ -112,7 +112,7 @@ def check_shaping(
     state: DecodeState | BeamState | None = None,
     **knobs: Unpack[ShapingKnobs],
 ) -> Shaping:
-    """Checks every shaping knob against `logits`; with `state`, its sequences stand for `input_ids`."""
+    """Checks every shaping knob against `logits`. The sequences of `state` replace `input_ids`."""
     like = checks.check_logits(logits)
     if state is not None:
         if input_ids is not None:
@@ -145,8 +145,8 @@ def check_shaping(
     return shaping
 
 
-def _check_knobs(do_sample: bool | Tensor, given: dict[str, Any], like: Like) -> dict[str, float | Tensor]:
-    """Every knob of the table: checked where it was given, else neutral."""
+def _check_knobs(do_sample: bool | Tensor, given: Mapping[str, object], like: Like) -> dict[str, float | Tensor]:
+    """Returns every knob of the table: checked if given, else neutral."""
     for name in given:
         if name not in BY_NAME:
             raise TypeError(f"unexpected keyword argument {name!r}; the knobs are {', '.join(BY_NAME)}")

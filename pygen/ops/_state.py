@@ -12,27 +12,27 @@ from pygen.ops._growth import grown_capacity, widened
 
 @dataclass
 class DecodeState:
-    """Everything about the rows that changes while tokens are drawn, in tensors of the model's device.
+    """The state of the rows that changes while an op draws tokens, in tensors on the model's device.
 
-    The op that draws also writes here: at `step` the token goes to column `prompt_length + step` of `token_ids` (and of
-    `history`), `num_generated` and `finished` are advanced and `unfinished` is counted anew. Rows that were finished
-    before the step get `pad_token_id`.
+    The op that draws updates it: at `step` it writes the token to column `prompt_length + step` of `token_ids` and
+    `history`, advances `num_generated` and `finished`, and counts `unfinished`. Rows that were finished before the step
+    get `pad_token_id`.
 
     token_ids: (rows, capacity) int64, prompt first; columns that were not written yet are undefined.
-    history: (rows, capacity) int64, what penalties and n-gram bans read. `token_ids` itself, or a copy with -1 (outside
-        every vocabulary, so ignored) at masked prompt positions.
+    history: (rows, capacity) int64, read by penalties and n-gram bans. It is `token_ids` itself, or a copy with -1
+        (outside every vocabulary, so ignored) at masked prompt positions.
     prompt_length: columns of the prompt, the same for every row.
-    num_generated: (rows,) int64, tokens generated so far, the end-of-sequence token included.
+    num_generated: (rows,) int64, tokens generated so far, including the end-of-sequence token.
     finished: (rows,) bool.
-    unfinished: (1,) int64, the number of rows that are not finished.
-    eos_token_ids: (n,) int64, or None when no token ends a row.
-    pad_token_id: what finished rows emit.
-    steps: (rows,) int64 or None. Where given, row r is at step steps[r] whatever step a call names, and the op that
-        draws counts it up: so a captured graph goes on with every replay. The caller sees to it that columns exist.
-    generator_state: replaces the torch.Generator of the call, and is advanced instead of it: its `get_state()` on the
-        CPU, (2,) int64 seed and offset on CUDA. None: the generator itself.
-    max_new_tokens: steps that the call makes at most; fewer may have columns.
-    grown: how often `reserve` replaced tensors. Ops prepared before hold the old ones.
+    unfinished: (1,) int64, the number of unfinished rows.
+    eos_token_ids: (n,) int64, or None if no token ends a row.
+    pad_token_id: the token that finished rows emit.
+    steps: (rows,) int64 or None. If given, row r is at step steps[r], whatever step a call passes, and the op that
+        draws adds 1 to it: so a captured graph advances with every replay. The caller must provide the columns.
+    generator_state: replaces the state of the call's torch.Generator, and ops advance it instead of the generator: the
+        generator's `get_state()` on the CPU, (2,) int64 seed and offset on CUDA. None: ops use the generator.
+    max_new_tokens: the maximum number of steps of the call; fewer may have columns.
+    grown: how often `reserve` replaced tensors. Ops that were prepared before still use the old ones.
     """
 
     token_ids: Tensor
@@ -59,11 +59,11 @@ class DecodeState:
         pad_token_id: int = 0,
         visible: Tensor | None = None,
     ) -> DecodeState:
-        """State before the first step.
+        """Creates the state before the first step.
 
         prompt_ids: (rows, prompt_length) int64.
         step_capacity: the number of steps that have columns; None is `max_new_tokens`.
-        visible: (rows, prompt_length), zero where penalties must not look; None where they see the whole prompt.
+        visible: (rows, prompt_length), 0 at positions that penalties must ignore; None shows them the whole prompt.
         """
         rows, prompt_length = prompt_ids.shape
         device = prompt_ids.device
@@ -91,7 +91,10 @@ class DecodeState:
         return self.token_ids.shape[0]
 
     def ending_token(self, vocab_size: int) -> Tensor:
-        """(1,) int64: the first of `eos_token_ids`, not None here, that may come; found without waiting for a GPU."""
+        """Returns (1,) int64: the first of `eos_token_ids` inside the vocabulary, without waiting for a GPU.
+
+        `eos_token_ids` must not be None.
+        """
         assert self.eos_token_ids is not None
         may_come = (self.eos_token_ids >= 0) & (self.eos_token_ids < vocab_size)
         return self.eos_token_ids.index_select(0, may_come.int().argmax(0, keepdim=True))
@@ -102,7 +105,7 @@ class DecodeState:
         return self.token_ids.shape[1] - self.prompt_length
 
     def reserve(self, steps: int) -> None:
-        """Replaces `token_ids` and `history` by wider tensors if they lack columns for `steps` steps."""
+        """Replaces `token_ids` and `history` with wider tensors if they lack columns for `steps` steps."""
         if steps <= self.step_capacity:
             return
         capacity = self.prompt_length + grown_capacity(self.step_capacity, steps, self.max_new_tokens)
@@ -112,9 +115,9 @@ class DecodeState:
         self.grown += 1
 
     def tokens(self, generated: int) -> Tensor:
-        """(rows, prompt_length + generated): a view of the prompt and the first `generated` tokens."""
+        """Returns (rows, prompt_length + generated): a view of the prompt and the first `generated` tokens."""
         return self.token_ids[:, : self.prompt_length + generated]
 
     def column(self, step: int) -> Tensor:
-        """(rows,): a view of the tokens of `step`."""
+        """Returns (rows,): a view of the tokens of `step`."""
         return self.token_ids[:, self.prompt_length + step]

@@ -1,4 +1,4 @@
-"""Ties, broken as every op breaks them."""
+"""Breaks ties as every op does."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
 
 class PreparedBeamStep(Prepared[BeamStepOutput]):
-    """`beam_step` with everything but the logits fixed; see `Prepared`.
+    """`beam_step` with all arguments fixed but the logits; see `Prepared`.
 
-    normalisers: (2, max_new_tokens) float32. After step t scores are divided by
+    normalisers: (2, max_new_tokens) float32, the divisors of scores after step t:
 
-        [0, t], that of a hypothesis that ends with it: (t + 1) ** length_penalty
-        [1, t], that of the best running beam, to be compared with finished hypotheses: the same, or under "never" with
-            length_penalty > 0 max_new_tokens ** length_penalty
+        [0, t] divides a hypothesis that ends at step t: (t + 1) ** length_penalty
+        [1, t] divides the best running beam, for the comparison with finished hypotheses: the same, or with "never" and
+            length_penalty > 0, max_new_tokens ** length_penalty
 
-        Every call reads them anew, so that they can be changed in place.
+        Every call reads them again, so that callers can change them in place.
     sorts_draws: whether candidates are drawn, and sorted.
     """
 
@@ -147,39 +147,38 @@ def beam_step(
         running: the best n that do not end
         open: the best running beam, normalised by its length, beats one of the finished hypotheses
 
-    Ties go to the better parent, then to the lower token id. `early_stopping` True: nothing joins n finished
-    hypotheses, and the search is over once every prompt has n. "never": `open` supposes the longest possible
-    continuation where length_penalty > 0. A continuation of score -inf is none: with fewer than n left, a beam dies
+    Ties go to the better parent, then to the lower token id. With `early_stopping` True no hypothesis joins n finished
+    ones, and the search is over once every prompt has n. With "never" and length_penalty > 0, `open` assumes the
+    longest possible continuation. A continuation with score -inf does not exist. If fewer than n remain, a beam dies
     and feeds `pad_token_id`.
 
-    What becomes of the rows: the first child of a beam stays in its row, every other one moves into a row whose beam
-    left no child, the one with the longest common history. The caller applies the same to the model's cache::
+    The first child of a beam stays in its row. Every other child moves into a row whose beam has no child: the one with
+    the longest common history. The caller applies the same moves to the model's cache::
 
         reorder_cache(cache, out.source_rows, prompt_positions + out.shared, prompt_positions + step)
 
     Arguments:
         logits: (rows, vocab_size) float32, float16 or bfloat16 by row, last dimension contiguous; rows may be strided.
-        state: a `BeamState`; its histories stand for `input_ids` of the penalties.
-        step: tokens generated before this call, in [0, state.max_new_tokens); without effect where the state counts
-            them.
-        repetition_penalty ... token_bitmask: the shaping knobs of `process_logits`; from `temperature` to
-            `min_tokens_to_keep` they act with `do_sample` only, and then the temperature must be > 0.
-        normalized: `logits` hold log-probabilities; no log-softmax is taken.
-        length_penalty: finite; above 0 favours long hypotheses. The longest length to its power has to fit float32.
+        state: a `BeamState`; penalties read its histories instead of `input_ids`.
+        step: tokens generated before this call, in [0, state.max_new_tokens). A state with a step counter ignores it.
+        repetition_penalty ... token_bitmask: the shaping knobs of `process_logits`. Those from `temperature` to
+            `min_tokens_to_keep` act with `do_sample` only, which requires a temperature > 0.
+        normalized: `logits` hold log-probabilities, so the op skips the log-softmax.
+        length_penalty: finite; above 0 favours long hypotheses. The longest length to its power must fit float32.
         early_stopping: False, True or "never".
-        stopping_criteria: called once with the candidates (B * K, prompt_length + step + 1) int64; True ends one. None
-            where the state counts the steps.
-        sort_draws: False leaves drawn candidates in the order of the draw, as transformers did up to 5.23. The order
+        stopping_criteria: called once with the candidates (B * K, prompt_length + step + 1) int64; True ends one. Must
+            be None if the state has a step counter.
+        sort_draws: False keeps drawn candidates in the order of the draw, as transformers did up to 5.23. The order
             decides which of those that end are among the first n.
-        seed, noise, rng, generator: as in `sample`, for row b * n + j the noise of beam j of prompt b.
+        seed, noise, rng, generator: as in `sample`; row b * n + j has the noise of beam j of prompt b.
         backend: "auto", "cpu", "cuda", "triton" or "torch".
         out: a BeamStepOutput of contiguous tensors to write into, shaped like the result.
 
-    Returns the rows' next tokens and moves. `status` tells of a prompt that was open: rows with NaN or +inf, which lose
-    their continuations, and rows without an allowed token where the prompt has nothing else left.
+    Returns the rows' next tokens and moves. `status` covers open prompts only. It marks rows with NaN or +inf, which
+    have no continuation, and rows without an allowed token if the prompt has no other continuation.
 
-    Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError where the backend cannot run;
-    a refused call changes nothing.
+    Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError if the backend cannot run. A
+    refused call changes nothing.
     """
     raise NotImplementedError
 
@@ -205,10 +204,10 @@ def prepare_beam_step(
     out: BeamStepOutput | None = None,
     **knobs: Unpack[ShapingKnobs],
 ) -> PreparedBeamStep:
-    """Checks the arguments of `beam_step` once; `logits` is an example of what the calls will bring. A missing seed is
-    drawn here, once.
+    """Checks the arguments of `beam_step` once, and draws a missing seed. `logits` is an example for later calls.
 
-    knobs: those of `process_logits`."""
+    knobs: those of `process_logits`.
+    """
     for name, flag in (("do_sample", do_sample), ("normalized", normalized), ("sort_draws", sort_draws)):
         if not isinstance(flag, bool):
             raise TypeError(f"`{name}` must be a bool, got {type(flag).__name__}")
@@ -300,9 +299,9 @@ def _triton(call: BeamCall) -> Run:
 
 
 def _run_halves(
-    call: BeamCall, work: BeamWorkspace, step: int, launch: Callable[..., None], place: tuple[Any, ...]
+    call: BeamCall, work: BeamWorkspace, step: int, launch: Callable[..., None], place: tuple[object, ...]
 ) -> None:
-    """Both halves of a step at once, or one after the other where the caller's criteria are asked between them."""
+    """Runs both halves of a step in one launch, or in two with the call of `stopping_criteria` in between."""
     if call.stopping_criteria is None:
         launch(*place, _SELECT | _ADVANCE)
     else:
@@ -311,7 +310,7 @@ def _run_halves(
         launch(*place, _ADVANCE)
 
 
-def _arguments(call: BeamCall, work: BeamWorkspace, threads: int) -> dict[str, Any]:
+def _arguments(call: BeamCall, work: BeamWorkspace, threads: int) -> dict[str, float]:
     return {
         **call.shaping.kernel_arguments(threads),
         **call.noise.kernel_arguments(),

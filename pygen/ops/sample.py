@@ -1,11 +1,11 @@
-"""Draws the next token of every row in one call: shaping, race, log-probabilities and bookkeeping."""
+"""Draws the next token of every row in one call: scores, exponential race, log-probabilities and bookkeeping."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class PreparedSample(Prepared[SampleOutput]):
-    """`sample` with everything but the logits and the step fixed; see `Prepared`."""
+    """`sample` with all arguments fixed but the logits and the step; see `Prepared`."""
 
     __slots__ = ()
 
@@ -150,44 +150,43 @@ def sample(
     backend: str = "auto",
     out: SampleOutput | None = None,
 ) -> SampleOutput:
-    """One token per row, drawn from the survivors of `process_logits`: token i with probability softmax(s)[i].
+    """Draws one token per row from the survivors of `process_logits`: token i with probability softmax(s)[i].
 
     With s the scores of `process_logits` and E > 0 exponential noise, per row::
 
         token = argmax over survivors of s - ln E      ties to the lowest id; a survivor beats every removed token
-        greedy row: token = argmax of x, nothing is drawn
+        greedy row: token = argmax of x, without a draw
 
     The noise of element (row, id) is
 
     - rng="philox": a function of (row seed, step, id) alone. word = philox4x32_10(key = row seed, counter = (id >> 2,
       step, 0, 0))[id & 3]; u = min(float32((word + 1/2) / 2**32), 1 - 2**-24); E = -log1p(-u) (Salmon et al. 2011).
-    - rng="torch": what `torch.multinomial(torch.softmax(s, -1), 1)` takes from `generator`, so the token is the one
-      that it returns. The generator advances by rows * vocab_size elements, also for greedy rows.
+    - rng="torch": the noise that `torch.multinomial(torch.softmax(s, -1), 1)` draws from `generator`, so both return
+      the same token. The generator advances by rows * vocab_size elements, also for greedy rows.
     - noise=: given.
 
-    However small a temperature is, the draw stays one among the largest scores, uniform where they tie. A row that is
-    not OK (see `RowStatus`) is not drawn: its token is the lowest id of the largest x that is not NaN, and its
-    log-probabilities are NaN. The other rows of the call are untouched by it. Greedy and bad rows, like every other,
-    return an id in [0, vocab_size).
+    At any small temperature, the draw is among the largest scores, uniform over ties. A row that is not OK (see
+    `RowStatus`) is not drawn: its token is the lowest id of the largest x that is not NaN, and its log-probabilities
+    are NaN. It does not affect other rows. Every row, invalid ones included, returns an id in [0, vocab_size).
 
     Arguments:
         logits, do_sample to token_bitmask, backend: see `process_logits`.
         seed: an int in [0, 2**64), from which row r gets `pygen.rng.row_seed(seed, r)`; or the row seeds themselves,
-            one such int per row, or (rows,) int64 bit patterns. None: drawn from `generator`, or torch's default one.
+            one such int per row, or (rows,) int64 bit patterns. None draws it from `generator`, or torch's default.
         step: tokens generated so far, an int in [0, 2**32), or one per row, (rows,) int64.
         noise: (rows, vocab_size) float32, finite and > 0, last dimension contiguous. Excludes seed, generator and
             rng="torch".
-        rng: "philox" or "torch"; "torch" excludes seed, and its noise is known for CPU and CUDA logits.
+        rng: "philox" or "torch"; "torch" excludes seed, and needs CPU or CUDA logits.
         generator: a torch.Generator, with rng="torch" on the device of the logits; None is torch's default one there.
-            Not touched where `do_sample` is False.
-        logprobs: n > 0 also returns ln softmax(s) of the token, and the n best tokens with theirs. For a greedy row s
-            is x.
+            It does not advance if `do_sample` is False.
+        logprobs: n > 0 also returns ln softmax(s) of the token, and the n best tokens with theirs. In a greedy row s is
+            x.
         out: a SampleOutput of contiguous tensors to write into, shaped like the result.
 
     Returns SampleOutput(token_ids, logprobs, top_logprobs, status).
 
-    Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError where the backend cannot run;
-    a refused call changes nothing, the generator included.
+    Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError if the backend cannot run. A
+    refused call changes nothing, not even the generator.
     """
     raise NotImplementedError
 
@@ -212,17 +211,16 @@ def prepare_sample(
     state: DecodeState | None = None,
     **knobs: Unpack[ShapingKnobs],
 ) -> PreparedSample:
-    """Checks the arguments of `sample` once; `logits` is an example of what the calls will bring.
+    """Checks the arguments of `sample` once, and draws a missing seed. `logits` is an example for later calls.
 
     knobs: those of `process_logits`.
-    step: (rows,) int64 that the noise of every call reads, or None: the step given to the call. A missing seed is drawn
-        here, once.
-    state: its sequences stand for `input_ids` and its prompt length for `prompt_lengths`, and every call extends them
-        at column prompt_length + step: a finished row takes `pad_token_id`; the others take their token, count it in
-        `num_generated`, and are finished if it is one of `eos_token_ids`. `unfinished` is then counted anew. The
-        result holds the tokens as appended; status and log-probabilities of a finished row mean nothing. Where it has
-        `steps`, row r is at steps[r] instead of the call's step, and every call adds 1 to them; where it has a
-        `generator_state`, torch's noise is taken from that.
+    step: (rows,) int64 that the noise of every call reads; None uses the step of the call.
+    state: its sequences replace `input_ids` and its prompt length `prompt_lengths`. Every call extends them at column
+        prompt_length + step: a finished row gets `pad_token_id`; the others get their token, count it in
+        `num_generated`, and finish if it is one of `eos_token_ids`. The call then updates `unfinished`. The result
+        holds the tokens as appended; status and log-probabilities of a finished row are meaningless. If the state has
+        `steps`, row r is at steps[r] instead of the call's step, and every call adds 1 to them. If it has a
+        `generator_state`, torch's noise comes from that.
     """
     shaping = check_shaping(
         logits,
@@ -258,7 +256,7 @@ def prepare_sample(
 
 @dataclass(frozen=True)
 class SampleCall:
-    """Everything checked, as backends take it; `out` and the tensors behind the pointers live in the Prepared."""
+    """The checked arguments, as backends take them. The Prepared keeps `out` and the tensors behind pointers alive."""
 
     shaping: Shaping
     noise: Noise
@@ -299,7 +297,7 @@ def _cuda(call: SampleCall) -> Run:
     return run
 
 
-def _arguments(call: SampleCall, threads: int) -> dict[str, Any]:
+def _arguments(call: SampleCall, threads: int) -> dict[str, float]:
     return {
         **call.shaping.kernel_arguments(threads),
         **call.noise.kernel_arguments(),

@@ -1,11 +1,11 @@
-"""Batched speculative sampling: which drafted tokens stay, and the token behind them."""
+"""Batched speculative sampling: which drafted tokens pass, and the token after them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,44 +39,44 @@ def verify_draft(
     generator: torch.Generator | None = None,
     backend: str = "auto",
 ) -> DraftOutput:
-    """The drafts of every row that stay, and one token more, so that all of them are draws from the target.
+    """Accepts drafts of every row, and draws one more token, so that all of them are draws from the target.
 
     Per row, for the positions i = 0, 1, ... of its drafts x::
 
         p = softmax(target_logits[i] / temperature)
-        q = softmax(draft_logits[i] / temperature), or 1 at x where drafts are certain (draft_logits=None)
-        x stays if u < p(x) / q(x), told from logarithms, so that no probability is too small; p(x) = 0 never stays
-        at the first that does not, the token is drawn from max(p - q, 0), normalised; from p where that is 0 throughout
-        behind the last draft, the token is drawn from p
-        greedy row: x stays if it is the argmax of target_logits[i], lowest id first; the token is the next argmax
+        q = softmax(draft_logits[i] / temperature), or 1 at x if drafts are certain (draft_logits=None)
+        x passes if u < p(x) / q(x), compared as logarithms to avoid underflow; p(x) = 0 never passes
+        at the first x that fails, the token is drawn from max(p - q, 0), normalised, or from p if that is 0 everywhere
+        after the last draft, the token is drawn from p
+        greedy row: x passes if it is the argmax of target_logits[i], lowest id first; the token is the next argmax
 
-    Whatever q is, what comes out is distributed as p (Leviathan et al. 2023; Chen et al. 2023), provided that the
-    drafts were drawn from q with other noise. An id outside the vocabulary is no draft: the row's drafts end there.
+    For any q the result is distributed as p (Leviathan et al. 2023; Chen et al. 2023), provided that the drafts were
+    drawn from q with other noise. An id outside the vocabulary ends the row's drafts.
 
-    The token at position i is the winner of the race of `sample` at step + i, argmax of ln weight - ln E, ties to the
-    lowest id; u is made as E is, of the word of id x in stream 2: both depend on row seed, step + i and id alone.
+    The token at position i is the winner of the race of `sample` at step + i: the argmax of ln weight - ln E, ties to
+    the lowest id. u is computed as E is, from the word of id x in stream 2. Both depend on row seed, step + i and id
+    alone.
 
-    A position that is reached and whose target, or draft, has NaN, +inf or nothing but -inf ends the row: its status
-    is set, and its token is the lowest id of the largest target score that is a number. A greedy row reads no draft
-    logits.
+    If the target's or draft's scores at a position reached have NaN, +inf or only -inf, the row ends there with a
+    status. Its token is the lowest id of the largest target score that is not NaN. A greedy row reads no draft logits.
 
     Arguments:
-        target_logits: (rows, n + 1, vocab_size) float32, float16 or bfloat16 scores as processed, -inf for a removed
-            token. The last dimension is contiguous, the others are strided at will.
+        target_logits: (rows, n + 1, vocab_size) float32, float16 or bfloat16 processed scores, -inf for a removed
+            token. The last dimension is contiguous, the others may be strided.
         draft_token_ids: (rows, n) int64 or int32, last dimension contiguous; n may be 0.
         draft_logits: (rows, n, vocab_size) of any of these dtypes, the scores that the drafts were drawn from.
-        draft_lengths: how many drafts a row has, in [0, n]: an int, or one per row in a list or (rows,) int64; None
-            is n. On a GPU a tensor is not looked through: less than 0 is 0, and more than n is n.
+        draft_lengths: the number of drafts of a row, in [0, n]: an int, or one per row in a list or (rows,) int64; None
+            is n. The values of a GPU tensor are not checked, but clamped to [0, n].
         do_sample, temperature: as in `process_logits`; temperature 0 makes a row greedy.
         seed, step, generator: as in `sample`; `step` is that of the first draft.
-        uniforms, noise: u in [0, 1) of every draft, (rows, n), and E > 0 of the one token that is drawn,
-            (rows, vocab_size), float32 both; one needs the other. They exclude seed and generator.
+        uniforms, noise: u in [0, 1) of every draft, (rows, n), and E > 0 of the final draw, (rows, vocab_size), float32
+            both; one needs the other. They exclude seed and generator.
         backend: "auto", "cpu", "cuda", "triton" or "torch".
 
     Returns DraftOutput(accepted_lengths, token_ids, status).
 
-    Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError where the backend cannot run;
-    a refused call changes nothing, the generator included.
+    Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError if the backend cannot run. A
+    refused call changes nothing, not even the generator.
     """
     key = None
     if uniforms is None and noise is None:
@@ -124,7 +124,7 @@ def verify_draft(
 
 
 class _Checked(NamedTuple):
-    """What a call's checks find."""
+    """The results of a call's checks."""
 
     like: Like
     lengths: int | Tensor
@@ -171,7 +171,7 @@ def _check_lengths(draft_lengths: IntKnob | None, num_drafts: int, like: Like) -
     checks.check_ids("draft_lengths", draft_lengths)
     checks.check_shape("draft_lengths", draft_lengths, "(rows,)", (like.rows,))
     checks.check_device("draft_lengths", draft_lengths, like.device, like.name)
-    # To look through a tensor of a GPU the host would have to wait for it.
+    # Reading the values of a GPU tensor would make the host wait.
     if draft_lengths.device.type == "cpu":
         for row in ((draft_lengths < 0) | (draft_lengths > num_drafts)).nonzero()[:1].flatten().tolist():
             got = f"{int(draft_lengths[row])} in row {row}"
@@ -210,7 +210,7 @@ def _triton(call: DraftCall, out: DraftOutput) -> None:
     kernel(call, out)
 
 
-def _arguments(call: DraftCall, out: DraftOutput) -> dict[str, Any]:
+def _arguments(call: DraftCall, out: DraftOutput) -> dict[str, float]:
     target, draft = call.target, call.draft
     return {
         "rows": target.shape[0],
