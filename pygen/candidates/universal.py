@@ -13,6 +13,7 @@ from pygen.candidates.assistant import AssistedCandidateGenerator
 from pygen.candidates.drafter import DraftSettings, Follower, assistant_settings
 from pygen.candidates.inputs import prompt_of_text
 from pygen.candidates.translator import AssistantToTargetTranslator, AssistantVocabTranslatorCache
+from pygen.candidates.vocabulary import of_width
 from pygen.knobs import WARPERS
 from pygen.models.devices import execution_device
 from pygen.request.protocols import GenerationSettings, Tokenizer
@@ -199,9 +200,7 @@ class UniversalSpeculativeDecodingGenerator(AssistedCandidateGeneratorDifferentT
     def _columns(self, logits: Tensor) -> Tensor:
         overlap = self._translator.assistant_overlap_token_ids
         # A tokenizer may have more tokens than the assistant's head.
-        missing = int(overlap[-1]) + 1 - logits.shape[1]
-        if missing > 0:
-            logits = torch.nn.functional.pad(logits, (0, missing), value=-torch.inf)
+        logits = of_width(logits, max(logits.shape[1], int(overlap[-1]) + 1))
         return logits[:, overlap] if self._translator.assistant_prune_lm_head else logits
 
     def _assistant_ids(self, ids: list[int]) -> list[int]:

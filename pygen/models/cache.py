@@ -7,11 +7,22 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from pygen.config.config import GenerationMode
 from pygen.models.protocols import Cache
 from pygen.models.rows import leaves
 from pygen.ops.reorder_cache import reorder_cache
 
 AnyCache = TypeVar("AnyCache")
+
+# The searches that reorder the rows of a cache, and those that crop it.
+REORDERING_MODES = (
+    GenerationMode.CONTRASTIVE_SEARCH,
+    GenerationMode.BEAM_SEARCH,
+    GenerationMode.BEAM_SAMPLE,
+    GenerationMode.CONSTRAINED_BEAM_SEARCH,
+    GenerationMode.GROUP_BEAM_SEARCH,
+)
+CROPPING_MODES = (GenerationMode.ASSISTED_GENERATION, GenerationMode.CONTRASTIVE_SEARCH)
 
 # Layers that store keys and values only, in the order of the positions.
 _PLAIN_LAYERS = {
@@ -85,7 +96,7 @@ def crop(cache: Cache, num_tokens: int) -> None:
     """
     if num_tokens == 0:
         return
-    layers = getattr(_decoders(cache), "layers", ())
+    layers = layers_of(cache)
     longest = max((_length(layer) or 0 for layer in layers), default=0)
     grown = [layer for layer in layers if getattr(layer, "is_initialized", True) and _length(layer) in (None, longest)]
     if len(grown) < len(layers):
@@ -188,6 +199,11 @@ def reorder(cache: AnyCache, source_rows: Tensor, shared: Tensor, generated: int
 def _decoders(cache: object) -> Any:
     """The decoder's cache of a pair of caches; any other cache itself."""
     return getattr(cache, "self_attention_cache", cache)
+
+
+def layers_of(cache: object) -> Any:
+    """The layers of a cache, or of the decoder's cache of a pair, in their own list; empty for other objects."""
+    return getattr(_decoders(cache), "layers", None) or ()
 
 
 def _split(cache: object) -> tuple[list[tuple[Tensor, Tensor, int]], list[Cache]]:

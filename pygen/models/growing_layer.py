@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import cache_utils
 
+from pygen.models.cache import layers_of
+
 # Without types, because transformers' own ignore the state of an empty layer.
 _DynamicLayer: Any = cache_utils.DynamicLayer
 
@@ -83,7 +85,7 @@ def make_full(cache: object, length: int) -> None:
         cache_utils.DynamicSlidingWindowLayer: _DynamicLayer,
         cache_utils.StaticSlidingWindowLayer: lambda: cache_utils.StaticLayer(max_cache_len=length),
     }
-    layers = _layers(cache)
+    layers = layers_of(cache)
     for i, layer in enumerate(layers):
         if type(layer) in made:
             layers[i] = made[type(layer)]()
@@ -111,12 +113,7 @@ def grow_in_place(cache: object, max_added: int) -> None:
 
 def cut_to_size(cache: object) -> None:
     """Undoes `grow_in_place`."""
-    layers = _layers(cache)
+    layers = layers_of(cache)
     for i, layer in enumerate(layers):
         if isinstance(layer, GrowingLayer):
             layers[i] = layer.cut_to_size()
-
-
-def _layers(cache: object) -> Any:
-    """The list of a cache's layers, which may be replaced one by one; empty for other objects."""
-    return getattr(getattr(cache, "self_attention_cache", cache), "layers", None) or ()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pygen.config.config import GenerationConfig, GenerationMode
+from pygen.models.cache import CROPPING_MODES
 from pygen.models.hooks import GenerationHooks, parameter_names
 from pygen.models.inputs import GrowingInputs, tail_logits
 from pygen.models.module import ModuleAdapter, unpack_outputs
@@ -31,8 +32,6 @@ _NEVER_CALLED = (
     "_prepare_generation_config",
     "_sample",
 )
-# Modes in which tokens may be taken back.
-_TAKING_BACK = (GenerationMode.ASSISTED_GENERATION, GenerationMode.CONTRASTIVE_SEARCH)
 
 
 class MixinAdapter(ModuleAdapter):
@@ -77,7 +76,7 @@ class MixinAdapter(ModuleAdapter):
             self._growing = GrowingInputs({}, 0)
             hook = self._hooks._update_model_kwargs_for_generation
             update = functools.partial(hook, is_encoder_decoder=False, num_new_tokens=1)
-            self._updates = OwnUpdates(update, keep=mode in _TAKING_BACK, rereads=not self._use_cache)
+            self._updates = OwnUpdates(update, keep=mode in CROPPING_MODES, rereads=not self._use_cache)
         prepare_cache = getattr(self._hooks, "_prepare_cache_for_generation", None)
         if self._use_cache and prepare_cache is not None:
             longest = self._prompt_length + max_new_tokens - 1
@@ -93,9 +92,9 @@ class MixinAdapter(ModuleAdapter):
             if self._updates.writes_in_place:
                 self.can_crop = False
             elif self._mode is GenerationMode.ASSISTED_GENERATION:
-                room = self._max_new_tokens - 1
+                capacity = self._max_new_tokens - 1
                 self.reads_at_once = not self._updates.reads_outputs and reads_at_once(
-                    self._hooks, None, self._reread, prompt_ids, logits, room
+                    self._hooks, None, self._reread, prompt_ids, logits, capacity
                 )
         return logits
 

@@ -27,13 +27,6 @@ from pygen.request.prompt import Prompt, check_ids, check_mask, given_input, sta
 from pygen.request.settings import SpecialTokens
 
 _ONE_BY_ONE = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.DOLA_GENERATION)
-_REORDERING = (
-    GenerationMode.CONTRASTIVE_SEARCH,
-    GenerationMode.BEAM_SEARCH,
-    GenerationMode.BEAM_SAMPLE,
-    GenerationMode.GROUP_BEAM_SEARCH,
-    GenerationMode.CONSTRAINED_BEAM_SEARCH,
-)
 # Settings that only a model of transformers supports.
 _TRANSFORMERS_ONLY = ("output_attentions", "output_hidden_states", "cache_config", "prefill_chunk_size")
 
@@ -138,8 +131,8 @@ class ModuleAdapter:
         kwargs = dict(prompt.model_kwargs)
         self._batch_size, self._prompt_length = prompt.input_ids.shape
         self._num_copies = num_copies
-        self._reorders = mode in _REORDERING and num_copies > 1
-        self._use_cache = self._wants_cache and mode in (*_ONE_BY_ONE, *_REORDERING)
+        self._reorders = mode in cache_verbs.REORDERING_MODES and num_copies > 1
+        self._use_cache = self._wants_cache and mode in (*_ONE_BY_ONE, *cache_verbs.REORDERING_MODES)
         if hidden_states:
             if "output_hidden_states" not in self._names:
                 raise NotImplementedError(

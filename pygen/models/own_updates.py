@@ -1,4 +1,4 @@
-"""A model's own `_update_model_kwargs_for_generation`, called token by token, so that tokens can be taken back."""
+"""Calls a model's own `_update_model_kwargs_for_generation` token by token, so that a loop can undo tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pygen.models.rows import leaves, map_leaves
 
-# Fields of a model's output with an entry per token that was read: its dimension.
+# The fields of a model's output with one entry per new token, and the dimension of the entries.
 _BY_TOKEN = {
     "logits": 1,
     "last_hidden_state": 1,
@@ -22,43 +22,46 @@ _BY_TOKEN = {
     "decoder_attentions": -2,
     "cross_attentions": -2,
 }
-# How often outputs with other values are tried: a hook may make one bit of them.
+# The number of trials with other outputs. A hook may reduce outputs to one bit, so one trial is not enough.
 _TRIES = 8
 
 
 class OwnUpdates:
-    """The arguments of forwards after each generated token, as the hook makes them::
+    """The arguments of a forward after each generated token, from the hook::
 
         start(outputs, kwargs)            calls the hook once for the prompt
-        arguments(2, 3)                   of a forward over tokens 2, 3 and 4, where the model has read 0 and 1
+        arguments(2, 3)                   for a forward over tokens 2, 3 and 4; the model has read 0 and 1
         add(outputs)                      calls the hook for each of the three, with its part of the outputs
-        arguments(3, 1)                   of a forward over another token 3: what came behind is dropped
+        arguments(3, 1)                   for a forward over another token 3; drops the arguments of later tokens
 
-    A forward over several tokens needs arguments for tokens that no forward has read yet. The hook is called for these
-    with the newest outputs there are, and again with the right ones afterwards. `reads_outputs` tells whether that
-    makes a difference.
+    A forward over several tokens needs arguments for tokens that no forward has read yet. For these the object calls
+    the hook with the newest outputs, and again with the right ones afterwards. If that makes a difference,
+    `reads_outputs` is True.
 
-    update: (outputs, kwargs) -> kwargs. It gets a new dict each time.
-    keep: whether tokens are taken back; else the arguments of the newest alone are kept.
-    rereads: whether forwards read the whole text, as without a cache; else only what the model has not read.
+    update: (outputs, kwargs) -> kwargs, the hook. Each call gets a new dict.
+    keep: whether a loop may undo tokens; if not, the object stores only the newest arguments.
+    rereads: whether forwards read the whole text, as without a cache, instead of the new tokens only.
+
+    Attributes:
+        writes_in_place: whether the hook has changed one of its input tensors, so that earlier arguments are lost.
+        reads_outputs: whether the arguments of a token depend on the outputs before it, so that the model must read
+            tokens one by one.
     """
 
     def __init__(
-        self, update: Callable[[Any, dict[str, Any]], dict[str, Any]], *, keep: bool, rereads: bool = False
+        self, update: Callable[[Any, dict[str, object]], dict[str, object]], *, keep: bool, rereads: bool = False
     ) -> None:
         self._update = update
         self._keep = keep
         self._rereads = rereads
         self._after: dict[int, dict[str, Any]] = {}
-        self._held = False
+        self._final = False
         self._reading = (0, 0)
         self._outputs: Any = None
-        self.writes_in_place = False
-        """Whether the hook has changed a tensor that it was given, so that earlier arguments are lost."""
-        self.reads_outputs = False
-        """Whether a token's arguments depend on the outputs before it, so that no two can be read at once."""
+        self.writes_in_place = self.reads_outputs = False
 
-    def start(self, outputs: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def start(self, outputs: Any, kwargs: dict[str, object]) -> dict[str, Any]:
+        """The arguments after the prompt."""
         if not self._keep:
             self._after = {0: self._update(outputs, dict(kwargs))}
             return self._after[0]
@@ -68,30 +71,30 @@ class OwnUpdates:
         self.writes_in_place = not all(map(torch.equal, before, given))
         if not self.writes_in_place:
             self.reads_outputs = self._depends_on(outputs, kwargs, self._after[0])
-            # For a hook that also keeps what it was given last.
+            # A hook may store its last input, which must be the real one.
             self._after = {0: self._update(outputs, dict(kwargs))}
         return self._after[0]
 
-    def begin(self, kwargs: dict[str, Any]) -> None:
-        """`kwargs`: the arguments behind the prompt in the place of those that `start` returned."""
+    def begin(self, kwargs: dict[str, object]) -> None:
+        """Replaces the arguments after the prompt, which `start` returned, by `kwargs`."""
         self._after = {0: kwargs}
 
     def hold(self) -> None:
-        """Nothing is taken back behind the tokens that the next forward begins with."""
-        self._held = True
+        """Declares all tokens before those of the next forward final."""
+        self._final = True
 
     def arguments(self, read: int, unread: int) -> dict[str, Any]:
-        """Of a forward over `unread` tokens behind the `read` ones that stay of those generated."""
-        first = read if self._held or not self._keep else 0
+        """The arguments of a forward over `unread` tokens after the first `read` generated ones, which stay."""
+        first = read if self._final or not self._keep else 0
         self._after = {count: kwargs for count, kwargs in self._after.items() if first <= count <= read}
-        self._held, self._reading = False, (read, unread)
+        self._final, self._reading = False, (read, unread)
         kwargs = self._after[read]
         for _ in range(unread - 1):
             kwargs = self._update(self._outputs, dict(kwargs))
         return kwargs
 
     def add(self, outputs: Any) -> dict[str, Any]:
-        """The arguments behind the tokens that were read; `outputs` are of all of them."""
+        """The arguments after the tokens of the last forward, whose outputs are `outputs`."""
         read, unread = self._reading
         for i in range(unread):
             of_token = outputs if unread == 1 else self._of_token(outputs, i - unread)
@@ -99,13 +102,13 @@ class OwnUpdates:
         self._outputs = of_token if self._keep else None
         return self._after[read + unread]
 
-    def _of_token(self, outputs: Any, place: int) -> Any:
-        """The outputs of a forward over several tokens as they are of one that ends at `place`: -1 is the last."""
+    def _of_token(self, outputs: Any, index: int) -> object:
+        """The part of a forward's outputs for the token at `index` < 0, as if that were the last token."""
         width = None if self._rereads else 1
-        return _changed(outputs, lambda tensor, dim: _cut(tensor, dim, place, width))
+        return _changed(outputs, lambda tensor, dim: _cut(tensor, dim, index, width))
 
-    def _depends_on(self, outputs: Any, kwargs: dict[str, Any], expected: dict[str, Any]) -> bool:
-        """Whether the hook makes something else of `kwargs` where the outputs have other values for their tokens."""
+    def _depends_on(self, outputs: Any, kwargs: dict[str, object], expected: dict[str, object]) -> bool:
+        """Whether the result of the hook changes with the values of the outputs."""
         wanted = list(leaves(expected))
         for seed in range(_TRIES):
             try:
@@ -119,8 +122,8 @@ class OwnUpdates:
         return False
 
 
-def _changed(outputs: Any, change: Callable[[Tensor, int], Tensor]) -> Any:
-    """A copy of a model's outputs with `change(tensor, dim)` of what they hold by token; dim: of the tokens."""
+def _changed(outputs: Any, change: Callable[[Tensor, int], Tensor]) -> object:
+    """A copy of a model's outputs with `change(tensor, dim)` for tensors that have an entry per token in `dim`."""
     if isinstance(outputs, Tensor):
         return change(outputs, 1)
     if isinstance(outputs, tuple):
@@ -147,8 +150,8 @@ def _noise(tensor: Tensor, dim: int, seed: int) -> Tensor:
     return torch.rand(tensor.shape, generator=generator, device=tensor.device).to(tensor.dtype)
 
 
-def _cut(tensor: Tensor, dim: int, place: int, width: int | None) -> Tensor:
-    # Logits may be of the last tokens alone.
-    end = max(tensor.shape[dim] + place + 1, 1)
+def _cut(tensor: Tensor, dim: int, index: int, width: int | None) -> Tensor:
+    # There may be logits for the last tokens only.
+    end = max(tensor.shape[dim] + index + 1, 1)
     start = 0 if width is None else end - width
     return tensor.narrow(dim, start, end - start)

@@ -1,40 +1,41 @@
-"""Takes tokens back from a cache that cannot be cropped, by copies of the states it holds."""
+"""Removes tokens from a cache that cannot be cropped, through copies of its states."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pygen.models.cache_snapshot import Snapshot, rounding
 
-# With more unread tokens than this, they get a forward of their own.
-_MOST_UNREAD = 16
+# More unread tokens than this get a separate forward.
+_MAX_UNREAD = 16
 
-# (token_ids (rows, length), unread columns, wanted ones) -> logits (rows, wanted, vocab_size) of the last columns
+# (token_ids (rows, length), number of unread columns, count) -> logits (rows, count, vocab_size) of the last columns
 Read = Callable[[Tensor, int, int], Tensor]
 
-_known: weakref.WeakKeyDictionary[Any, dict[tuple[str, bool], bool]] = weakref.WeakKeyDictionary()
+# By model, and then by (type of device, whether there are several rows).
+_known: weakref.WeakKeyDictionary[object, dict[tuple[str, bool], bool]] = weakref.WeakKeyDictionary()
 
 
 class Rollback:
-    """The last tokens are taken back in two steps: the states that were copied before them are put back, and those
-    of the tokens behind the copy that stay are read again, together with what is decoded next::
+    """Removes the last tokens in two steps: it restores an earlier copy of the states, and the next forward reads the
+    remaining tokens after the copy again::
 
-        hold()                   tokens before this are never taken back
+        hold()                   declares all tokens so far final
         decode(x a b c)          copies the states, reads x a b c
-        take_back(2)             puts the states back; x a are unread
+        take_back(2)             restores the states; x a are unread
         decode(y d e)            reads x a y d e
 
-    Many unread tokens are read by themselves first. A model that reads one token at a time reads all of them so.
+    More than 16 unread tokens get a separate forward first. A model that reads one token at a time reads all of them
+    one by one.
 
-    unread: how many tokens the text has behind those that the cache has seen.
+    unread: the number of tokens that the text has and the cache has not seen.
     """
 
-    def __init__(self, cache: Any, read: Read, *, reads_at_once: bool) -> None:
+    def __init__(self, cache: object, read: Read, *, reads_at_once: bool) -> None:
         self._cache = cache
         self._read = read
         self._reads_at_once = reads_at_once
@@ -45,14 +46,15 @@ class Rollback:
         self.unread = 0
 
     def hold(self) -> None:
+        """Declares all tokens so far final."""
         self._holds = True
         if self._since:
             self._snapshot, self._since = None, 0
 
     def decode(self, token_ids: Tensor, count: int) -> Tensor:
-        """The logits of the last `count` columns (rows, count, vocab_size), which are new."""
+        """The logits (rows, count, vocab_size) of the last `count` columns, which are new."""
         end = token_ids.shape[1] - count
-        if self.unread > (_MOST_UNREAD if self._reads_at_once else 0):
+        if self.unread > (_MAX_UNREAD if self._reads_at_once else 0):
             self._catch_up(token_ids[:, :end])
         if self._holds and self._snapshot is None:
             self._snapshot = Snapshot(self._cache)
@@ -66,7 +68,7 @@ class Rollback:
         return logits
 
     def take_back(self, num_tokens: int) -> bool:
-        """False where the tokens reach behind those that were held; nothing is changed then."""
+        """Removes the last tokens; returns False, and changes nothing, if some of them are final."""
         if num_tokens == 0:
             return True
         left = self._since + self.unread - num_tokens
@@ -80,7 +82,7 @@ class Rollback:
         return True
 
     def catch_up(self) -> None:
-        """Reads what is unread."""
+        """Reads all unread tokens."""
         if self.unread:
             assert self._token_ids is not None
             self._catch_up(self._token_ids)
@@ -94,27 +96,28 @@ class Rollback:
         self._snapshot, self._since, self.unread = None, 0, 0
 
 
-def reads_at_once(model: Any, cache: Any, read: Read, token_ids: Tensor, logits: Tensor, room: int) -> bool:
-    """Whether `model` goes on from its states when it reads several tokens in one forward, as it does with one.
+def reads_at_once(model: object, cache: object, read: Read, token_ids: Tensor, logits: Tensor, capacity: int) -> bool:
+    """Whether a forward over several tokens continues from the states of `model`, as a forward over one token does.
 
-    Many models begin from empty states then, or leave out a part of them; some fail. So it is tried, once for each
-    model and kind of batch: two tokens at once and one more, against three by themselves. The logits have to be the
-    same but for rounding. Leaves the cache as it was.
+    In such a forward many models start from empty states or ignore a part of them, and some fail. So the function tries
+    it once per model and kind of batch: two tokens together and then one, against three single tokens. The logits must
+    agree up to rounding. The cache is unchanged afterwards.
 
-    cache: None where every forward reads the whole text.
-    token_ids: (rows, length), the prompts. logits: (rows, vocab_size) after them.
-    room: how many more tokens the cache has positions for.
+    cache: None if every forward reads the whole text.
+    token_ids: (rows, length), the prompts.
+    logits: (rows, vocab_size), after the prompts.
+    capacity: the number of tokens for which the cache has positions left.
     """
     known, key = _known.setdefault(model, {}), (logits.device.type, token_ids.shape[0] > 1)
     if key not in known:
-        if room < 2:
+        if capacity < 2:
             return True
-        more = logits.argmax(-1, keepdim=True).to(token_ids).expand(-1, min(room, 3))
+        more = logits.argmax(-1, keepdim=True).to(token_ids).expand(-1, min(capacity, 3))
         known[key] = _agree(cache, read, torch.cat([token_ids, more], dim=1), more.shape[1])
     return known[key]
 
 
-def _agree(cache: Any, read: Read, token_ids: Tensor, count: int) -> bool:
+def _agree(cache: object, read: Read, token_ids: Tensor, count: int) -> bool:
     expected = _tried(cache, read, token_ids, pieces=[1] * count)
     try:
         found = _tried(cache, read, token_ids, pieces=[2] + [1] * (count - 2))
@@ -126,8 +129,8 @@ def _agree(cache: Any, read: Read, token_ids: Tensor, count: int) -> bool:
     return bool((found - expected).norm() <= eps**0.5 * expected.norm())
 
 
-def _tried(cache: Any, read: Read, token_ids: Tensor, pieces: list[int]) -> Tensor:
-    """The logits of the last columns, read in pieces; the cache is as before afterwards."""
+def _tried(cache: object, read: Read, token_ids: Tensor, pieces: list[int]) -> Tensor:
+    """The logits (rows, sum(pieces), vocab_size) of the last columns, read in pieces; the cache is unchanged then."""
     snapshot, unread, parts = None if cache is None else Snapshot(cache), sum(pieces), []
     try:
         for piece in pieces:

@@ -59,15 +59,6 @@ _REQUIRED_DEFAULTS = (
     "_prepare_generated_length",
     "_has_unfinished_sequences",
 )
-_REORDERING = (
-    GenerationMode.CONTRASTIVE_SEARCH,
-    GenerationMode.BEAM_SEARCH,
-    GenerationMode.BEAM_SAMPLE,
-    GenerationMode.CONSTRAINED_BEAM_SEARCH,
-    GenerationMode.GROUP_BEAM_SEARCH,
-)
-# Modes in which a loop may crop the cache.
-_CROPPING = (GenerationMode.ASSISTED_GENERATION, GenerationMode.CONTRASTIVE_SEARCH)
 
 
 class TransformersAdapter(TransformersForwards):
@@ -200,8 +191,8 @@ class TransformersAdapter(TransformersForwards):
         return self._kwargs
 
     def prefill(self, prompt_ids: Tensor) -> Tensor:
-        moves_rows = self._mode in _REORDERING and self._num_copies > 1
-        if self._expands_late or moves_rows or self._mode in _CROPPING:
+        moves_rows = self._mode in cache_verbs.REORDERING_MODES and self._num_copies > 1
+        if self._expands_late or moves_rows or self._mode in cache_verbs.CROPPING_MODES:
             self._states = ModuleStates(self._hooks)
         if self._expands_late:
             outputs = self._read(prompt_ids[:: self._num_copies])
@@ -240,7 +231,7 @@ class TransformersAdapter(TransformersForwards):
         """Reads the prompt, and keeps the cache and the records of the forward."""
         outputs = self._read_prompt(prompt_ids)
         if not self._grows_by_default:
-            keep, hook = self._mode in _CROPPING, self._hooks._update_model_kwargs_for_generation
+            keep, hook = self._mode in cache_verbs.CROPPING_MODES, self._hooks._update_model_kwargs_for_generation
             update = functools.partial(hook, is_encoder_decoder=self.is_encoder_decoder, num_new_tokens=1)
             self._updates = OwnUpdates(update, keep=keep)
             self._kwargs = self._updates.start(outputs, self._kwargs)
@@ -302,7 +293,7 @@ class TransformersAdapter(TransformersForwards):
             )
 
     def _check_reorder(self) -> None:
-        moves_rows = self._mode in _REORDERING and self._num_copies > 1
+        moves_rows = self._mode in cache_verbs.REORDERING_MODES and self._num_copies > 1
         if not moves_rows or self.cache is None or hasattr(self._hooks, "_reorder_cache"):
             return
         followed = "candidates" if self._mode is GenerationMode.CONTRASTIVE_SEARCH else "beams"

@@ -21,7 +21,7 @@ from transformers.generation.configuration_utils import GenerationMode as Transf
 
 from pygen.config.config import GenerationConfig, GenerationMode
 from pygen.config.rules import STATIC_CACHES
-from pygen.models.cache import check_continues, num_positions
+from pygen.models.cache import check_continues, layers_of, num_positions
 from pygen.models.devices import execution_device
 from pygen.models.growing_layer import make_full
 from pygen.models.inputs import GrowingInputs
@@ -312,8 +312,9 @@ def unseen_length(model: TransformersModel, prompt: Prompt, cache_name: str | No
 def check_capacity(prompt: Prompt, max_new_tokens: int, cache_name: str | None) -> None:
     """ValueError if the text needs more positions than the caller's cache of fixed size, named `cache_name`, has."""
     cache = given_cache(prompt.model_kwargs)
-    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", ())
-    capacities = [layer.max_cache_len for layer in layers if hasattr(layer, "max_cache_len") and not layer.is_sliding]
+    capacities = [
+        layer.max_cache_len for layer in layers_of(cache) if hasattr(layer, "max_cache_len") and not layer.is_sliding
+    ]
     read = max(prompt.input_ids.shape[1], prompt.embeds_length, 0 if prompt.mask is None else prompt.mask.shape[1])
     if capacities and min(capacities) < read + max_new_tokens - 1:
         raise ValueError(
