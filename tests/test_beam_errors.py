@@ -56,12 +56,12 @@ REORDER: list[Wrong] = [
     (
         {"cache_tensors": CACHE[:, :1].expand(2, 3, 4, 5)},
         ValueError,
-        "`cache_tensors` must have elements apart, got strides (60, 0, 5, 1) for shape (2, 3, 4, 5)",
+        "`cache_tensors` must have elements that share no memory, got strides (60, 0, 5, 1) for shape (2, 3, 4, 5)",
     ),
     (
         {"cache_tensors": torch.zeros(80).as_strided((2, 3, 4, 5), (20, 20, 5, 1))},
         ValueError,
-        "`cache_tensors` must have elements apart, got strides (20, 20, 5, 1) for shape (2, 3, 4, 5)",
+        "`cache_tensors` must have elements that share no memory, got strides (20, 20, 5, 1) for shape (2, 3, 4, 5)",
     ),
     ({"cache_tensors": [CACHE, CACHE]}, ValueError, "`cache_tensors` must not hold a tensor twice, got equal pointers"),
     ({"beam_idx": [1, 0]}, TypeError, "`beam_idx` must be a torch.Tensor, got list"),
@@ -132,7 +132,7 @@ BEAM: list[Wrong] = [
     (
         {"state": beams_with(token_ids=torch.zeros(1, 8, dtype=torch.int64).expand(2, 8))},
         ValueError,
-        "`state.token_ids` must have rows apart, got strides (0, 1) for shape (2, 8)",
+        "`state.token_ids` must have rows that share no memory, got strides (0, 1) for shape (2, 8)",
     ),
     (
         {"state": beams_with(history=IDS)},

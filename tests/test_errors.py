@@ -35,7 +35,7 @@ PROCESS: list[Wrong] = [
     (
         {"out": torch.zeros(1, VOCAB_SIZE).expand(ROWS, VOCAB_SIZE)},
         ValueError,
-        "`out` must have rows apart, got strides (0, 1) for shape (2, 40)",
+        "`out` must have rows that share no memory, got strides (0, 1) for shape (2, 40)",
     ),
 ]
 

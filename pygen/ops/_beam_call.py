@@ -33,7 +33,7 @@ class BeamCall:
     out: BeamStepOutput
 
     @property
-    def held_generator(self) -> int:
+    def saved_state_ptr(self) -> int:
         """The address of the state that replaces the generator's, or 0."""
         return 0 if self.state.generator_state is None else self.state.generator_state.data_ptr()
 

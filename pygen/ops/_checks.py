@@ -147,7 +147,7 @@ def check_rows_apart(name: str, value: Tensor) -> None:
     """Refuses a table to write into if its rows share elements."""
     if value.shape[0] > 1 and value.stride(0) < value.shape[1]:
         strides, shape = value.stride(), tuple(value.shape)
-        raise ValueError(f"`{name}` must have rows apart, got strides {strides} for shape {shape}")
+        raise ValueError(f"`{name}` must have rows that share no memory, got strides {strides} for shape {shape}")
 
 
 def check_no_overlap(name: str, value: Tensor, other_name: str, other: Tensor) -> None:

@@ -41,23 +41,26 @@ class KeptSample:
         input_ids = _int64_of(input_ids)
         banned = _int64_of(suppress) if self._suppress is None else self._suppress  # type: ignore[arg-type]
         out = empty_output(self._rows, self._num_logprobs, logits.device)
-        run, place = self._run, (logits.data_ptr(), logits.stride()[0], *_step_arguments(step), torch.get_num_threads())
-        wheres = (_table_arguments(input_ids, bias, banned, token_bitmask), _pointers(out))
+        run, inputs = (
+            self._run,
+            (logits.data_ptr(), logits.stride()[0], *_step_arguments(step), torch.get_num_threads()),
+        )
+        addresses = (_table_arguments(input_ids, bias, banned, token_bitmask), _pointers(out))
         if self._rng is None or seed is not None:
-            run(*place, 0, seed or 0, *wheres)
+            run(*inputs, 0, seed or 0, *addresses)
             return out
         source = torch.default_generator if generator is None else generator
         if self._rng == "philox":
             before = source.get_state()
             try:
-                run(*place, 0, draw_seed(source), *wheres)
+                run(*inputs, 0, draw_seed(source), *addresses)
             except BaseException:
                 give_seed_back(source, before)
                 raise
         else:
             with lock_of(source):
                 generator_state = source.get_state()
-                run(*place, generator_state.data_ptr(), None, *wheres)
+                run(*inputs, generator_state.data_ptr(), None, *addresses)
                 source.set_state(generator_state)
         return out
 

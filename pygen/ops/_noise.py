@@ -136,7 +136,7 @@ def _seeds(
 def _check_torch_device(like: Like, generator: torch.Generator | None) -> None:
     if like.device.type not in ("cpu", "cuda"):
         raise BackendError(
-            f"`sample`: rng='torch' cannot run on {like.device}: torch's noise is known here for cpu and cuda only"
+            f"`sample`: rng='torch' cannot run on {like.device}: torch's noise exists for cpu and cuda only"
         )
     if generator is not None and generator.device != like.device:
         raise ValueError(f"`generator` must be on {like.device} like `logits`, got {generator.device}")

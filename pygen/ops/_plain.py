@@ -18,15 +18,15 @@ _KINDS = {
     "FuncTorchBatched": "one of torch.vmap: call the op outside of it, with all rows at once",
     "FuncTorchGradWrapper": "one of a transform of torch.func: call the op outside of it",
     "Functionalize": "one of torch.func.functionalize: call the op outside of it",
-    "Sparse": "a sparse one: give its to_dense()",
-    "SparseCsr": "a sparse one: give its to_dense()",
-    "Quantized": "a quantized one: give its dequantize()",
-    "NestedTensor": "a nested one: give its to_padded_tensor(padding)",
-    "Conjugate": "a conjugated view: give its resolve_conj()",
-    "Negative": "a negated view: give its resolve_neg()",
-    "ZeroTensor": "one without memory of torch's own: give its clone()",
+    "Sparse": "a sparse one: pass its to_dense()",
+    "SparseCsr": "a sparse one: pass its to_dense()",
+    "Quantized": "a quantized one: pass its dequantize()",
+    "NestedTensor": "a nested one: pass its to_padded_tensor(padding)",
+    "Conjugate": "a conjugated view: pass its resolve_conj()",
+    "Negative": "a negated view: pass its resolve_neg()",
+    "ZeroTensor": "one without allocated memory: pass its clone()",
 }
-_ADVICE = {"DTensor": "give its to_local() or full_tensor()", "FakeTensor": "it has no values"}
+_ADVICE = {"DTensor": "pass its to_local() or full_tensor()", "FakeTensor": "it has no values"}
 # Every call of an op uses these functions. Looking their names up would cost as much as the calls.
 _keys_of = torch._C._dispatch_keys
 _is_tracing = torch._C._is_tracing
@@ -65,11 +65,11 @@ def _kind(value: Tensor) -> str:
     keys = int(torch._C._dispatch_keys(value).raw_repr())
     if keys & _PYTHON:
         name = type(value).__name__
-        return f"a {name}: {_ADVICE.get(name, 'a subclass of torch.Tensor with elements of its own')}"
+        return f"a {name}: {_ADVICE.get(name, 'a subclass of torch.Tensor, which may store its elements elsewhere')}"
     for name, kind in _KINDS.items():
         if keys & _bits(name):
             return kind
-    return f"one of layout {value.layout}: give its to_dense()"
+    return f"one of layout {value.layout}: pass its to_dense()"
 
 
 def _recorder() -> str | None:

@@ -112,7 +112,7 @@ class Prepared(Generic[Output]):
         if not self._turn.acquire(False):
             name = type(self).__name__
             raise RuntimeError(
-                f"`{name}` runs one call at a time, and another is inside: prepare an op for each thread"
+                f"`{name}` runs one call at a time, and another one is running: prepare an op for each thread"
             )
         try:
             for table, source in self._widened:

@@ -67,15 +67,15 @@ def check_captured_fields(state: DecodeState | BeamState, like: Like) -> None:
 @contextmanager
 def generator_of(state: DecodeState | BeamState | None, generator: torch.Generator) -> Iterator[torch.Generator]:
     """Yields the generator for torch's own draws: `generator`, or one that continues `state.generator_state`."""
-    held = None if state is None else state.generator_state
-    if held is None:
+    saved = None if state is None else state.generator_state
+    if saved is None:
         with lock_of(generator):
             yield generator
         return
-    in_its_place = torch.Generator(held.device)
-    in_its_place.set_state(held.cpu().view(torch.uint8))
-    yield in_its_place
-    held.copy_(in_its_place.get_state().view(held.dtype))
+    continued = torch.Generator(saved.device)
+    continued.set_state(saved.cpu().view(torch.uint8))
+    yield continued
+    saved.copy_(continued.get_state().view(saved.dtype))
 
 
 def state_arguments(state: DecodeState | None) -> dict[str, int]:

@@ -66,7 +66,7 @@ def _check_walks(state: BeamState, num_return_sequences: int, beam_indices: Tens
     for row, step in astray.nonzero()[-1:].tolist():
         beam, prompt = int(beam_indices[row, step]), row // num_return_sequences
         raise ValueError(
-            f"`state` must lead from beam to beam of a prompt, got beam {beam} in step {step} of prompt {prompt}"
+            f"`state` must have parents within their prompt, got beam {beam} in step {step} of prompt {prompt}"
         )
 
 

@@ -141,7 +141,7 @@ def beam_step(
 
         s = process_logits(log_softmax(logits)) + running score of the beam            n * vocab_size continuations
         candidates: the K largest s; with do_sample the K largest s - ln E (a draw without replacement), by s
-        ends: EOS token, no room for another token, or stopping_criteria
+        ends: EOS token, no capacity for another token, or stopping_criteria
         finished: of those that end, the ones among the first n join, scored by s / generated length ** length_penalty
                   with their last token counted and the prompt not; the best n of old and new stay
         running: the best n that do not end
@@ -256,32 +256,32 @@ def _cpu(call: BeamCall) -> Run:
 
     work = BeamWorkspace.create(call.state)
     run_plan = _C.BeamPlan(**_arguments(call, work, torch.get_num_threads())).run
-    generator, held = call.noise.generator, call.held_generator
+    generator, saved_state = call.noise.generator, call.saved_state_ptr
 
     def run(logits: Tensor, step: int, length: int) -> None:
-        _run_halves(call, work, step, run_plan, (logits.data_ptr(), logits.stride()[0], step, length, held))
+        _run_halves(call, work, step, run_plan, (logits.data_ptr(), logits.stride()[0], step, length, saved_state))
 
     def run_advancing(logits: Tensor, step: int, length: int) -> None:
         with lock_of(generator):
             generator_state = generator.get_state()
-            place = (logits.data_ptr(), logits.stride()[0], step, length, generator_state.data_ptr())
-            _run_halves(call, work, step, run_plan, place)
+            arguments = (logits.data_ptr(), logits.stride()[0], step, length, generator_state.data_ptr())
+            _run_halves(call, work, step, run_plan, arguments)
             generator.set_state(generator_state)
 
-    return run_advancing if call.noise.advances_generator and not held else run
+    return run_advancing if call.noise.advances_generator and not saved_state else run
 
 
 def _cuda(call: BeamCall) -> Run:
     work = BeamWorkspace.create(call.state)
     plan = cuda.kernels().BeamPlan(**_arguments(call, work, threads=1))
     launch = cuda.Launches(plan, call.shaping.like.device)
-    held = call.held_generator
-    increment = plan.generator_increment if call.noise.advances_generator and not held else 0
+    saved_state = call.saved_state_ptr
+    increment = plan.generator_increment if call.noise.advances_generator and not saved_state else 0
 
     def run(logits: Tensor, step: int, length: int) -> None:
         with cuda.taken_noise(call.noise.generator, increment) as (seed, offset):
-            place = (logits.data_ptr(), logits.stride()[0], step, length, seed, offset, held)
-            _run_halves(call, work, step, launch, place)
+            arguments = (logits.data_ptr(), logits.stride()[0], step, length, seed, offset, saved_state)
+            _run_halves(call, work, step, launch, arguments)
 
     return run
 
@@ -299,15 +299,15 @@ def _triton(call: BeamCall) -> Run:
 
 
 def _run_halves(
-    call: BeamCall, work: BeamWorkspace, step: int, launch: Callable[..., None], place: tuple[object, ...]
+    call: BeamCall, work: BeamWorkspace, step: int, launch: Callable[..., None], arguments: tuple[object, ...]
 ) -> None:
     """Runs both halves of a step in one launch, or in two with the call of `stopping_criteria` in between."""
     if call.stopping_criteria is None:
-        launch(*place, _SELECT | _ADVANCE)
+        launch(*arguments, _SELECT | _ADVANCE)
     else:
-        launch(*place, _SELECT)
+        launch(*arguments, _SELECT)
         work.ends.copy_(call.ends(work.candidate_ids, work.candidate_parents, step))
-        launch(*place, _ADVANCE)
+        launch(*arguments, _ADVANCE)
 
 
 def _arguments(call: BeamCall, work: BeamWorkspace, threads: int) -> dict[str, float]:

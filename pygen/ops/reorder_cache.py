@@ -121,7 +121,9 @@ def _check_tensor(name: str, tensor: Tensor, first: Tensor) -> None:
         if size > 1:
             if stride <= reach:
                 strides, shape = tensor.stride(), tuple(tensor.shape)
-                raise ValueError(f"`{name}` must have elements apart, got strides {strides} for shape {shape}")
+                raise ValueError(
+                    f"`{name}` must have elements that share no memory, got strides {strides} for shape {shape}"
+                )
             reach += (size - 1) * stride
 
 

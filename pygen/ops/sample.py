@@ -270,10 +270,10 @@ def _cpu(call: SampleCall) -> Run:
 
     run_plan = _C.SamplePlan(**_arguments(call, torch.get_num_threads())).run
     generator = call.noise.generator
-    held = 0 if call.state is None or call.state.generator_state is None else call.state.generator_state.data_ptr()
+    saved_state = _saved_state_ptr(call)
 
     def run(logits: Tensor, step: int, length: int) -> None:
-        run_plan(logits.data_ptr(), logits.stride()[0], step, length, held)
+        run_plan(logits.data_ptr(), logits.stride()[0], step, length, saved_state)
 
     def run_advancing(logits: Tensor, step: int, length: int) -> None:
         with lock_of(generator):
@@ -281,20 +281,25 @@ def _cpu(call: SampleCall) -> Run:
             run_plan(logits.data_ptr(), logits.stride()[0], step, length, generator_state.data_ptr())
             generator.set_state(generator_state)
 
-    return run_advancing if call.noise.advances_generator and not held else run
+    return run_advancing if call.noise.advances_generator and not saved_state else run
 
 
 def _cuda(call: SampleCall) -> Run:
     plan = cuda.kernels().SamplePlan(**_arguments(call, threads=1))
     launch = cuda.Launches(plan, call.shaping.like.device)
-    held = 0 if call.state is None or call.state.generator_state is None else call.state.generator_state.data_ptr()
-    increment = plan.generator_increment if call.noise.advances_generator and not held else 0
+    saved_state = _saved_state_ptr(call)
+    increment = plan.generator_increment if call.noise.advances_generator and not saved_state else 0
 
     def run(logits: Tensor, step: int, length: int) -> None:
         with cuda.taken_noise(call.noise.generator, increment) as (seed, offset):
-            launch(logits.data_ptr(), logits.stride()[0], step, length, seed, offset, held)
+            launch(logits.data_ptr(), logits.stride()[0], step, length, seed, offset, saved_state)
 
     return run
+
+
+def _saved_state_ptr(call: SampleCall) -> int:
+    saved_state = None if call.state is None else call.state.generator_state
+    return 0 if saved_state is None else saved_state.data_ptr()
 
 
 def _arguments(call: SampleCall, threads: int) -> dict[str, float]:

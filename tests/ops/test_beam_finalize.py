@@ -139,7 +139,7 @@ def test_a_walk_that_leaves_its_prompt(backend: str, table: str, place: tuple[in
     getattr(state, table)[place] = beam
     with pytest.raises(ValueError) as raised:
         beam_finalize(state, 2, backend=backend)
-    assert str(raised.value) == f"`state` must lead from beam to beam of a prompt, got {where}"
+    assert str(raised.value) == f"`state` must have parents within their prompt, got {where}"
 
 
 def test_tables_outside_returned_hypotheses_may_hold_anything(backend: str) -> None:

@@ -146,7 +146,7 @@ def test_a_second_thread_inside_a_prepared_op_is_refused(prepare: Any, monkeypat
     first.start()
     assert inside.wait(10)
     with pytest.raises(
-        RuntimeError, match=f"`{type(prepared).__name__}` runs one call at a time, and another is inside"
+        RuntimeError, match=f"`{type(prepared).__name__}` runs one call at a time, and another one is running"
     ):
         prepared(logits[1])
     leave.set()
@@ -173,7 +173,7 @@ def test_threads_in_a_prepared_op_get_errors_or_right_tokens() -> None:
                     return prepared(logits[number % THREADS]).token_ids.equal(expected[number % THREADS])
             prepared(logits[number % THREADS])
         except RuntimeError as error:
-            assert "another is inside" in str(error)
+            assert "another one is running" in str(error)
         return True
 
     assert all(in_threads(lambda number: call(2 * number + 1), 48))

@@ -59,14 +59,14 @@ def nested(x: Tensor) -> Tensor:
 
 
 KINDS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
-    "negated": (negated, "a negated view: give its resolve_neg()"),
-    "sparse": (Tensor.to_sparse, "a sparse one: give its to_dense()"),
-    "mkldnn": (Tensor.to_mkldnn, "one of layout torch._mkldnn: give its to_dense()"),
-    "nested": (nested, "a nested one: give its to_padded_tensor(padding)"),
-    "zero": (lambda x: torch._efficientzerotensor(x.shape), "one without memory of torch's own: give its clone()"),
+    "negated": (negated, "a negated view: pass its resolve_neg()"),
+    "sparse": (Tensor.to_sparse, "a sparse one: pass its to_dense()"),
+    "mkldnn": (Tensor.to_mkldnn, "one of layout torch._mkldnn: pass its to_dense()"),
+    "nested": (nested, "a nested one: pass its to_padded_tensor(padding)"),
+    "zero": (lambda x: torch._efficientzerotensor(x.shape), "one without allocated memory: pass its clone()"),
     "quantized": (
         lambda x: torch.quantize_per_tensor(x, 1.0, 0, torch.qint8),
-        "a quantized one: give its dequantize()",
+        "a quantized one: pass its dequantize()",
     ),
     "fake": (lambda x: FakeTensorMode().from_tensor(x), "a FakeTensor: it has no values"),
 }
@@ -126,7 +126,7 @@ def test_dtensors_are_refused(tmp_path: Any) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         spread = DTensor.from_local(LOGITS, init_device_mesh("cpu", (1,)))
-        with pytest.raises(TypeError, match=r"got a DTensor: give its to_local\(\) or full_tensor\(\)"):
+        with pytest.raises(TypeError, match=r"got a DTensor: pass its to_local\(\) or full_tensor\(\)"):
             ops.sample(spread)
     finally:
         distributed.destroy_process_group()
