@@ -1,4 +1,4 @@
-"""The scores that a token is drawn from: penalties, bans, temperature and every filter, in one call."""
+"""The scores for a draw: penalties, bans, temperature and every filter in one call."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class PreparedProcessLogits(Prepared[Tensor]):
-    """`process_logits` with everything but the logits fixed; see `Prepared`."""
+    """`process_logits` with all arguments fixed but the logits; see `Prepared`."""
 
     __slots__ = ()
 
@@ -106,8 +106,9 @@ def process_logits(
     backend: str = "auto",
     out: Tensor | None = None,
 ) -> Tensor:
-    """Scores after every processor and filter: (rows, vocab_size) float32, removed entries -inf. `logits` is not
-    modified.
+    """Returns the scores after every processor and filter: (rows, vocab_size) float32, removed entries -inf.
+
+    It leaves `logits` unchanged.
 
     Per row, in float32 and in this order, which is Hugging Face's::
 
@@ -139,23 +140,24 @@ def process_logits(
             point tensor; taken as float32. A tensor without dimensions is a number.
         top_k, no_repeat_ngram_size: >= 0, 0 is off. min_tokens_to_keep: >= 1. An int, or one per row in a list or a
             (rows,) int64 or int32 tensor.
-        input_ids: (rows, length) int64 or int32, last dimension contiguous. Ids outside the vocabulary are ignored, so
-            that padding is hidden by writing -1. Needed where a penalty or the n-gram ban acts.
+        input_ids: (rows, length) int64 or int32, last dimension contiguous. The op ignores ids outside the vocabulary,
+            so write -1 to hide padding. Required if a penalty or the n-gram ban acts.
         prompt_lengths: columns of `input_ids` that are prompt, an int or (rows,) int64; None is 0.
-        bias: (vocab_size,) or (rows, vocab_size) float32. A single row, (1, vocab_size), serves all; so below.
-        suppress: token ids for all rows, a sequence of ints or (n,) int64 or int32, or (rows, n); ids outside the
-            vocabulary are ignored.
+        bias: (vocab_size,) or (rows, vocab_size) float32. A single row, (1, vocab_size), applies to all rows, as in the
+            tables below.
+        suppress: token ids for all rows, a sequence of ints or (n,) int64 or int32, or (rows, n). The op ignores ids
+            outside the vocabulary.
         token_bitmask: (ceil(vocab_size / 32),) or (rows, ceil(vocab_size / 32)) int32; bit i % 32 of word i // 32 set:
             id i is allowed (xgrammar's format).
         backend: "auto", "cpu", "cuda", "triton" or "torch".
         out: (rows, vocab_size) float32 to write into, last dimension contiguous, sharing no memory with `logits`.
 
-    Where the best score would leave float32's range over the temperature, that acts as the one at which it is 2^100 in
-    magnitude: at both, nothing but ties of the best can be drawn. A row that holds NaN or +inf, or nothing but -inf, is
-    returned as x.
+    If a tiny temperature would push the best score out of float32's range, the op uses the temperature at which that
+    score has magnitude 2^100. Only ties of the best token can be drawn at either temperature. A row with NaN or +inf,
+    or with only -inf, is returned as x.
 
-    Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError where the backend cannot run;
-    a refused call changes nothing.
+    Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError if the backend cannot run. A
+    refused call changes nothing.
     """
     raise NotImplementedError
 
@@ -174,10 +176,10 @@ def prepare_process_logits(
     state: DecodeState | BeamState | None = None,
     **knobs: Unpack[ShapingKnobs],
 ) -> PreparedProcessLogits:
-    """Checks the arguments of `process_logits` once; `logits` is an example of what the calls will bring.
+    """Checks the arguments of `process_logits` once. `logits` is an example for later calls.
 
     knobs: those of `process_logits`.
-    state: its sequences stand for `input_ids` and its prompt length for `prompt_lengths`; nothing is written to it.
+    state: its sequences replace `input_ids` and its prompt length `prompt_lengths`. The op only reads it.
     """
     shaping = check_shaping(
         logits,
