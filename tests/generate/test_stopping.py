@@ -18,7 +18,7 @@ from pygen.request.settings import resolve_settings
 from pygen.stopping.criteria import build_criteria
 from tests.generate.models import TableModel, counting_table, hf_model
 from tests.helpers.generation import generate_output, generate_tokens
-from tests.test_stopping_criteria import byte_level
+from tests.helpers.tokenizers import byte_level
 
 PROMPTS = torch.tensor([[1], [4], [7]])
 

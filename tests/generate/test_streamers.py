@@ -19,7 +19,7 @@ from pygen.generate import generate
 from pygen.streamers.text import AsyncTextIteratorStreamer, BaseStreamer, TextIteratorStreamer, TextStreamer
 from tests.generate.models import counting_table, hf_model
 from tests.helpers.generation import generate_tokens
-from tests.test_stopping_criteria import KINDS
+from tests.helpers.tokenizers import KINDS
 
 WORDS = ["one ", "two", " three ", "\n", "four\n", "世", "界 ", "five", ".", "  ", ""]
 

@@ -16,7 +16,7 @@ from pygen.streaming import StreamEvent, stream
 from tests.generate.models import counting_table, hf_model
 from tests.generate.test_streamers import WORDS, WordTokenizer, fail_at
 from tests.helpers.generation import generate_output, generate_tokens
-from tests.test_stopping_criteria import KINDS, TEXT
+from tests.helpers.tokenizers import KINDS, TEXT
 
 PROMPTS = torch.tensor([[1], [4], [7]])
 
