@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Everything that needs an NVIDIA GPU, in one go of at most nine minutes: build, tests, sanitizer, benchmarks.
+# Runs everything that needs an NVIDIA GPU in at most nine minutes: build, tests, sanitizer, benchmarks.
 #
 #   bash benchmarks/gpu_suite.sh OUT
 #
-# Runs from a checkout with the packages torch, triton, transformers, pybind11, cmake, ninja, pytest and hypothesis already
-# there and no network. Every part has a time limit of its own, and one that fails hides no other. OUT receives
-# summary.txt, the results (CSV, JSON, plot) and logs.tar.gz. Without a GPU it does what a CPU can and says what it left out.
+# It needs a checkout and the packages torch, triton, transformers, pybind11, cmake, ninja, pytest and hypothesis, but no
+# network. Every part has its own time limit, and a failing part does not stop the others. OUT receives summary.txt, the
+# results (CSV, JSON, plot) and logs.tar.gz. Without a GPU it runs the parts for the CPU and lists what it skipped.
 set -u
 cd "$(dirname "$0")/.."
 OUT=${1:?usage: bash benchmarks/gpu_suite.sh OUT}
@@ -26,7 +26,7 @@ note() {
 
 left() { echo $((LIMIT - (SECONDS - STARTED))); }
 
-# part NAME SECONDS COMMAND...: runs it under its limit and that of the whole, its output in a log of its own.
+# part NAME SECONDS COMMAND...: runs the command under its limit and the total limit, with output to a separate log.
 part() {
   local name=$1 limit=$2 began=$SECONDS left code
   left=$(left)
@@ -73,7 +73,7 @@ if [[ -n $GPU ]]; then
   part bench-steps 110 "$PYTHON" -m benchmarks.bench_gpu --table --budget 1.5 --quiet --results "$OUT"
   part tests-triton 100 bash -c 'pytest_on triton tests/ops'
   part tests-generate 60 "$PYTHON" -m pytest -q -p no:cacheprovider -o addopts= tests/generate/test_devices.py
-  # All but what compute-sanitizer needs; what is compiled takes longer than that, and has commands of its own (README.md).
+  # The remaining time minus the share of compute-sanitizer. Compiled engines take longer and have separate commands (README.md).
   budget=$(($(left) - 100))
   ((budget < 60)) && budget=$(left)
   part bench-generate "$budget" "$PYTHON" -m benchmarks.bench_gpu_generate --table --quiet --results "$OUT" \

@@ -117,9 +117,9 @@ def test_list_of_constraints_against_a_naive_one(number: int) -> None:
         assert (state.get_bank(), state.completed) == (bank, is_met), (words, tokens)
         assert set(state.advance() or ()) == (set() if is_met else set(steps)), (words, tokens)
         assert before.get_bank() == progress(words, tokens[:-1])[0], "a copy changed what it was made of"
-        anew = ConstraintListState(made)
-        anew.reset(list(tokens))
-        assert anew.get_bank() == bank
+        rebuilt = ConstraintListState(made)
+        rebuilt.reset(list(tokens))
+        assert rebuilt.get_bank() == bank
 
 
 class AnyOrder(Constraint):

@@ -72,7 +72,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "logits_processor": [lambda ids, scores: scores * 1.1],
         "stopping_criteria": [lambda ids, scores: torch.full((ids.shape[0],), ids.shape[1] > 8)],
     },
-    "an argument of its own": {"extra": 1},
+    "a custom argument": {"extra": 1},
 }
 
 
@@ -81,7 +81,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def test_a_loop_as_transformers_calls_it(family: str, name: str) -> None:
     settings = {"max_new_tokens": 7, **SETTINGS[name]}
     drawn = assert_both_same(hf_model(family), IDS, custom_generate=hugging_face_loop, **settings)
-    if name not in ("an argument of its own", "rows end"):
+    if name not in ("a custom argument", "rows end"):
         torch.manual_seed(0)
         assert torch.equal(drawn, generate_tokens(hf_model(family), IDS, **settings))
 

@@ -115,13 +115,13 @@ def test_guidance_follows_the_beams(family: str, use_cache: bool) -> None:
     model, scale = hf_model(family), 1.8
     ids = torch.tensor([[21, 22, 23], [24, 25, 26]])
 
-    def guide_anew(input_ids: Tensor, scores: Tensor) -> Tensor:
+    def guide_without_cache(input_ids: Tensor, scores: Tensor) -> Tensor:
         unconditional: Tensor = model(input_ids[:, ids.shape[1] - 1 :]).logits[:, -1].log_softmax(-1)
         return unconditional + (scores.log_softmax(-1) - unconditional) * scale
 
     settings: dict[str, Any] = {"num_beams": 4, "max_new_tokens": 9, "pad_token_id": 0, "use_cache": use_cache}
     settings |= {"num_return_sequences": 3, "return_dict_in_generate": True, "output_scores": True}
-    expected = generate_output(model, ids, logits_processor=[guide_anew], **settings)
+    expected = generate_output(model, ids, logits_processor=[guide_without_cache], **settings)
     actual = generate_output(model, ids, guidance_scale=scale, **settings)
     assert torch.equal(actual.sequences, expected.sequences)
     torch.testing.assert_close(actual.sequences_scores, expected.sequences_scores, rtol=1e-4, atol=1e-4)

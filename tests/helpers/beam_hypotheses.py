@@ -146,7 +146,7 @@ def finished_steps() -> list[HandStep]:
             {**FULL, "finished_scores": [[-2, -5]], "finished_parents": [[1, 1]]},
         ),
         ends(
-            "the best stands first",
+            "the best comes first",
             {"finished_scores": [[-4, -5]], "finished_tokens": [[3, 7]]},
             {**FULL, "finished_scores": [[-5, -6]]},
         ),
@@ -202,7 +202,7 @@ def open_steps() -> list[HandStep]:
         opens("never, length_penalty -1: at the current length -4 * 2 beats -10", -10, True, "never", -1.0),
         opens("never, length_penalty -1: -4 * 2 does not beat -7", -7, False, "never", -1.0),
         HandStep(
-            "with a place free anything is an improvement",
+            "with a free slot anything is an improvement",
             SECOND_LOG_PROBS,
             {"open": [True], "unfinished": [1]},
             {**FULL, "finished": [[True, False]], "finished_scores": [[-0.25, NEVER]]},

@@ -99,7 +99,7 @@ def lost_rows() -> list[HandStep]:
             {"step": 1},
         ),
         HandStep(
-            "a search is over when its last continuation ended, with a place free",
+            "a search is over when its last continuation ended, even with a free slot",
             [[-inf, -inf, -1], masked],
             {"finished_scores": [[-1, NEVER]], "running_scores": [[NEVER, -inf]], "open": [True], "unfinished": [0]},
             SECOND,
@@ -121,7 +121,7 @@ def lost_rows() -> list[HandStep]:
             {"pad_token_id": 1},
         ),
         HandStep(
-            "but not where it has a hypothesis",
+            "but not if it has a hypothesis",
             [masked, masked],
             {"out.status": [0, 0], "finished_scores": [[-1, NEVER]], "unfinished": [0]},
             {**SECOND, "finished": [[True, False]], "finished_scores": [[-1, NEVER]]},
@@ -239,7 +239,7 @@ def draws() -> list[HandStep]:
             knobs={"noise": [[exp(1.5), 1.0, far]]},
         ),
         HandStep(
-            "an EOS that is drawn second ranks first, where its score is the best",
+            "an EOS that is drawn second ranks first if its score is the best",
             [[-1, -2, -3]],
             {"tokens": [[1]], "running_scores": [[-2]], "finished": [[True]], "finished_scores": [[-1]]},
             create={**one, "eos_token_ids": [0]},

@@ -31,7 +31,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, planted: Fault, modules: Sequence[str
     for name in modules:
         source = source_of(name)
         for old, new in planted.edits if name == planted.module else ():
-            assert source.count(old) == 1, f"{old!r} stands {source.count(old)} times in {name}"
+            assert source.count(old) == 1, f"{old!r} occurs {source.count(old)} times in {name}"
             source = source.replace(old, new)
         copy = types.ModuleType(name)
         monkeypatch.setitem(sys.modules, name, copy)

@@ -43,7 +43,7 @@ FAULTS = [
     beam_fault("everything is generated", ("prompt_lengths=state.prompt_length", "prompt_lengths=0")),
     # candidates
     beam_fault("the first step expands every beam", (RUNNING, f"{RUNNING} * ({RUNNING} > NEVER_WINS)")),
-    beam_fault("beams start anew at every step", (f" + {RUNNING}", "")),
+    beam_fault("beams restart at every step", (f" + {RUNNING}", "")),
     beam_fault(
         "a beam reads the logits of the row of its number",
         ("scores[state.slots[b]]", "scores[state.slots[b].sort().values]"),
@@ -109,7 +109,7 @@ FAULTS = [
         ("float(length) ** length_penalty for", "float(max(length - 1, 1)) ** length_penalty for"),
     ),
     beam_fault("every candidate may join", ("(torch.arange(count, device=ends.device) < n)", "True")),
-    beam_fault("what does not end joins", ("joins = ends & candidates", "joins = candidates")),
+    beam_fault("a candidate that does not end joins", ("joins = ends & candidates", "joins = candidates")),
     beam_fault(
         "a full pool goes on under early_stopping=True", ("is_full = stops_when_full and", "is_full = False and")
     ),
@@ -137,7 +137,9 @@ FAULTS = [
         ("torch.full_like(ends, step, dtype", "torch.full_like(ends, step - 1, dtype"),
     ),
     # running beams
-    beam_fault("what ended runs on", ("candidates.scores[b] + ends * NEVER_WINS", "candidates.scores[b] + 0 * ends")),
+    beam_fault(
+        "an ended candidate runs on", ("candidates.scores[b] + ends * NEVER_WINS", "candidates.scores[b] + 0 * ends")
+    ),
     beam_fault(
         "parents in the order of the candidates",
         ("candidates.parents[b][order], torch.arange", "candidates.parents[b][:n], torch.arange"),
@@ -180,7 +182,7 @@ FAULTS = [
         "no limit", ("state.max_new_tokens if state.limit is None else int(state.limit)", "state.max_new_tokens")
     ),
     beam_fault("a step after the end", ("if int(state.unfinished) == 0:", "if False:")),
-    beam_fault("normalisers of its own", ("if normalisers is None:", "if True:")),
+    beam_fault("given normalisers are ignored", ("if normalisers is None:", "if True:")),
     # rows
     beam_fault(
         "a row copied from its own beam", ("= table[first_row + source, copied]", "= table[first_row + target, copied]")

@@ -86,7 +86,7 @@ FAULTS = [
         "top_p drops the token that crosses", SHAPE, ("torch.cat([p.new_zeros(1), p.cumsum(0)[:-1]])", "p.cumsum(0)")
     ),
     fault("1 - top_p for top_p", SHAPE, ("kept = mass_before < top_p", "kept = mass_before < 1 - top_p")),
-    fault("top_p reached exactly goes on", SHAPE, ("kept = mass_before < top_p", "kept = mass_before <= top_p")),
+    fault("top_p continues when reached exactly", SHAPE, ("kept = mass_before < top_p", "kept = mass_before <= top_p")),
     fault(
         "top_p ignores min_tokens_to_keep", SHAPE, ("    kept[:min_tokens_to_keep] = True\n", "    kept[:1] = True\n")
     ),
@@ -150,7 +150,7 @@ FAULTS = [
     fault(
         "removed tokens among the best", DRAW, ("order.masked_fill(scores.gather(1, order) == -math.inf, -1)", "order")
     ),
-    fault("finished rows go on", APPEND, ("    token_ids.masked_fill_(state.finished, state.pad_token_id)\n", "")),
+    fault("finished rows continue", APPEND, ("    token_ids.masked_fill_(state.finished, state.pad_token_id)\n", "")),
     fault("finished rows are counted", APPEND, ("state.num_generated += ~state.finished", "state.num_generated += 1")),
     fault("no end of sequence", APPEND, ("state.finished |= torch.isin(", "state.finished & torch.isin(")),
     fault(
