@@ -1,0 +1,116 @@
+"""Every module imports from its own layer or from lower ones, and no files import each other in a circle.
+
+Imports inside functions and under TYPE_CHECKING count.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# From the bottom to the top: modules, folders, and with "ops._" all modules with names that begin so.
+LAYERS = (
+    "pygen.rules",
+    "pygen.notices",
+    "pygen.rng",
+    "pygen.backends",
+    "pygen.knobs",
+    "pygen.ops._",
+    "pygen.reference",
+    "triton_kernels",
+    "pygen.ops",
+    "pygen.outputs",
+    "pygen.config",
+    "pygen.request",
+    "pygen.streamers",
+    "pygen.models",
+    "pygen.stopping",
+    "pygen.call",
+    "pygen.processors",
+    "pygen.watermark",
+    "pygen.plan",
+    "pygen.candidates",
+    "pygen.graph",
+    "pygen.decode",
+    "pygen.generate",
+    "pygen.explain",
+    "pygen.mixin",
+    "pygen.patching",
+    "pygen.streaming",
+    "pygen",
+)
+# The extension imports nothing, so every layer may use it.
+EXTENSION = "_C"
+
+
+def modules() -> dict[str, Path]:
+    """The Python files of the product by their dotted names."""
+    found = {}
+    for folder in ("pygen", "triton_kernels"):
+        for path in (ROOT / folder).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imported(name: str) -> Iterator[str]:
+    """The modules of the product that a module imports, anywhere in its file."""
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Import):
+            yield from (in_checkout(alias.name) for alias in node.names if in_checkout(alias.name) in MODULES)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            module = in_checkout(node.module)
+            for alias in node.names:
+                submodule = f"{module}.{alias.name}"
+                if submodule in MODULES:
+                    yield submodule
+                elif module in MODULES and (module, alias.name) != ("pygen", EXTENSION):
+                    yield module
+
+
+def in_checkout(name: str) -> str:
+    """Triton's kernels lie beside the package that they are installed in."""
+    return name.removeprefix("pygen.") if name.startswith("pygen.triton_kernels") else name
+
+
+def layer(name: str) -> int:
+    """The number of the layer with the longest name that covers the module."""
+    covering = [n for n in LAYERS if name == n or name.startswith(f"{n}.") or (n.endswith("_") and name.startswith(n))]
+    return LAYERS.index(max(covering, key=len))
+
+
+IMPORTS = {name: sorted({*imported(name)} - {name}) for name in MODULES}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_come_from_the_same_layer_or_lower_ones(name: str) -> None:
+    assert [other for other in IMPORTS[name] if layer(other) > layer(name)] == []
+
+
+def test_no_files_import_in_a_circle() -> None:
+    try:
+        TopologicalSorter(IMPORTS).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_only_ops_and_tests_use_the_reference() -> None:
+    users = {name for name, others in IMPORTS.items() if any(other.startswith("pygen.reference") for other in others)}
+    assert {name for name in users if not name.startswith(("pygen.ops.", "pygen.reference."))} == set()
+
+
+def test_the_top_of_the_package_holds_public_topics_only() -> None:
+    assert len(list((ROOT / "pygen").glob("*.py"))) <= 12
+
+
+def test_a_name_outside_the_layers_is_found() -> None:
+    assert layer("pygen.ops._shaping") < layer("pygen.reference.sample") < layer("pygen.ops.sample")
+    assert layer("pygen.nowhere") == len(LAYERS) - 1
