@@ -84,8 +84,8 @@ def tally(events: Iterable[Any]) -> Activity:
 
 
 def _within(start: int, ranges: list[tuple[int, int]]) -> bool:
-    place = bisect.bisect_right(ranges, (start, math.inf)) - 1
-    return place >= 0 and start <= ranges[place][1]
+    index = bisect.bisect_right(ranges, (start, math.inf)) - 1
+    return index >= 0 and start <= ranges[index][1]
 
 
 def profiled(call: Callable[[], object], device: torch.device) -> Activity:

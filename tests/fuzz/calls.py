@@ -120,8 +120,8 @@ def odd_rows(dice: Dice, table: Tensor) -> Tensor:
         return table[:1].expand(rows, width)
     if kind == 1:
         pitch = width + dice.randrange(1, 9)
-        room = torch.empty(max(0, (rows - 1) * pitch + width), dtype=table.dtype)
-        return torch.as_strided(room, (rows, width), (pitch, 1)).copy_(table)
+        memory = torch.empty(max(0, (rows - 1) * pitch + width), dtype=table.dtype)
+        return torch.as_strided(memory, (rows, width), (pitch, 1)).copy_(table)
     return table.clone()
 
 

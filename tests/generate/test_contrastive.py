@@ -291,9 +291,9 @@ def test_states_that_cannot_be_taken_back_are_refused_with_low_memory() -> None:
 
 
 def test_explain() -> None:
-    told = pygen.explain(cases.seeded_model("llama"), IDS, max_new_tokens=3, **FOUR)
-    assert (told.mode, told.rows) == ("contrastive_search", 8)
-    assert not told.ignored
-    assert "the 4 best, read in one forward" in str(told)
+    explained = pygen.explain(cases.seeded_model("llama"), IDS, max_new_tokens=3, **FOUR)
+    assert (explained.mode, explained.rows) == ("contrastive_search", 8)
+    assert not explained.ignored
+    assert "the 4 best, read in one forward" in str(explained)
     sampled = pygen.explain(cases.seeded_model("llama"), IDS, max_new_tokens=3, do_sample=True, **FOUR)
     assert "acts in contrastive search only" in sampled.ignored["penalty_alpha"]

@@ -195,9 +195,9 @@ def test_a_missing_penalty_against_repetition_is_noted(caplog: pytest.LogCapture
 
 
 def test_explain() -> None:
-    told = pygen.explain(
+    explained = pygen.explain(
         cases.seeded_model("llama"), PADDED, dola_layers="low", max_new_tokens=3, repetition_penalty=1.3
     )
-    assert (told.mode, told.rows) == ("dola_generation", 3)
-    assert "argmax, of the last layer's scores beside those of `dola_layers`='low'" in str(told)
-    assert not told.ignored
+    assert (explained.mode, explained.rows) == ("dola_generation", 3)
+    assert "argmax, of the last layer's scores beside those of `dola_layers`='low'" in str(explained)
+    assert not explained.ignored

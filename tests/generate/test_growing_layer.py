@@ -76,12 +76,12 @@ def test_as_transformers(seed: int) -> None:
 def test_nothing_is_copied_while_capacity_remains() -> None:
     layer = GrowingLayer(max_length=100)
     layer.update(*states(2, 10))
-    place = layer.keys.data_ptr()
+    address = layer.keys.data_ptr()
     for _ in range(64):
         layer.update(*states(2, 1))
-        assert layer.keys.data_ptr() == place
+        assert layer.keys.data_ptr() == address
     layer.update(*states(2, 1))
-    assert layer.keys.data_ptr() != place
+    assert layer.keys.data_ptr() != address
     # The layer allocates what the call may need, and grows only if it needs more.
     assert layer.keys.stride(1) == 100 * 4
     layer.update(*states(2, 40))

@@ -103,9 +103,9 @@ def host(file: str = "_C") -> ModuleType:
 
 
 def failure_text(failure: dict[str, Any]) -> str:
-    place = f"block {failure['block']}, thread {failure['thread']}: " if failure["thread"] >= 0 else ""
+    location = f"block {failure['block']}, thread {failure['thread']}: " if failure["thread"] >= 0 else ""
     times = f" ({failure['count']} times)" if failure["count"] > 1 else ""
-    return f"{failure['kind']} in {failure['kernel']}: {place}{failure['text']} [{failure['where']}]{times}"
+    return f"{failure['kind']} in {failure['kernel']}: {location}{failure['text']} [{failure['where']}]{times}"
 
 
 def raise_failures() -> None:

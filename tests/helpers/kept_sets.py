@@ -57,10 +57,10 @@ def _assert_same_row(actual: Tensor, expected: Tensor, before_filters: Tensor, k
     if not before_filters.isfinite().any() or not knobs.get("do_sample", True) or knobs.get("temperature", 1) == 0:
         torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
         return
-    least, most = kept_bounds(before_filters.double().numpy(), knobs)
+    always, possibly = kept_bounds(before_filters.double().numpy(), knobs)
     for name, scores in (("actual", actual), ("expected", expected)):
         kept = (scores > -torch.inf).numpy()
-        missing, extra = np.flatnonzero(least & ~kept), np.flatnonzero(kept & ~most)
+        missing, extra = np.flatnonzero(always & ~kept), np.flatnonzero(kept & ~possibly)
         assert missing.size == 0, f"{name}: row {row} misses ids {missing[:10]} ({missing.size}) under {knobs}"
         assert extra.size == 0, f"{name}: row {row} keeps ids {extra[:10]} ({extra.size}) too many under {knobs}"
         same = scores[scores > -torch.inf].equal(before_filters[scores > -torch.inf])
@@ -71,13 +71,13 @@ def kept_bounds(s: Scores, knobs: Knobs) -> tuple[Mask, Mask]:
     """Returns the tokens kept for all thresholds within BAND, and those kept for any such threshold."""
     keep = min(int(knobs.get("min_tokens_to_keep", 1)), s.size)
     active = [name for name in FILTERS if knobs.get(name) not in (None, NEUTRAL[name])]
-    least, most = s > -np.inf, np.zeros(s.shape, dtype=bool)
+    always, possibly = s > -np.inf, np.zeros(s.shape, dtype=bool)
     for moves in itertools.product((-BAND, 0.0, BAND), repeat=len(active)):
         kept = s > -np.inf
         for name, move in zip(active, moves, strict=True):
             kept &= _KEEP[name](np.where(kept, s, -np.inf), float(np.float32(knobs[name])), keep, move)
-        least, most = least & kept, most | kept
-    return least, most
+        always, possibly = always & kept, possibly | kept
+    return always, possibly
 
 
 def _softmax(s: Scores) -> Scores:

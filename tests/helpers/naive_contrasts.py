@@ -23,8 +23,8 @@ def contrastive(model: Any, prompt: list[int], *, penalty_alpha: float, top_k: i
         best, best_score = candidates[0], -math.inf
         for token in candidates:
             _, states = _read(model, [*text, token])
-            most = max(_cosine(states[-1], state) for state in states[:-1])
-            score = (1 - penalty_alpha) * probabilities[token] - penalty_alpha * most
+            largest = max(_cosine(states[-1], state) for state in states[:-1])
+            score = (1 - penalty_alpha) * probabilities[token] - penalty_alpha * largest
             if score > best_score:
                 best, best_score = token, score
         text.append(best)

@@ -31,17 +31,17 @@ SOURCES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_state(seed: int = 0, *, room: int = STEPS, **fields: Any) -> BeamState:
+def make_state(seed: int = 0, *, capacity: int = STEPS, **fields: Any) -> BeamState:
     """Returns a state in which token 7 ends a text and the mask hides the first position of the prompt."""
     prompts = make_history(BATCH, PROMPT, VOCAB_SIZE, seed=seed)
     visible = (torch.arange(PROMPT) > 0).long().expand(BATCH, PROMPT)
-    state = BeamState.create(prompts, room, NUM_BEAMS, eos_token_ids=[7], visible=visible)
+    state = BeamState.create(prompts, capacity, NUM_BEAMS, eos_token_ids=[7], visible=visible)
     return dataclasses.replace(state, **fields)
 
 
-def counting(limit: int | None, *, room: int) -> BeamState:
+def counting(limit: int | None, *, capacity: int) -> BeamState:
     steps = torch.zeros(ROWS, dtype=torch.int64)
-    return make_state(room=room, steps=steps, limit=None if limit is None else torch.tensor([limit]))
+    return make_state(capacity=capacity, steps=steps, limit=None if limit is None else torch.tensor([limit]))
 
 
 def logits_of(step: int, seed: int = 0) -> Tensor:
@@ -93,9 +93,9 @@ def compare_searches(
 def test_a_search_that_counts_its_steps(backend: str, source: str, early_stopping: bool | str) -> None:
     """A limit in the state replaces `max_new_tokens`."""
     cases = [(1.3, STEPS, STEPS + 2), (0.0, STEPS, STEPS), (-1.0, None, STEPS)]
-    for length_penalty, limit, room in cases[:1] if EMULATED else cases:
+    for length_penalty, limit, capacity in cases[:1] if EMULATED else cases:
         knobs = {**SHAPED, **SOURCES[source], "length_penalty": length_penalty, "early_stopping": early_stopping}
-        wanted, counted = make_state(), counting(limit, room=room)
+        wanted, counted = make_state(), counting(limit, capacity=capacity)
         by_call, by_state = (
             prepare_beam_step(logits_of(0), state, **knobs, backend=backend) for state in (wanted, counted)
         )
@@ -105,13 +105,13 @@ def test_a_search_that_counts_its_steps(backend: str, source: str, early_stoppin
 
 def test_one_op_serves_search_after_search(backend: str) -> None:
     """Every call reads prompts, limit, normalisers and seeds again."""
-    counted = counting(STEPS, room=STEPS)
+    counted = counting(STEPS, capacity=STEPS)
     sampling: dict[str, Any] = {**SHAPED, "do_sample": True, "temperature": 0.8}
     by_state = prepare_beam_step(logits_of(0), counted, **sampling, seed=[0] * ROWS, backend=backend)
     assert by_state.noise is not None and counted.limit is not None and counted.steps is not None
     searches = [(1, 4, 1.3, False), (2, 3, 0.5, "never"), (3, 5, -1.0, False)]
     for seed, limit, length_penalty, early_stopping in searches[:2] if EMULATED else searches:
-        wanted = make_state(seed, room=limit)
+        wanted = make_state(seed, capacity=limit)
         stopping: dict[str, Any] = {"length_penalty": length_penalty, "early_stopping": early_stopping}
         by_call = prepare_beam_step(logits_of(0), wanted, **sampling, **stopping, seed=seed, backend=backend)
         for name in SEARCH:
@@ -128,7 +128,7 @@ def test_one_op_serves_search_after_search(backend: str) -> None:
 def test_normalisers() -> None:
     def of(length_penalty: float, early_stopping: bool | str) -> list[list[float]]:
         stopping: dict[str, Any] = {"length_penalty": length_penalty, "early_stopping": early_stopping}
-        prepared = prepare_beam_step(logits_of(0), make_state(room=3), **stopping)
+        prepared = prepare_beam_step(logits_of(0), make_state(capacity=3), **stopping)
         assert prepared.normalisers.dtype is torch.float32
         return prepared.normalisers.tolist()
 
@@ -143,10 +143,10 @@ def test_a_generator_state_replaces_the_generator(name: str) -> None:
     generator, twin = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
     state = make_state(generator_state=generator.get_state())
     draws: dict[str, Any] = {"do_sample": True, "rng": "torch", "backend": name}
-    held = prepare_beam_step(logits_of(0), state, **draws, generator=generator)
+    in_memory = prepare_beam_step(logits_of(0), state, **draws, generator=generator)
     usual = prepare_beam_step(logits_of(0), make_state(), **draws, generator=twin)
     for step in range(STEPS):
-        assert held(logits_of(step), step=step).token_ids.equal(usual(logits_of(step), step=step).token_ids)
+        assert in_memory(logits_of(step), step=step).token_ids.equal(usual(logits_of(step), step=step).token_ids)
     assert state.generator_state is not None and state.generator_state.equal(twin.get_state())
     assert generator.get_state().equal(torch.Generator().manual_seed(5).get_state())
 
@@ -201,4 +201,4 @@ def test_refused_arguments() -> None:
     with pytest.raises(TypeError, match="`out` must be a BeamStepOutput, got tuple"):
         beam_step(logits_of(0), make_state(), out=(int64(ROWS),))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`stopping_criteria` must be None where the state counts the steps, got func"):
-        beam_step(logits_of(0), counting(None, room=STEPS), stopping_criteria=lambda sequences: True)
+        beam_step(logits_of(0), counting(None, capacity=STEPS), stopping_criteria=lambda sequences: True)

@@ -132,13 +132,13 @@ def check_several_tensors(backend: str) -> None:
 
 
 def test_gaps_between_elements_are_not_written(backend: str) -> None:
-    room = torch.arange(4 * 3 * 10 * 8).view(4, 3, 10, 8)
-    cache = room[:, ::2, 1:9:2, :5]
-    outside = torch.ones_like(room, dtype=torch.bool)
+    memory = torch.arange(4 * 3 * 10 * 8).view(4, 3, 10, 8)
+    cache = memory[:, ::2, 1:9:2, :5]
+    outside = torch.ones_like(memory, dtype=torch.bool)
     outside[:, ::2, 1:9:2, :5] = False
-    before = room.clone()
+    before = memory.clone()
     reorder_cache(cache, torch.tensor([1, 0, 0, 2]), backend=backend)
-    assert cache.equal(before[[1, 0, 0, 2], ::2, 1:9:2, :5]) and room[outside].equal(before[outside])
+    assert cache.equal(before[[1, 0, 0, 2], ::2, 1:9:2, :5]) and memory[outside].equal(before[outside])
 
 
 def test_empty_tensors_and_strided_indices(backend: str) -> None:

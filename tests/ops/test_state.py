@@ -149,10 +149,10 @@ def test_a_generator_state_replaces_the_generator(name: str) -> None:
     generator, twin = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
     state = dataclasses.replace(make_state(), generator_state=generator.get_state())
     logits = make_logits("normal", ROWS, VOCAB_SIZE)
-    held = prepare_sample(logits, rng="torch", generator=generator, state=state, backend=name)
+    in_memory = prepare_sample(logits, rng="torch", generator=generator, state=state, backend=name)
     usual = prepare_sample(logits, rng="torch", generator=twin, state=make_state(), backend=name)
     for step in range(STEPS):
-        assert held(logits, step=step).token_ids.equal(usual(logits, step=step).token_ids)
+        assert in_memory(logits, step=step).token_ids.equal(usual(logits, step=step).token_ids)
     assert state.generator_state is not None and state.generator_state.equal(twin.get_state())
     assert generator.get_state().equal(torch.Generator().manual_seed(5).get_state())
 

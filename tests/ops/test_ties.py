@@ -52,8 +52,8 @@ def test_kept_of_equal_scores(backend: str, vocab_size: int, rows: int, knobs: d
     kept = wanted > -torch.inf
     assert (process_logits(logits, **knobs, backend=backend) > -torch.inf).equal(kept)
 
-    most = int(kept.sum(dim=1).max())
-    tops = sample(logits, **knobs, seed=1, logprobs=most, backend=backend).top_logprobs
+    max_kept = int(kept.sum(dim=1).max())
+    tops = sample(logits, **knobs, seed=1, logprobs=max_kept, backend=backend).top_logprobs
     assert tops is not None
     drawable = torch.zeros(rows, vocab_size + 1, dtype=torch.bool).scatter_(1, tops.token_ids % (vocab_size + 1), True)
     assert drawable[:, :-1].equal(kept)

@@ -180,7 +180,7 @@ def check_filter(ours: Any, theirs: Any, warper: Warper, label: str, scores: Ten
         assert bool((kept | gone | (after == filled)).all()), f"{label} row {row}: a kept score was changed"
         if torch.equal(kept, wanted_kept):
             continue
-        least, most = kept_bounds(before.double().numpy(), knobs)
+        always, possibly = kept_bounds(before.double().numpy(), knobs)
         for mask in (kept.numpy(), wanted_kept.numpy()):
-            assert not (least & ~mask).any(), f"{label} row {row}: misses a token"
-            assert not (mask & ~most).any(), f"{label} row {row}: keeps a token too many"
+            assert not (always & ~mask).any(), f"{label} row {row}: misses a token"
+            assert not (mask & ~possibly).any(), f"{label} row {row}: keeps a token too many"
