@@ -1,4 +1,4 @@
-"""Values that a GenerationConfig refuses, takes per row, or only warns of."""
+"""Values that a GenerationConfig refuses, accepts per row, or only warns about."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# From the bottom to the top: modules, folders, and with "ops._" all modules with names that begin so.
+# From bottom to top: modules, folders, and for "ops._" all modules with that prefix.
 LAYERS = (
     "pygen.rules",
     "pygen.notices",
@@ -49,7 +49,7 @@ EXTENSION = "_C"
 
 
 def modules() -> dict[str, Path]:
-    """The Python files of the product by their dotted names."""
+    """Returns the Python files of the product by their dotted names."""
     found = {}
     for folder in ("pygen", "triton_kernels"):
         for path in (ROOT / folder).rglob("*.py"):
@@ -62,7 +62,7 @@ MODULES = modules()
 
 
 def imported(name: str) -> Iterator[str]:
-    """The modules of the product that a module imports, anywhere in its file."""
+    """Yields the modules of the product that a module imports, anywhere in its file."""
     for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.Import):
             yield from (in_checkout(alias.name) for alias in node.names if in_checkout(alias.name) in MODULES)
@@ -77,12 +77,12 @@ def imported(name: str) -> Iterator[str]:
 
 
 def in_checkout(name: str) -> str:
-    """Triton's kernels lie beside the package that they are installed in."""
+    """Maps a module name to its path in the checkout, where Triton's kernels have their own top-level folder."""
     return name.removeprefix("pygen.") if name.startswith("pygen.triton_kernels") else name
 
 
 def layer(name: str) -> int:
-    """The number of the layer with the longest name that covers the module."""
+    """Returns the index of the layer with the longest name that covers the module."""
     covering = [n for n in LAYERS if name == n or name.startswith(f"{n}.") or (n.endswith("_") and name.startswith(n))]
     return LAYERS.index(max(covering, key=len))
 

@@ -1,4 +1,4 @@
-"""How constrained choices enter the beams: as the reference of `beam_step` lets its own candidates."""
+"""Constrained choices enter the beams as candidates do in the reference of `beam_step`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEP, VOCAB_SIZE = 1, 9
 
 
 def chosen_of(state: BeamState, generator: torch.Generator) -> ours.Chosen:
-    """Some continuations with ties, and some prompts that have too few."""
+    """Draws continuations with ties; some prompts have too few."""
     shape = state.slots.shape
     count = torch.randint(1, shape[1] + 1, (shape[0], 1), generator=generator)
     missing = torch.arange(shape[1]) >= count
