@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -187,7 +186,7 @@ def _check_assistant(call: Call) -> None:
         raise ValueError("`tokenizer` must be given with `assistant_tokenizer`, got None")
 
 
-def _check_encoders(config: Any, assistant: Any) -> None:
+def _check_encoders(config: object, assistant: object) -> None:
     """A decoder-only assistant that reads the model's encoder needs one of the same size."""
     if getattr(assistant, "is_encoder_decoder", False):
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, TypedDict, cast
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from pygen.decode.run import run
 from pygen.graph.eligibility import choose_slot, compile_options
 from pygen.models.adapter import ModelAdapter
 from pygen.models.rows import select_rows
-from pygen.ops import BeamOutput, BeamState, BeamStepOutput, beam_finalize
+from pygen.ops import BeamOutput, BeamState, BeamStepOutput, TopLogprobs, beam_finalize
 from pygen.ops._growth import first_capacity
 from pygen.outputs import GenerateOutput, make_output
 from pygen.plan.beam_logprobs import BeamLogprobs, Beams
@@ -207,8 +207,15 @@ def first_steps(call: Call) -> int:
     return first_capacity(call.lengths.max_new_tokens)
 
 
-def texts(call: Call, plan: Plan) -> dict[str, Any]:
+class StateArguments(TypedDict):
     """Arguments of a state about how texts begin and end."""
+
+    eos_token_ids: list[int] | None
+    pad_token_id: int
+    visible: Tensor | None
+
+
+def texts(call: Call, plan: Plan) -> StateArguments:
     return {
         "eos_token_ids": call.stopping.eos_token_ids,
         # Beams without a text are fed with it too.
@@ -296,7 +303,9 @@ def _output(
     recorder: BeamRecorder,
     best: BeamOutput,
     reasons: list[str],
-    **logprobs: Any,
+    *,
+    logprobs: Tensor | None,
+    top_logprobs: TopLogprobs | None,
 ) -> GenerateOutput:
     adapter = call.adapter
     fields = adapter.recorded()
@@ -313,7 +322,8 @@ def _output(
         beam_indices=best.beam_indices,
         cache=adapter.cache,
         finish_reason=reasons,
-        **logprobs,
+        logprobs=logprobs,
+        top_logprobs=top_logprobs,
         **fields,
     )
 

@@ -55,7 +55,7 @@ class _Shared:
         self.skips_hidden = skips_hidden(processor)
         self.__name__ = type(processor).__name__
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Any:
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> object:
         before = _attributes(self._processor)
         result = call_processor(self._processor, input_ids, scores, {"beam_group_idx": self._group})
         self._calls += 1
@@ -65,10 +65,10 @@ class _Shared:
         return result
 
 
-def _attributes(processor: Any) -> dict[str, tuple[int, int]]:
+def _attributes(processor: object) -> dict[str, tuple[int, int]]:
     """Marks that differ once an attribute is set anew, or its tensor or list changes in place."""
 
-    def mark(value: Any) -> int:
+    def mark(value: object) -> int:
         return value._version if isinstance(value, Tensor) else len(value) if isinstance(value, list) else 0
 
     return {name: (id(value), mark(value)) for name, value in getattr(processor, "__dict__", {}).items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -147,7 +146,7 @@ class StepObserver:
             end_rows(state, hit)
 
 
-def checked_answer(criterion: StoppingCriterion, answer: Any, hit: Tensor) -> Tensor:
+def checked_answer(criterion: StoppingCriterion, answer: object, hit: Tensor) -> Tensor:
     """What `criterion` said, as a bool tensor that broadcasts with `hit` (rows,)."""
     answer = torch.as_tensor(answer, device=hit.device)
     name = getattr(criterion, "__name__", type(criterion).__name__)

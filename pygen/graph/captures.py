@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 
 from pygen.backends import BackendError
-from pygen.graph.cuda_graph import CAPTURES, Capture, Launches, Part
+from pygen.graph.cuda_graph import CAPTURES, Capture, CompileOptions, Launches, Part
 from pygen.graph.mailbox import Mailbox, mailbox
 from pygen.graph.releasing import on_release
 from pygen.graph.static_beam import StaticBeam
 from pygen.graph.static_cache import StaticCache
 from pygen.graph.static_encoder import EncoderSize
-from pygen.graph.static_forward import CompileOptions, StaticForward, fixed_arguments
+from pygen.graph.static_forward import StaticForward, fixed_arguments
 from pygen.graph.static_sample import StaticSample
 from pygen.models.inputs import GrowingInputs
 from pygen.notices import log
@@ -135,7 +135,7 @@ class Slot:
 
 
 _Slots = OrderedDict[tuple[int, int, EncoderSize], Slot]
-_slots: weakref.WeakKeyDictionary[Any, _Slots] = weakref.WeakKeyDictionary()
+_slots: weakref.WeakKeyDictionary[torch.nn.Module, _Slots] = weakref.WeakKeyDictionary()
 _slots_lock = threading.Lock()
 
 
@@ -156,7 +156,7 @@ def take_slot(model: Any, rows: int, capacity: int, encoder: EncoderSize = None)
         return slot if slot.take() else None
 
 
-def has_slot(model: Any, rows: int, capacity: int, encoder: EncoderSize = None) -> bool:
+def has_slot(model: torch.nn.Module, rows: int, capacity: int, encoder: EncoderSize = None) -> bool:
     """Whether calls of this size have run captured."""
     return (rows, capacity, encoder) in _slots.get(model, {})
 

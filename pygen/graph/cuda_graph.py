@@ -9,6 +9,9 @@ import torch
 
 Part = Callable[[], object]
 
+# Arguments of `torch.compile`.
+CompileOptions = dict[str, Any]
+
 # Runs before a capture: kernels are chosen, compiled and loaded, and libraries make their workspaces.
 _WARM_UPS = 2
 

@@ -10,6 +10,7 @@ import torch
 
 from pygen.backends import BackendError
 from pygen.config.config import GenerationConfig, GenerationMode
+from pygen.graph.cuda_graph import CAPTURES, CompileOptions
 from pygen.models.foreign_hooks import is_hooked
 from pygen.models.inputs import GrowingInputs
 from pygen.models.versions import given_cache_name
@@ -69,7 +70,7 @@ class RuntimeChoice:
         return f"graph, over a cache of {self.capacity} positions{crossed}"
 
 
-def check_runtime(runtime: Any) -> str:
+def check_runtime(runtime: object) -> str:
     if runtime not in RUNTIMES:
         raise ValueError(f"`runtime` must be one of {', '.join(map(repr, RUNTIMES))}, got {runtime!r}")
     return str(runtime)
@@ -113,7 +114,7 @@ def choose_slot(call: Call, plan: Plan) -> Slot | None:
     return slot
 
 
-def compile_options(config: GenerationConfig) -> dict[str, Any] | None:
+def compile_options(config: GenerationConfig) -> CompileOptions | None:
     """Arguments of torch.compile for the forward, or None. pygen makes the capture, so modes lose theirs."""
     if config.compile_config is None or config.disable_compile:
         return None
@@ -144,8 +145,6 @@ def _reason_against(call: Call, plan: Plan | None) -> str | None:
 
 
 def _reason_of_model(call: Call) -> str | None:
-    from pygen.graph.cuda_graph import CAPTURES
-
     model, hooks = call.model, _hooks(call)
     device = call.prompt.input_ids.device
     if device.type not in CAPTURES:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from pygen.graph import static_beam, static_sample
 from pygen.graph.captures import CapturedStep, Slot
+from pygen.graph.cuda_graph import CompileOptions
 from pygen.graph.generator import DeviceGeneratorState
 from pygen.graph.mailbox import LAG, Received
 from pygen.graph.static_beam import StaticBeam
-from pygen.graph.static_forward import CompileOptions
 from pygen.graph.static_sample import StaticSample
 from pygen.models.inputs import GrowingInputs
 from pygen.ops import BeamState, DecodeState, RowStatus

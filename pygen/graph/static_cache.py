@@ -112,7 +112,9 @@ class StaticLayer(_CacheLayer):
         if self.is_initialized:
             self.keys, self.values = (buffer[: self._extent.rows_in_use] for buffer in self._buffers)
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Writes at the positions of the running forward. A prompt from the start attends to itself alone."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -185,7 +187,7 @@ class StaticCache(_Sized, _Cache):
         return EncoderDecoderStaticCache(cache, crossed)
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Writes a layer's states (rows, heads, count, head_dim) and returns those to attend to.
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from pygen.graph.cuda_graph import CompileOptions
 from pygen.graph.static_cache import StaticCache
 from pygen.models.inputs import GrowingInputs, tail_logits
 from pygen.models.transformers_inputs import is_default
@@ -18,8 +19,6 @@ from pygen.models.versions import HookNames, without_cache
 if TYPE_CHECKING:
     from pygen.models.transformers import TransformersAdapter
 
-# Arguments of `torch.compile`.
-CompileOptions = dict[str, Any]
 
 _DECODER_MASK, _DECODER_POSITIONS = "decoder_attention_mask", "decoder_position_ids"
 
@@ -123,7 +122,7 @@ def _fixed(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name != "inputs_embeds"}
 
 
-def _tensors(outputs: Mapping[str, Any]) -> dict[str, Tensor]:
+def _tensors(outputs: Mapping[str, object]) -> dict[str, Tensor]:
     """Of the encoder's outputs; its states of all layers are for the caller only."""
     return {name: value for name, value in outputs.items() if isinstance(value, Tensor)}
 
@@ -135,7 +134,7 @@ def _own(value: Any) -> Any:
     return value.clone(memory_format=torch.contiguous_format) if isinstance(value, Tensor) else value
 
 
-def _copy(value: Any, own: Any) -> None:
+def _copy(value: object, own: Any) -> None:
     if isinstance(value, Mapping):
         for name, tensor in _tensors(value).items():
             own[name].copy_(tensor)
@@ -143,7 +142,7 @@ def _copy(value: Any, own: Any) -> None:
         own.copy_(value)
 
 
-def _form(value: Any) -> Any:
+def _form(value: object) -> Hashable:
     """The part of an argument that a capture bakes in: of tensors shape and dtype, since reading values would sync."""
     if isinstance(value, Mapping):
         return type(value).__name__, *((name, _form(tensor)) for name, tensor in _tensors(value).items())
@@ -154,7 +153,7 @@ def _is_mask(name: str) -> bool:
     return name.endswith("attention_mask")
 
 
-def fixed_arguments(adapter: TransformersAdapter) -> tuple[Any, ...]:
+def fixed_arguments(adapter: TransformersAdapter) -> tuple[Hashable, ...]:
     """The arguments of the forward that a capture bakes in: calls that differ in them cannot share it."""
     kwargs, growing = adapter.decode_arguments()
     values = [(name, _form(value)) for name, value in sorted(_fixed(without_cache(kwargs)).items())]

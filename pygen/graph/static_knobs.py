@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pygen.knobs import BY_NAME, NEUTRAL
+from pygen.ops import BeamState, DecodeState
 from pygen.ops._shaping import Shaping
 
 # Lists of banned ids are rounded up to whole numbers of these, with ids that mean nothing, so that calls may share a
@@ -97,7 +98,7 @@ def generator_words(device: torch.device) -> Tensor:
     return torch.default_generator.get_state()
 
 
-def fill_prompts(own: Any, state: Any, capacity: int) -> None:
+def fill_prompts(own: DecodeState | BeamState, state: DecodeState | BeamState, capacity: int) -> None:
     """Right-aligns the prompts of `state` in the first `capacity` columns of `own`, after ids outside every vocabulary;
     so what a step sees of them does not depend on their length."""
     length = state.prompt_length
