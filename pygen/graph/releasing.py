@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import nn
+
 from pygen.models.wrappers import inner
 
 # `pygen.graph.captures` enters its function here when it is first imported, which takes transformers.
-_droppers: list[Callable[[object], None]] = []
+_droppers: list[Callable[[nn.Module], None]] = []
 
 
-def on_release(drop: Callable[[object], None]) -> None:
+def on_release(drop: Callable[[nn.Module], None]) -> None:
     """Makes `release` call drop(model)."""
     _droppers.append(drop)
 
 
-def release(model: object) -> None:
+def release(model: nn.Module) -> None:
     """Frees the graphs, caches and buffers that calls of `generate` with `runtime="graph"` left for the next ones.
 
     They are kept outside of the model, at most four sizes of a call, and go with the model too. A call that runs

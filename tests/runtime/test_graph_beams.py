@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 import pygen
+from pygen.generate import generate
 from tests.generate.models import ENCODER_DECODERS, FAMILIES, VOCAB_SIZE, encoder_decoder, hf_model
-from tests.helpers.generation import generate_output, generate_tokens
+from tests.helpers.generation import generate_tokens
 from tests.runtime.calls import Collect, poisoned, same
 
 STEPS = 9
@@ -30,7 +31,7 @@ def run(runtime: str, model: Any, inputs: Tensor | None = PROMPTS, **settings: A
     settings = {"max_new_tokens": STEPS, "num_beams": 3, "return_dict_in_generate": True, **settings}
     streamer = settings.setdefault("streamer", None)
     try:
-        output = generate_output(model, inputs, runtime=runtime, **settings)
+        output: Any = generate(model, inputs, runtime=runtime, **settings)
     except (RuntimeError, KeyError) as error:
         # Only the eager path still has the logits and names the first NaN.
         return {"error": re.sub(", first at token id [0-9]+", "", str(error)), "generator": torch.get_rng_state()}

@@ -15,7 +15,7 @@ import pygen
 from pygen.generate import generate
 from pygen.plan import pipeline
 from tests.generate.models import FAMILIES, VOCAB_SIZE, hf_model
-from tests.helpers.generation import generate_output, generate_tokens
+from tests.helpers.generation import generate_tokens
 from tests.runtime.calls import Collect, poisoned, same
 
 STEPS = 9
@@ -33,7 +33,7 @@ def run(runtime: str, model: Any, inputs: Tensor = PROMPTS, **settings: Any) -> 
     settings = {"max_new_tokens": STEPS, "return_dict_in_generate": True, **settings}
     found: dict[str, Any] = {}
     try:
-        output = generate_output(model, inputs, runtime=runtime, **settings)
+        output: Any = generate(model, inputs, runtime=runtime, **settings)
     except (RuntimeError, KeyError) as error:
         found["error"] = str(error)
     else:
