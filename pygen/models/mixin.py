@@ -117,7 +117,7 @@ class MixinAdapter(ModuleAdapter):
     def _replaces(self, method: str) -> bool:
         return getattr(type(self._hooks), method) is not getattr(GenerationHooks, method)
 
-    def _expanded(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _expanded(self, kwargs: dict[str, Any]) -> dict[str, object]:
         _, expanded = self._hooks._expand_inputs_for_generation(
             expand_size=self._num_copies, is_encoder_decoder=False, **kwargs
         )

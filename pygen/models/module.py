@@ -231,7 +231,7 @@ class ModuleAdapter:
     def output_class(self, *, beams: bool) -> type[GenerateOutput]:
         return GenerateBeamDecoderOnlyOutput if beams else GenerateDecoderOnlyOutput
 
-    def _expanded(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _expanded(self, kwargs: dict[str, object]) -> dict[str, object]:
         return {name: repeat_rows(value, self._num_copies, self._batch_size) for name, value in kwargs.items()}
 
     def _forward(self, token_ids: Tensor, unseen: int, count: int = 1) -> Tensor:

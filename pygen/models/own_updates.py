@@ -49,7 +49,7 @@ class OwnUpdates:
     """
 
     def __init__(
-        self, update: Callable[[Any, dict[str, object]], dict[str, object]], *, keep: bool, rereads: bool = False
+        self, update: Callable[[object, dict[str, object]], dict[str, object]], *, keep: bool, rereads: bool = False
     ) -> None:
         self._update = update
         self._keep = keep
@@ -57,10 +57,10 @@ class OwnUpdates:
         self._after: dict[int, dict[str, Any]] = {}
         self._final = False
         self._reading = (0, 0)
-        self._outputs: Any = None
+        self._outputs: object = None
         self.writes_in_place = self.reads_outputs = False
 
-    def start(self, outputs: Any, kwargs: dict[str, object]) -> dict[str, Any]:
+    def start(self, outputs: object, kwargs: dict[str, object]) -> dict[str, Any]:
         """The arguments after the prompt."""
         if not self._keep:
             self._after = {0: self._update(outputs, dict(kwargs))}
@@ -93,7 +93,7 @@ class OwnUpdates:
             kwargs = self._update(self._outputs, dict(kwargs))
         return kwargs
 
-    def add(self, outputs: Any) -> dict[str, Any]:
+    def add(self, outputs: object) -> dict[str, Any]:
         """The arguments after the tokens of the last forward, whose outputs are `outputs`."""
         read, unread = self._reading
         for i in range(unread):
@@ -102,12 +102,12 @@ class OwnUpdates:
         self._outputs = of_token if self._keep else None
         return self._after[read + unread]
 
-    def _of_token(self, outputs: Any, index: int) -> object:
+    def _of_token(self, outputs: object, index: int) -> object:
         """The part of a forward's outputs for the token at `index` < 0, as if that were the last token."""
         width = None if self._rereads else 1
         return _changed(outputs, lambda tensor, dim: _cut(tensor, dim, index, width))
 
-    def _depends_on(self, outputs: Any, kwargs: dict[str, object], expected: dict[str, object]) -> bool:
+    def _depends_on(self, outputs: object, kwargs: dict[str, object], expected: dict[str, object]) -> bool:
         """Whether the result of the hook changes with the values of the outputs."""
         wanted = list(leaves(expected))
         for seed in range(_TRIES):
@@ -122,19 +122,19 @@ class OwnUpdates:
         return False
 
 
-def _changed(outputs: Any, change: Callable[[Tensor, int], Tensor]) -> object:
+def _changed(outputs: object, change: Callable[[Tensor, int], Tensor]) -> object:
     """A copy of a model's outputs with `change(tensor, dim)` for tensors that have an entry per token in `dim`."""
     if isinstance(outputs, Tensor):
         return change(outputs, 1)
     if isinstance(outputs, tuple):
         return (change(outputs[0], 1), *outputs[1:])
-    found, is_mapping = copy.copy(outputs), isinstance(outputs, MutableMapping)
+    found = copy.copy(outputs)
     for name, dim in _BY_TOKEN.items():
-        value = outputs.get(name) if is_mapping else getattr(outputs, name, None)
+        value = found.get(name) if isinstance(found, MutableMapping) else getattr(found, name, None)
         if value is None:
             continue
         value = map_leaves(functools.partial(_at, dim, change), value)
-        if is_mapping:
+        if isinstance(found, MutableMapping):
             found[name] = value
         else:
             setattr(found, name, value)

@@ -189,7 +189,9 @@ class TransformersForwards:
                     kept.append(map_leaves(lambda tensor: tensor[..., -count:, :], whole))
         return tail_logits(outputs.logits, token_ids.shape[0], count, token_ids.device)
 
-    def _forward(self, token_ids: Tensor, length: int | None, kwargs: dict[str, Any], **first: bool) -> ForwardOutput:
+    def _forward(
+        self, token_ids: Tensor, length: int | None, kwargs: dict[str, object], **first: bool
+    ) -> ForwardOutput:
         inputs = self._hooks.prepare_inputs_for_generation(token_ids, next_sequence_length=length, **first, **kwargs)
         if "logits_to_keep" in inputs and "logits_to_keep" in kwargs:
             # Some hooks replace it by the number in the config.
