@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from pygen.backends import BackendError
 from pygen.call.arguments import Arguments
@@ -131,7 +132,7 @@ class Explanation:
         )
 
 
-def explain(model: Any, *args: Any, **kwargs: Any) -> Explanation:
+def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
     """What `generate(model, *args, **kwargs)` would do; raises the errors that `generate` raises before the model runs.
 
     The model does not run, no generator advances, a streamer receives nothing.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pygen.call.arguments import Arguments
 from pygen.call.call import Call
@@ -34,6 +34,7 @@ from pygen.models.wrappers import called
 from pygen.notices import one_call
 from pygen.outputs import GenerateOutput
 from pygen.processors.prefix import EndingPrefix
+from pygen.request.protocols import GenerationSettings, Streamer
 from pygen.request.settings import (
     advise,
     refuse_mixed_searches,
@@ -43,18 +44,18 @@ from pygen.request.settings import (
     resolve_special_tokens,
     within_positions,
 )
-from pygen.stopping.criteria import build_criteria
+from pygen.stopping.criteria import Criterion, build_criteria
 from pygen.streamers.borrowed import borrowed
 from pygen.streamers.text import end_stream
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def _ends_stream(function: Function) -> Function:
     """Decorates `generate`: computes no gradients, and ends the streamer once, also when the call fails early."""
 
     @functools.wraps(function)
-    def ending(*args: Any, streamer: Any = None, **kwargs: Any) -> Any:
+    def ending(*args: object, streamer: Streamer | None = None, **kwargs: object) -> object:
         try:
             with torch.no_grad(), one_call():
                 result = function(*args, streamer=streamer, **kwargs)
@@ -72,19 +73,19 @@ def _ends_stream(function: Function) -> Function:
 @_ends_stream
 @through_own_generate
 def generate(
-    model: Any,
+    model: nn.Module,
     inputs: Tensor | None = None,
-    generation_config: Any = None,
+    generation_config: GenerationSettings | None = None,
     *,
     logits_processor: Sequence[Callable[[Tensor, Tensor], Tensor]] | None = None,
-    stopping_criteria: Sequence[Callable[..., Any]] | None = None,
+    stopping_criteria: Sequence[Criterion] | None = None,
     prefix_allowed_tokens_fn: Callable[[int, Tensor], Sequence[int]] | None = None,
     synced_gpus: bool | None = None,
-    assistant_model: Any = None,
-    streamer: Any = None,
+    assistant_model: nn.Module | None = None,
+    streamer: Streamer | None = None,
     negative_prompt_ids: Tensor | None = None,
     negative_prompt_attention_mask: Tensor | None = None,
-    custom_generate: Any = None,
+    custom_generate: str | Callable[..., object] | None = None,
     generator: torch.Generator | None = None,
     cancel: threading.Event | None = None,
     progress: bool = False,
@@ -200,7 +201,7 @@ def generate(
         return _run(call, model, loop)
 
 
-def _run(call: Call, model: Any, loop: Callable[[Call], Any] | None) -> Tensor | GenerateOutput:
+def _run(call: Call, model: nn.Module, loop: Callable[[Call], Any] | None) -> Tensor | GenerateOutput:
     """loop: the caller's decoding loop, in the place of pygen's."""
     if call.config.token_healing:
         call = dataclasses.replace(call, prompt=heal(call.prompt, call.tokenizer, functools.partial(generate, model)))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pygen.call.healing import heal_tokens
 from pygen.call.remote_code import load_custom_generate
@@ -16,6 +16,8 @@ from pygen.generate import generate
 from pygen.models.hooks import GenerationHooks
 from pygen.models.patches import method_of_patches
 from pygen.outputs import GenerateOutput
+from pygen.request.protocols import GenerationSettings, Streamer, Tokenizer
+from pygen.stopping.criteria import Criterion
 
 
 class GenerationMixin(GenerationHooks):
@@ -51,21 +53,21 @@ class GenerationMixin(GenerationHooks):
     def generate(
         self,
         inputs: Tensor | None = None,
-        generation_config: Any = None,
+        generation_config: GenerationSettings | None = None,
         logits_processor: Sequence[Callable[[Tensor, Tensor], Tensor]] | None = None,
-        stopping_criteria: Sequence[Callable[..., Any]] | None = None,
+        stopping_criteria: Sequence[Criterion] | None = None,
         prefix_allowed_tokens_fn: Callable[[int, Tensor], Sequence[int]] | None = None,
         synced_gpus: bool | None = None,
-        assistant_model: Any = None,
-        streamer: Any = None,
+        assistant_model: nn.Module | None = None,
+        streamer: Streamer | None = None,
         negative_prompt_ids: Tensor | None = None,
         negative_prompt_attention_mask: Tensor | None = None,
-        custom_generate: Any = None,
+        custom_generate: str | Callable[..., object] | None = None,
         **kwargs: Any,
     ) -> Tensor | GenerateOutput:
         """`pygen.generate` on this model, with the parameters in transformers' order."""
         return generate(
-            self,
+            cast(nn.Module, self),
             inputs,
             generation_config,
             logits_processor=logits_processor,
@@ -80,11 +82,11 @@ class GenerationMixin(GenerationHooks):
             **kwargs,
         )
 
-    def heal_tokens(self, input_ids: Tensor, tokenizer: Any = None) -> Tensor:
+    def heal_tokens(self, input_ids: Tensor, tokenizer: Tokenizer | None = None) -> Tensor:
         """The prompts, the last token of each chosen anew by this model (`pygen.call.healing.heal_tokens`)."""
         if tokenizer is None:
             raise ValueError("`heal_tokens` needs the model's `tokenizer`")
-        return heal_tokens(input_ids, tokenizer, functools.partial(generate, self))
+        return heal_tokens(input_ids, tokenizer, functools.partial(generate, cast(nn.Module, self)))
 
     def load_custom_generate(
         self,

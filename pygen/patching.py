@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from pygen.models.own_generate import unpatched
@@ -13,7 +11,7 @@ from pygen.models.wrappers import base_of
 __all__ = ["Patch", "patch"]
 
 
-def patch(model: Any) -> Patch:
+def patch(model: object) -> Patch:
     """Makes `model.generate(...)` pygen's, with transformers' parameters, also by position.
 
     model: a model, or a class of models (`LlamaForCausalLM`; `transformers.GenerationMixin` is all of them), whose
@@ -41,7 +39,7 @@ def patch(model: Any) -> Patch:
     return put_generate(target)
 
 
-def _check(target: Any) -> None:
+def _check(target: object) -> None:
     kind = target if isinstance(target, type) else type(target)
     if not issubclass(kind, nn.Module) and not any(base.__name__ == "GenerationMixin" for base in kind.__mro__):
         raise TypeError(f"`model` must be a torch.nn.Module or a class of them, got {target!r:.80}")

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pygen.generate import generate
 from pygen.outputs import GenerateOutput
+from pygen.request.protocols import GenerationSettings, TextDecoder
 from pygen.streamers.row_text import CleanedRowText, RowText, row_text
 from pygen.streamers.text import BaseStreamer
 
@@ -37,11 +38,11 @@ class StreamEvent:
 
 
 def stream(
-    model: Any,
+    model: nn.Module,
     inputs: Tensor | None = None,
-    generation_config: Any = None,
+    generation_config: GenerationSettings | None = None,
     *,
-    tokenizer: Any = None,
+    tokenizer: TextDecoder | None = None,
     decode_kwargs: Mapping[str, Any] | None = None,
     cancel: threading.Event | None = None,
     **kwargs: Any,
@@ -70,12 +71,19 @@ def stream(
     contexts = _contexts_of_this_thread()
 
     def run() -> None:
-        call = {"inputs": inputs, "generation_config": generation_config, "tokenizer": tokenizer, "cancel": closing}
         try:
             with contextlib.ExitStack() as stack:
                 for context in contexts:
                     stack.enter_context(context)
-                output = generate(model, **call, streamer=_Steps(steps), **kwargs)
+                output = generate(
+                    model,
+                    inputs,
+                    generation_config,
+                    tokenizer=tokenizer,
+                    cancel=closing,
+                    streamer=_Steps(steps),
+                    **kwargs,
+                )
             steps.put(_Ending(output, None))
         except BaseException as error:
             steps.put(_Ending(None, error))

@@ -261,8 +261,9 @@ def test_folders_that_do_not_serve(
 
 
 def test_wrong_arguments() -> None:
+    number: Any = 3
     with pytest.raises(TypeError, match="`custom_generate` must be a function, a folder or a repository, got int"):
-        generate(hf_model("llama"), IDS, custom_generate=3)
+        generate(hf_model("llama"), IDS, custom_generate=number)
     with pytest.raises(ValueError, match="`custom_generate` needs one `do_sample` and a `temperature` above 0"):
         generate(
             hf_model("llama"),
