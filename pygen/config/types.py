@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -41,8 +41,8 @@ class CompileConfig:
     backend: str | Callable[..., object] = "inductor"
     mode: str = "reduce-overhead"
     options: dict[str, object] | None = None
-    # Not a field: a switch for tests, to compile on devices that pygen would not compile on.
-    _compile_all_devices: bool | None = None
+    # Not an argument: a switch for tests, to compile on devices that pygen would not compile on.
+    _compile_all_devices: bool | None = field(default=None, init=False, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, object]:
         return copy.deepcopy({name: value for name, value in vars(self).items() if name != "_compile_all_devices"})
