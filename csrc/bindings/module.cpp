@@ -4,8 +4,10 @@
 
 #include <sstream>
 #include <string>
+#include <type_traits>
 
 #include "bindings/bindings.h"
+#include "common/sample_params.h"
 #include "cpu/isa.h"
 
 namespace py = pybind11;
@@ -31,12 +33,22 @@ py::dict build_info() {
   return info;
 }
 
+// [(name, type, neutral value)] of common/knobs.def.
+py::list knobs() {
+  py::list knobs;
+#define PYGEN_KNOB(type, name, neutral) \
+  knobs.append(py::make_tuple(#name, std::is_same_v<type, float> ? "float" : "int64", static_cast<type>(neutral)));
+#include "common/knobs.def"
+  return knobs;
+}
+
 }  // namespace
 
 // Plans are local to the module: a second build of these kernels may be loaded beside it.
 PYBIND11_MODULE(_C, m) {
   m.doc() = "pygen's compiled kernels. Private: a wrong pointer here is a crash. Use pygen.ops.";
   m.def("build_info", &build_info);
+  m.def("knobs", &knobs);
   m.def("cpu_isa", [] { return std::string(pygen::cpu::implementation().name); });
   m.def("set_cpu_isa", &pygen::cpu::set_implementation, py::arg("name"));
   pygen::bindings::bind_sample(m);

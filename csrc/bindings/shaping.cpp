@@ -12,19 +12,8 @@ ShapingParams take_shaping(Arguments& arguments) {
   params.dtype = static_cast<DType>(arguments.take<int>("dtype"));
   params.threads = std::max(1, arguments.take<int>("threads"));
   if (params.rows < 0 || params.vocab_size < 1) throw std::invalid_argument("rows must be >= 0 and vocab_size >= 1");
-  params.temperature = arguments.take_knob<float>("temperature");
-  params.top_p = arguments.take_knob<float>("top_p");
-  params.min_p = arguments.take_knob<float>("min_p");
-  params.typical_p = arguments.take_knob<float>("typical_p");
-  params.epsilon_cutoff = arguments.take_knob<float>("epsilon_cutoff");
-  params.eta_cutoff = arguments.take_knob<float>("eta_cutoff");
-  params.top_h = arguments.take_knob<float>("top_h");
-  params.repetition_penalty = arguments.take_knob<float>("repetition_penalty");
-  params.presence_penalty = arguments.take_knob<float>("presence_penalty");
-  params.frequency_penalty = arguments.take_knob<float>("frequency_penalty");
-  params.top_k = arguments.take_knob<int64_t>("top_k");
-  params.no_repeat_ngram_size = arguments.take_knob<int64_t>("no_repeat_ngram_size");
-  params.min_tokens_to_keep = arguments.take_knob<int64_t>("min_tokens_to_keep");
+#define PYGEN_KNOB(type, name, neutral) params.name = arguments.take_knob<type>(#name);
+#include "common/knobs.def"
   params.prompt_lengths = arguments.take_knob<int64_t>("prompt_lengths");
   params.input_ids = arguments.take_pointer<int64_t>("input_ids_ptr");
   params.input_ids_stride = arguments.take<int64_t>("input_ids_stride");

@@ -3,8 +3,11 @@
 
 #if defined(__CUDACC__)
 #define PYGEN_HOST_DEVICE __host__ __device__ __forceinline__
+// For templates over what only a kernel can call.
+#define PYGEN_KERNEL __device__ __forceinline__
 #else
 // `static`: every instruction set gets its own copy. A merged inline function could carry instructions that the machine
 // lacks.
 #define PYGEN_HOST_DEVICE static inline __attribute__((always_inline))
+#define PYGEN_KERNEL PYGEN_HOST_DEVICE
 #endif

@@ -33,19 +33,8 @@ struct ShapingParams {
   int64_t logits_stride = 0;     // between rows
   int64_t history_length = 0;    // columns of input_ids in use, of row r history_steps[r] more
 
-  Knob<float> temperature{1.0f};  // 0: a greedy row, on which the filters do not act
-  Knob<float> top_p{1.0f};
-  Knob<float> min_p{0.0f};
-  Knob<float> typical_p{1.0f};
-  Knob<float> epsilon_cutoff{0.0f};
-  Knob<float> eta_cutoff{0.0f};
-  Knob<float> top_h{0.0f};  // 0: off
-  Knob<float> repetition_penalty{1.0f};
-  Knob<float> presence_penalty{0.0f};
-  Knob<float> frequency_penalty{0.0f};
-  Knob<int64_t> top_k{0};
-  Knob<int64_t> no_repeat_ngram_size{0};
-  Knob<int64_t> min_tokens_to_keep{1};
+#define PYGEN_KNOB(type, name, neutral) Knob<type> name{neutral};
+#include "common/knobs.def"
   Knob<int64_t> prompt_lengths{0};  // columns of input_ids that were not generated
 
   const int64_t* input_ids = nullptr;  // (rows, history_length); ids outside the vocabulary are ignored

@@ -9,7 +9,6 @@
 #include "common/beam_params.h"
 #include "cpu/beam_update.h"
 #include "cpu/candidates.h"
-#include "cpu/filters.h"
 #include "cpu/isa.h"
 #include "cpu/largest.h"
 #include "cpu/noise.h"
@@ -94,7 +93,7 @@ void expand_beam(const BeamParams& params, int64_t beam, int threads, Bar& bar, 
   } else {
     scores.scan_log_softmax(threads);
   }
-  Filters filters(params.shaping, row);
+  Filters filters = filters_of(params.shaping, row);
   const RowStatus status = scores.status();
   params.status[row] = status;
   params.count_of_row[beam] = 0;
@@ -102,9 +101,9 @@ void expand_beam(const BeamParams& params, int64_t beam, int threads, Bar& bar, 
 
   TopCandidates top(params.num_candidates, beam % params.num_beams, running);
   if (params.do_sample) {
-    filters.fit_temperature(scores);
+    fit_temperature(filters, scores);
     Survivors survivors(scores, filters, scratch);
-    survivors.apply_filters();
+    apply_filters(survivors, filters, survivors.max_score());
     top.origin = survivors.max_score() + running;
     with_noise(params, beam, step_of(params), twister,
                [&](const auto& noise) { collect_drawn(scores, survivors, running, noise, top); });

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "common/sample_params.h"
-#include "cpu/filters.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/row_scores.h"
@@ -42,13 +41,14 @@ void process_row(const ProcessParams& params, int64_t row, int threads) {
   Scratch& scratch = thread_scratch();
   RowScores scores(params.shaping, row, scratch);
   scores.scan(threads);
-  Filters filters(params.shaping, row);
-  filters.fit_temperature(scores);
+  Filters filters = filters_of(params.shaping, row);
+  fit_temperature(filters, scores);
   float* out = params.out + row * params.out_stride;
-  const bool as_they_are = filters.greedy() || scores.status() != kOk;
-  if (as_they_are || !filters.any()) return write_unfiltered(scores, as_they_are ? 1.0f : filters.temperature, out);
+  const bool as_they_are = is_greedy(filters) || scores.status() != kOk;
+  if (as_they_are || !has_filters(filters))
+    return write_unfiltered(scores, as_they_are ? 1.0f : filters.temperature, out);
   Survivors survivors(scores, filters, scratch);
-  survivors.apply_filters();
+  apply_filters(survivors, filters, survivors.max_score());
   write_survivors(survivors, params.shaping.vocab_size, out);
 }
 

@@ -6,7 +6,6 @@
 #include <optional>
 
 #include "common/sample_params.h"
-#include "cpu/filters.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/race.h"
@@ -106,9 +105,9 @@ void write_no_logprobs(const SampleParams& params, int64_t row) {
 void sample_row(const SampleParams& params, int64_t row, int threads, MersenneTwister* twister) {
   Scratch& scratch = thread_scratch();
   RowScores scores(params.shaping, row, scratch);
-  Filters filters(params.shaping, row);
-  bool unfiltered =
-      !filters.greedy() && !filters.any() && params.logprobs == nullptr && filters.temperature >= kSmallestReciprocal;
+  Filters filters = filters_of(params.shaping, row);
+  bool unfiltered = !is_greedy(filters) && !has_filters(filters) && params.logprobs == nullptr &&
+                    filters.temperature >= kSmallestReciprocal;
   Winner winner;
   if (unfiltered) {
     std::optional<MersenneTwister> before;
@@ -123,9 +122,9 @@ void sample_row(const SampleParams& params, int64_t row, int threads, MersenneTw
   }
 
   const RowStatus status = scores.status();
-  filters.fit_temperature(scores);
+  fit_temperature(filters, scores);
   params.status[row] = status;
-  if (status != kOk || filters.greedy()) {
+  if (status != kOk || is_greedy(filters)) {
     params.token_ids[row] = scores.argmax();
     if (params.logprobs == nullptr) return;
     if (status != kOk) return write_no_logprobs(params, row);
@@ -140,7 +139,7 @@ void sample_row(const SampleParams& params, int64_t row, int threads, MersenneTw
   }
 
   Survivors survivors(scores, filters, scratch);
-  survivors.apply_filters();
+  apply_filters(survivors, filters, survivors.max_score());
   winner = with_noise(params, row, knob_at(params.step, row), twister,
                       [&](const auto& noise) { return race_survivors(scores, survivors, noise, threads); });
   if (winner.token_id < 0) winner = largest_survivor(survivors);

@@ -1,5 +1,4 @@
-// The tokens of one row that the filters leave, in Hugging Face's order: top_h, top_k, top_p, min_p, typical, epsilon,
-// eta.
+// The view of common/filters.h on the CPU: the tokens of one row that the filters have left so far.
 //
 // Every filter keeps an interval [low, high] of scores: all but `typical` only raise `low`, and ties that a filter
 // splits are resolved by writing -inf over the losers in a copy: the lowest ids for top_p, else the highest. So the
@@ -10,13 +9,20 @@
 #include <algorithm>
 #include <cmath>
 
+#include "common/filters.h"
 #include "common/log_sum.h"
-#include "cpu/filters.h"
+#include "common/temperature.h"
 #include "cpu/largest.h"
 #include "cpu/row_scores.h"
 #include "cpu/select.h"
 
 namespace pygen::cpu::PYGEN_ISA {
+
+// Of a row that was scanned.
+inline void fit_temperature(Filters& filters, const RowScores& row) {
+  if (row.status() == kOk && !is_greedy(filters))
+    filters.temperature = fitting_temperature(filters.temperature, row.max_score());
+}
 
 class Survivors {
  public:
@@ -26,15 +32,107 @@ class Survivors {
     if (!gather(row)) take_all(row);
   }
 
-  void apply_filters() {
-    if (filters_.top_h > 0) keep_top_h();
-    if (filters_.top_k > 0) keep_top_k();
-    if (filters_.top_p < 1) keep_top_p();
-    if (filters_.min_p > 0) keep_at_least(max_score_ + std::log(static_cast<double>(filters_.min_p)), /*exactly=*/true);
-    if (filters_.typical_p < 1) keep_typical();
-    if (filters_.epsilon_cutoff > 0)
-      keep_at_least(max_score_ + std::log(filters_.epsilon_cutoff * distribution().mass), /*exactly=*/false);
-    if (filters_.eta_cutoff > 0) keep_eta();
+  void keep_top_h(float top_h) {
+    Buffer<ScoredToken>& best = scratch_.ordered;
+    best.reserve(size_);
+    best.clear();
+    const float* all = scores();
+    for (int64_t i = 0; i < size_; ++i)
+      if (all[i] > -kInf) best.push({all[i], static_cast<int32_t>(i)});
+    const int64_t count = std::min<int64_t>(kTopHTokens, best.size());
+    std::partial_sort(best.data(), best.data() + count, best.data() + best.size(), BetterToken{});
+    double total = 0, entropy = 0;
+    double term[kTopHTokens];
+    for (int64_t i = 0; i < count; ++i) total += std::exp(static_cast<double>(best[i].score) - best[0].score);
+    const double log_total = std::log(total);
+    for (int64_t i = 0; i < count; ++i) {
+      const double log_prob = static_cast<double>(best[i].score) - best[0].score - log_total;
+      term[i] = -std::exp(log_prob) * log_prob;
+      entropy += term[i];
+    }
+    int64_t kept = 0;
+    // Summed in the order of the total, so that top_h = 1 keeps all of them.
+    for (double reached = 0; kept < count; ++kept) {
+      reached += term[kept];
+      if (kept > 0 && reached > static_cast<double>(top_h) * entropy) break;
+    }
+    const float lowest = best[kept - 1].score;
+    int64_t num_above = 0, num_equal = 0;
+    while (best[num_above].score > lowest) ++num_above;
+    for (int64_t i = 0; i < size_; ++i) num_equal += all[i] == lowest;
+    cut_at({lowest, static_cast<double>(num_above), num_equal}, kept - num_above, Stay::kLowestIds);
+  }
+
+  void keep_largest(int64_t n) { keep_exactly_largest(n, Stay::kLowestIds); }
+  void keep_largest_and_ties(int64_t n) { keep_at_least(nth_largest(n).key); }
+  void keep_at_least(float low) { low_ = std::max(low_, low); }
+  bool holds_at_least(float low, int64_t n) const { return count_at_least(low) >= n; }
+
+  // Keeps a token while the mass before it, largest first and of equal scores the highest id, is below p of all.
+  bool keep_nucleus(float p, int64_t n) {
+    if (p == 0) {
+      keep_exactly_largest(n, Stay::kHighestIds);
+      return true;
+    }
+    // Known only where top_p is the first filter; a gathered nucleus is measured against the mass of the whole row.
+    const bool known = total_mass_ >= 0;
+    const Target target{known ? p * total_mass_ : -1, p};
+    const Cut cut = unbounded()
+                        ? select_cut(scores(), size_, ScoreKey{}, UnboundedMassWeight{max_score_}, target, scratch_)
+                        : select_cut(scores(), size_, ScoreKey{}, mass_weight(), target, scratch_);
+    if (cut.key == -kInf) return true;
+    int64_t kept = cut.num_equal;
+    if (kept > 1) {
+      const double needed = std::ceil((p * (known ? total_mass_ : mass()) - cut.above) / exp_of(cut.key));
+      kept = needed >= static_cast<double>(kept) ? kept : std::max<int64_t>(1, static_cast<int64_t>(needed));
+    }
+    if (n > 1 && count_at_least(std::nextafter(cut.key, kInf)) + kept < n) {
+      keep_exactly_largest(n, Stay::kHighestIds);
+    } else {
+      cut_at(cut, kept, Stay::kHighestIds);
+    }
+    return true;
+  }
+
+  void keep_typical(float center, float p, int64_t n) {
+    const TypicalKey key{center};
+    float nearest = select_cut(scores(), size_, key, mass_weight(), Target{-1, p}, scratch_).key;
+    if (n > 1) {
+      const Target count{static_cast<double>(n), 0};
+      const Cut cut = select_cut(scores(), size_, key, count_weight(), count, scratch_);
+      if (cut.key < nearest && cut.key > -kInf)
+        drop_of_ties(key, cut.key, cut.num_equal - static_cast<int64_t>(count.weight - cut.above), Stay::kLowestIds);
+      nearest = std::min(nearest, cut.key);
+    }
+    F32 lowest_negated = broadcast(-kInf), highest = broadcast(-kInf);
+    const F32 bar = broadcast(nearest), none = broadcast(-kInf), zero = broadcast(0.0f);
+    const CountWeight weight = count_weight();
+    for_each_block(scores(), size_, [&](const F32 v[4]) {
+      for (int j = 0; j < 4; ++j) {
+        const Bits kept = ge(key(v[j]), bar) & gt(weight(v[j]), zero);
+        highest = max(highest, select(kept, v[j], none));
+        lowest_negated = max(lowest_negated, select(kept, zero - v[j], none));
+      }
+    });
+    low_ = -reduce_max(lowest_negated);
+    high_ = reduce_max(highest);
+  }
+
+  Distribution distribution() const {
+    Sum mass, energy;
+    const MassWeight weight = mass_weight();
+    const F32 max_score = broadcast(max_score_), lowest = broadcast(-88.0f);
+    for_each_block(scores(), size_, [&](const F32 v[4]) {
+      F32 w[4], e[4];
+      for (int j = 0; j < 4; ++j) {
+        w[j] = weight(v[j]);
+        e[j] = w[j] * max(v[j] - max_score, lowest);
+      }
+      mass.add((w[0] + w[1]) + (w[2] + w[3]));
+      energy.add((e[0] + e[1]) + (e[2] + e[3]));
+    });
+    const double total = mass.total();
+    return {total, std::log(total) - energy.total() / total};
   }
 
   int64_t size() const { return size_; }
@@ -60,11 +158,6 @@ class Survivors {
   LogSum log_sum_exp() const { return {max_score_, std::log(mass())}; }
 
  private:
-  struct Distribution {
-    double mass;     // sum of e^(score - max_score)
-    double entropy;  // of the normalised probabilities, in nats
-  };
-
   // Takes the scores that reach `threshold`, a score before temperature, and those that division could make equal to
   // it.
   void gather_at_least(const RowScores& row, float threshold) {
@@ -95,21 +188,27 @@ class Survivors {
 
   // Where the first filter leaves few scores, takes those that it could.
   bool gather(const RowScores& row) {
-    if (const int64_t bound = filters_.bound(); bound > 0) {
-      if (bound > row.blocks() / 2) return false;
-      gather_at_least(row, lower_bound_of_largest(row, bound));
-      return true;
+    switch (first_filter(filters_)) {
+      case FirstFilter::kLargest: return gather_largest(row);
+      case FirstFilter::kNucleus: return gather_nucleus(row);
+      case FirstFilter::kThreshold: return gather_down_to(row, min_p_cut(filters_, max_score_));
+      default: return false;
     }
-    if (filters_.top_p < 1) return gather_nucleus(row);
-    return filters_.min_p > 0 && gather_min_p(row);
   }
 
-  // min_p comes first and names its threshold.
-  bool gather_min_p(const RowScores& row) {
-    const double cut = (max_score_ + std::log(static_cast<double>(filters_.min_p))) * filters_.temperature;
+  bool gather_largest(const RowScores& row) {
+    const int64_t count = largest_needed(filters_);
+    if (count > row.blocks() / 2) return false;
+    gather_at_least(row, lower_bound_of_largest(row, count));
+    return true;
+  }
+
+  // `cut`: of the scores over the temperature.
+  bool gather_down_to(const RowScores& row, double cut) {
     const int64_t few = row.blocks() / 4;
     if (filters_.min_tokens_to_keep > few) return false;
-    const float threshold = std::min(static_cast<float>(cut), lower_bound_of_largest(row, filters_.min_tokens_to_keep));
+    const float threshold = std::min(static_cast<float>(cut * filters_.temperature),
+                                     lower_bound_of_largest(row, filters_.min_tokens_to_keep));
     if (blocks_at_least(row, threshold) > few) return false;
     gather_at_least(row, threshold);
     return true;
@@ -118,7 +217,7 @@ class Survivors {
   // top_p comes first: where a few hundred of the largest scores hold its mass, no other is needed.
   bool gather_nucleus(const RowScores& row) {
     constexpr int64_t kLargest = 256;
-    const int64_t bound = std::max(std::min(kLargest, row.blocks() / 8), filters_.min_tokens_to_keep);
+    const int64_t bound = std::max<int64_t>(std::min(kLargest, row.blocks() / 8), filters_.min_tokens_to_keep);
     if (bound > row.blocks() / 4) return false;
     const float threshold = lower_bound_of_largest(row, bound);
     const double target = filters_.top_p;
@@ -203,23 +302,6 @@ class Survivors {
     return count;
   }
 
-  Distribution distribution() const {
-    Sum mass, energy;
-    const MassWeight weight = mass_weight();
-    const F32 max_score = broadcast(max_score_), lowest = broadcast(-88.0f);
-    for_each_block(scores(), size_, [&](const F32 v[4]) {
-      F32 w[4], e[4];
-      for (int j = 0; j < 4; ++j) {
-        w[j] = weight(v[j]);
-        e[j] = w[j] * max(v[j] - max_score, lowest);
-      }
-      mass.add((w[0] + w[1]) + (w[2] + w[3]));
-      energy.add((e[0] + e[1]) + (e[2] + e[3]));
-    });
-    const double total = mass.total();
-    return {total, std::log(total) - energy.total() / total};
-  }
-
   // Which of equal scores stay where not all do.
   enum class Stay { kLowestIds, kHighestIds };
 
@@ -252,110 +334,6 @@ class Survivors {
   void keep_exactly_largest(int64_t count, Stay stay) {
     const Cut cut = nth_largest(count);
     if (cut.key > -kInf) cut_at(cut, count - static_cast<int64_t>(cut.above), stay);
-  }
-
-  void keep_top_k() {
-    const Cut cut = nth_largest(filters_.top_k);
-    low_ = std::max(low_, cut.key);
-  }
-
-  void keep_top_h() {
-    Buffer<ScoredToken>& best = scratch_.ordered;
-    best.reserve(size_);
-    best.clear();
-    const float* all = scores();
-    for (int64_t i = 0; i < size_; ++i)
-      if (all[i] > -kInf) best.push({all[i], static_cast<int32_t>(i)});
-    const int64_t count = std::min(kTopHTokens, best.size());
-    std::partial_sort(best.data(), best.data() + count, best.data() + best.size(), BetterToken{});
-    double total = 0, entropy = 0;
-    double term[kTopHTokens];
-    for (int64_t i = 0; i < count; ++i) total += std::exp(static_cast<double>(best[i].score) - best[0].score);
-    const double log_total = std::log(total);
-    for (int64_t i = 0; i < count; ++i) {
-      const double log_prob = static_cast<double>(best[i].score) - best[0].score - log_total;
-      term[i] = -std::exp(log_prob) * log_prob;
-      entropy += term[i];
-    }
-    int64_t kept = 0;
-    // Summed in the order of the total, so that top_h = 1 keeps all of them.
-    for (double reached = 0; kept < count; ++kept) {
-      reached += term[kept];
-      if (kept > 0 && reached > static_cast<double>(filters_.top_h) * entropy) break;
-    }
-    const float lowest = best[kept - 1].score;
-    int64_t num_above = 0, num_equal = 0;
-    while (best[num_above].score > lowest) ++num_above;
-    for (int64_t i = 0; i < size_; ++i) num_equal += all[i] == lowest;
-    cut_at({lowest, static_cast<double>(num_above), num_equal}, kept - num_above, Stay::kLowestIds);
-  }
-
-  // Keeps a token while the mass before it, largest first and of equal scores the highest id, is below top_p of all.
-  void keep_top_p() {
-    if (filters_.top_p == 0) return keep_exactly_largest(filters_.min_tokens_to_keep, Stay::kHighestIds);
-    // Known only where top_p is the first filter; a gathered nucleus is measured against the mass of the whole row.
-    const bool known = total_mass_ >= 0;
-    const Target target{known ? filters_.top_p * total_mass_ : -1, filters_.top_p};
-    const Cut cut = unbounded()
-                        ? select_cut(scores(), size_, ScoreKey{}, UnboundedMassWeight{max_score_}, target, scratch_)
-                        : select_cut(scores(), size_, ScoreKey{}, mass_weight(), target, scratch_);
-    if (cut.key == -kInf) return;
-    int64_t kept = cut.num_equal;
-    if (kept > 1) {
-      const double needed = std::ceil((filters_.top_p * (known ? total_mass_ : mass()) - cut.above) / exp_of(cut.key));
-      kept = needed >= static_cast<double>(kept) ? kept : std::max<int64_t>(1, static_cast<int64_t>(needed));
-    }
-    if (filters_.min_tokens_to_keep > 1 &&
-        count_at_least(std::nextafter(cut.key, kInf)) + kept < filters_.min_tokens_to_keep)
-      return keep_exactly_largest(filters_.min_tokens_to_keep, Stay::kHighestIds);
-    cut_at(cut, kept, Stay::kHighestIds);
-  }
-
-  // Keeps scores >= cut and the min_tokens_to_keep largest: exactly as many, or with all ties of the last.
-  void keep_at_least(double cut, bool exactly) {
-    float low = static_cast<float>(cut);
-    if (low < cut) low = std::nextafter(low, kInf);
-    if (count_at_least(low) >= filters_.min_tokens_to_keep) {
-      low_ = std::max(low_, low);
-    } else if (exactly) {
-      keep_exactly_largest(filters_.min_tokens_to_keep, Stay::kLowestIds);
-    } else {
-      low_ = std::max(low_, nth_largest(filters_.min_tokens_to_keep).key);
-    }
-  }
-
-  // Meister et al. 2023: the tokens whose surprise is nearest to the entropy, until their mass reaches typical_p.
-  void keep_typical() {
-    const Distribution d = distribution();
-    const TypicalKey key{static_cast<float>(max_score_ + std::log(d.mass) - d.entropy)};
-    float nearest = select_cut(scores(), size_, key, mass_weight(), Target{-1, filters_.typical_p}, scratch_).key;
-    if (filters_.min_tokens_to_keep > 1) {
-      const Target count{static_cast<double>(filters_.min_tokens_to_keep), 0};
-      const Cut cut = select_cut(scores(), size_, key, count_weight(), count, scratch_);
-      if (cut.key < nearest && cut.key > -kInf)
-        drop_of_ties(key, cut.key, cut.num_equal - static_cast<int64_t>(count.weight - cut.above), Stay::kLowestIds);
-      nearest = std::min(nearest, cut.key);
-    }
-    F32 lowest_negated = broadcast(-kInf), highest = broadcast(-kInf);
-    const F32 bar = broadcast(nearest), none = broadcast(-kInf), zero = broadcast(0.0f);
-    const CountWeight weight = count_weight();
-    for_each_block(scores(), size_, [&](const F32 v[4]) {
-      for (int j = 0; j < 4; ++j) {
-        const Bits kept = ge(key(v[j]), bar) & gt(weight(v[j]), zero);
-        highest = max(highest, select(kept, v[j], none));
-        lowest_negated = max(lowest_negated, select(kept, zero - v[j], none));
-      }
-    });
-    low_ = -reduce_max(lowest_negated);
-    high_ = reduce_max(highest);
-  }
-
-  // Hewitt et al. 2022: keep p >= min(eta, sqrt(eta) e^-H).
-  void keep_eta() {
-    const Distribution d = distribution();
-    const double eta = filters_.eta_cutoff;
-    const double floor = std::min(eta, std::sqrt(eta) * std::exp(-d.entropy));
-    keep_at_least(max_score_ + std::log(floor * d.mass), /*exactly=*/false);
   }
 
   double exp_of(float score) const {

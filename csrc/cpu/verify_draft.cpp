@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "common/speculative.h"
-#include "cpu/filters.h"
+#include "common/temperature.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/race.h"

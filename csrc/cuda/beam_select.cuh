@@ -40,7 +40,7 @@ class BeamSelection {
   }
 
   PYGEN_DEVICE void run() {
-    Filters filters = kDraws ? Filters(params_.shaping, row_) : Filters();
+    Filters filters = kDraws ? filters_of(params_.shaping, row_) : Filters();
     team_.sync();
     const RowFacts facts = scan(filters);
     if (facts.status == kOk && running_ != -kInfinity) {
@@ -72,7 +72,7 @@ class BeamSelection {
   PYGEN_DEVICE RowFacts scan(const Filters& filters) {
     const auto nothing = [](const float (&)[kCount], int, float) {};
     // A nucleus is told from the sums of the scores.
-    bool whole = kDraws && filters.bound() == 0 && filters.top_p < 1;
+    bool whole = kDraws && first_filter(filters) == FirstFilter::kNucleus;
     float max_logit = 0.0f, log_sum = 0.0f;
     if (params_.normalized) {
       whole = true;
@@ -170,7 +170,7 @@ class BeamSelection {
   PYGEN_COLD static BestOf draw_from_row(BeamSelection self, Filters filters, float largest) {
     const RowNoise noise(self.params_, self.beam_, step_of(self.params_));
     RowView<kDType> view(self.scores_, self.team_, filters.temperature, largest);
-    if (filters.any()) apply_filters(view, filters, largest);
+    if (has_filters(filters)) apply_filters(view, filters, largest);
     self.team_.sync();
     self.find_races(view.interval(), filters.temperature, noise);
     self.team_.sync();

@@ -25,9 +25,10 @@ bool may_differ(const Knob<T>& knob, T neutral) {
 }
 
 inline bool may_have_filters(const ShapingParams& p) {
-  return may_differ(p.top_h, 0.0f) || may_differ(p.top_k, int64_t{0}) || may_differ(p.top_p, 1.0f) ||
-         may_differ(p.min_p, 0.0f) || may_differ(p.typical_p, 1.0f) || may_differ(p.epsilon_cutoff, 0.0f) ||
-         may_differ(p.eta_cutoff, 0.0f);
+#define PYGEN_FILTER(type, name, acts, neutral) || may_differ(p.name, type{neutral})
+  return false
+#include "common/knobs.def"
+      ;
 }
 
 // Whether the first filter is known to leave few.

@@ -25,12 +25,12 @@ PYGEN_COLD Interval filter_whole_row(RowScores<kDType> row, RowTeam team, Filter
 // All threads of the row.
 template <DType kDType>
 PYGEN_DEVICE Kept shape_row(const ShapingParams& params, int64_t row, const RowScores<kDType>& scores, RowTeam& team) {
-  Filters filters(params, row);
+  Filters filters = filters_of(params, row);
   const bool nan = scores.scan(filters.temperature, [](const auto&, int, float) {});
   const RowFacts facts = facts_of_scan(scores, team, nan);
   if (facts.status != kOk) return {Interval{}, true, 1.0f};
   filters.temperature = fitting_temperature(filters.temperature, facts.most);
-  if (!filters.any()) return {Interval{}, true, filters.temperature};
+  if (!has_filters(filters)) return {Interval{}, true, filters.temperature};
   const float largest = facts.most / filters.temperature;
   uint64_t told[3] = {};
   const bool listed = filter_list(scores, team, filters, largest, 0, [&](const SortedList& list, double) {
@@ -73,9 +73,9 @@ __global__ void __launch_bounds__(kThreads, 1) process_rows(const __grid_constan
   RowTeam team(cluster, rooms);
   const RowScores<kDType> scores(params.shaping, launch.geometry, row, launch.table_slots, dense, launch.sums, shared);
   team.sync();
-  const Filters filters(params.shaping, row);
+  const Filters filters = filters_of(params.shaping, row);
   // Nothing is removed and nothing divided: no need to know the row first.
-  const bool as_it_is = filters.greedy() || (filters.temperature == 1.0f && !filters.any());
+  const bool as_it_is = is_greedy(filters) || (filters.temperature == 1.0f && !has_filters(filters));
   const Kept kept = as_it_is ? Kept{Interval{}, true, 1.0f} : shape_row(params.shaping, row, scores, team);
 
   float* out = params.out + row * params.out_stride;

@@ -1,4 +1,4 @@
-// A view of filters.cuh over the whole row, for rows whose survivors are too many for a list: shared by all threads of
+// A view of common/filters.h over the whole row, for rows whose survivors are too many for a list: shared by all threads of
 // all blocks of the row. Selections count digits, or steps and then list one of them; weights are integers, so the
 // result is exact and the same however the row is split.
 #pragma once

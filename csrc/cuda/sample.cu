@@ -93,10 +93,10 @@ PYGEN_DEVICE int draw_row(const SampleParams& params, int64_t row, const RowScor
   RowFacts facts;
   {
     // What follows the scan is read again behind it: the scan needs the registers.
-    const Filters filters(params.shaping, row);
+    const Filters filters = filters_of(params.shaping, row);
     const RowNoise noise(params, row, knob_at(params.step, row));
-    greedy = filters.greedy();
-    unfiltered = !greedy && !filters.any();
+    greedy = is_greedy(filters);
+    unfiltered = !greedy && !has_filters(filters);
     const float temperature = greedy ? 1.0f : filters.temperature;
     float bar = -kInfinity;
     const bool nan = scores.scan(temperature, [&](const float (&x)[RowScores<kDType>::kCount], int token, float most) {
@@ -117,7 +117,7 @@ PYGEN_DEVICE int draw_row(const SampleParams& params, int64_t row, const RowScor
   } else if (unfiltered) {
     racer = best_of_blocks(FasterRacer{}, team, race_rooms.racers);
   }
-  Filters filters = greedy ? Filters() : Filters(params.shaping, row);
+  Filters filters = greedy ? Filters() : filters_of(params.shaping, row);
   filters.temperature = fitting_temperature(filters.temperature, facts.most);
   const float largest = facts.most / filters.temperature;
   const RowNoise noise(params, row, knob_at(params.step, row));

@@ -75,11 +75,12 @@ PYGEN_DEVICE TileMasses masses_of_tiles(const RowScores<kDType>& row, float temp
 // How many of the largest scores the list of a long row has to hold; 0: no list will do.
 PYGEN_DEVICE int wanted_of_list(const Filters& filters, int also, int tiles) {
   int wanted = also;
-  if (filters.any()) {
-    wanted = filters.bound();
-    if (filters.first_is_top_p()) wanted = min(kNucleus, max(tiles / 8, 1));
-    if (filters.bound() == 0) wanted = max(wanted, filters.min_tokens_to_keep);
-    if (filters.bound() == 0 && !filters.first_is_top_p() && !filters.first_is_min_p()) return 0;
+  switch (first_filter(filters)) {
+    case FirstFilter::kNone: break;
+    case FirstFilter::kLargest: wanted = largest_needed(filters); break;
+    case FirstFilter::kNucleus: wanted = max(min(kNucleus, max(tiles / 8, 1)), filters.min_tokens_to_keep); break;
+    case FirstFilter::kThreshold: wanted = filters.min_tokens_to_keep; break;
+    case FirstFilter::kDistribution: return 0;
   }
   return wanted <= tiles / 2 && wanted <= kMostWanted ? wanted : 0;
 }
@@ -96,7 +97,8 @@ PYGEN_DEVICE bool filter_list(const RowScores<kDType>& row, RowTeam& team, const
   const int tiles = row.layout().tiles();
   const bool whole = row.layout().vocab_size() <= kListCapacity;
   // A list that may lack some of the survivors' mass.
-  const bool partial = !whole && (filters.first_is_top_p() || !filters.any());
+  const FirstFilter first = first_filter(filters);
+  const bool partial = !whole && (first == FirstFilter::kNucleus || first == FirstFilter::kNone);
   const int wanted = whole ? 1 : partial && !row.has_sums() ? 0 : wanted_of_list(filters, also, tiles);
   if (wanted == 0) return false;
   float low = -kInfinity;
@@ -104,12 +106,13 @@ PYGEN_DEVICE bool filter_list(const RowScores<kDType>& row, RowTeam& team, const
   if (!whole) {
     if (team.leads()) {
       low = bound_of_largest(row.maxima(), tiles, wanted, rooms.reduce) / temperature;
-      if (filters.first_is_min_p()) low = fminf(low, rounded_up(largest + log(static_cast<double>(filters.min_p))));
+      if (first == FirstFilter::kThreshold) low = fminf(low, rounded_up(min_p_cut(filters, largest)));
       if (partial) {
         const TileMasses masses = masses_of_tiles(row, temperature, largest, low, rooms.reduce);
         total = masses.all;
         // Nothing is as large: the tiles that would be gathered cannot hold the nucleus.
-        if (masses.reaching < filters.top_p * total * (1 - 2 * kTileMassError) && filters.any()) low = kInfinity;
+        if (first == FirstFilter::kNucleus && masses.reaching < filters.top_p * total * (1 - 2 * kTileMassError))
+          low = kInfinity;
       }
     }
     low = float_of(static_cast<uint32_t>(team.from_leader(bits_of(low))));
@@ -121,7 +124,7 @@ PYGEN_DEVICE bool filter_list(const RowScores<kDType>& row, RowTeam& team, const
   if (const int count = static_cast<int>(rooms.counters.get(0)); team.leads() && count <= kListCapacity) {
     SortedList list(rooms.list, count, rooms.sums, rooms.reduce, largest, total);
     listed = apply_filters(list, filters, largest);
-    if (listed) on_list(list, partial && !filters.any() ? total : static_cast<double>(list.mass()));
+    if (listed) on_list(list, partial && first == FirstFilter::kNone ? total : static_cast<double>(list.mass()));
   }
   return team.from_leader(static_cast<uint64_t>(listed)) != 0;
 }

@@ -2,8 +2,8 @@
 // filters are a search in it or in the running sums of the masses.
 #pragma once
 
-#include "common/exp.h"
-#include "cuda/filters.cuh"
+#include "common/filters.h"
+#include "cuda/masses.cuh"
 #include "cuda/row_scores.cuh"
 
 namespace pygen::cuda {
@@ -13,21 +13,6 @@ constexpr int kRankedDirectly = 128;
 
 // How far a sum of the tiles' masses may be from the exact one, as a fraction: float32 sums of e^x.
 constexpr double kTileMassError = 4e-6;
-
-PYGEN_DEVICE uint64_t mass_of(float score, float largest) {
-  return static_cast<uint64_t>(exp_nonpositive(score - largest) * kMassUnits);
-}
-// (largest - score) e^(score - largest), in the same units.
-PYGEN_DEVICE uint64_t energy_of(float score, float largest) {
-  const float below = fminf(largest - score, 88.0f);
-  return static_cast<uint64_t>(exp_nonpositive(score - largest) * below * kMassUnits);
-}
-PYGEN_DEVICE Distribution distribution_of(uint64_t mass, uint64_t energy) {
-  const double total = static_cast<double>(mass);
-  return {total / kMassUnits, log(total / kMassUnits) + static_cast<double>(energy) / total};
-}
-// What has to be kept to reach a share of a mass.
-PYGEN_DEVICE uint64_t share_of(double share, double mass) { return static_cast<uint64_t>(ceil(share * mass)); }
 
 // Where survivors lie: from `high`, ids above after_id up to until_id, down to `low`, ids from first_id to last_id.
 struct Interval {
@@ -101,7 +86,7 @@ PYGEN_DEVICE void sort_list(Shared<uint64_t> list, int count) {
   }
 }
 
-// A view of filters.cuh, shared by the threads of one block.
+// A view of common/filters.h, shared by the threads of one block.
 class SortedList {
  public:
   // `list`: `count` entries in any order, room for kListCapacity; `masses`: room for as many; `room` as in
