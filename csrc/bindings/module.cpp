@@ -37,7 +37,7 @@ py::dict build_info() {
 py::list knobs() {
   py::list knobs;
 #define PYGEN_KNOB(type, name, neutral) \
-  knobs.append(py::make_tuple(#name, std::is_same_v<type, float> ? "float" : "int64", static_cast<type>(neutral)));
+  knobs.append(py::make_tuple(#name, std::is_same_v<type, float> ? "float" : "int", static_cast<type>(neutral)));
 #include "common/knobs.def"
   return knobs;
 }

@@ -1,6 +1,6 @@
 // The filters of one row and their order, once for the CPU and for CUDA. They act on a view of the row's scores over
 // the temperature: cpu/survivors.h, cuda/sorted_list.cuh or cuda/row_view.cuh. A view offers
-//   keep_top_h(h)                  the rule of top_h, always on the whole row
+//   keep_top_h(h)                  the rule of top_h; no other filter but top_n_sigma comes before
 //   keep_largest(n)                exactly n of the survivors; of equal scores the lowest ids
 //   keep_largest_and_ties(n)       all that are as large as the n-th
 //   keep_nucleus(p, n)             the rule of top_p, at least n; of equal scores the highest ids. False: the view
@@ -10,6 +10,7 @@
 //   keep_typical(center, p, n)     the nearest to `center` up to a mass of p, and the n nearest; of equal distances
 //                                  the lowest ids
 //   distribution()                 of the survivors
+//   standard_deviation()           of the scores of the whole row, -inf left out; asked for by the first filter alone
 #pragma once
 
 #include <cmath>
@@ -67,9 +68,10 @@ PYGEN_HOST_DEVICE bool has_filters(const Filters& filters) {
 }
 
 // What the first of the row's filters looks at.
-enum class FirstFilter { kNone, kLargest, kNucleus, kThreshold, kDistribution };
+enum class FirstFilter { kNone, kDeviation, kLargest, kNucleus, kThreshold, kDistribution };
 
 PYGEN_HOST_DEVICE FirstFilter first_filter(const Filters& filters) {
+  if (filters.top_n_sigma > 0) return FirstFilter::kDeviation;
   if (filters.top_h > 0 || filters.top_k > 0) return FirstFilter::kLargest;
   if (filters.top_p < 1) return FirstFilter::kNucleus;
   if (filters.min_p > 0) return FirstFilter::kThreshold;
@@ -83,6 +85,11 @@ PYGEN_HOST_DEVICE int largest_needed(const Filters& filters) { return filters.to
 PYGEN_HOST_DEVICE float rounded_up(double value) {
   const float nearest = static_cast<float>(value);
   return nearest < value ? nextafterf(nearest, __builtin_huge_valf()) : nearest;
+}
+
+// The score below which top_n_sigma removes tokens, were there no min_tokens_to_keep.
+PYGEN_HOST_DEVICE double top_n_sigma_cut(const Filters& filters, float largest, double standard_deviation) {
+  return fmax(largest - filters.top_n_sigma * standard_deviation, -3.4028234663852886e38);
 }
 
 // The score below which min_p removes tokens, were there no min_tokens_to_keep.
@@ -108,6 +115,9 @@ PYGEN_KERNEL void keep_above(View& view, double cut, int n, bool exactly) {
 template <typename View>
 PYGEN_KERNEL bool apply_filters(View& view, const Filters& filters, float largest) {
   const int n = filters.min_tokens_to_keep;
+  // Tang et al. 2024.
+  if (filters.top_n_sigma > 0)
+    keep_above(view, top_n_sigma_cut(filters, largest, view.standard_deviation()), n, /*exactly=*/false);
   if (filters.top_h > 0) view.keep_top_h(filters.top_h);
   if (filters.top_k > 0) view.keep_largest_and_ties(filters.top_k);
   if (filters.top_p < 1) {

@@ -38,7 +38,7 @@ class Survivors {
     best.clear();
     const float* all = scores();
     for (int64_t i = 0; i < size_; ++i)
-      if (all[i] > -kInf) best.push({all[i], static_cast<int32_t>(i)});
+      if (keeps(all[i])) best.push({all[i], static_cast<int32_t>(i)});
     const int64_t count = std::min<int64_t>(kTopHTokens, best.size());
     std::partial_sort(best.data(), best.data() + count, best.data() + best.size(), BetterToken{});
     double total = 0, entropy = 0;
@@ -118,6 +118,8 @@ class Survivors {
     high_ = reduce_max(highest);
   }
 
+  double standard_deviation() const { return standard_deviation_; }
+
   Distribution distribution() const {
     Sum mass, energy;
     const MassWeight weight = mass_weight();
@@ -189,6 +191,9 @@ class Survivors {
   // Where the first filter leaves few scores, takes those that it could.
   bool gather(const RowScores& row) {
     switch (first_filter(filters_)) {
+      case FirstFilter::kDeviation:
+        standard_deviation_ = standard_deviation_of(row);
+        return gather_down_to(row, top_n_sigma_cut(filters_, max_score_, standard_deviation_));
       case FirstFilter::kLargest: return gather_largest(row);
       case FirstFilter::kNucleus: return gather_nucleus(row);
       case FirstFilter::kThreshold: return gather_down_to(row, min_p_cut(filters_, max_score_));
@@ -231,6 +236,35 @@ class Survivors {
     if (gathered < 0.9 * target * (gathered + tail_mass)) return false;
     total_mass_ = sum_of_blocks(row, 1, 4, UnboundedMassWeight{max_score_});
     return gathered * (1 - 1e-6) >= target * total_mass_;
+  }
+
+  // Of the row's scores over the temperature, -inf left out.
+  double standard_deviation_of(const RowScores& row) const {
+    const F32 temperature = broadcast(filters_.temperature), none = broadcast(-kInf);
+    double sums[kLanes] = {}, squares[kLanes] = {};
+    int64_t count = 0;
+    float room[kBlock];
+    for (int64_t b = 0; b < row.blocks(); ++b) {
+      const float* block = row.block(b, room);
+      for (int64_t i = 0; i < kBlock; i += kLanes) {
+        const F32 v = load(block + i) / temperature;
+        float scores[kLanes];
+        store(scores, v);
+        count += __builtin_popcount(gt(v, none));
+        for (int j = 0; j < kLanes; ++j) {
+          const double below = scores[j] > -kInf ? static_cast<double>(max_score_) - scores[j] : 0.0;
+          sums[j] += below;
+          squares[j] += below * below;
+        }
+      }
+    }
+    double sum = 0, square = 0;
+    for (int j = 0; j < kLanes; ++j) {
+      sum += sums[j];
+      square += squares[j];
+    }
+    const double mean = sum / static_cast<double>(count);
+    return std::sqrt(std::max(0.0, square / static_cast<double>(count) - mean * mean));
   }
 
   // Of the blocks' maxima that reach the threshold; seldom less than a quarter of all that does.
@@ -348,7 +382,8 @@ class Survivors {
   bool gathered_ = false;
   int64_t size_ = 0;
   float max_score_ = 0;
-  double total_mass_ = -1;  // of the whole row before filters, where it was summed; else negative
+  double standard_deviation_ = 0;  // of the whole row, where the first filter asks for it
+  double total_mass_ = -1;         // of the whole row before filters, where it was summed; else negative
   float low_ = -kInf;
   float high_ = kInf;
 };

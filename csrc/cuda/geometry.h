@@ -33,6 +33,7 @@ inline bool may_have_filters(const ShapingParams& p) {
 
 // Whether the first filter is known to leave few.
 inline bool first_filter_is_small(const ShapingParams& p) {
+  if (may_differ(p.top_n_sigma, 0.0f)) return false;
   if (p.top_h.per_row == nullptr && p.top_h.value > 0) return true;
   return p.top_k.per_row == nullptr && p.top_k.value > 0 && p.top_k.value <= kSmallTopK &&
          p.min_tokens_to_keep.per_row == nullptr && p.min_tokens_to_keep.value <= kSmallTopK;

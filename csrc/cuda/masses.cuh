@@ -24,6 +24,20 @@ PYGEN_DEVICE Distribution distribution_of(uint64_t mass, uint64_t energy) {
   const double total = static_cast<double>(mass);
   return {total / kMassUnits, log(total / kMassUnits) + static_cast<double>(energy) / total};
 }
+// How far a score is below the largest, as a share of `range`, and its square, in the same units.
+PYGEN_DEVICE uint64_t depth_of(float score, float largest, double range) {
+  return static_cast<uint64_t>((static_cast<double>(largest) - score) / range * kMassUnits + 0.5);
+}
+PYGEN_DEVICE uint64_t squared_depth_of(float score, float largest, double range) {
+  const double depth = (static_cast<double>(largest) - score) / range;
+  return static_cast<uint64_t>(depth * depth * kMassUnits + 0.5);
+}
+// The standard deviation of `count` scores from the sums of both.
+PYGEN_DEVICE double standard_deviation_of(uint64_t count, uint64_t depth, uint64_t squared, double range) {
+  const double units = static_cast<double>(count) * kMassUnits;
+  const double mean = static_cast<double>(depth) / units;
+  return sqrt(fmax(static_cast<double>(squared) / units - mean * mean, 0.0)) * range;
+}
 // What has to be kept to reach a share of a mass.
 PYGEN_DEVICE uint64_t share_of(double share, double mass) { return static_cast<uint64_t>(ceil(share * mass)); }
 

@@ -114,6 +114,26 @@ class RowView {
 
   PYGEN_DEVICE uint64_t mass() const { return total(Total::kMass, 0.0f); }
   PYGEN_DEVICE Distribution distribution() const { return distribution_of(mass(), total(Total::kEnergy, 0.0f)); }
+  PYGEN_COLD double standard_deviation() const {
+    uint64_t least = 0xFFFFFFFFu;
+    for_each([&](float score, int) {
+      const uint64_t key = ordered_key(score);
+      least = key < least ? key : least;
+    });
+    least = team_.reduce(least, Smaller{});
+    const double range = static_cast<double>(largest_) - value_of_key(static_cast<uint32_t>(least));
+    if (range == 0) return 0;
+    uint64_t count = 0, depth = 0, squared = 0;
+    for_each([&](float score, int) {
+      ++count;
+      depth += depth_of(score, largest_, range);
+      squared += squared_depth_of(score, largest_, range);
+    });
+    count = team_.reduce(count, Add{});
+    depth = team_.reduce(depth, Add{});
+    squared = team_.reduce(squared, Add{});
+    return standard_deviation_of(count, depth, squared, range);
+  }
   PYGEN_DEVICE bool holds_at_least(float low, int n) const {
     return total(Total::kCount, low) >= static_cast<uint64_t>(n);
   }

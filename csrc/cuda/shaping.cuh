@@ -80,6 +80,7 @@ PYGEN_DEVICE int wanted_of_list(const Filters& filters, int also, int tiles) {
     case FirstFilter::kLargest: wanted = largest_needed(filters); break;
     case FirstFilter::kNucleus: wanted = max(min(kNucleus, max(tiles / 8, 1)), filters.min_tokens_to_keep); break;
     case FirstFilter::kThreshold: wanted = filters.min_tokens_to_keep; break;
+    case FirstFilter::kDeviation:
     case FirstFilter::kDistribution: return 0;
   }
   return wanted <= tiles / 2 && wanted <= kMostWanted ? wanted : 0;

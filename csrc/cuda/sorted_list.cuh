@@ -168,6 +168,19 @@ class SortedList {
     return true;
   }
 
+  PYGEN_DEVICE double standard_deviation() const {
+    const double range = static_cast<double>(largest_) - score(end_ - 1);
+    if (range == 0) return 0;
+    uint64_t depth = 0, squared = 0;
+    for (int i = begin_ + thread_index(); i < end_; i += kThreads) {
+      depth += depth_of(score(i), largest_, range);
+      squared += squared_depth_of(score(i), largest_, range);
+    }
+    depth = block_reduce(depth, Add{}, room_);
+    squared = block_reduce(squared, Add{}, room_);
+    return standard_deviation_of(static_cast<uint64_t>(end_ - begin_), depth, squared, range);
+  }
+
   PYGEN_DEVICE Distribution distribution() const {
     uint64_t energy = 0;
     for (int i = begin_ + thread_index(); i < end_; i += kThreads) energy += energy_of(score(i), largest_);
