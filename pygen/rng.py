@@ -24,7 +24,7 @@ _PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _PHILOX_ROUNDS = 10
 
-TARGET_STREAM, DRAFT_STREAM, ACCEPTANCE_STREAM = range(3)
+TARGET_STREAM, ACCEPTANCE_STREAM = 0, 2  # 1 stays reserved for the draws of a draft model
 
 
 # Weak references, so that a lock lives as long as its generator.

@@ -6,7 +6,7 @@
 #include "common/finalize_params.h"
 #include "cpu/isa.h"
 #if PYGEN_CUDA
-#include "bindings/cuda_place.h"
+#include "bindings/cuda_context.h"
 #endif
 
 namespace pygen::bindings {

@@ -6,7 +6,7 @@
 #include "common/beam_params.h"
 #include "cpu/isa.h"
 #if PYGEN_CUDA
-#include "bindings/cuda_place.h"
+#include "bindings/cuda_context.h"
 #endif
 
 namespace pygen::bindings {
@@ -25,7 +25,6 @@ class BeamPlan {
     p.seeds = arguments.take_pointer<int64_t>("seeds_ptr");
     p.noise = arguments.take_pointer<float>("noise_ptr");
     p.noise_stride = arguments.take<int64_t>("noise_stride");
-    arguments.take_pointer<int64_t>("steps_ptr");
     p.steps = arguments.take_pointer<int64_t>("state_steps_ptr");
     p.limit = arguments.take_pointer<int64_t>("limit_ptr");
     p.max_new_tokens = arguments.take<int64_t>("max_new_tokens");
@@ -79,19 +78,15 @@ class BeamPlan {
   }
 
 #if PYGEN_CUDA
-  size_t set_device(int ordinal) {
-    const cuda::Device& device = place_.set_device(ordinal);
-    set_torch_noise(params_.torch_noise, params_.shaping, device);
-    return cuda::beam_step_workspace(params_, device);
-  }
-  void set_workspace(uintptr_t address) { place_.set_workspace(address); }
+  size_t set_device(int ordinal) { return set_drawing_device(context_, params_, ordinal, cuda::beam_step_workspace); }
+  void set_workspace(uintptr_t address) { context_.set_workspace(address); }
   int64_t generator_increment() const { return params_.torch_noise.increment; }
 
   void launch_on(uintptr_t stream, uintptr_t logits, int64_t logits_stride, int64_t step, int64_t length, uint64_t seed,
                  uint64_t offset, uintptr_t generator, int halves) const {
     BeamParams params = params_of_call(logits, logits_stride, step, length, halves);
     set_generator(params.torch_noise, seed, offset, generator);
-    check_launch(cuda::beam_step(params, place_.on_stream(stream)));
+    check_launch(cuda::beam_step(params, context_.on_stream(stream)));
   }
 #endif
 
@@ -116,7 +111,7 @@ class BeamPlan {
 
   BeamParams params_;
 #if PYGEN_CUDA
-  CudaPlace place_;
+  CudaContext context_;
 #endif
 };
 

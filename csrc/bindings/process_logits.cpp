@@ -8,7 +8,7 @@
 #include "common/sample_params.h"
 #include "cpu/isa.h"
 #if PYGEN_CUDA
-#include "bindings/cuda_place.h"
+#include "bindings/cuda_context.h"
 #endif
 
 namespace pygen::bindings {
@@ -37,13 +37,13 @@ class ProcessPlan {
   }
 
 #if PYGEN_CUDA
-  size_t set_device(int ordinal) { return cuda::process_logits_workspace(params_, place_.set_device(ordinal)); }
-  void set_workspace(uintptr_t address) { place_.set_workspace(address); }
+  size_t set_device(int ordinal) { return cuda::process_logits_workspace(params_, context_.set_device(ordinal)); }
+  void set_workspace(uintptr_t address) { context_.set_workspace(address); }
 
   void launch_on(uintptr_t stream, uintptr_t logits, int64_t logits_stride, int64_t length, uintptr_t out,
                  int64_t out_stride) const {
     const ProcessParams params = params_of_call(logits, logits_stride, length, out, out_stride);
-    check_launch(cuda::process_logits(params, place_.on_stream(stream)));
+    check_launch(cuda::process_logits(params, context_.on_stream(stream)));
   }
 #endif
 
@@ -63,7 +63,7 @@ class ProcessPlan {
 
   ProcessParams params_;
 #if PYGEN_CUDA
-  CudaPlace place_;
+  CudaContext context_;
 #endif
 };
 

@@ -11,7 +11,7 @@
 #include "common/sample_params.h"
 #include "cpu/isa.h"
 #if PYGEN_CUDA
-#include "bindings/cuda_place.h"
+#include "bindings/cuda_context.h"
 #endif
 
 namespace pygen::bindings {
@@ -90,19 +90,15 @@ class SamplePlan {
   }
 
 #if PYGEN_CUDA
-  size_t set_device(int ordinal) {
-    const cuda::Device& device = place_.set_device(ordinal);
-    set_torch_noise(params_.torch_noise, params_.shaping, device);
-    return cuda::sample_workspace(params_, device);
-  }
-  void set_workspace(uintptr_t address) { place_.set_workspace(address); }
+  size_t set_device(int ordinal) { return set_drawing_device(context_, params_, ordinal, cuda::sample_workspace); }
+  void set_workspace(uintptr_t address) { context_.set_workspace(address); }
   int64_t generator_increment() const { return params_.torch_noise.increment; }
 
   void launch_on(uintptr_t stream, uintptr_t logits, int64_t logits_stride, int64_t step, int64_t length, uint64_t seed,
                  uint64_t offset, uintptr_t generator) const {
     SampleParams params = params_of_call(logits, logits_stride, step, length);
     set_generator(params.torch_noise, seed, offset, generator);
-    check_launch(cuda::sample(params, place_.on_stream(stream)));
+    check_launch(cuda::sample(params, context_.on_stream(stream)));
   }
 #endif
 
@@ -124,7 +120,7 @@ class SamplePlan {
 
   SampleParams params_;
 #if PYGEN_CUDA
-  CudaPlace place_;
+  CudaContext context_;
 #endif
 };
 

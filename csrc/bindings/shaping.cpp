@@ -24,8 +24,8 @@ ShapingParams take_shaping(Arguments& arguments) {
   params.suppress = arguments.take_pointer<int64_t>("suppress_ptr");
   params.suppress_stride = arguments.take<int64_t>("suppress_stride");
   params.suppress_count = arguments.take<int64_t>("suppress_count");
-  params.bitmask = arguments.take_pointer<int32_t>("bitmask_ptr");
-  params.bitmask_stride = arguments.take<int64_t>("bitmask_stride");
+  params.token_bitmask = arguments.take_pointer<int32_t>("token_bitmask_ptr");
+  params.token_bitmask_stride = arguments.take<int64_t>("token_bitmask_stride");
   return params;
 }
 
@@ -48,8 +48,8 @@ void set_tables(ShapingParams& params, const std::optional<Tables>& tables) {
   params.suppress = pointer<const int64_t>(static_cast<uintptr_t>(suppress));
   params.suppress_stride = suppress_stride;
   params.suppress_count = count;
-  params.bitmask = pointer<const int32_t>(static_cast<uintptr_t>(mask));
-  params.bitmask_stride = mask_stride;
+  params.token_bitmask = pointer<const int32_t>(static_cast<uintptr_t>(mask));
+  params.token_bitmask_stride = mask_stride;
 }
 
 void check_noise(Rng rng, const void* generator_state, const void* noise, const void* seeds) {

@@ -17,7 +17,8 @@ constexpr uint32_t kPhiloxWeyl0 = 0x9E3779B9u;
 constexpr uint32_t kPhiloxWeyl1 = 0xBB67AE85u;
 constexpr int kPhiloxRounds = 10;
 
-enum NoiseStream : uint32_t { kTargetDraws = 0, kDraftDraws = 1, kAcceptance = 2 };
+// Streams of one row. Seeded results depend on the numbers: 1 stays reserved for the draws of a draft model.
+enum NoiseStream : uint32_t { kTargetDraws = 0, kAcceptance = 2 };
 
 struct PhiloxBlock {
   uint32_t word[4];

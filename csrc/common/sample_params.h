@@ -45,8 +45,8 @@ struct ShapingParams {
   const int64_t* suppress = nullptr;  // (rows or 1, suppress_count)
   int64_t suppress_stride = 0;
   int64_t suppress_count = 0;
-  const int32_t* bitmask = nullptr;  // (rows or 1, ceil(vocab_size / 32)), bit 1 = allowed
-  int64_t bitmask_stride = 0;
+  const int32_t* token_bitmask = nullptr;  // (rows or 1, ceil(vocab_size / 32)), bit 1 = allowed
+  int64_t token_bitmask_stride = 0;
 };
 
 PYGEN_HOST_DEVICE int64_t history_length_of(const ShapingParams& params, int64_t row) {

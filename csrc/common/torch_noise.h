@@ -29,8 +29,8 @@ constexpr int64_t kTorchUnroll = 4;
 inline void set_torch_launch(TorchCudaNoise& noise, int64_t numel, int64_t multiprocessors,
                              int64_t threads_per_multiprocessor) {
   const int64_t wanted = (numel + kTorchBlock - 1) / kTorchBlock;
-  const int64_t most = multiprocessors * (threads_per_multiprocessor / kTorchBlock);
-  noise.threads = (wanted < most ? wanted : most) * kTorchBlock;
+  const int64_t max_blocks = multiprocessors * (threads_per_multiprocessor / kTorchBlock);
+  noise.threads = (wanted < max_blocks ? wanted : max_blocks) * kTorchBlock;
   const int64_t per_round = kTorchUnroll * noise.threads;
   noise.increment = per_round == 0 ? 0 : kTorchUnroll * ((numel + per_round - 1) / per_round);
 }

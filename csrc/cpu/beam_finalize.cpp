@@ -11,18 +11,18 @@ namespace {
 void write_hypothesis(const FinalizeParams& params, int64_t out_row) {
   const int64_t rows = params.batch_size * params.num_beams;
   const int64_t item = out_row / params.num_return_sequences;
-  const int64_t place = item * params.num_beams + out_row % params.num_return_sequences;
+  const int64_t index = item * params.num_beams + out_row % params.num_return_sequences;
   const int64_t* prompt = params.token_ids + item * params.num_beams * params.token_ids_stride;
   int64_t* sequence = params.sequences + out_row * (params.prompt_length + params.width);
   int32_t* beams = params.beam_indices + out_row * params.width;
 
   int64_t* generated = std::copy(prompt, prompt + params.prompt_length, sequence);
-  const int64_t length = params.finished_steps[place] + 1;
+  const int64_t length = params.finished_steps[index] + 1;
   std::fill(generated + length, generated + params.width, params.pad_token_id);
   std::fill(beams + length, beams + params.width, -1);
 
-  int64_t token = params.finished_tokens[place];
-  int64_t beam = params.finished_parents[place];
+  int64_t token = params.finished_tokens[index];
+  int64_t beam = params.finished_parents[index];
   for (int64_t step = length - 1; step >= 0; --step) {
     generated[step] = token;
     beams[step] = static_cast<int32_t>(beam);

@@ -55,10 +55,10 @@ void collect_best(const RowScores& row, float running, int64_t count, double bar
   if (row.max_score() + running < cut) return;
   const float* maxima = row.block_max();
   const F32 offset = broadcast(running);
-  float room[kBlock];
+  float buffer[kBlock];
   for (int64_t b = 0; b < row.blocks(); ++b) {
     if (!(maxima[b] + running >= cut)) continue;
-    const float* scores = row.block(b, room);
+    const float* scores = row.block(b, buffer);
     for (int64_t i = 0; i < kBlock; i += kLanes) {
       const F32 sums = load(scores + i) + offset;
       for (Bits bits = ge(sums, broadcast(cut)); bits != 0; bits &= bits - 1) {
@@ -77,7 +77,7 @@ void collect_drawn(const RowScores& row, const Survivors& survivors, float runni
   const auto finish = [running](float score) { return score + running; };
   if (survivors.token_ids() != nullptr) return race_list(survivors, noise, finish, top);
   const float temperature = survivors.temperature();
-  const auto get = [&](int64_t b, float* room) { return survivors.block(b, room); };
+  const auto get = [&](int64_t b, float* buffer) { return survivors.block(b, buffer); };
   const auto max_of = [&](int64_t b) { return row.block_max()[b] / temperature; };
   race_blocks(0, row.blocks(), noise, max_of, get, 1.0f, finish, survivors.low(), survivors.high(), top);
 }

@@ -164,11 +164,11 @@ struct GivenNoise {
   }
 
   PYGEN_INLINE void log_bounds(F32 out[4]) const {
-    float room[kBlock];
+    float buffer[kBlock];
     const float* from = noise + begin;
     if (begin + kBlock > vocab_size) {
-      for (int64_t i = 0; i < kBlock; ++i) room[i] = begin + i < vocab_size ? noise[begin + i] : 1.0f;
-      from = room;
+      for (int64_t i = 0; i < kBlock; ++i) buffer[i] = begin + i < vocab_size ? noise[begin + i] : 1.0f;
+      from = buffer;
     }
     for (int i = 0; i < 4; ++i) out[i] = log_from_below_or_nothing(load(from + i * kLanes), 0.0f);
   }

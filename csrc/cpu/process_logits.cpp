@@ -12,9 +12,9 @@ namespace pygen::cpu::PYGEN_ISA {
 namespace {
 
 void write_unfiltered(const RowScores& row, float temperature, float* out) {
-  float room[kBlock];
+  float buffer[kBlock];
   for (int64_t b = 0; b < row.blocks(); ++b) {
-    const float* scores = row.block(b, room);
+    const float* scores = row.block(b, buffer);
     for (int64_t i = 0; i < row.block_length(b); ++i) out[b * kBlock + i] = scores[i] / temperature;
   }
 }

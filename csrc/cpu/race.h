@@ -40,7 +40,7 @@ PYGEN_INLINE double value_of(float score, float origin, double exponential) {
   return (static_cast<double>(score) - origin) - std::log(exponential);
 }
 
-// Among blocks [begin, end) of a whole row. max_of(block) -> at least its largest score; get(block, room) -> its 64
+// Among blocks [begin, end) of a whole row. max_of(block) -> at least its largest score; get(block, buffer) -> its 64
 // scores; survivors lie in [low, high]. `scale` turns a score into one over the temperature, up to rounding;
 // finish(score) exactly.
 template <typename Noise, typename MaxOf, typename Get, typename Finish, typename W>
@@ -48,14 +48,14 @@ void race_blocks(int64_t begin, int64_t end, Noise& noise, const MaxOf& max_of, 
                  const Finish& finish, float low, float high, W& winner) {
   low = std::max(low, -std::numeric_limits<float>::max());
   const F32 low_v = broadcast(low), high_v = broadcast(high), scale_v = broadcast(scale);
-  float room[kBlock];
+  float buffer[kBlock];
   float bar = winner.bar();
   for (int64_t b = begin; b < end; ++b) {
     const float largest = max_of(b);
     if (!(largest >= low)) continue;
     // Seldom has a block a token that can win: its largest score would have to meet its largest noise.
     if (largest * scale - noise.prepare(b * kBlock) < bar) continue;
-    const float* scores = get(b, room);
+    const float* scores = get(b, buffer);
     F32 log_noise[4];
     noise.log_bounds(log_noise);
     for (int i = 0; i < 4; ++i) {

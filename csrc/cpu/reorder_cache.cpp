@@ -142,17 +142,17 @@ void move_block(const CacheTensor& tensor, const Blocks& blocks, int64_t block, 
 void reorder_cache(const ReorderParams& params) {
   const Moves moves(params);
   if (moves.size() == 0) return;
-  int64_t count = 0, bytes = 0, room = kBlockBytes;
+  int64_t count = 0, bytes = 0, buffer_bytes = kBlockBytes;
   for (int64_t t = 0; t < params.num_tensors; ++t) {
     const Blocks blocks(params.tensors[t], moves);
     count += blocks.count;
     bytes += moves.positions() * params.tensors[t].heads * blocks.width;
-    room = std::max(room, blocks.width);
+    buffer_bytes = std::max(buffer_bytes, blocks.width);
   }
   const int64_t useful = std::min(count, bytes / kBytesPerThread + 1);
   const int parts = static_cast<int>(std::min(useful, static_cast<int64_t>(params.threads)));
   Buffer<char> kept;
-  char* const rooms = moves.any_kept() ? kept.reserve(parts * room) : nullptr;
+  char* const buffers = moves.any_kept() ? kept.reserve(parts * buffer_bytes) : nullptr;
 
   parallel_parts(count, parts, [&](int64_t begin, int64_t end, int part) {
     int64_t before = 0;  // blocks of the tensors that were passed
@@ -160,7 +160,8 @@ void reorder_cache(const ReorderParams& params) {
       const Blocks blocks(params.tensors[t], moves);
       const int64_t last = std::min(end - before, blocks.count);
       for (int64_t block = std::max(begin - before, int64_t{0}); block < last; ++block)
-        move_block(params.tensors[t], blocks, block, moves, rooms != nullptr ? rooms + part * room : nullptr);
+        move_block(params.tensors[t], blocks, block, moves,
+                   buffers != nullptr ? buffers + part * buffer_bytes : nullptr);
       before += blocks.count;
     }
   });

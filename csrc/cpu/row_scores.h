@@ -7,36 +7,30 @@
 #pragma once
 
 #include <cmath>
-#include <limits>
 
-#include "common/penalties.h"
 #include "cpu/logits.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
+#include "cpu/token_edits.h"
 #include "cpu/vec.h"
 
 namespace pygen::cpu::PYGEN_ISA {
-
-constexpr int64_t kBlock = 64;
-constexpr float kInf = std::numeric_limits<float>::infinity();
 
 class RowScores {
  public:
   RowScores(const ShapingParams& params, int64_t row, Scratch& scratch)
       : params_(params),
-        row_(row),
         vocab_size_(params.vocab_size),
         blocks_((params.vocab_size + kBlock - 1) / kBlock),
         element_size_(params.dtype == DType::kFloat32 ? 4 : 2),
         logits_(static_cast<const char*>(params.logits) + row * params.logits_stride * element_size_),
         bias_(params.bias != nullptr ? params.bias + row * params.bias_stride : nullptr),
-        bitmask_(params.bitmask != nullptr ? params.bitmask + row * params.bitmask_stride : nullptr),
+        token_bitmask_(params.token_bitmask != nullptr ? params.token_bitmask + row * params.token_bitmask_stride
+                                                       : nullptr),
         scratch_(scratch),
-        exceptions_end_(scratch) {
+        edits_(params, row, blocks_, scratch) {
     scratch_.block_max.reserve(blocks_ + kLanes);
-    int32_t* heads = scratch_.block_head.reserve(blocks_);
-    for (; scratch_.block_head_size < blocks_; ++scratch_.block_head_size) heads[scratch_.block_head_size] = -1;
-    collect_exceptions();
+    edits_.collect();
   }
 
   RowScores(const RowScores&) = delete;
@@ -55,24 +49,24 @@ class RowScores {
 
   // All scores as an array, if they are the logits themselves; else null.
   const float* in_place() const {
-    return logits_are_scores() && !has_exceptions() ? reinterpret_cast<const float*>(logits_) : nullptr;
+    return logits_are_scores() && !has_edits() ? reinterpret_cast<const float*>(logits_) : nullptr;
   }
 
-  // The 64 scores of a block, past the vocabulary -inf; `room` is used where they cannot be read in place.
-  PYGEN_INLINE const float* block(int64_t block, float* room) const {
-    if (logits_are_scores() && scratch_.block_head[block] < 0 && block_length(block) == kBlock)
+  // The 64 scores of a block, past the vocabulary -inf; `buffer` is used where they cannot be read in place.
+  PYGEN_INLINE const float* block(int64_t block, float* buffer) const {
+    if (logits_are_scores() && !edits_.in_block(block) && block_length(block) == kBlock)
       return reinterpret_cast<const float*>(logits_) + block * kBlock;
-    return compose_block(block, room, true);
+    return compose_block(block, buffer, true);
   }
 
   // The only pass over the whole row: maxima of the blocks and of the row, and what is wrong with it.
   void scan(int threads) {
     // The exceptions lie scattered: in a plain row they wait until the pass has brought the row into the cache.
-    const bool plain = bias_ == nullptr && bitmask_ == nullptr;
-    if (!plain) score_exceptions();
+    const bool plain = bias_ == nullptr && token_bitmask_ == nullptr;
+    if (!plain) score_edits();
     const Bits nan = pass(threads, [&](int64_t b, Bits& seen) { scan_block(b, seen); });
     if (plain) {
-      score_exceptions();
+      score_edits();
       if (nan == 0) correct_maxima();
     }
     conclude(nan);
@@ -97,8 +91,8 @@ class RowScores {
     max_logit_ = max_score_;
     log_sum_ = static_cast<float>(log_of_sum(1.0f));
     log_softmax_ = true;
-    score_exceptions();
-    if (bias_ == nullptr && bitmask_ == nullptr) {
+    score_edits();
+    if (bias_ == nullptr && token_bitmask_ == nullptr) {
       float* maxima = scratch_.block_max.data();
       for (int64_t b = 0; b < blocks_; ++b) maxima[b] = log_probability(maxima[b]);
       correct_maxima();
@@ -110,17 +104,17 @@ class RowScores {
 
   // For a loop of one's own instead of `scan`, possible in a row without exceptions: a block's maximum, and `nan` set
   // where one is seen. `conclude` ends it.
-  bool has_exceptions() const { return scratch_.exceptions.size() > 0; }
+  bool has_edits() const { return edits_.size() > 0; }
 
   PYGEN_INLINE float scan_block(int64_t b, Bits& nan) {
     F32 v[4];
-    float room[kBlock];
-    const bool plain = bias_ == nullptr && bitmask_ == nullptr;
+    float buffer[kBlock];
+    const bool plain = bias_ == nullptr && token_bitmask_ == nullptr;
     if (plain && block_length(b) == kBlock) {
       load_block(b, v);
     } else {
-      compose_block(b, room, !plain);
-      for (int i = 0; i < 4; ++i) v[i] = load(room + i * kLanes);
+      compose_block(b, buffer, !plain);
+      for (int i = 0; i < 4; ++i) v[i] = load(buffer + i * kLanes);
     }
     nan |= unordered(v[0], v[1]) | unordered(v[2], v[3]);
     const float largest = reduce_max(max(max(v[0], v[1]), max(v[2], v[3])));
@@ -138,11 +132,11 @@ class RowScores {
 
   // Lowest id of the largest score that is a number.
   int64_t argmax() const {
-    float room[kBlock];
+    float buffer[kBlock];
     const float* maxima = scratch_.block_max.data();
     for (int64_t b = 0; b < blocks_; ++b) {
       if (!(maxima[b] == max_score_)) continue;
-      const float* scores = block(b, room);
+      const float* scores = block(b, buffer);
       for (int64_t i = 0; i < block_length(b); ++i)
         if (scores[i] == max_score_) return b * kBlock + i;
     }
@@ -170,7 +164,7 @@ class RowScores {
  private:
   // Whether a block without exceptions can be read where it lies.
   bool logits_are_scores() const {
-    return params_.dtype == DType::kFloat32 && bias_ == nullptr && bitmask_ == nullptr && !log_softmax_;
+    return params_.dtype == DType::kFloat32 && bias_ == nullptr && token_bitmask_ == nullptr && !log_softmax_;
   }
 
   // per_block(block, nan) on all blocks, at several places at once.
@@ -222,9 +216,9 @@ class RowScores {
     if (block_length(b) == kBlock) {
       load_block(b, v);
     } else {
-      float room[kBlock];
-      for (int64_t i = 0; i < kBlock; ++i) room[i] = i < block_length(b) ? logit(b * kBlock + i) : -kInf;
-      for (int i = 0; i < 4; ++i) v[i] = load(room + i * kLanes);
+      float buffer[kBlock];
+      for (int64_t i = 0; i < kBlock; ++i) buffer[i] = i < block_length(b) ? logit(b * kBlock + i) : -kInf;
+      for (int i = 0; i < 4; ++i) v[i] = load(buffer + i * kLanes);
     }
     nan |= unordered(v[0], v[1]) | unordered(v[2], v[3]);
     const float largest = reduce_max(max(max(v[0], v[1]), max(v[2], v[3])));
@@ -261,75 +255,12 @@ class RowScores {
     return bias_ != nullptr ? score + bias_[token_id] : score;
   }
 
-  bool in_vocabulary(int64_t token_id) const { return token_id >= 0 && token_id < vocab_size_; }
-
-  Exception& exception(int64_t token_id) {
-    int32_t& head = scratch_.block_head[token_id / kBlock];
-    for (int32_t i = head; i >= 0; i = scratch_.exceptions[i].next)
-      if (scratch_.exceptions[i].token_id == token_id) return scratch_.exceptions[i];
-    scratch_.exceptions.push({static_cast<int32_t>(token_id), head, 0.0f, false, false, 0});
-    head = static_cast<int32_t>(scratch_.exceptions.size() - 1);
-    return scratch_.exceptions[head];
-  }
-
-  void collect_exceptions() {
-    const float repetition = knob_at(params_.repetition_penalty, row_);
-    const float presence = knob_at(params_.presence_penalty, row_);
-    const float frequency = knob_at(params_.frequency_penalty, row_);
-    const int64_t ngram_size = knob_at(params_.no_repeat_ngram_size, row_);
-    const bool penalised = repetition != 1.0f || presence != 0.0f || frequency != 0.0f;
-    if (params_.input_ids != nullptr && (penalised || ngram_size > 0)) {
-      const int64_t* history = params_.input_ids + row_ * params_.input_ids_stride;
-      if (penalised) collect_history(history);
-      if (ngram_size > 0) ban_repeated_ngrams(history, ngram_size);
-    }
-    if (params_.suppress != nullptr) {
-      const int64_t* suppressed = params_.suppress + row_ * params_.suppress_stride;
-      for (int64_t i = 0; i < params_.suppress_count; ++i)
-        if (in_vocabulary(suppressed[i])) exception(suppressed[i]).banned = true;
-    }
-  }
-
-  void score_exceptions() {
-    const float repetition = knob_at(params_.repetition_penalty, row_);
-    const float presence = knob_at(params_.presence_penalty, row_);
-    const float frequency = knob_at(params_.frequency_penalty, row_);
-    for (int64_t i = 0; i < scratch_.exceptions.size(); ++i) {
-      Exception& e = scratch_.exceptions[i];
-      e.score = base_score(e.token_id);
-      if (e.seen && repetition != 1.0f) e.score = repetition_penalized(e.score, repetition);
-      if (e.count > 0) e.score = count_penalized(e.score, e.count, presence, frequency);
-      if (e.banned) e.score = -kInf;
-    }
-  }
-
-  void collect_history(const int64_t* history) {
-    const int64_t prompt_length = knob_at(params_.prompt_lengths, row_);
-    const int64_t length = history_length_of(params_, row_);
-    for (int64_t i = 0; i < length; ++i) {
-      if (!in_vocabulary(history[i])) continue;
-      Exception& e = exception(history[i]);
-      e.seen = true;
-      e.count += i >= prompt_length;
-    }
-  }
-
-  // Bans every token that would complete an n-gram which the history already holds.
-  void ban_repeated_ngrams(const int64_t* history, int64_t n) {
-    const int64_t length = history_length_of(params_, row_);
-    if (length < n) return;
-    const int64_t* suffix = history + length - (n - 1);
-    for (int64_t i = n - 1; i < length; ++i) {
-      if (!in_vocabulary(history[i])) continue;
-      bool same = true;
-      for (int64_t j = 0; j < n - 1 && same; ++j)
-        same = history[i - (n - 1) + j] == suffix[j] && in_vocabulary(suffix[j]);
-      if (same) exception(history[i]).banned = true;
-    }
+  void score_edits() {
+    edits_.score([this](int64_t token_id) { return base_score(token_id); });
   }
 
   // A block written out; lanes past the vocabulary are -inf.
-  const float* compose_block(int64_t block, float* room, bool with_exceptions) const {
+  __attribute__((noinline)) const float* compose_block(int64_t block, float* buffer, bool with_edits) const {
     const int64_t begin = block * kBlock;
     const int64_t length = block_length(block);
     if (length == kBlock) {
@@ -338,35 +269,35 @@ class RowScores {
       for (int i = 0; i < 4; ++i) {
         if (log_softmax_) v[i] = (v[i] - broadcast(max_logit_)) - broadcast(log_sum_);
         if (bias_ != nullptr) v[i] = v[i] + load(bias_ + begin + i * kLanes);
-        store(room + i * kLanes, v[i]);
+        store(buffer + i * kLanes, v[i]);
       }
     } else {
-      for (int64_t i = 0; i < kBlock; ++i) room[i] = i < length ? base_score(begin + i) : -kInf;
+      for (int64_t i = 0; i < kBlock; ++i) buffer[i] = i < length ? base_score(begin + i) : -kInf;
     }
-    for (int32_t i = with_exceptions ? scratch_.block_head[block] : -1; i >= 0; i = scratch_.exceptions[i].next)
-      room[scratch_.exceptions[i].token_id - begin] = scratch_.exceptions[i].score;
-    if (bitmask_ != nullptr) {
+    if (with_edits)
+      edits_.for_each_in(block, [&](const TokenEdit& edit) { buffer[edit.token_id - begin] = edit.score; });
+    if (token_bitmask_ != nullptr) {
       for (int64_t word = 0; word * 32 < length; ++word) {
-        const uint32_t allowed = static_cast<uint32_t>(bitmask_[begin / 32 + word]);
+        const uint32_t allowed = static_cast<uint32_t>(token_bitmask_[begin / 32 + word]);
         if (allowed == 0xFFFFFFFFu) continue;
         for (int64_t i = word * 32; i < word * 32 + 32; ++i)
-          if ((allowed >> (i % 32) & 1u) == 0) room[i] = -kInf;
+          if ((allowed >> (i % 32) & 1u) == 0) buffer[i] = -kInf;
       }
     }
-    return room;
+    return buffer;
   }
 
   // The pass saw the exceptions' logits. A block is read again only if it lost its maximum.
   void correct_maxima() {
-    float room[kBlock];
-    for (int64_t i = 0; i < scratch_.exceptions.size(); ++i) {
-      const Exception& e = scratch_.exceptions[i];
-      const int64_t b = e.token_id / kBlock;
+    float buffer[kBlock];
+    for (int64_t i = 0; i < edits_.size(); ++i) {
+      const TokenEdit& edit = edits_[i];
+      const int64_t b = edit.token_id / kBlock;
       float& largest = scratch_.block_max[b];
-      if (e.score >= largest) {
-        largest = e.score;
-      } else if (base_score(e.token_id) == largest) {
-        const float* scores = compose_block(b, room, true);
+      if (edit.score >= largest) {
+        largest = edit.score;
+      } else if (base_score(edit.token_id) == largest) {
+        const float* scores = compose_block(b, buffer, true);
         F32 v = load(scores);
         for (int64_t j = kLanes; j < kBlock; j += kLanes) v = max(v, load(scores + j));
         largest = reduce_max(v);
@@ -377,9 +308,9 @@ class RowScores {
   // Whether one is left: a ban may have covered what the pass has seen.
   bool recompute_maxima_without_nan() {
     bool found = false;
-    float room[kBlock];
+    float buffer[kBlock];
     for (int64_t b = 0; b < blocks_; ++b) {
-      const float* scores = block(b, room);
+      const float* scores = block(b, buffer);
       float largest = -kInf;
       for (int64_t i = 0; i < kBlock; ++i) {
         found |= scores[i] != scores[i];
@@ -390,32 +321,20 @@ class RowScores {
     return found;
   }
 
-  // Takes the exceptions off their blocks; a member, so that it does so too where the constructor runs out of memory.
-  struct ExceptionsEnd {
-    explicit ExceptionsEnd(Scratch& of) : scratch(of) {}
-    ~ExceptionsEnd() {
-      for (int64_t i = 0; i < scratch.exceptions.size(); ++i)
-        scratch.block_head[scratch.exceptions[i].token_id / kBlock] = -1;
-      scratch.exceptions.clear();
-    }
-    Scratch& scratch;
-  };
-
   static constexpr int kMaxParts = 256;
   // Reading at several places at once keeps more of the memory busy than one stream: 40 us against 47 for 128,256
   // floats out of the cache, on one core of a Xeon.
   static constexpr int64_t kStreams = 8;
 
   const ShapingParams& params_;
-  const int64_t row_;
   const int64_t vocab_size_;
   const int64_t blocks_;
   const int64_t element_size_;
   const char* const logits_;
   const float* const bias_;
-  const int32_t* const bitmask_;
+  const int32_t* const token_bitmask_;
   Scratch& scratch_;
-  const ExceptionsEnd exceptions_end_;
+  TokenEdits edits_;
   float max_score_ = -kInf;
   RowStatus status_ = kOk;
   bool log_softmax_ = false;

@@ -25,10 +25,10 @@ constexpr float kLargestWithNoise = 0x1p20f;
 // Without a filter the row is raced where it lies; without exceptions, while it is scanned.
 template <typename Noise>
 Winner race_unfiltered(RowScores& row, float temperature, const Noise& noise, int threads) {
-  const auto get = [&](int64_t b, float* room) { return row.block(b, room); };
+  const auto get = [&](int64_t b, float* buffer) { return row.block(b, buffer); };
   const auto finish = [temperature](float score) { return score / temperature; };
   const float scale = 1.0f / temperature;
-  if (row.has_exceptions()) {
+  if (row.has_edits()) {
     row.scan(threads);
     if (row.status() != kOk) return {};
     return race_in_parts(row.blocks(), noise, threads, 0.0f,
@@ -61,7 +61,7 @@ Winner race_survivors(const RowScores& row, const Survivors& survivors, Noise no
     return winner;
   }
   const float temperature = survivors.temperature();
-  const auto get = [&](int64_t b, float* room) { return survivors.block(b, room); };
+  const auto get = [&](int64_t b, float* buffer) { return survivors.block(b, buffer); };
   const auto max_of = [&](int64_t b) { return row.block_max()[b] / temperature; };
   return race_in_parts(row.blocks(), noise, threads, survivors.max_score(),
                        [&](int64_t begin, int64_t end, Noise& own, Winner& best, int) {

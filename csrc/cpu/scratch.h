@@ -47,8 +47,8 @@ class Buffer {
   int64_t size_ = 0;
 };
 
-// A token whose score is not what the logits say: penalised or banned.
-struct Exception {
+// A token whose score differs from its logit: penalised or banned.
+struct TokenEdit {
   int32_t token_id;
   int32_t next;  // in the same block, -1 at the end
   float score;
@@ -78,9 +78,9 @@ struct KeyedWeight {
 struct Scratch {
   Buffer<float> block_max;      // (blocks,)
   Buffer<float> block_sum;      // (blocks,) of e^(logit - block_max)
-  Buffer<int32_t> block_head;   // (blocks,) first exception of a block, -1 without
-  int64_t block_head_size = 0;  // how many of them are initialised
-  Buffer<Exception> exceptions;
+  Buffer<int32_t> first_edit;   // (blocks,) index of a block's first edit, or -1
+  int64_t first_edit_size = 0;  // how many of them are initialised
+  Buffer<TokenEdit> edits;
   Buffer<float> scores;       // the survivors' scores, or all
   Buffer<int32_t> token_ids;  // of the survivors, ascending
   Buffer<float> bracket[2];   // candidates of a selection

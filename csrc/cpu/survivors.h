@@ -142,12 +142,12 @@ class Survivors {
   // Null: the token at position i is i.
   const int32_t* token_ids() const { return gathered_ ? scratch_.token_ids.data() : nullptr; }
   // Where the whole row is held: the 64 scores of a block, past the vocabulary -inf.
-  PYGEN_INLINE const float* block(int64_t b, float* room) const {
+  PYGEN_INLINE const float* block(int64_t b, float* buffer) const {
     const float* scores = scores_ + b * kBlock;
     const int64_t length = std::min(kBlock, size_ - b * kBlock);
     if (length == kBlock) return scores;
-    for (int64_t i = 0; i < kBlock; ++i) room[i] = i < length ? scores[i] : -kInf;
-    return room;
+    for (int64_t i = 0; i < kBlock; ++i) buffer[i] = i < length ? scores[i] : -kInf;
+    return buffer;
   }
   float temperature() const { return filters_.temperature; }
   float low() const { return low_; }
@@ -168,11 +168,11 @@ class Survivors {
     gathered_ = true;
     const float* maxima = row.block_max();
     const F32 t = broadcast(threshold);
-    float room[kBlock];
+    float buffer[kBlock];
     int64_t count = 0;
     for (int64_t b = 0; b < row.blocks(); ++b) {
       if (!(maxima[b] >= threshold)) continue;
-      const float* block = row.block(b, room);
+      const float* block = row.block(b, buffer);
       float* scores = scratch_.scores.reserve(count + kBlock + kSlack);
       int32_t* ids = scratch_.token_ids.reserve(count + kBlock + kSlack);
       for (int64_t i = 0; i < kBlock; i += kLanes) {
@@ -243,9 +243,9 @@ class Survivors {
     const F32 temperature = broadcast(filters_.temperature), none = broadcast(-kInf);
     double sums[kLanes] = {}, squares[kLanes] = {};
     int64_t count = 0;
-    float room[kBlock];
+    float buffer[kBlock];
     for (int64_t b = 0; b < row.blocks(); ++b) {
-      const float* block = row.block(b, room);
+      const float* block = row.block(b, buffer);
       for (int64_t i = 0; i < kBlock; i += kLanes) {
         const F32 v = load(block + i) / temperature;
         float scores[kLanes];
@@ -282,11 +282,11 @@ class Survivors {
     const bool divide = filters_.temperature != 1.0f;
     // What lies this far below adds less than 2^-44 of the sum, even in a row of a million.
     const float negligible = (max_score_ - 45.0f) * filters_.temperature;
-    float room[kBlock];
+    float buffer[kBlock];
     Sum sum;
     for (int64_t b = 0; b < row.blocks(); b += stride) {
       if (row.block_max()[b] < negligible) continue;
-      const float* scores = row.block(b, room);
+      const float* scores = row.block(b, buffer);
       F32 masses = broadcast(0.0f);
       for (int j = 0; j < vectors; ++j) {
         const F32 v = load(scores + j * kLanes);
@@ -306,9 +306,9 @@ class Survivors {
     float* own = scratch_.scores.reserve(row.blocks() * kBlock + kSlack);
     const F32 temperature = broadcast(filters_.temperature);
     const bool divide = filters_.temperature != 1.0f;
-    float room[kBlock];
+    float buffer[kBlock];
     for (int64_t b = 0; b < row.blocks(); ++b) {
-      const float* block = row.block(b, room);
+      const float* block = row.block(b, buffer);
       for (int64_t i = 0; i < kBlock; i += kLanes) {
         const F32 v = load(block + i);
         store(own + b * kBlock + i, divide ? v / temperature : v);

@@ -21,10 +21,10 @@ void collect_best(const RowScores& row, int64_t count, Buffer<ScoredToken>& best
   const float lowest = std::numeric_limits<float>::lowest();
   const float bound = count <= row.blocks() / 2 ? std::max(lowest, lower_bound_of_largest(row, count)) : lowest;
   const F32 bound_v = broadcast(bound);
-  float room[kBlock];
+  float buffer[kBlock];
   for (int64_t b = 0; b < row.blocks(); ++b) {
     if (!(row.block_max()[b] >= bound)) continue;
-    const float* scores = row.block(b, room);
+    const float* scores = row.block(b, buffer);
     for (int64_t i = 0; i < kBlock; i += kLanes) {
       for (Bits bits = ge(load(scores + i), bound_v); bits != 0; bits &= bits - 1) {
         const int64_t at = i + __builtin_ctz(bits);

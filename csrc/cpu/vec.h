@@ -69,13 +69,14 @@ PYGEN_INLINE Vec<T> broadcast(T value) {
 template <typename T>
 PYGEN_INLINE Vec<T> load(const T* from) {
   Vec<T> out;
-  std::memcpy(&out, from, sizeof(out));
+  // Register by register: GCC copies a larger structure through the stack.
+  for (int p = 0; p < kParts; ++p) std::memcpy(&out.part[p], from + p * kNativeLanes, sizeof(out.part[p]));
   return out;
 }
 
 template <typename T>
 PYGEN_INLINE void store(T* to, const Vec<T>& v) {
-  std::memcpy(to, &v, sizeof(v));
+  for (int p = 0; p < kParts; ++p) std::memcpy(to + p * kNativeLanes, &v.part[p], sizeof(v.part[p]));
 }
 
 template <typename To, typename From>
@@ -235,10 +236,10 @@ PYGEN_INLINE float reduce_max(const F32& v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_ps(v.part[0]);
 #else
-  auto most = v.part[0];
-  for (int p = 1; p < kParts; ++p) most = most > v.part[p] ? most : v.part[p];
-  float largest = most[0];
-  for (int i = 1; i < kNativeLanes; ++i) largest = most[i] > largest ? most[i] : largest;
+  auto lanes = v.part[0];
+  for (int p = 1; p < kParts; ++p) lanes = lanes > v.part[p] ? lanes : v.part[p];
+  float largest = lanes[0];
+  for (int i = 1; i < kNativeLanes; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
   return largest;
 #endif
 }

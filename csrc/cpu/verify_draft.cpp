@@ -172,10 +172,10 @@ class Row {
   int64_t race_with(const LogSoftmax& target, const Noise& noise, const Entry& entry) const {
     const RowScores& row = target.row();
     const float temperature = target.temperature();
-    const auto get = [&](int64_t b, float* room) -> const float* {
-      const float* logits = row.block(b, room);
-      for (int64_t j = 0; j < kBlock; ++j) room[j] = logits[j] / temperature;
-      return room;
+    const auto get = [&](int64_t b, float* buffer) -> const float* {
+      const float* logits = row.block(b, buffer);
+      for (int64_t j = 0; j < kBlock; ++j) buffer[j] = logits[j] / temperature;
+      return buffer;
     };
     const auto max_of = [&](int64_t b) { return row.block_max()[b] / temperature; };
     const auto finish = [](float score) { return score; };

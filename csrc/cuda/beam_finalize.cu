@@ -10,8 +10,8 @@ namespace pygen::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kParentsHeld = 8192;
-constexpr int kMostSteps = 256;
+constexpr int kStagedParents = 8192;
+constexpr int kMaxSteps = 256;
 constexpr int kColumnsPerBlock = 4096;
 
 struct Stretch {
@@ -136,12 +136,12 @@ __global__ void __launch_bounds__(kThreads) beam_finalize_kernel(const FinalizeP
 Error beam_finalize(const FinalizeParams& params, const Context& context) {
   const int64_t rows = params.batch_size * params.num_return_sequences;
   if (rows == 0) return cudaSuccess;
-  Stretch stretch{static_cast<int>(params.num_beams), static_cast<int>(kParentsHeld / params.num_beams)};
-  stretch.steps = stretch.steps < 1 ? 1 : stretch.steps < kMostSteps ? stretch.steps : kMostSteps;
+  Stretch stretch{static_cast<int>(params.num_beams), static_cast<int>(kStagedParents / params.num_beams)};
+  stretch.steps = stretch.steps < 1 ? 1 : stretch.steps < kMaxSteps ? stretch.steps : kMaxSteps;
   const int64_t pieces = rows * ((params.prompt_length + kColumnsPerBlock - 1) / kColumnsPerBlock);
-  const int64_t most = 4 * static_cast<int64_t>(context.device.multiprocessors);
+  const int64_t max_blocks = 4 * static_cast<int64_t>(context.device.multiprocessors);
   Launch launch;
-  launch.blocks = static_cast<unsigned>(params.batch_size + (pieces < most ? pieces : most));
+  launch.blocks = static_cast<unsigned>(params.batch_size + (pieces < max_blocks ? pieces : max_blocks));
   launch.threads = kThreads;
   const int64_t words = params.num_beams * stretch.steps + 2 * params.num_return_sequences;
   launch.shared = static_cast<unsigned>(words * sizeof(int32_t) + 3 * 16);

@@ -60,10 +60,10 @@ class PromptMerge {
       for (int first = 0; first < levels * beams; first += kThreads) {
         const int i = first + thread_index();
         const int beam = i < levels * beams ? going_on.get(i % beams) : 0;
-        const int place = level + i / beams;
-        const uint64_t key[] = {i < levels * beams ? key_at(beam, place) : 0};
+        const int index = level + i / beams;
+        const uint64_t key[] = {i < levels * beams ? key_at(beam, index) : 0};
         const float score[] = {0.0f};
-        best_.offer(key, beam * count_ + place, score);
+        best_.offer(key, beam * count_ + index, score);
       }
       level += levels;
       found = best_.keep_best();
@@ -74,7 +74,7 @@ class PromptMerge {
     }
     for (int i = thread_index(); i < count_; i += kThreads) {
       const Candidate candidate =
-          i < found ? lists_[best_.ranking().place(i)] : Candidate{0.0, -__builtin_huge_valf(), -1, -1};
+          i < found ? lists_[best_.ranking().index(i)] : Candidate{0.0, -__builtin_huge_valf(), -1, -1};
       const int at = sorts_draws_ && i < found ? rank_by_score(i, candidate.score, found) : i;
       out.ids.set(at, candidate.token_id);
       out.parents.set(at, candidate.parent);
@@ -85,9 +85,9 @@ class PromptMerge {
 
  private:
   // 0 where the list has ended.
-  PYGEN_DEVICE uint64_t key_at(int beam, int place) const {
-    if (place >= lengths_.get(beam)) return 0;
-    const Candidate& candidate = lists_[beam * count_ + place];
+  PYGEN_DEVICE uint64_t key_at(int beam, int index) const {
+    if (index >= lengths_.get(beam)) return 0;
+    const Candidate& candidate = lists_[beam * count_ + index];
     return ordered_key(draws_ ? candidate.value + (static_cast<double>(candidate.score) - largest_) : candidate.value);
   }
 
@@ -95,7 +95,7 @@ class PromptMerge {
   PYGEN_DEVICE int rank_by_score(int i, float score, int found) const {
     int rank = 0;
     for (int j = 0; j < found; ++j) {
-      const float other = lists_[best_.ranking().place(j)].score;
+      const float other = lists_[best_.ranking().index(j)].score;
       rank += other > score || (other == score && j < i);
     }
     return rank;

@@ -17,15 +17,15 @@ class BeamSelection {
   using Scores = RowScores<kDType>;
   static constexpr int kCount = Scores::kCount;
 
-  // `words`: (rows, vocab_size) of the workspace, where exceptions lie there.
+  // `words`: (rows, vocab_size) of the workspace, where penalized lie there.
   PYGEN_DEVICE BeamSelection(const BeamParams& params, const RowLaunch& plan, int64_t beam, uint32_t* words,
                              SharedMemory& memory)
       : params_(params),
         beam_(beam),
         row_(params.slots[beam]),
         running_(params.running_scores[beam]),
-        rooms_(memory),
-        team_(plan.geometry.cluster, rooms_),
+        smem_(memory),
+        team_(plan.geometry.cluster, smem_),
         raw_(without_shaping(params.shaping), plan.geometry, row_, 0, nullptr, /*sums=*/true, memory),
         scores_(params.shaping, plan.geometry, row_, plan.table_slots,
                 plan.dense ? words + row_ * params.shaping.vocab_size : nullptr, kDraws, memory),
@@ -34,7 +34,7 @@ class BeamSelection {
 
   static size_t bytes(const BeamParams& params, const RowLaunch& plan) {
     const Geometry& geometry = plan.geometry;
-    return RowRooms::kBytes + Scores::shared_bytes(geometry, 0, false, true) +
+    return RowSmem::kBytes + Scores::shared_bytes(geometry, 0, false, true) +
            Scores::shared_bytes(geometry, plan.table_slots, plan.dense, kDraws) + 16 +
            BestOf::bytes(params.num_candidates);
   }
@@ -45,9 +45,9 @@ class BeamSelection {
     const RowFacts facts = scan(filters);
     if (facts.status == kOk && running_ != -kInfinity) {
       if constexpr (kDraws) {
-        filters.temperature = fitting_temperature(filters.temperature, facts.most);
-        origin_ = facts.most / filters.temperature + running_;
-        draw(filters, facts.most / filters.temperature);
+        filters.temperature = fitting_temperature(filters.temperature, facts.max_score);
+        origin_ = facts.max_score / filters.temperature + running_;
+        draw(filters, facts.max_score / filters.temperature);
       } else {
         take_largest();
       }
@@ -55,7 +55,7 @@ class BeamSelection {
     trigger_next_kernel();
     bring_together();
     team_.sync();  // what other blocks look at stays until they did
-    scores_.exceptions().release(params_.shaping, row_, scores_.layout());
+    scores_.penalized().release(params_.shaping, row_, scores_.layout());
     if (team_.leads()) write(facts.status);
   }
 
@@ -79,7 +79,7 @@ class BeamSelection {
     } else {
       const RowFacts facts = facts_of_scan(raw_, team_, raw_.scan(1.0f, nothing));
       if (facts.status != kOk) return facts;
-      max_logit = facts.most;
+      max_logit = facts.max_score;
       log_sum = log_sum_of_tiles(max_logit);
       scores_.normalize(max_logit, log_sum);
     }
@@ -87,13 +87,13 @@ class BeamSelection {
     return facts_of_scan(scores_, team_, nan);
   }
 
-  // ln of the sum of e^(logit - most). Integers, so that it does not depend on how the row was split.
-  PYGEN_DEVICE float log_sum_of_tiles(float most) {
+  // ln of the sum of e^(logit - max_score). Integers, so that it does not depend on how the row was split.
+  PYGEN_DEVICE float log_sum_of_tiles(float max_score) {
     uint64_t sum = 0;
     for (int tile = raw_.layout().first_tile() + thread_index(); tile < raw_.layout().last_tile(); tile += kThreads) {
       const float largest = raw_.maxima().get(tile);
       if (largest == -kInfinity) continue;
-      const double mass = static_cast<double>(raw_.sums().get(tile)) * exp_nonpositive(largest - most);
+      const double mass = static_cast<double>(raw_.sums().get(tile)) * exp_nonpositive(largest - max_score);
       sum += static_cast<uint64_t>(mass * kMassUnits);
     }
     sum = team_.reduce(sum, Add{});
@@ -103,28 +103,27 @@ class BeamSelection {
   // The maxima of the scores from those of the logits; whether the thread saw a NaN.
   PYGEN_DEVICE bool make_maxima(float max_logit, float log_sum) {
     const RowLayout<kDType>& layout = scores_.layout();
-    const bool everywhere = params_.shaping.bias != nullptr || params_.shaping.bitmask != nullptr;
+    const bool everywhere = params_.shaping.bias != nullptr || params_.shaping.token_bitmask != nullptr;
     const int lanes = 1 << layout.log2_lanes();
     bool nan = false;
     for (int vector = layout.first_vector() + thread_index(); vector < layout.last_vector(); vector += kThreads) {
       const int tile = layout.tile_of(vector);
-      float most = (raw_.maxima().get(tile) - max_logit) - log_sum;
-      const bool look =
-          everywhere || (scores_.exceptions().any() && scores_.exceptions().near(layout.token_of(vector)));
+      float max_score = (raw_.maxima().get(tile) - max_logit) - log_sum;
+      const bool look = everywhere || (scores_.penalized().any() && scores_.penalized().near(layout.token_of(vector)));
       if (__ballot_sync(kAllLanes, look) != 0) {
         float x[kCount];
         scores_.look_again(vector, x);
-        most = -kInfinity;
+        max_score = -kInfinity;
 #pragma unroll
         for (int i = 0; i < kCount; ++i) {
           nan |= x[i] != x[i];
-          most = fmaxf(most, x[i]);
+          max_score = fmaxf(max_score, x[i]);
         }
-        most = warp_reduce(most, Larger{}, lanes);
+        max_score = warp_reduce(max_score, Larger{}, lanes);
       }
       if (lane_index() % lanes != 0) continue;
-      scores_.maxima().set(tile, most);
-      if (!team_.leads()) scores_.maxima().of_block(0).set(tile, most);
+      scores_.maxima().set(tile, max_score);
+      if (!team_.leads()) scores_.maxima().of_block(0).set(tile, max_score);
     }
     return nan && everywhere;
   }
@@ -133,7 +132,7 @@ class BeamSelection {
     float bound = 0.0f;
     if (team_.leads())
       bound =
-          bound_of_largest(maxima, scores_.layout().tiles(), static_cast<int>(params_.num_candidates), rooms_.reduce);
+          bound_of_largest(maxima, scores_.layout().tiles(), static_cast<int>(params_.num_candidates), smem_.reduce);
     return float_of(static_cast<uint32_t>(team_.from_leader(bits_of(bound))));
   }
 
@@ -141,7 +140,7 @@ class BeamSelection {
     const float bound = bound_of_best(scores_.maxima()) + running_;
     const float running = running_;
     if (bound > -kInfinity) best_.raise_bar(ordered_key(static_cast<double>(bound)));
-    const int vectors = list_tiles(scores_.maxima(), [=](float most) { return most + running >= bound; });
+    const int vectors = list_tiles(scores_.maxima(), [=](float max_score) { return max_score + running >= bound; });
     for (int first = 0; first < vectors; first += kThreads) {
       uint64_t keys[kCount] = {};
       float sums[kCount] = {};
@@ -188,7 +187,7 @@ class BeamSelection {
       float sum[] = {0.0f};
       int token = 0;
       if (i < end) {
-        const uint64_t entry = rooms_.list.get(i);
+        const uint64_t entry = smem_.list.get(i);
         token = token_of_entry(entry);
         sum[0] = score_of_entry(entry) + running_;
         key[0] = ordered_key(exact_value(sum[0], origin_, noise.exponential(token)));
@@ -210,7 +209,7 @@ class BeamSelection {
     for (int vector = layout.first_vector() + thread_index(); vector < layout.last_vector(); vector += kThreads) {
       const int tile = layout.tile_of(vector);
       const float largest = scores_.maxima().get(tile);
-      float most = -kInfinity;
+      float max_score = -kInfinity;
       if (largest > -kInfinity && largest / temperature >= survivors.low) {
         float x[kCount];
         scores_.look_again(vector, x);
@@ -218,20 +217,20 @@ class BeamSelection {
         for (int i = 0; i < kCount; ++i) {
           const int token = layout.token_of(vector) + i;
           const float score = x[i] / temperature;
-          if (survivors.keeps(score, token)) most = fmaxf(most, value_in_race(score, token, noise));
+          if (survivors.keeps(score, token)) max_score = fmaxf(max_score, value_in_race(score, token, noise));
         }
       }
-      most = warp_reduce(most, Larger{}, lanes);
+      max_score = warp_reduce(max_score, Larger{}, lanes);
       if (lane_index() % lanes != 0) continue;
-      races.set(tile, most);
-      if (!team_.leads()) races.of_block(0).set(tile, most);
+      races.set(tile, max_score);
+      if (!team_.leads()) races.of_block(0).set(tile, max_score);
     }
   }
 
   // Offers the survivors whose value reaches the bar, a list at a time.
   PYGEN_DEVICE void offer_races(const Interval& survivors, float temperature, const RowNoise& noise, float bar) {
     constexpr int kAtOnce = kListCapacity / kCount < kThreads ? kListCapacity / kCount : kThreads;
-    const int vectors = list_tiles(raw_.maxima(), [=](float most) { return most >= bar; });
+    const int vectors = list_tiles(raw_.maxima(), [=](float max_score) { return max_score >= bar; });
     for (int first = 0; first < vectors; first += kAtOnce) {
       if (thread_index() == 0) count_.set(0, 0);
       __syncthreads();
@@ -242,7 +241,7 @@ class BeamSelection {
         for (int j = 0; j < kCount; ++j) {
           const float score = x[j] / temperature;
           if (survivors.keeps(score, token + j) && value_in_race(score, token + j, noise) >= bar)
-            rooms_.list.set(count_.add(0, 1), list_entry(score, token + j));
+            smem_.list.set(count_.add(0, 1), list_entry(score, token + j));
         }
       }
       __syncthreads();
@@ -258,8 +257,9 @@ class BeamSelection {
     if (thread_index() == 0) count_.set(0, 0);
     __syncthreads();
     for (int tile = layout.first_tile() + thread_index(); tile < layout.last_tile(); tile += kThreads) {
-      const float most = maxima.get(tile);
-      if (most > -kInfinity && wanted(most)) raw_.sums().set(count_.add(0, 1), float_of(static_cast<uint32_t>(tile)));
+      const float max_score = maxima.get(tile);
+      if (max_score > -kInfinity && wanted(max_score))
+        raw_.sums().set(count_.add(0, 1), float_of(static_cast<uint32_t>(tile)));
     }
     __syncthreads();
     const int vectors = count_.get(0) << layout.log2_lanes();
@@ -288,7 +288,7 @@ class BeamSelection {
         const int i = first + thread_index();
         const uint64_t key[] = {i < count ? theirs.key(i) : 0};
         const float sum[] = {i < count ? theirs.score(i) : 0.0f};
-        best_.offer(key, i < count ? theirs.place(i) : 0, sum);
+        best_.offer(key, i < count ? theirs.index(i) : 0, sum);
       }
     }
   }
@@ -301,7 +301,7 @@ class BeamSelection {
     for (int i = thread_index(); i < count; i += kThreads) {
       // The origin is the beam's own: what beams have in common are scores and noise.
       const double above = kDraws ? static_cast<double>(ranking.score(i)) - origin_ : 0.0;
-      out[i] = {value_of_key(ranking.key(i)) - above, ranking.score(i), parent, ranking.place(i)};
+      out[i] = {value_of_key(ranking.key(i)) - above, ranking.score(i), parent, ranking.index(i)};
     }
     if (thread_index() != 0) return;
     params_.status[row_] = status;
@@ -312,7 +312,7 @@ class BeamSelection {
   const int64_t beam_, row_;
   const float running_;
   float origin_ = 0.0f;  // about the largest sum; see exact_value
-  RowRooms rooms_;
+  RowSmem smem_;
   RowTeam team_;
   Scores raw_, scores_;
   Shared<int> count_;

@@ -97,10 +97,10 @@ Error launch_finish(const BeamParams& params, const Context& context) {
 }  // namespace
 
 size_t beam_step_workspace(const BeamParams& params, const Device& device) {
-  ShapingParams most = params.shaping;
+  ShapingParams longest = params.shaping;
   const int64_t capacity = params.prompt_length + params.max_new_tokens;
-  if (most.history_length < capacity) most.history_length = capacity;
-  return kTotalsBytes + exceptions_workspace(most, device);
+  if (longest.history_length < capacity) longest.history_length = capacity;
+  return kTotalsBytes + penalties_workspace(longest, device);
 }
 
 Error beam_step(const BeamParams& params, const Context& context) {

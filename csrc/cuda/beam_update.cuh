@@ -9,12 +9,12 @@
 namespace pygen::cuda {
 
 // Entries of the table of shared positions that the choice of rows has at hand.
-constexpr int kSharedHeld = 8192;
+constexpr int kStagedShared = 8192;
 
-PYGEN_HOST_DEVICE int shared_held(int64_t num_beams) {
-  return static_cast<int>(num_beams * num_beams < kSharedHeld ? num_beams * num_beams
-                          : num_beams > kSharedHeld           ? num_beams
-                                                              : kSharedHeld);
+PYGEN_HOST_DEVICE int staged_shared(int64_t num_beams) {
+  return static_cast<int>(num_beams * num_beams < kStagedShared ? num_beams * num_beams
+                          : num_beams > kStagedShared           ? num_beams
+                                                                : kStagedShared);
 }
 
 // Sums over the prompts, and how many have added theirs. In the workspace, zero between launches.
@@ -22,7 +22,7 @@ struct BeamTotals {
   int arrived;
   int open;
   int not_ended;     // prompts with a candidate that goes on
-  int not_finished;  // prompts with a place without a hypothesis
+  int not_finished;  // prompts with fewer hypotheses than beams
 };
 
 class PromptUpdate {
@@ -51,12 +51,12 @@ class PromptUpdate {
         common_(memory.take<int>(n_)),
         movers_(memory.take<int>(n_)),
         num_movers_(memory.take<int>(1)),
-        held_(memory.take<int>(shared_held(params.num_beams))) {}
+        staged_(memory.take<int>(staged_shared(params.num_beams))) {}
 
   // Entries that the ranking has to hold.
   static int64_t ranked(const BeamParams& params) { return params.num_beams + params.num_candidates; }
   static size_t bytes(const BeamParams& params) {
-    return params.num_candidates * 4 + params.num_beams * (4 + 8 + 8 + 8 * 4) + shared_held(params.num_beams) * 4 +
+    return params.num_candidates * 4 + params.num_beams * (4 + 8 + 8 + 8 * 4) + staged_shared(params.num_beams) * 4 +
            15 * 16;
   }
 
@@ -94,7 +94,7 @@ class PromptUpdate {
     return __syncthreads_and(all) != 0;
   }
 
-  // How many places hold a hypothesis afterwards.
+  // Returns how many finished hypotheses the prompt has afterwards.
   PYGEN_DEVICE int update_finished(bool was_open) const {
     bool all = true;
     for (int i = thread_index(); i < n_; i += kThreads) {
@@ -115,8 +115,8 @@ class PromptUpdate {
       const int i = first + thread_index();
       bool holds = false;
       if (i < n_) {
-        const int place = ranking_.place(i);
-        holds = place < n_ ? keep(i, place) : join(i, place - n_, is_full, was_open);
+        const int index = ranking_.index(i);
+        holds = index < n_ ? keep(i, index) : join(i, index - n_, is_full, was_open);
       }
       finished += __syncthreads_count(holds);
     }
@@ -157,7 +157,7 @@ class PromptUpdate {
     ranking_.sort(count_);
     const int64_t at_step = step_ * params_.shaping.rows + first_;
     for (int j = thread_index(); j < n_; j += kThreads) {
-      const int i = ranking_.place(j);
+      const int i = ranking_.index(j);
       const int parent = exists(i) ? candidates_.parents.get(i) : j;
       params_.running_scores[first_ + j] = score_if_running(i);
       params_.step_tokens[at_step + j] = token_of(j);
@@ -168,13 +168,13 @@ class PromptUpdate {
 
   // That the beam of rank j feeds to the model, while the ranking is that of the running beams.
   PYGEN_DEVICE int64_t token_of(int j) const {
-    const int i = ranking_.place(j);
+    const int i = ranking_.index(j);
     return exists(i) ? candidates_.ids.get(i) : params_.pad_token_id;
   }
 
   // Of the best running beam, at the length at which it is compared.
   PYGEN_DEVICE float ranking_score() const {
-    return score_if_running(ranking_.place(0)) / params_.normalisers[params_.max_new_tokens + step_];
+    return score_if_running(ranking_.index(0)) / params_.normalisers[params_.max_new_tokens + step_];
   }
 
   // The first child of a beam stays in its row. Every other one takes, of the rows whose beam left no child, the one
@@ -228,16 +228,16 @@ class PromptUpdate {
   PYGEN_DEVICE const int32_t* shared_of(int row) const { return params_.shared + (first_ + row) * n_; }
 
   PYGEN_DEVICE void choose_rows(int movers) const {
-    const int at_once = shared_held(n_) / n_;
+    const int at_once = staged_shared(n_) / n_;
     for (int first = 0; first < movers; first += at_once) {
       const int count = movers - first < at_once ? movers - first : at_once;
       for (int i = thread_index(); i < count * n_; i += kThreads) {
         const int mover = i / n_;
-        held_.set(i, shared_of(sources_.get(movers_.get(first + mover)))[i - mover * n_]);
+        staged_.set(i, shared_of(sources_.get(movers_.get(first + mover)))[i - mover * n_]);
       }
       __syncthreads();
       if (thread_index() < kWarp)
-        for (int i = 0; i < count; ++i) choose_row(movers_.get(first + i), held_.from(i * n_));
+        for (int i = 0; i < count; ++i) choose_row(movers_.get(first + i), staged_.from(i * n_));
       __syncthreads();
     }
   }
@@ -250,14 +250,14 @@ class PromptUpdate {
       best = common.get(r);
       row = r;
     }
-    const int most = __reduce_max_sync(kAllLanes, best);
-    const int target = __reduce_min_sync(kAllLanes, best == most ? row : INT_MAX);
+    const int max_common = __reduce_max_sync(kAllLanes, best);
+    const int target = __reduce_min_sync(kAllLanes, best == max_common ? row : INT_MAX);
     __syncwarp();
     if (thread_index() == 0) {
       owner_.set(target, j);
       rows_.set(j, target);
       origin_.set(target, sources_.get(j));
-      common_.set(target, most);
+      common_.set(target, max_common);
     }
     __syncwarp();
   }
@@ -309,10 +309,10 @@ class PromptUpdate {
   }
 
   // The last prompt to arrive says how many are left.
-  PYGEN_DEVICE void add_to_totals(BeamTotals* totals, bool open, bool goes_on, bool has_room) const {
+  PYGEN_DEVICE void add_to_totals(BeamTotals* totals, bool open, bool goes_on, bool is_unfilled) const {
     if (open) atomicAdd(&totals->open, 1);
     if (goes_on) atomicAdd(&totals->not_ended, 1);
-    if (has_room) atomicAdd(&totals->not_finished, 1);
+    if (is_unfilled) atomicAdd(&totals->not_finished, 1);
     __threadfence();
     if (atomicAdd(&totals->arrived, 1) != static_cast<int>(gridDim.x) - 1) return;
     __threadfence();
@@ -342,7 +342,7 @@ class PromptUpdate {
   const Shared<int> common_;   // by row: how many generated positions it had in common with that
   const Shared<int> movers_;   // beams that take another row than their parent's
   const Shared<int> num_movers_;
-  const Shared<int> held_;
+  const Shared<int> staged_;
 };
 
 }  // namespace pygen::cuda

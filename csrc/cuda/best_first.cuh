@@ -23,7 +23,7 @@ PYGEN_HOST_DEVICE int power_of_two_from(int count) {
   return power;
 }
 
-// Entries of a key, a place and a score, the larger key first and among equals the lower place.
+// Entries of a key, an index and a score, the larger key first and among equals the lower index.
 class Ranking {
  public:
   static constexpr int kBytesPerEntry = 16;
@@ -31,19 +31,19 @@ class Ranking {
   // `capacity`: a power of two.
   PYGEN_DEVICE Ranking(SharedMemory& memory, int capacity)
       : keys_(memory.take<uint64_t>(capacity)),
-        places_(memory.take<uint32_t>(capacity)),
+        indices_(memory.take<uint32_t>(capacity)),
         scores_(memory.take<float>(capacity)) {}
 
   PYGEN_DEVICE uint64_t key(int i) const { return keys_.get(i); }
-  PYGEN_DEVICE int place(int i) const { return static_cast<int>(places_.get(i)); }
+  PYGEN_DEVICE int index(int i) const { return static_cast<int>(indices_.get(i)); }
   PYGEN_DEVICE float score(int i) const { return scores_.get(i); }
-  PYGEN_DEVICE void set(int i, uint64_t key, int place, float score) const {
+  PYGEN_DEVICE void set(int i, uint64_t key, int index, float score) const {
     keys_.set(i, key);
-    places_.set(i, static_cast<uint32_t>(place));
+    indices_.set(i, static_cast<uint32_t>(index));
     scores_.set(i, score);
   }
   PYGEN_DEVICE Ranking of_block(unsigned rank) const {
-    return Ranking(keys_.of_block(rank), places_.of_block(rank), scores_.of_block(rank));
+    return Ranking(keys_.of_block(rank), indices_.of_block(rank), scores_.of_block(rank));
   }
 
   // Sorts the first `count` entries and overwrites those behind them, up to a power of two. All threads of the block,
@@ -71,29 +71,29 @@ class Ranking {
   }
 
  private:
-  PYGEN_DEVICE Ranking(Shared<uint64_t> keys, Shared<uint32_t> places, Shared<float> scores)
-      : keys_(keys), places_(places), scores_(scores) {}
+  PYGEN_DEVICE Ranking(Shared<uint64_t> keys, Shared<uint32_t> indices, Shared<float> scores)
+      : keys_(keys), indices_(indices), scores_(scores) {}
 
   PYGEN_DEVICE void exchange(int i, int j, bool best_first) const {
     const uint64_t key_i = keys_.get(i), key_j = keys_.get(j);
-    const uint32_t place_i = places_.get(i), place_j = places_.get(j);
-    const bool in_order = key_i != key_j ? key_i > key_j : place_i < place_j;
+    const uint32_t index_i = indices_.get(i), index_j = indices_.get(j);
+    const bool in_order = key_i != key_j ? key_i > key_j : index_i < index_j;
     if (in_order == best_first) return;
     const float score_i = scores_.get(i), score_j = scores_.get(j);
-    set(i, key_j, static_cast<int>(place_j), score_j);
-    set(j, key_i, static_cast<int>(place_i), score_i);
+    set(i, key_j, static_cast<int>(index_j), score_j);
+    set(j, key_i, static_cast<int>(index_i), score_i);
   }
 
   Shared<uint64_t> keys_;
-  Shared<uint32_t> places_;
+  Shared<uint32_t> indices_;
   Shared<float> scores_;
 };
 
 // Entries of a BestOf: beside the wanted ones, one of every thread at least.
 PYGEN_HOST_DEVICE int capacity_for(int wanted) { return power_of_two_from(wanted + wanted / 2 + kThreads); }
 
-// The best `wanted` of entries that a block offers in any order. More are kept until there is no room; then the worse
-// ones are thrown out.
+// The best `wanted` of entries that a block offers in any order. It keeps more until its array is full, and then
+// drops the worse ones.
 class BestOf {
  public:
   PYGEN_DEVICE BestOf(SharedMemory& memory, int wanted)
@@ -112,16 +112,16 @@ class BestOf {
   PYGEN_DEVICE const Shared<int>& size() const { return size_; }
 
   // Whether an entry may be among the best; a key of 0 never is.
-  PYGEN_DEVICE bool may_enter(uint64_t key, int place) const {
-    return key > bar_ || (key == bar_ && place < bar_place_);
+  PYGEN_DEVICE bool may_enter(uint64_t key, int index) const {
+    return key > bar_ || (key == bar_ && index < bar_index_);
   }
   // Lower keys are not wanted.
   PYGEN_DEVICE void raise_bar(uint64_t lowest) {
     bar_ = lowest - 1;
-    bar_place_ = -1;
+    bar_index_ = -1;
   }
 
-  // Of every thread kCount entries, in places from `first` on; those with key 0 are none. All threads of the block.
+  // Every thread offers kCount entries with indices from `first` on; key 0 means no entry. All threads of the block.
   template <int kCount>
   PYGEN_DEVICE void offer(const uint64_t (&keys)[kCount], int first, const float (&scores)[kCount]) {
     int count = 0;
@@ -157,7 +157,7 @@ class BestOf {
     const int kept = count < wanted_ ? count : wanted_;
     if (count >= wanted_) {
       bar_ = ranking_.key(wanted_ - 1);
-      bar_place_ = ranking_.place(wanted_ - 1);
+      bar_index_ = ranking_.index(wanted_ - 1);
     }
     if (thread_index() == 0) size_.set(0, kept);
     __syncthreads();
@@ -169,7 +169,7 @@ class BestOf {
   Shared<int> size_;
   int wanted_, capacity_;
   uint64_t bar_ = 0;
-  int bar_place_ = -1;
+  int bar_index_ = -1;
 };
 
 }  // namespace cuda

@@ -15,7 +15,7 @@ constexpr int64_t kSmallTopK = 256;
 struct RowLaunch {
   Geometry geometry;
   int table_slots = 0;
-  bool dense = false;  // exceptions lie in the workspace
+  bool dense = false;  // penalized lie in the workspace
   bool sums = false;   // of the tiles' masses; without them a nucleus is looked for in the whole row
 };
 
@@ -39,8 +39,8 @@ inline bool first_filter_is_small(const ShapingParams& p) {
          p.min_tokens_to_keep.per_row == nullptr && p.min_tokens_to_keep.value <= kSmallTopK;
 }
 
-// At most.
-inline int64_t ids_of_exceptions(const ShapingParams& p) {
+// At max_cluster.
+inline int64_t max_penalized_ids(const ShapingParams& p) {
   const int64_t length = p.history_steps != nullptr ? p.input_ids_stride : p.history_length;
   return (p.input_ids != nullptr ? length : 0) + (p.suppress != nullptr ? p.suppress_count : 0);
 }
@@ -51,30 +51,30 @@ inline bool has_history_rules(const ShapingParams& p) {
           may_differ(p.frequency_penalty, 0.0f) || may_differ(p.no_repeat_ngram_size, int64_t{0}));
 }
 
-// Ids of history and suppression up to which the table of exceptions lies in shared memory: twice as many slots of 8
+// Ids of history and suppression up to which the table of penalized lies in shared memory: twice as many slots of 8
 // bytes, beside which the rest of a row of 2^20 still has to fit.
-inline int64_t most_table_ids(const Device& device) { return device.shared_per_block >= 150 * 1024 ? 4096 : 1024; }
+inline int64_t max_table_ids(const Device& device) { return device.shared_per_block >= 150 * 1024 ? 4096 : 1024; }
 
 // Bytes of the words of all rows, where it does not.
-inline size_t exceptions_workspace(const ShapingParams& p, const Device& device) {
-  if (ids_of_exceptions(p) <= most_table_ids(device)) return 0;
+inline size_t penalties_workspace(const ShapingParams& p, const Device& device) {
+  if (max_penalized_ids(p) <= max_table_ids(device)) return 0;
   return static_cast<size_t>(p.rows) * static_cast<size_t>(p.vocab_size) * 4;
 }
 
 template <DType kDType>
 size_t shared_of(const RowLaunch& launch) {
   return RowScores<kDType>::shared_bytes(launch.geometry, launch.table_slots, launch.dense, launch.sums) +
-         RowRooms::kBytes + RaceRooms::kBytes + 16;
+         RowSmem::kBytes + RaceSmem::kBytes + 16;
 }
 
 template <DType kDType>
 void cut(RowLaunch& launch, int64_t vocab_size, int cluster) {
   using Vector = LogitVector<kDType>;
-  constexpr int kLog2Most = Vector::kLog2Count + 5;  // a stripe
+  constexpr int kMaxLog2Tile = Vector::kLog2Count + 5;  // a stripe
   Geometry& g = launch.geometry;
   const int64_t positions = vocab_size + Vector::kCount - 1;
   g.log2_tile = 3;
-  while (g.log2_tile < kLog2Most && (positions >> g.log2_tile) >= kMostTiles) ++g.log2_tile;
+  while (g.log2_tile < kMaxLog2Tile && (positions >> g.log2_tile) >= kMaxTiles) ++g.log2_tile;
   const int64_t stripes = (positions + RowLayout<kDType>::kStripe - 1) / RowLayout<kDType>::kStripe;
   g.cluster = cluster;
   g.stripes = static_cast<int>((stripes + cluster - 1) / cluster);
@@ -95,20 +95,20 @@ RowLaunch plan_rows(const ShapingParams& params, const Device& device, bool sums
   RowLaunch launch;
   launch.sums = sums;
   if (has_history_rules(params) || params.suppress != nullptr) {
-    const int64_t ids = ids_of_exceptions(params);
-    launch.dense = ids > most_table_ids(device);
+    const int64_t ids = max_penalized_ids(params);
+    launch.dense = ids > max_table_ids(device);
     if (!launch.dense && ids > 0)
       for (launch.table_slots = 64; launch.table_slots < 2 * ids;) launch.table_slots *= 2;
   }
-  const int most = device.major >= 9 ? RowRooms::kMostBlocks : 1;
+  const int max_cluster = device.major >= 9 ? RowSmem::kMaxBlocks : 1;
   int cluster = 1;
-  while (cluster < most && params.rows * cluster * 2 <= blocks_at_once(device, cluster * 2) &&
+  while (cluster < max_cluster && params.rows * cluster * 2 <= blocks_at_once(device, cluster * 2) &&
          params.vocab_size >= kLeastSlice * cluster * 2)
     cluster *= 2;
   cut<kDType>(launch, params.vocab_size, cluster);
   if (shared_of<kDType>(launch) > static_cast<size_t>(device.shared_per_block)) launch.sums = false;
   if (!rereads || device.major < 9) return launch;
-  for (int wider = cluster; wider <= most; wider *= 2) {
+  for (int wider = cluster; wider <= max_cluster; wider *= 2) {
     RowLaunch resident = launch;
     resident.geometry.resident = true;
     cut<kDType>(resident, params.vocab_size, wider);

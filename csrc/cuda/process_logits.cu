@@ -29,20 +29,21 @@ PYGEN_DEVICE Kept shape_row(const ShapingParams& params, int64_t row, const RowS
   const bool nan = scores.scan(filters.temperature, [](const auto&, int, float) {});
   const RowFacts facts = facts_of_scan(scores, team, nan);
   if (facts.status != kOk) return {Interval{}, true, 1.0f};
-  filters.temperature = fitting_temperature(filters.temperature, facts.most);
+  filters.temperature = fitting_temperature(filters.temperature, facts.max_score);
   if (!has_filters(filters)) return {Interval{}, true, filters.temperature};
-  const float largest = facts.most / filters.temperature;
-  uint64_t told[3] = {};
+  const float largest = facts.max_score / filters.temperature;
+  uint64_t broadcast[3] = {};
   const bool listed = filter_list(scores, team, filters, largest, 0, [&](const SortedList& list, double) {
     const Interval interval = list.interval();
-    told[0] = list_entry(interval.low, interval.last_id);
-    told[1] = list_entry(interval.high, interval.after_id);
-    told[2] = static_cast<uint64_t>(interval.first_id) << 32 | static_cast<uint32_t>(interval.until_id);
+    broadcast[0] = list_entry(interval.low, interval.last_id);
+    broadcast[1] = list_entry(interval.high, interval.after_id);
+    broadcast[2] = static_cast<uint64_t>(interval.first_id) << 32 | static_cast<uint32_t>(interval.until_id);
   });
   if (!listed) return {filter_whole_row(scores, team, filters, largest), false, filters.temperature};
-  team.take_from_leader(told);
-  const Interval interval{score_of_entry(told[0]), score_of_entry(told[1]), static_cast<int>(told[2] >> 32),
-                          token_of_entry(told[0]), token_of_entry(told[1]), static_cast<int>(told[2] & 0xFFFFFFFFu)};
+  team.take_from_leader(broadcast);
+  const Interval interval{score_of_entry(broadcast[0]),         score_of_entry(broadcast[1]),
+                          static_cast<int>(broadcast[2] >> 32), token_of_entry(broadcast[0]),
+                          token_of_entry(broadcast[1]),         static_cast<int>(broadcast[2] & 0xFFFFFFFFu)};
   return {interval, false, filters.temperature};
 }
 
@@ -69,8 +70,8 @@ __global__ void __launch_bounds__(kThreads, 1) process_rows(const __grid_constan
   uint32_t* dense = launch.dense ? words + row * params.shaping.vocab_size : nullptr;
 
   SharedMemory shared;
-  const RowRooms rooms(shared);
-  RowTeam team(cluster, rooms);
+  const RowSmem smem(shared);
+  RowTeam team(cluster, smem);
   const RowScores<kDType> scores(params.shaping, launch.geometry, row, launch.table_slots, dense, launch.sums, shared);
   team.sync();
   const Filters filters = filters_of(params.shaping, row);
@@ -101,7 +102,7 @@ __global__ void __launch_bounds__(kThreads, 1) process_rows(const __grid_constan
     write_scores(out, token, layout.vocab_size(), x);
   }
   __syncthreads();
-  scores.exceptions().release(params.shaping, row, layout);
+  scores.penalized().release(params.shaping, row, layout);
 }
 
 template <DType kDType>
@@ -118,7 +119,7 @@ Error launch_process(const ProcessParams& params, const Context& context) {
 }  // namespace
 
 size_t process_logits_workspace(const ProcessParams& params, const Device& device) {
-  return kCounterBytes + exceptions_workspace(params.shaping, device);
+  return kCounterBytes + penalties_workspace(params.shaping, device);
 }
 
 Error process_logits(const ProcessParams& params, const Context& context) {

@@ -75,20 +75,20 @@ struct BetterWinner {
   PYGEN_DEVICE Winner operator()(const Winner& a, const Winner& b) const { return a.loses_to(b) ? b : a; }
 };
 
-// The tokens of a vector: `x` are scores before temperature, -inf for those that do not race, `most` the largest. All
+// The tokens of a vector: `x` are scores before temperature, -inf for those that do not race, `max_score` the largest. All
 // lanes of a warp. `bar`: what a value has to reach to matter, kept by the lane. R is a Racer, or offers as it does.
 template <int kCount, typename R>
-PYGEN_DEVICE void race_vector(const float (&x)[kCount], int token, float most, float temperature, const RowNoise& noise,
-                              R& racer, float& bar) {
+PYGEN_DEVICE void race_vector(const float (&x)[kCount], int token, float max_score, float temperature,
+                              const RowNoise& noise, R& racer, float& bar) {
   bool hopeful = false;
   if (noise.philox()) {
     const int shift = token & 3;  // of the first token in its Philox block
 #pragma unroll
     for (int first = 0; first <= kCount; first += 4) {
-      if (!(most > -kInfinity) || (first == kCount && shift == 0)) continue;
+      if (!(max_score > -kInfinity) || (first == kCount && shift == 0)) continue;
       const PhiloxBlock block = noise.words((token + first) >> 2);
       const uint32_t smallest = min(min(block.word[0], block.word[1]), min(block.word[2], block.word[3]));
-      if (!(most / temperature - RowNoise::log_from_below(smallest) >= bar)) continue;
+      if (!(max_score / temperature - RowNoise::log_from_below(smallest) >= bar)) continue;
       hopeful = true;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -114,31 +114,31 @@ PYGEN_DEVICE void race_vector(const float (&x)[kCount], int token, float most, f
 }
 
 // Rooms for the racers and winners of a block's warps and of the blocks of a row.
-struct RaceRooms {
+struct RaceSmem {
   Shared<Racer> racers;
   Shared<Winner> winners;
 
-  static constexpr int kRacers = kWarps + RowRooms::kMostBlocks;
+  static constexpr int kRacers = kWarps + RowSmem::kMaxBlocks;
   static constexpr size_t kBytes = kRacers * (sizeof(Racer) + sizeof(Winner));
 
-  PYGEN_DEVICE explicit RaceRooms(SharedMemory& shared)
+  PYGEN_DEVICE explicit RaceSmem(SharedMemory& shared)
       : racers(shared.take<Racer>(kRacers)), winners(shared.take<Winner>(kRacers)) {}
 };
 
 // Sends the best of a block's threads to all blocks of the row; `best_of_blocks` tells it after a barrier of the row.
 template <typename T, typename Op>
-PYGEN_DEVICE void send_best(T own, const Op& op, const RowTeam& team, Shared<T> room) {
-  own = block_reduce(own, op, room);
+PYGEN_DEVICE void send_best(T own, const Op& op, const RowTeam& team, Shared<T> smem) {
+  own = block_reduce(own, op, smem);
   if (team.cluster() == 1) {
-    if (thread_index() == 0) room.set(kWarps, own);
+    if (thread_index() == 0) smem.set(kWarps, own);
   } else if (thread_index() < team.cluster()) {
-    room.of_block(threadIdx.x).set(kWarps + static_cast<int>(cluster_rank()), own);
+    smem.of_block(threadIdx.x).set(kWarps + static_cast<int>(cluster_rank()), own);
   }
 }
 template <typename T, typename Op>
-PYGEN_DEVICE T best_of_blocks(const Op& op, const RowTeam& team, Shared<T> room) {
-  T best = room.get(kWarps);
-  for (int i = 1; i < team.cluster(); ++i) best = op(best, room.get(kWarps + i));
+PYGEN_DEVICE T best_of_blocks(const Op& op, const RowTeam& team, Shared<T> smem) {
+  T best = smem.get(kWarps);
+  for (int i = 1; i < team.cluster(); ++i) best = op(best, smem.get(kWarps + i));
   return best;
 }
 
@@ -151,7 +151,7 @@ struct WholeShare {
 // share(score, token): ln of the share of its weight, at most 1, with which a token races; -inf keeps it out.
 template <typename View, typename Share = WholeShare>
 PYGEN_DEVICE Racer race_exactly(const View& view, float largest, const RowNoise& noise, const Racer& racer,
-                                RowTeam& team, const RaceRooms& rooms, const Share& share = Share()) {
+                                RowTeam& team, const RaceSmem& smem, const Share& share = Share()) {
   const float bar = bar_below(racer.best);
   Winner own;
   view.for_each([&](float score, int token) {
@@ -161,43 +161,43 @@ PYGEN_DEVICE Racer race_exactly(const View& view, float largest, const RowNoise&
     const Winner other{exact_value(score, largest, noise.exponential(token)) + log_share, token, score};
     if (own.loses_to(other)) own = other;
   });
-  send_best(own, BetterWinner{}, team, rooms.winners);
+  send_best(own, BetterWinner{}, team, smem.winners);
   team.sync();
-  const Winner winner = best_of_blocks(BetterWinner{}, team, rooms.winners);
+  const Winner winner = best_of_blocks(BetterWinner{}, team, smem.winners);
   return {racer.best, racer.second, winner.token, winner.score};
 }
 
 // The winner of the whole row's survivors. All threads of the row.
 template <DType kDType>
 PYGEN_DEVICE Racer race_row(const RowScores<kDType>& row, const RowView<kDType>& view, float temperature, float largest,
-                            const RowNoise& noise, RowTeam& team, const RaceRooms& rooms) {
+                            const RowNoise& noise, RowTeam& team, const RaceSmem& smem) {
   constexpr int kCount = RowScores<kDType>::kCount;
   Racer racer;
   float bar = -kInfinity;
   const Interval& interval = view.interval();
-  row.for_each_vector([&](float most) { return most / temperature >= interval.low; },
+  row.for_each_vector([&](float max_score) { return max_score / temperature >= interval.low; },
                       [&](float (&x)[kCount], int token) {
-                        float most = -kInfinity;
+                        float max_score = -kInfinity;
 #pragma unroll
                         for (int i = 0; i < kCount; ++i) {
                           if (!interval.keeps(x[i] / temperature, token + i)) x[i] = -kInfinity;
-                          most = fmaxf(most, x[i]);
+                          max_score = fmaxf(max_score, x[i]);
                         }
-                        race_vector(x, token, most, temperature, noise, racer, bar);
+                        race_vector(x, token, max_score, temperature, noise, racer, bar);
                       });
-  send_best(racer, FasterRacer{}, team, rooms.racers);
+  send_best(racer, FasterRacer{}, team, smem.racers);
   team.sync();
-  racer = best_of_blocks(FasterRacer{}, team, rooms.racers);
-  return racer.clear() ? racer : race_exactly(view, largest, noise, racer, team, rooms);
+  racer = best_of_blocks(FasterRacer{}, team, smem.racers);
+  return racer.clear() ? racer : race_exactly(view, largest, noise, racer, team, smem);
 }
 
 // The winner of a list's survivors, which begin with the largest unless `typical` removed it. All threads of the block
 // that holds it.
-PYGEN_DEVICE Racer race_list(const SortedList& list, const RowNoise& noise, const RaceRooms& rooms) {
+PYGEN_DEVICE Racer race_list(const SortedList& list, const RowNoise& noise, const RaceSmem& smem) {
   Racer racer;
   for (int i = list.begin() + thread_index(); i < list.end(); i += kThreads)
     racer.offer(value_about(list.score(i), noise.about(list.token(i))), list.token(i), list.score(i));
-  racer = block_reduce(racer, FasterRacer{}, rooms.racers);
+  racer = block_reduce(racer, FasterRacer{}, smem.racers);
   if (racer.clear()) return racer;
   const float bar = bar_below(racer.best);
   Winner own;
@@ -207,7 +207,7 @@ PYGEN_DEVICE Racer race_list(const SortedList& list, const RowNoise& noise, cons
     const Winner other{value, list.token(i), list.score(i)};
     if (own.loses_to(other)) own = other;
   }
-  own = block_reduce(own, BetterWinner{}, rooms.winners);
+  own = block_reduce(own, BetterWinner{}, smem.winners);
   return {racer.best, racer.second, own.token, own.score};
 }
 

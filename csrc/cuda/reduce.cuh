@@ -45,37 +45,37 @@ PYGEN_DEVICE T warp_reduce(T value, const Op& op, int lanes = kWarp) {
   return value;
 }
 
-// `op` is commutative and associative. `room`: kWarps elements, for this alone.
+// `op` is commutative and associative. `smem`: kWarps elements, for this alone.
 template <typename T, typename Op>
-PYGEN_DEVICE T block_reduce(T value, const Op& op, Shared<T> room) {
+PYGEN_DEVICE T block_reduce(T value, const Op& op, Shared<T> smem) {
   value = warp_reduce(value, op);
   __syncthreads();
-  if (lane_index() == 0) room.set(warp_index(), value);
+  if (lane_index() == 0) smem.set(warp_index(), value);
   __syncthreads();
-  return warp_reduce(room.get(lane_index() % kWarps), op, kWarps);
+  return warp_reduce(smem.get(lane_index() % kWarps), op, kWarps);
 }
 
-// The sum over this thread and those before it; `total` is the block's. `room`: kWarps elements.
-PYGEN_DEVICE uint64_t block_inclusive_sum(uint64_t value, Shared<uint64_t> room, uint64_t& total) {
+// The sum over this thread and those before it; `total` is the block's. `smem`: kWarps elements.
+PYGEN_DEVICE uint64_t block_inclusive_sum(uint64_t value, Shared<uint64_t> smem, uint64_t& total) {
   for (int distance = 1; distance < kWarp; distance <<= 1) {
     const uint64_t before = __shfl_up_sync(kAllLanes, value, distance);
     if (lane_index() >= distance) value += before;
   }
   __syncthreads();
-  if (lane_index() == kWarp - 1) room.set(warp_index(), value);
+  if (lane_index() == kWarp - 1) smem.set(warp_index(), value);
   __syncthreads();
-  const uint64_t of_warp = room.get(lane_index() % kWarps);
+  const uint64_t of_warp = smem.get(lane_index() % kWarps);
   total = warp_reduce(of_warp, Add{}, kWarps);
   return value + warp_reduce(lane_index() % kWarps < warp_index() ? of_warp : uint64_t{0}, Add{}, kWarps);
 }
 
-// How many threads say yes. `room` as above.
-PYGEN_DEVICE int block_count(bool yes, Shared<uint64_t> room) {
+// How many threads say yes. `smem` as above.
+PYGEN_DEVICE int block_count(bool yes, Shared<uint64_t> smem) {
   const unsigned votes = __ballot_sync(kAllLanes, yes);
   __syncthreads();
-  if (lane_index() == 0) room.set(warp_index(), static_cast<uint64_t>(__popc(votes)));
+  if (lane_index() == 0) smem.set(warp_index(), static_cast<uint64_t>(__popc(votes)));
   __syncthreads();
-  return static_cast<int>(warp_reduce(static_cast<uint32_t>(room.get(lane_index() % kWarps)), Add{}, kWarps));
+  return static_cast<int>(warp_reduce(static_cast<uint32_t>(smem.get(lane_index() % kWarps)), Add{}, kWarps));
 }
 
 }  // namespace pygen::cuda

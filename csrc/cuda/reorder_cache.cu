@@ -149,17 +149,17 @@ template <typename Vector>
 PYGEN_DEVICE void copy_ready(const Moves& moves, char* at, int64_t row_stride, int64_t position) {
   int row = moves.ready().next(0);
   while (row >= 0) {
-    Vector held[kCopiesInFlight];
+    Vector staged[kCopiesInFlight];
     int targets[kCopiesInFlight];
 #pragma unroll
     for (int i = 0; i < kCopiesInFlight; ++i) {
       targets[i] = row >= 0 && position >= moves.start(row) ? row : -1;
-      if (targets[i] >= 0) held[i] = *reinterpret_cast<const Vector*>(at + moves.source(row) * row_stride);
+      if (targets[i] >= 0) staged[i] = *reinterpret_cast<const Vector*>(at + moves.source(row) * row_stride);
       if (row >= 0) row = moves.ready().next(row + 1);
     }
 #pragma unroll
     for (int i = 0; i < kCopiesInFlight; ++i)
-      if (targets[i] >= 0) *reinterpret_cast<Vector*>(at + targets[i] * row_stride) = held[i];
+      if (targets[i] >= 0) *reinterpret_cast<Vector*>(at + targets[i] * row_stride) = staged[i];
   }
 }
 
@@ -265,7 +265,7 @@ Error reorder_cache(const ReorderParams& params, const Context& context) {
   launch.threads = kThreads;
   launch.shared = shared_bytes(params.rows);
   launch.stream = context.stream;
-  const int64_t most = static_cast<int64_t>(context.device.multiprocessors) * kBlocksPerMultiprocessor;
+  const int64_t max_blocks = static_cast<int64_t>(context.device.multiprocessors) * kBlocksPerMultiprocessor;
   for (int64_t t = 0; t < params.num_tensors;) {
     int64_t tiles = 0;
     for (pack.count = 0; pack.count < kTensorsPerLaunch && t < params.num_tensors; ++t) {
@@ -275,7 +275,7 @@ Error reorder_cache(const ReorderParams& params, const Context& context) {
       pack.caches[pack.count++] = cache;
     }
     if (tiles == 0) continue;
-    launch.blocks = static_cast<unsigned>(tiles < most ? tiles : most);
+    launch.blocks = static_cast<unsigned>(tiles < max_blocks ? tiles : max_blocks);
     const cudaError_t error = launch_kernel(reorder_cache_kernel, launch, pack);
     if (error != cudaSuccess) return error;
   }

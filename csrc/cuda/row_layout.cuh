@@ -14,7 +14,7 @@ constexpr float kInfinity = __builtin_huge_valf();
 
 // Maxima of a row that are kept, unless the row is so long that a tile would outgrow a warp's read: enough that the
 // n-th largest of them seldom leaves much more than n scores, and no more than a block looks through in eight steps.
-constexpr int kMostTiles = 4096;
+constexpr int kMaxTiles = 4096;
 
 // The cut of a launch, the same for all its rows.
 struct Geometry {
@@ -69,8 +69,8 @@ class RowLayout {
     const char* logits = static_cast<const char*>(params.logits) + row * params.logits_stride * Vector::kBytes;
     const int offset = static_cast<int>(reinterpret_cast<uintptr_t>(logits) % 16);
     aligned_ = logits - offset;
-    head_ = offset / Vector::kBytes;
-    const int stripes = (head_ + vocab_size_ + kStripe - 1) / kStripe;
+    padding_ = offset / Vector::kBytes;
+    const int stripes = (padding_ + vocab_size_ + kStripe - 1) / kStripe;
     const int first = static_cast<int>(cluster_rank()) * geometry.stripes;
     first_stripe_ = first < stripes ? first : stripes;
     last_stripe_ = first + geometry.stripes < stripes ? first + geometry.stripes : stripes;
@@ -80,7 +80,7 @@ class RowLayout {
   static constexpr int kStripe = kWarp * Vector::kCount;  // positions
 
   PYGEN_DEVICE int vocab_size() const { return vocab_size_; }
-  PYGEN_DEVICE int head() const { return head_; }
+  PYGEN_DEVICE int padding() const { return padding_; }
   // The slice's vectors, whole stripes, and tiles.
   PYGEN_DEVICE int first_vector() const { return first_stripe_ * kWarp; }
   PYGEN_DEVICE int last_vector() const { return last_stripe_ * kWarp; }
@@ -92,9 +92,9 @@ class RowLayout {
   // Vectors of a tile: lanes that share one.
   PYGEN_DEVICE int log2_lanes() const { return log2_tile_ - Vector::kLog2Count; }
   // Of the vector's first position; negative in the head.
-  PYGEN_DEVICE int token_of(int vector) const { return vector * Vector::kCount - head_; }
+  PYGEN_DEVICE int token_of(int vector) const { return vector * Vector::kCount - padding_; }
   PYGEN_DEVICE bool in_slice(int token) const {
-    const int position = token + head_;
+    const int position = token + padding_;
     return token >= 0 && token < vocab_size_ && position >= first_stripe_ * kStripe &&
            position < last_stripe_ * kStripe;
   }
@@ -118,7 +118,7 @@ class RowLayout {
   const char* aligned_;
   int log2_tile_;
   int vocab_size_;
-  int head_;
+  int padding_;
   int first_stripe_, last_stripe_;
   int tiles_;
 };

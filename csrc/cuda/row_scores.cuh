@@ -5,7 +5,7 @@
 // For beams the scores may start as log-softmax(logits): `normalize`.
 #pragma once
 
-#include "cuda/exceptions.cuh"
+#include "cuda/penalized_tokens.cuh"
 
 namespace pygen::cuda {
 
@@ -45,11 +45,12 @@ class RowScores {
         resident_(geometry.resident),
         with_sums_(sums),
         bias_(params.bias != nullptr ? params.bias + row * params.bias_stride : nullptr),
-        bitmask_(params.bitmask != nullptr ? params.bitmask + row * params.bitmask_stride : nullptr),
+        token_bitmask_(params.token_bitmask != nullptr ? params.token_bitmask + row * params.token_bitmask_stride
+                                                       : nullptr),
         maxima_(shared.take<float>(geometry.tiles)),
         sums_(shared.take<float>(sums ? geometry.tiles : 0)),
         raw_(shared.take<uint32_t>(resident_ ? geometry.stripes * kWarp * 4 : 0)),
-        exceptions_(params, row, layout_, table_slots, geometry.stripes * RowLayout<kDType>::kStripe, dense, shared) {}
+        penalized_(params, row, layout_, table_slots, geometry.stripes * RowLayout<kDType>::kStripe, dense, shared) {}
 
   // Shared memory that the constructor takes, in bytes.
   static size_t shared_bytes(const Geometry& geometry, int table_slots, bool dense, bool sums) {
@@ -63,7 +64,7 @@ class RowScores {
   }
 
   PYGEN_DEVICE const RowLayout<kDType>& layout() const { return layout_; }
-  PYGEN_DEVICE const Exceptions<kDType>& exceptions() const { return exceptions_; }
+  PYGEN_DEVICE const PenalizedTokens<kDType>& penalized() const { return penalized_; }
   PYGEN_DEVICE int cluster() const { return cluster_; }
   PYGEN_DEVICE bool has_sums() const { return with_sums_; }
   // The maxima of tiles [0, layout().tiles()): all of them with the leader, elsewhere those of the slice.
@@ -101,28 +102,28 @@ class RowScores {
 
       float x[kCount];
       compose(vector, raw, x);
-      float most = -kInfinity;
+      float max_score = -kInfinity;
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
         nan |= x[i] != x[i];
-        most = fmaxf(most, x[i]);
+        max_score = fmaxf(max_score, x[i]);
       }
-      per_vector(x, layout_.token_of(vector), most);
-      most = warp_reduce(most, Larger{}, lanes);
+      per_vector(x, layout_.token_of(vector), max_score);
+      max_score = warp_reduce(max_score, Larger{}, lanes);
       float sum = 0.0f;
       if (with_sums_) {
-        if (most > -kInfinity && most < kInfinity) {
+        if (max_score > -kInfinity && max_score < kInfinity) {
 #pragma unroll
-          for (int i = 0; i < kCount; ++i) sum += expf((x[i] - most) * scale);
+          for (int i = 0; i < kCount; ++i) sum += expf((x[i] - max_score) * scale);
         }
         sum = warp_reduce(sum, Add{}, lanes);
       }
       if (lane_index() % lanes != 0) continue;
       const int tile = layout_.tile_of(vector);
-      maxima_.set(tile, most);
+      maxima_.set(tile, max_score);
       if (with_sums_) sums_.set(tile, sum);
       if (!leads) {
-        maxima_.of_block(0).set(tile, most);
+        maxima_.of_block(0).set(tile, max_score);
         if (with_sums_) sums_.of_block(0).set(tile, sum);
       }
     }
@@ -143,8 +144,8 @@ class RowScores {
   template <typename Wanted, typename Visit>
   PYGEN_DEVICE void for_each_vector(const Wanted& wanted, const Visit& visit) const {
     for (int vector = layout_.first_vector() + thread_index(); vector < layout_.last_vector(); vector += kThreads) {
-      const float most = maxima_.get(layout_.tile_of(vector));
-      if (__ballot_sync(kAllLanes, most > -kInfinity && wanted(most)) == 0) continue;
+      const float max_score = maxima_.get(layout_.tile_of(vector));
+      if (__ballot_sync(kAllLanes, max_score > -kInfinity && wanted(max_score)) == 0) continue;
       float x[kCount];
       look_again(vector, x);
       visit(x, layout_.token_of(vector));
@@ -153,12 +154,12 @@ class RowScores {
 
   // Sends every score whose quotient by the temperature is at least `low`, and not -inf, to the leader's list, in any
   // order. `counters`, two of them and zero before: [0] of the leader counts all that were sent, kept or not; [1] is
-  // the block's own. `tiles`: kListCapacity numbers of room. Needs barriers before and after.
+  // the block's own. `tiles`: kListCapacity numbers of smem. Needs barriers before and after.
   PYGEN_DEVICE void gather(float low, float temperature, Shared<uint32_t> tiles, Shared<uint32_t> counters,
                            Shared<uint64_t> list) const {
     for (int tile = layout_.first_tile() + thread_index(); tile < layout_.last_tile(); tile += kThreads) {
-      const float most = maxima_.get(tile);
-      if (!(most > -kInfinity) || !(most / temperature >= low)) continue;
+      const float max_score = maxima_.get(tile);
+      if (!(max_score > -kInfinity) || !(max_score / temperature >= low)) continue;
       const uint32_t at = counters.add(1, 1);
       if (at < kListCapacity) tiles.set(static_cast<int>(at), static_cast<uint32_t>(tile));
     }
@@ -193,13 +194,13 @@ class RowScores {
     }
   }
 
-  // The lowest token of the slice whose score is `largest`, the row's maximum; INT_MAX without one. `room` as in
+  // The lowest token of the slice whose score is `largest`, the row's maximum; INT_MAX without one. `smem` as in
   // block_reduce.
-  PYGEN_DEVICE int lowest_token_of(float largest, Shared<uint64_t> room) const {
+  PYGEN_DEVICE int lowest_token_of(float largest, Shared<uint64_t> smem) const {
     uint32_t first = 0x7FFFFFFFu;
     for (int tile = layout_.first_tile() + thread_index(); tile < layout_.last_tile(); tile += kThreads)
       if (maxima_.get(tile) == largest) first = first < static_cast<uint32_t>(tile) ? first : tile;
-    first = static_cast<uint32_t>(block_reduce(static_cast<uint64_t>(first), Smaller{}, room));
+    first = static_cast<uint32_t>(block_reduce(static_cast<uint64_t>(first), Smaller{}, smem));
     int token = 0x7FFFFFFF;
     if (first != 0x7FFFFFFFu && thread_index() < 1 << layout_.log2_lanes()) {
       const int vector = (static_cast<int>(first) << layout_.log2_lanes()) + thread_index();
@@ -211,7 +212,7 @@ class RowScores {
         if (x[i] == largest && id >= 0 && id < layout_.vocab_size()) token = id;
       }
     }
-    return static_cast<int>(block_reduce(static_cast<uint64_t>(token), Smaller{}, room));
+    return static_cast<int>(block_reduce(static_cast<uint64_t>(token), Smaller{}, smem));
   }
 
  private:
@@ -223,7 +224,7 @@ class RowScores {
   }
   PYGEN_DEVICE uint32_t bitmask_word(int word) const {
     const bool inside = word >= 0 && word <= (layout_.vocab_size() - 1) / 32;
-    return inside ? static_cast<uint32_t>(load_scalar(bitmask_ + word)) : 0u;
+    return inside ? static_cast<uint32_t>(load_scalar(token_bitmask_ + word)) : 0u;
   }
 
   PYGEN_DEVICE void compose(int vector, const uint4& raw, float (&x)[kCount]) const {
@@ -238,12 +239,12 @@ class RowScores {
       for (int i = 0; i < kCount; ++i)
         if (token + i >= 0 && token + i < layout_.vocab_size()) x[i] = x[i] + load_scalar(bias_ + token + i);
     }
-    if (exceptions_.any() && exceptions_.near(token)) {
+    if (penalized_.any() && penalized_.near(token)) {
 #pragma unroll
       for (int i = 0; i < kCount; ++i)
-        if (token + i >= 0 && token + i < layout_.vocab_size()) x[i] = exceptions_.apply(token + i, x[i]);
+        if (token + i >= 0 && token + i < layout_.vocab_size()) x[i] = penalized_.apply(token + i, x[i]);
     }
-    if (bitmask_ != nullptr) {
+    if (token_bitmask_ != nullptr) {
       const uint32_t bits = allowed(token);
 #pragma unroll
       for (int i = 0; i < kCount; ++i)
@@ -256,10 +257,10 @@ class RowScores {
   bool resident_;
   bool with_sums_;
   const float* bias_;
-  const int32_t* bitmask_;
+  const int32_t* token_bitmask_;
   Shared<float> maxima_, sums_;
   Shared<uint32_t> raw_;
-  Exceptions<kDType> exceptions_;
+  PenalizedTokens<kDType> penalized_;
   bool normalized_ = false;
   float max_logit_ = 0.0f, log_sum_ = 0.0f;
 };

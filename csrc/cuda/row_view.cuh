@@ -3,90 +3,10 @@
 // result is exact and the same however the row is split.
 #pragma once
 
+#include "cuda/row_team.cuh"
 #include "cuda/sorted_list.cuh"
 
-// A function that stays one, so that rows which seldom need it pay no registers for it.
-#if defined(__CUDACC__)
-#define PYGEN_COLD __device__ __noinline__
-#else
-#define PYGEN_COLD inline
-#endif
-
 namespace pygen::cuda {
-
-// Rooms in the shared memory of every block, taken by all blocks alike.
-struct RowRooms {
-  Shared<uint64_t> list;      // kListCapacity
-  WideSums sums;              // kListCapacity: masses of the list, digits of a selection, tiles of a gathering
-  Shared<uint64_t> reduce;    // kWarps
-  Shared<uint64_t> board;     // kBoardWords: what blocks tell each other
-  Shared<uint32_t> counters;  // 2, of RowScores::gather
-
-  static constexpr int kMostBlocks = 8;
-  static constexpr int kTold = 4;
-  static constexpr int kBoardWords = 2 * kMostBlocks + 2 * kTold;
-
-  PYGEN_DEVICE explicit RowRooms(SharedMemory& shared)
-      : list(shared.take<uint64_t>(kListCapacity)),
-        sums{shared.take<uint32_t>(kListCapacity), shared.take<uint32_t>(kListCapacity)},
-        reduce(shared.take<uint64_t>(kWarps)),
-        board(shared.take<uint64_t>(kBoardWords)),
-        counters(shared.take<uint32_t>(2)) {
-    if (thread_index() < 2) counters.set(thread_index(), 0);
-  }
-  static constexpr size_t kBytes = kListCapacity * 16 + kWarps * 8 + kBoardWords * 8 + 16;
-};
-
-// What the blocks of a row do together. All their threads call, and all get the result.
-class RowTeam {
- public:
-  PYGEN_DEVICE RowTeam(int cluster, const RowRooms& rooms) : cluster_(cluster), rooms_(rooms) {}
-
-  PYGEN_DEVICE int cluster() const { return cluster_; }
-  PYGEN_DEVICE bool leads() const { return cluster_ == 1 || cluster_rank() == 0; }
-  PYGEN_DEVICE void sync() const { row_sync(cluster_); }
-  PYGEN_DEVICE const RowRooms& rooms() const { return rooms_; }
-
-  // Orders shared memory of the row, as a barrier does.
-  template <typename Op>
-  PYGEN_DEVICE uint64_t reduce(uint64_t value, const Op& op) {
-    value = block_reduce(value, op, rooms_.reduce);
-    if (cluster_ == 1) return value;
-    turn_ ^= 1;
-    const int at = turn_ * RowRooms::kMostBlocks;
-    if (thread_index() < cluster_) rooms_.board.of_block(threadIdx.x).set(at + static_cast<int>(cluster_rank()), value);
-    sync();
-    value = rooms_.board.get(at);
-    for (int i = 1; i < cluster_; ++i) value = op(value, rooms_.board.get(at + i));
-    return value;
-  }
-
-  // The leader's values; likewise.
-  template <int kCount>
-  PYGEN_DEVICE void take_from_leader(uint64_t (&values)[kCount]) {
-    static_assert(kCount <= RowRooms::kTold);
-    turn_ ^= 1;
-    const int at = 2 * RowRooms::kMostBlocks + turn_ * RowRooms::kTold;
-    if (leads() && thread_index() < cluster_) {
-      const Shared<uint64_t> board = cluster_ == 1 ? rooms_.board : rooms_.board.of_block(threadIdx.x);
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) board.set(at + i, values[i]);
-    }
-    sync();
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) values[i] = rooms_.board.get(at + i);
-  }
-  PYGEN_DEVICE uint64_t from_leader(uint64_t value) {
-    uint64_t values[1] = {value};
-    take_from_leader(values);
-    return values[0];
-  }
-
- private:
-  int cluster_;
-  RowRooms rooms_;
-  int turn_ = 0;  // who is late may still read what was told before
-};
 
 template <DType kDType>
 class RowView {
@@ -101,7 +21,7 @@ class RowView {
   // Calls f(score over temperature, token) for the survivors of the slice.
   template <typename F>
   PYGEN_DEVICE void for_each(const F& f) const {
-    row_.for_each_vector([&](float most) { return most / temperature_ >= interval_.low; },
+    row_.for_each_vector([&](float max_score) { return max_score / temperature_ >= interval_.low; },
                          [&](float (&x)[RowScores<kDType>::kCount], int token) {
 #pragma unroll
                            for (int i = 0; i < RowScores<kDType>::kCount; ++i) {
@@ -141,9 +61,9 @@ class RowView {
   PYGEN_DEVICE void keep_at_least(float low) { interval_.raise_low(low); }
 
   PYGEN_DEVICE void keep_largest_and_ties(int n) {
-    const Place place = place_of(Weight::kCount, n, 0.0, Stay::kLowestIds);
-    if (place.known) {
-      keep_at_least(place.score);
+    const Boundary boundary = boundary_of(Weight::kCount, n, 0.0, Stay::kLowestIds);
+    if (boundary.known) {
+      keep_at_least(boundary.score);
       return;
     }
     const Cut cut = select(Key::kScore, Weight::kCount, n, 0.0, 0.0f, 0.0f);
@@ -187,17 +107,17 @@ class RowView {
 
   // Sends the survivors, at most kListCapacity, to the leader's list, and returns how many.
   PYGEN_COLD int list_survivors() const {
-    const RowRooms& rooms = team_.rooms();
-    if (thread_index() < 2) rooms.counters.set(thread_index(), 0);
+    const RowSmem& smem = team_.smem();
+    if (thread_index() < 2) smem.counters.set(thread_index(), 0);
     team_.sync();
-    const Shared<uint32_t> counters = team_.cluster() == 1 ? rooms.counters : rooms.counters.of_block(0);
-    const Shared<uint64_t> list = team_.cluster() == 1 ? rooms.list : rooms.list.of_block(0);
+    const Shared<uint32_t> counters = team_.cluster() == 1 ? smem.counters : smem.counters.of_block(0);
+    const Shared<uint64_t> list = team_.cluster() == 1 ? smem.list : smem.list.of_block(0);
     for_each([&](float score, int token) {
       const uint32_t at = counters.add(0, 1);
       if (at < kListCapacity) list.set(static_cast<int>(at), list_entry(score, token));
     });
     team_.sync();
-    return static_cast<int>(team_.from_leader(rooms.counters.get(0)));
+    return static_cast<int>(team_.from_leader(smem.counters.get(0)));
   }
 
   PYGEN_DEVICE void keep_top_h(float top_h) {
@@ -205,7 +125,7 @@ class RowView {
     const int count = list_survivors();
     int kept = 0;
     if (team_.leads()) {
-      SortedList list(team_.rooms().list, count, team_.rooms().sums, team_.rooms().reduce, largest_, -1);
+      SortedList list(team_.smem().list, count, team_.smem().sums, team_.smem().reduce, largest_, -1);
       list.keep_top_h(top_h);
       kept = list.end();
     }
@@ -244,9 +164,9 @@ class RowView {
 
   // The largest survivors up to a weight.
   PYGEN_DEVICE void keep_first(Weight weight, uint64_t target, double share, Stay stay) {
-    const Place place = place_of(weight, target, share, stay);
-    if (place.known) {
-      if (place.score > -kInfinity) keep_down_to(place.score, place.token, stay);
+    const Boundary boundary = boundary_of(weight, target, share, stay);
+    if (boundary.known) {
+      if (boundary.score > -kInfinity) keep_down_to(boundary.score, boundary.token, stay);
       return;
     }
     const Cut cut = select(Key::kScore, weight, target, share, 0.0f, 0.0f);
@@ -282,7 +202,7 @@ class RowView {
   // equal to `about` or `also` alone count.
   PYGEN_COLD Cut select(Key kind, Weight weight, uint64_t target, double share, float about, float also) const {
     constexpr int kDigits = kListCapacity;
-    const WideSums& sums = team_.rooms().sums;
+    const WideSums& sums = team_.smem().sums;
     Cut cut{true, 0, 0, 0, target};
     int shift = 32;
     for (const int bits : {11, 11, 10}) {
@@ -309,7 +229,7 @@ class RowView {
   }
 
   // Where a selection ends among the survivors.
-  struct Place {
+  struct Boundary {
     bool known;
     float score;  // -inf: it keeps all
     int token;    // the last, or the first, to stay of those with this score
@@ -324,19 +244,19 @@ class RowView {
 
   // The survivor, largest first, at which a weight is reached: what `select` tells, with the id, of scores that do not
   // crowd. One count of steps, or two, and a list of those in one step.
-  PYGEN_COLD Place place_of(Weight weight, uint64_t target, double share, Stay stay) const {
-    const RowRooms& rooms = team_.rooms();
+  PYGEN_COLD Boundary boundary_of(Weight weight, uint64_t target, double share, Stay stay) const {
+    const RowSmem& smem = team_.smem();
     const auto weight_of = [&](float score) { return weight == Weight::kCount ? 1 : mass_of(score, largest_); };
     Cut cut{true, 0, 0, 0, target};
     int step = 0, part = -1;
     for (int round = 0; round < 2; ++round) {
-      for (int i = thread_index(); i < kListCapacity; i += kThreads) rooms.sums.set(i, 0);
-      if (thread_index() < 2) rooms.counters.set(thread_index(), 0);
+      for (int i = thread_index(); i < kListCapacity; i += kThreads) smem.sums.set(i, 0);
+      if (thread_index() < 2) smem.counters.set(thread_index(), 0);
       __syncthreads();
       for_each([&](float score, int) {
         if (round == 1 && step_of(score, false) != step) return;
         const uint64_t own = weight_of(score);
-        if (own > 0) rooms.sums.add(kListCapacity - 1 - step_of(score, round == 1), own);
+        if (own > 0) smem.sums.add(kListCapacity - 1 - step_of(score, round == 1), own);
       });
       const uint64_t digit = take_digit(share, cut);
       if (!cut.found) return {true, -kInfinity, 0};
@@ -346,8 +266,8 @@ class RowView {
       if (least > 0 && cut.at / least <= kListCapacity) break;
       share = 0.0;
     }
-    const Shared<uint32_t> counters = team_.cluster() == 1 ? rooms.counters : rooms.counters.of_block(0);
-    const Shared<uint64_t> to = team_.cluster() == 1 ? rooms.list : rooms.list.of_block(0);
+    const Shared<uint32_t> counters = team_.cluster() == 1 ? smem.counters : smem.counters.of_block(0);
+    const Shared<uint64_t> to = team_.cluster() == 1 ? smem.list : smem.list.of_block(0);
     for_each([&](float score, int token) {
       if (step_of(score, false) != step || (part >= 0 && step_of(score, true) != part) || weight_of(score) == 0) return;
       const uint32_t at = counters.add(0, 1);
@@ -355,8 +275,8 @@ class RowView {
     });
     team_.sync();
     uint64_t entry = 0;
-    if (const int count = static_cast<int>(rooms.counters.get(0)); team_.leads() && count <= kListCapacity) {
-      const SortedList list(rooms.list, count, rooms.sums, rooms.reduce, largest_, -1);
+    if (const int count = static_cast<int>(smem.counters.get(0)); team_.leads() && count <= kListCapacity) {
+      const SortedList list(smem.list, count, smem.sums, smem.reduce, largest_, -1);
       const uint64_t wanted = cut.target - cut.above;
       const int last = weight == Weight::kCount ? static_cast<int>(wanted) - 1 : list.first_to_reach(wanted);
       entry = list_entry(list.score(last), list.token(stay == Stay::kLowestIds ? last : list.mirrored_in_ties(last)));
@@ -368,26 +288,26 @@ class RowView {
   // The end of a count of digits: the digit at which the target is reached, the leader's for all. `share`: where it is
   // not 0, of all that was counted, the target.
   PYGEN_DEVICE uint64_t take_digit(double share, Cut& cut) const {
-    const WideSums& sums = team_.rooms().sums;
+    const WideSums& sums = team_.smem().sums;
     team_.sync();
     if (!team_.leads()) {
       for (int i = thread_index(); i < kListCapacity; i += kThreads)
         if (const uint64_t own = sums.get(i); own > 0) sums.of_block(0).add(i, own);
     }
     if (team_.cluster() > 1) team_.sync();
-    uint64_t told[4] = {};
+    uint64_t broadcast[4] = {};
     if (team_.leads()) {
-      told[0] = find_digit(sums, share, cut);
-      told[1] = cut.above;
-      told[2] = cut.at;
-      told[3] = cut.target;
+      broadcast[0] = find_digit(sums, share, cut);
+      broadcast[1] = cut.above;
+      broadcast[2] = cut.at;
+      broadcast[3] = cut.target;
     }
-    team_.take_from_leader(told);
-    cut.found = told[0] < kListCapacity;
-    cut.above = told[1];
-    cut.at = told[2];
-    cut.target = told[3];
-    return told[0];
+    team_.take_from_leader(broadcast);
+    cut.found = broadcast[0] < kListCapacity;
+    cut.above = broadcast[1];
+    cut.at = broadcast[2];
+    cut.target = broadcast[3];
+    return broadcast[0];
   }
 
   // The leader's part of it: the digit at which the target is reached, kListCapacity where it is not.
@@ -397,22 +317,22 @@ class RowView {
     uint64_t own = 0, all;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) own += sums.get(last - i);
-    const Shared<uint64_t> room = team_.rooms().reduce;
-    uint64_t above = cut.above + block_inclusive_sum(own, room, all) - own;
+    const Shared<uint64_t> smem = team_.smem().reduce;
+    uint64_t above = cut.above + block_inclusive_sum(own, smem, all) - own;
     if (share > 0) cut.target = share_of(share, static_cast<double>(all));
     __syncthreads();
-    if (thread_index() == 0) room.set(0, kListCapacity);
+    if (thread_index() == 0) smem.set(0, kListCapacity);
     __syncthreads();
     if (above < cut.target && above + own >= cut.target) {
       int digit = last;
       while (above + sums.get(digit) < cut.target) above += sums.get(digit--);
-      room.set(0, static_cast<uint64_t>(digit));
-      room.set(1, above);
+      smem.set(0, static_cast<uint64_t>(digit));
+      smem.set(1, above);
     }
     __syncthreads();
-    const uint64_t digit = room.get(0);
+    const uint64_t digit = smem.get(0);
     if (digit < kListCapacity) {
-      cut.above = room.get(1);
+      cut.above = smem.get(1);
       cut.at = sums.get(static_cast<int>(digit));
     }
     return digit;

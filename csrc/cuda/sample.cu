@@ -21,8 +21,10 @@ class Results {
 
   PYGEN_DEVICE bool wants_logprobs() const { return params_.logprobs != nullptr; }
   PYGEN_DEVICE int wanted_tops() const {
-    const int64_t most = params_.shaping.vocab_size;
-    return params_.top_ids == nullptr ? 1 : static_cast<int>(params_.num_logprobs < most ? params_.num_logprobs : most);
+    const int64_t vocab_size = params_.shaping.vocab_size;
+    return params_.top_ids == nullptr
+               ? 1
+               : static_cast<int>(params_.num_logprobs < vocab_size ? params_.num_logprobs : vocab_size);
   }
 
   PYGEN_DEVICE void write_logprob(float score, const LogSum& log_sum) const {
@@ -61,7 +63,7 @@ struct Drawing {
   int64_t row;
   RowScores<kDType> scores;
   RowTeam team;
-  RaceRooms rooms;
+  RaceSmem smem;
   Filters filters;
   RowNoise noise;
   float largest;  // score over the temperature
@@ -75,9 +77,9 @@ PYGEN_COLD Racer draw_from_row(Drawing<kDType> d, Draw draw, Racer racer, bool l
   RowView<kDType> view(d.scores, d.team, d.filters.temperature, d.largest);
   if (draw == Draw::kFilter) {
     apply_filters(view, d.filters, d.largest);
-    racer = race_row(d.scores, view, d.filters.temperature, d.largest, d.noise, d.team, d.rooms);
+    racer = race_row(d.scores, view, d.filters.temperature, d.largest, d.noise, d.team, d.smem);
   } else if (draw == Draw::kFinishRace) {
-    racer = race_exactly(view, d.largest, d.noise, racer, d.team, d.rooms);
+    racer = race_exactly(view, d.largest, d.noise, racer, d.team, d.smem);
   }
   if (logprobs) write_logprobs_of_row(Results(d.params, d.row), view, d.team, racer.score, d.largest);
   return racer;
@@ -86,7 +88,7 @@ PYGEN_COLD Racer draw_from_row(Drawing<kDType> d, Draw draw, Racer racer, bool l
 // The row's token, and its log-probabilities written. All threads of the row; the leader's get the token.
 template <DType kDType>
 PYGEN_DEVICE int draw_row(const SampleParams& params, int64_t row, const RowScores<kDType>& scores, RowTeam& team,
-                          const RaceRooms& race_rooms) {
+                          const RaceSmem& race_smem) {
   const Results results(params, row);
   bool greedy, unfiltered;
   Racer racer;
@@ -99,29 +101,30 @@ PYGEN_DEVICE int draw_row(const SampleParams& params, int64_t row, const RowScor
     unfiltered = !greedy && !has_filters(filters);
     const float temperature = greedy ? 1.0f : filters.temperature;
     float bar = -kInfinity;
-    const bool nan = scores.scan(temperature, [&](const float (&x)[RowScores<kDType>::kCount], int token, float most) {
-      if (unfiltered) race_vector(x, token, most, temperature, noise, racer, bar);
-    });
-    if (unfiltered) send_best(racer, FasterRacer{}, team, race_rooms.racers);
+    const bool nan =
+        scores.scan(temperature, [&](const float (&x)[RowScores<kDType>::kCount], int token, float max_score) {
+          if (unfiltered) race_vector(x, token, max_score, temperature, noise, racer, bar);
+        });
+    if (unfiltered) send_best(racer, FasterRacer{}, team, race_smem.racers);
     facts = facts_of_scan(scores, team, nan);
     // Over a temperature that does not fit, the scan's race was about infinities.
-    unfiltered = unfiltered && fitting_temperature(temperature, facts.most) == temperature;
+    unfiltered = unfiltered && fitting_temperature(temperature, facts.max_score) == temperature;
   }
   if (team.leads() && thread_index() == 0) params.status[row] = facts.status;
 
   if (facts.status != kOk || greedy) {
-    racer.token = lowest_token_of(scores, team, facts.most);
-    racer.score = facts.most;
+    racer.token = lowest_token_of(scores, team, facts.max_score);
+    racer.score = facts.max_score;
     if (facts.status != kOk && results.wants_logprobs() && team.leads()) results.write_no_logprobs();
     if (facts.status != kOk || !results.wants_logprobs()) return racer.token;
   } else if (unfiltered) {
-    racer = best_of_blocks(FasterRacer{}, team, race_rooms.racers);
+    racer = best_of_blocks(FasterRacer{}, team, race_smem.racers);
   }
   Filters filters = greedy ? Filters() : filters_of(params.shaping, row);
-  filters.temperature = fitting_temperature(filters.temperature, facts.most);
-  const float largest = facts.most / filters.temperature;
+  filters.temperature = fitting_temperature(filters.temperature, facts.max_score);
+  const float largest = facts.max_score / filters.temperature;
   const RowNoise noise(params, row, knob_at(params.step, row));
-  const Drawing<kDType> drawing{params, row, scores, team, race_rooms, filters, noise, largest};
+  const Drawing<kDType> drawing{params, row, scores, team, race_smem, filters, noise, largest};
   if (unfiltered && !racer.clear())
     return draw_from_row(drawing, Draw::kFinishRace, racer, results.wants_logprobs()).token;
   const bool known = greedy || unfiltered;
@@ -129,7 +132,7 @@ PYGEN_DEVICE int draw_row(const SampleParams& params, int64_t row, const RowScor
 
   const bool listed =
       filter_list(scores, team, filters, largest, results.wanted_tops(), [&](const SortedList& list, double mass) {
-        if (!known) racer = race_list(list, noise, race_rooms);
+        if (!known) racer = race_list(list, noise, race_smem);
         if (!results.wants_logprobs()) return;
         const LogSum log_sum = log_sum_exp(largest, mass);
         results.write_logprob(racer.score, log_sum);
@@ -149,14 +152,14 @@ __global__ void __launch_bounds__(kThreads, 1) sample_rows(const __grid_constant
   uint32_t* dense = launch.dense ? words + row * params.shaping.vocab_size : nullptr;
 
   SharedMemory shared;
-  const RowRooms rooms(shared);
-  const RaceRooms race_rooms(shared);
-  RowTeam team(cluster, rooms);
+  const RowSmem smem(shared);
+  const RaceSmem race_smem(shared);
+  RowTeam team(cluster, smem);
   const RowScores<kDType> scores(params.shaping, launch.geometry, row, launch.table_slots, dense, launch.sums, shared);
   team.sync();
-  const int token = draw_row(params, row, scores, team, race_rooms);
+  const int token = draw_row(params, row, scores, team, race_smem);
   __syncthreads();
-  scores.exceptions().release(params.shaping, row, scores.layout());
+  scores.penalized().release(params.shaping, row, scores.layout());
   if (launch.dense) team.sync();
   if (!team.leads() || thread_index() >= kWarp) return;
 
@@ -185,7 +188,7 @@ Error launch_sample(const SampleParams& params, const Context& context) {
 }  // namespace
 
 size_t sample_workspace(const SampleParams& params, const Device& device) {
-  return kCounterBytes + exceptions_workspace(params.shaping, device);
+  return kCounterBytes + penalties_workspace(params.shaping, device);
 }
 
 Error sample(const SampleParams& params, const Context& context) {

@@ -10,10 +10,10 @@ namespace pygen::cuda {
 // How many of the largest scores are gathered for a nucleus before the whole row is looked at.
 constexpr int kNucleus = 256;
 // More are not asked of a list: what lies in a tile beside them has to fit too.
-constexpr int kMostWanted = kListCapacity * 5 / 8;
+constexpr int kMaxWanted = kListCapacity * 5 / 8;
 
 struct RowFacts {
-  float most;  // the largest score before temperature; NaN does not count
+  float max_score;  // the largest score before temperature; NaN does not count
   RowStatus status;
 };
 
@@ -21,29 +21,29 @@ struct RowFacts {
 template <DType kDType>
 PYGEN_DEVICE RowFacts facts_of_scan(const RowScores<kDType>& row, RowTeam& team, bool nan) {
   __syncthreads();
-  uint32_t most = ordered_key(-kInfinity);
+  uint32_t max_key = ordered_key(-kInfinity);
   for (int i = row.layout().first_tile() + thread_index(); i < row.layout().last_tile(); i += kThreads) {
     const uint32_t key = ordered_key(row.maxima().get(i));
-    most = key > most ? key : most;
+    max_key = key > max_key ? key : max_key;
   }
   const uint64_t both =
-      team.reduce(static_cast<uint64_t>(most) << 1 | static_cast<uint64_t>(nan),
+      team.reduce(static_cast<uint64_t>(max_key) << 1 | static_cast<uint64_t>(nan),
                   [](uint64_t a, uint64_t b) { return ((a > b ? a : b) & ~uint64_t{1}) | ((a | b) & 1); });
   RowFacts facts{value_of_key(static_cast<uint32_t>(both >> 1)), kOk};
   if ((both & 1) != 0) {
     facts.status = kNan;
-  } else if (facts.most == kInfinity) {
+  } else if (facts.max_score == kInfinity) {
     facts.status = kPosInf;
-  } else if (facts.most == -kInfinity) {
+  } else if (facts.max_score == -kInfinity) {
     facts.status = kAllMasked;
   }
   return facts;
 }
 
-// The lowest token whose score is `most`, the row's largest; 0 where all are NaN. All threads of the row.
+// The lowest token whose score is `max_score`, the row's largest; 0 where all are NaN. All threads of the row.
 template <DType kDType>
-PYGEN_DEVICE int lowest_token_of(const RowScores<kDType>& row, RowTeam& team, float most) {
-  const auto of_slice = static_cast<uint64_t>(row.lowest_token_of(most, team.rooms().reduce));
+PYGEN_DEVICE int lowest_token_of(const RowScores<kDType>& row, RowTeam& team, float max_score) {
+  const auto of_slice = static_cast<uint64_t>(row.lowest_token_of(max_score, team.smem().reduce));
   const uint64_t token = team.reduce(of_slice, Smaller{});
   return token < static_cast<uint64_t>(row.layout().vocab_size()) ? static_cast<int>(token) : 0;
 }
@@ -56,19 +56,19 @@ struct TileMasses {
 // The block needs all tiles' maxima and sums: the leader.
 template <DType kDType>
 PYGEN_DEVICE TileMasses masses_of_tiles(const RowScores<kDType>& row, float temperature, float largest, float low,
-                                        Shared<uint64_t> room) {
+                                        Shared<uint64_t> smem) {
   constexpr float kFiner = 0x1p8f;  // a tile has up to 256 tokens, and so many fewer are summed
   uint64_t all = 0, reaching = 0;
   for (int i = thread_index(); i < row.layout().tiles(); i += kThreads) {
-    const float most = row.maxima().get(i) / temperature;
-    if (most == -kInfinity) continue;
-    const double units = exp_nonpositive(most - largest) * static_cast<double>(kMassUnits / kFiner);
+    const float max_score = row.maxima().get(i) / temperature;
+    if (max_score == -kInfinity) continue;
+    const double units = exp_nonpositive(max_score - largest) * static_cast<double>(kMassUnits / kFiner);
     const auto mass = static_cast<uint64_t>(units * row.sums().get(i));
     all += mass;
-    reaching += most >= low ? mass : 0;
+    reaching += max_score >= low ? mass : 0;
   }
-  all = block_reduce(all, Add{}, room);
-  reaching = block_reduce(reaching, Add{}, room);
+  all = block_reduce(all, Add{}, smem);
+  reaching = block_reduce(reaching, Add{}, smem);
   return {static_cast<double>(all) * kFiner, static_cast<double>(reaching) * kFiner};
 }
 
@@ -83,7 +83,7 @@ PYGEN_DEVICE int wanted_of_list(const Filters& filters, int also, int tiles) {
     case FirstFilter::kDeviation:
     case FirstFilter::kDistribution: return 0;
   }
-  return wanted <= tiles / 2 && wanted <= kMostWanted ? wanted : 0;
+  return wanted <= tiles / 2 && wanted <= kMaxWanted ? wanted : 0;
 }
 
 // Applies the filters to a list of the largest scores if that does, calls on_list(SortedList&, mass of the survivors in
@@ -93,7 +93,7 @@ PYGEN_DEVICE int wanted_of_list(const Filters& filters, int also, int tiles) {
 template <DType kDType, typename OnList>
 PYGEN_DEVICE bool filter_list(const RowScores<kDType>& row, RowTeam& team, const Filters& filters, float largest,
                               int also, const OnList& on_list) {
-  const RowRooms& rooms = team.rooms();
+  const RowSmem& smem = team.smem();
   const float temperature = filters.temperature;
   const int tiles = row.layout().tiles();
   const bool whole = row.layout().vocab_size() <= kListCapacity;
@@ -106,10 +106,10 @@ PYGEN_DEVICE bool filter_list(const RowScores<kDType>& row, RowTeam& team, const
   double total = -1.0;
   if (!whole) {
     if (team.leads()) {
-      low = bound_of_largest(row.maxima(), tiles, wanted, rooms.reduce) / temperature;
+      low = bound_of_largest(row.maxima(), tiles, wanted, smem.reduce) / temperature;
       if (first == FirstFilter::kThreshold) low = fminf(low, rounded_up(min_p_cut(filters, largest)));
       if (partial) {
-        const TileMasses masses = masses_of_tiles(row, temperature, largest, low, rooms.reduce);
+        const TileMasses masses = masses_of_tiles(row, temperature, largest, low, smem.reduce);
         total = masses.all;
         // Nothing is as large: the tiles that would be gathered cannot hold the nucleus.
         if (first == FirstFilter::kNucleus && masses.reaching < filters.top_p * total * (1 - 2 * kTileMassError))
@@ -119,11 +119,11 @@ PYGEN_DEVICE bool filter_list(const RowScores<kDType>& row, RowTeam& team, const
     low = float_of(static_cast<uint32_t>(team.from_leader(bits_of(low))));
     if (low == kInfinity) return false;
   }
-  row.gather(low, temperature, rooms.sums.low, rooms.counters, rooms.list);
+  row.gather(low, temperature, smem.sums.low, smem.counters, smem.list);
   team.sync();
   bool listed = false;
-  if (const int count = static_cast<int>(rooms.counters.get(0)); team.leads() && count <= kListCapacity) {
-    SortedList list(rooms.list, count, rooms.sums, rooms.reduce, largest, total);
+  if (const int count = static_cast<int>(smem.counters.get(0)); team.leads() && count <= kListCapacity) {
+    SortedList list(smem.list, count, smem.sums, smem.reduce, largest, total);
     listed = apply_filters(list, filters, largest);
     if (listed) on_list(list, partial && first == FirstFilter::kNone ? total : static_cast<double>(list.mass()));
   }

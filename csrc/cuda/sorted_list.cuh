@@ -5,6 +5,7 @@
 #include "common/filters.h"
 #include "cuda/masses.cuh"
 #include "cuda/row_scores.cuh"
+#include "cuda/wide_sums.cuh"
 
 namespace pygen::cuda {
 
@@ -31,24 +32,6 @@ struct Interval {
     first_id = 0;
     last_id = 0x7FFFFFFF;
   }
-};
-
-// 64-bit sums in two arrays of 32 bits, because shared memory adds those at once.
-struct WideSums {
-  Shared<uint32_t> low, high;
-
-  PYGEN_DEVICE uint64_t get(int i) const { return static_cast<uint64_t>(high.get(i)) << 32 | low.get(i); }
-  PYGEN_DEVICE void set(int i, uint64_t value) const {
-    low.set(i, static_cast<uint32_t>(value));
-    high.set(i, static_cast<uint32_t>(value >> 32));
-  }
-  PYGEN_DEVICE void add(int i, uint64_t value) const {
-    const uint32_t addend = static_cast<uint32_t>(value);
-    const uint32_t carry = low.add(i, addend) > 0xFFFFFFFFu - addend;
-    const uint32_t rest = static_cast<uint32_t>(value >> 32) + carry;
-    if (rest != 0) high.add(i, rest);
-  }
-  PYGEN_DEVICE WideSums of_block(unsigned rank) const { return {low.of_block(rank), high.of_block(rank)}; }
 };
 
 // Sorts downwards; the entries of a list are distinct. All threads of the block; has barriers before and after.
@@ -89,18 +72,18 @@ PYGEN_DEVICE void sort_list(Shared<uint64_t> list, int count) {
 // A view of common/filters.h, shared by the threads of one block.
 class SortedList {
  public:
-  // `list`: `count` entries in any order, room for kListCapacity; `masses`: room for as many; `room` as in
+  // `list`: `count` entries in any order, room for kListCapacity; `masses`: room for as many; `smem` as in
   // block_reduce. `largest`: the row's largest score over the temperature. `total`: about the mass of the whole row, in
   // units, where the list may lack some of it; negative: the list holds all that counts.
-  PYGEN_DEVICE SortedList(Shared<uint64_t> list, int count, const WideSums& masses, Shared<uint64_t> room,
+  PYGEN_DEVICE SortedList(Shared<uint64_t> list, int count, const WideSums& masses, Shared<uint64_t> smem,
                           float largest, double total)
-      : list_(list), masses_(masses), room_(room), end_(count), largest_(largest), total_(total) {
+      : list_(list), masses_(masses), smem_(smem), end_(count), largest_(largest), total_(total) {
     sort_list(list, count);
     uint64_t before = 0;
     for (int first = 0; first < count; first += kThreads) {
       const int i = first + thread_index();
       uint64_t of_round;
-      const uint64_t sum = block_inclusive_sum(i < count ? mass_of(score(i), largest_) : uint64_t{0}, room_, of_round);
+      const uint64_t sum = block_inclusive_sum(i < count ? mass_of(score(i), largest_) : uint64_t{0}, smem_, of_round);
       if (i < count) masses_.set(i, before + sum);
       before += of_round;
     }
@@ -144,16 +127,16 @@ class SortedList {
     const int i = thread_index();
     const double below = i < end_ ? static_cast<double>(score(i)) - score(0) : 0;
     const uint64_t weight = i < end_ ? static_cast<uint64_t>(exp(below) * kUnits) : 0;
-    const double log_prob = below - log(static_cast<double>(block_reduce(weight, Add{}, room_)) / kUnits);
+    const double log_prob = below - log(static_cast<double>(block_reduce(weight, Add{}, smem_)) / kUnits);
     const double term = i < end_ ? fabs(exp(log_prob) * log_prob) : 0;
     // In units of the largest: beside a certain token all of them may be tiny.
     const auto bits = static_cast<uint64_t>(__double_as_longlong(term));
-    const double largest_term = __longlong_as_double(static_cast<long long>(block_reduce(bits, Larger{}, room_)));
+    const double largest_term = __longlong_as_double(static_cast<long long>(block_reduce(bits, Larger{}, smem_)));
     const uint64_t share = largest_term > 0 ? static_cast<uint64_t>(term / largest_term * kUnits) : 0;
     uint64_t entropy;
-    const uint64_t reached = block_inclusive_sum(share, room_, entropy);
-    const double most = static_cast<double>(top_h) * static_cast<double>(entropy);
-    const int kept = block_count(i < end_ && static_cast<double>(reached) <= most, room_);
+    const uint64_t reached = block_inclusive_sum(share, smem_, entropy);
+    const double max_entropy = static_cast<double>(top_h) * static_cast<double>(entropy);
+    const int kept = block_count(i < end_ && static_cast<double>(reached) <= max_entropy, smem_);
     end_ = kept > 0 ? kept : 1;
   }
 
@@ -176,15 +159,15 @@ class SortedList {
       depth += depth_of(score(i), largest_, range);
       squared += squared_depth_of(score(i), largest_, range);
     }
-    depth = block_reduce(depth, Add{}, room_);
-    squared = block_reduce(squared, Add{}, room_);
+    depth = block_reduce(depth, Add{}, smem_);
+    squared = block_reduce(squared, Add{}, smem_);
     return standard_deviation_of(static_cast<uint64_t>(end_ - begin_), depth, squared, range);
   }
 
   PYGEN_DEVICE Distribution distribution() const {
     uint64_t energy = 0;
     for (int i = begin_ + thread_index(); i < end_; i += kThreads) energy += energy_of(score(i), largest_);
-    return distribution_of(mass(), block_reduce(energy, Add{}, room_));
+    return distribution_of(mass(), block_reduce(energy, Add{}, smem_));
   }
 
   // The survivors not further from `center` than some distance are a range; the least distance whose range suffices is
@@ -200,8 +183,8 @@ class SortedList {
       if (mass_of_range(first, last) >= target && bits < for_mass) for_mass = bits;
       if (last - first >= n && bits < for_count) for_count = bits;
     }
-    for_mass = block_reduce(for_mass, Smaller{}, room_);
-    for_count = block_reduce(for_count, Smaller{}, room_);
+    for_mass = block_reduce(for_mass, Smaller{}, smem_);
+    for_count = block_reduce(for_count, Smaller{}, smem_);
     const float distance = float_of(static_cast<uint32_t>(for_mass > for_count ? for_mass : for_count));
     const int first = first_within(center, distance);
     end_ = first_beyond(center, distance);
@@ -298,7 +281,7 @@ class SortedList {
 
   Shared<uint64_t> list_;
   WideSums masses_;
-  Shared<uint64_t> room_;
+  Shared<uint64_t> smem_;
   int begin_ = 0, end_;
   // Where survivors were split by their ids: of the score `split_` from first_id_ on, of the largest up to until_id_.
   float split_ = kInfinity;

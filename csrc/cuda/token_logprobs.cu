@@ -35,8 +35,8 @@ __global__ void __launch_bounds__(kThreads, kWithTop ? 1 : 2)
     score_rows(const LogprobParams params, const ShapingParams logits, const RowLaunch launch) {
   const int64_t row = blockIdx.x / launch.geometry.cluster;
   SharedMemory shared;
-  const RowRooms rooms(shared);
-  RowTeam team(launch.geometry.cluster, rooms);
+  const RowSmem smem(shared);
+  RowTeam team(launch.geometry.cluster, smem);
   const RowScores<kDType> scores(logits, launch.geometry, row, 0, nullptr, true, shared);
   team.sync();
   const bool nan = scores.scan(1.0f, [](const float (&)[RowScores<kDType>::kCount], int, float) {});
@@ -45,7 +45,8 @@ __global__ void __launch_bounds__(kThreads, kWithTop ? 1 : 2)
   LogSum log_sum;
   if (team.leads()) {
     if (facts.status == kOk)
-      log_sum = log_sum_exp(facts.most, masses_of_tiles(scores, 1.0f, facts.most, kInfinity, rooms.reduce).all);
+      log_sum =
+          log_sum_exp(facts.max_score, masses_of_tiles(scores, 1.0f, facts.max_score, kInfinity, smem.reduce).all);
     write_logprobs<kDType>(params, row, facts.status, log_sum);
   }
   if constexpr (!kWithTop) return;
@@ -56,9 +57,9 @@ __global__ void __launch_bounds__(kThreads, kWithTop ? 1 : 2)
     return;
   }
   const int also = static_cast<int>(params.num_top < params.vocab_size ? params.num_top : params.vocab_size);
-  const bool listed = filter_list(scores, team, Filters(), facts.most, also,
+  const bool listed = filter_list(scores, team, Filters(), facts.max_score, also,
                                   [&](const SortedList& list, double) { top.write(list, 0, true, log_sum); });
-  if (!listed) write_top_of_row(top, scores, team, facts.most, log_sum);
+  if (!listed) write_top_of_row(top, scores, team, facts.max_score, log_sum);
 }
 
 template <DType kDType>
@@ -69,7 +70,7 @@ Error launch_rows(const LogprobParams& params, const Context& context) {
   logits.dtype = kDType;
   logits.logits = params.logits;
   logits.logits_stride = params.logits_stride;
-  const bool rereads = params.num_top > kMostWanted && params.vocab_size > kListCapacity;
+  const bool rereads = params.num_top > kMaxWanted && params.vocab_size > kListCapacity;
   const RowLaunch rows = plan_rows<kDType>(logits, context.device, true, rereads);
   const Launch launch = launch_of_rows(params.rows, rows.geometry, shared_of<kDType>(rows), context);
   const auto kernel = params.num_top > 0 ? score_rows<kDType, true> : score_rows<kDType, false>;

@@ -47,8 +47,8 @@ PYGEN_DEVICE void write_top_of_view(const TopLogprobs& top, RowView<kDType>& vie
     const bool last = found < asked;
     uint64_t lowest = 0;
     if (team.leads()) {
-      const RowRooms& rooms = team.rooms();
-      const SortedList list(rooms.list, found, rooms.sums, rooms.reduce, largest, -1);
+      const RowSmem& smem = team.smem();
+      const SortedList list(smem.list, found, smem.sums, smem.reduce, largest, -1);
       top.write(list, first, last, log_sum);
       if (found > 0) lowest = list_entry(list.score(found - 1), list.token(found - 1));
     }

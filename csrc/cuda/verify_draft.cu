@@ -13,9 +13,9 @@ struct LogSoftmax {
   const void* logits;
   DType dtype;
   float temperature;
-  float most;      // of x; NaN does not count
-  float largest;   // over the temperature
-  double log_sum;  // of e^(x / temperature - largest)
+  float max_score;  // of x; NaN does not count
+  float largest;    // over the temperature
+  double log_sum;   // of e^(x / temperature - largest)
   RowStatus status;
 
   PYGEN_DEVICE double of_score(float score) const { return static_cast<double>(score) - largest - log_sum; }
@@ -40,14 +40,14 @@ template <DType kDType>
 PYGEN_COLD LogSoftmax scan_position(RowScores<kDType> scores, const void* logits, float temperature, RowTeam team) {
   const bool nan = scores.scan(temperature, [](const float (&)[RowScores<kDType>::kCount], int, float) {});
   const RowFacts facts = facts_of_scan(scores, team, nan);
-  if (facts.status == kOk) temperature = fitting_temperature(temperature, facts.most);
-  const float largest = facts.most / temperature;
+  if (facts.status == kOk) temperature = fitting_temperature(temperature, facts.max_score);
+  const float largest = facts.max_score / temperature;
   double log_sum = 0.0;
   if (team.leads() && facts.status == kOk)
-    log_sum = log(masses_of_tiles(scores, temperature, largest, kInfinity, team.rooms().reduce).all / kMassUnits);
+    log_sum = log(masses_of_tiles(scores, temperature, largest, kInfinity, team.smem().reduce).all / kMassUnits);
   log_sum = __longlong_as_double(
       static_cast<long long>(team.from_leader(static_cast<uint64_t>(__double_as_longlong(log_sum)))));
-  return {logits, kDType, temperature, facts.most, largest, log_sum, facts.status};
+  return {logits, kDType, temperature, facts.max_score, largest, log_sum, facts.status};
 }
 
 // What a token's probability in the race is made of.
@@ -97,23 +97,23 @@ class SharedRacer : private Racer {
 
 // The token that wins; -1 where none has a share. All threads of the row.
 template <DType kDType>
-PYGEN_COLD int race_shares(RowScores<kDType> scores, Share share, RowNoise noise, RowTeam team, RaceRooms rooms) {
+PYGEN_COLD int race_shares(RowScores<kDType> scores, Share share, RowNoise noise, RowTeam team, RaceSmem smem) {
   const float temperature = share.target.temperature;
   SharedRacer own(share);
   float bar = -kInfinity;
   scores.for_each_vector([](float) { return true; },
                          [&](const float (&x)[RowScores<kDType>::kCount], int token) {
-                           float most = -kInfinity;
+                           float max_score = -kInfinity;
 #pragma unroll
-                           for (int i = 0; i < RowScores<kDType>::kCount; ++i) most = fmaxf(most, x[i]);
-                           race_vector(x, token, most, temperature, noise, own, bar);
+                           for (int i = 0; i < RowScores<kDType>::kCount; ++i) max_score = fmaxf(max_score, x[i]);
+                           race_vector(x, token, max_score, temperature, noise, own, bar);
                          });
-  send_best(own.racer(), FasterRacer{}, team, rooms.racers);
+  send_best(own.racer(), FasterRacer{}, team, smem.racers);
   team.sync();
-  const Racer racer = best_of_blocks(FasterRacer{}, team, rooms.racers);
+  const Racer racer = best_of_blocks(FasterRacer{}, team, smem.racers);
   if (racer.token < 0 || racer.clear()) return racer.token;
   const RowView<kDType> view(scores, team, temperature, share.target.largest);
-  return race_exactly(view, share.target.largest, noise, racer, team, rooms, share).token;
+  return race_exactly(view, share.target.largest, noise, racer, team, smem, share).token;
 }
 
 // One row, with all its threads.
@@ -121,13 +121,13 @@ template <DType kDType>
 class Verification {
  public:
   PYGEN_DEVICE Verification(const DraftParams& params, int64_t row, const RowLaunch& target, const RowLaunch& draft,
-                            RowTeam& team, const RaceRooms& race_rooms, const SharedMemory& shared)
+                            RowTeam& team, const RaceSmem& race_smem, const SharedMemory& shared)
       : params_(params),
         row_(row),
         target_(target),
         draft_(draft),
         team_(team),
-        race_rooms_(race_rooms),
+        race_smem_(race_smem),
         shared_(shared),
         temperature_(knob_at(params.temperature, row)) {}
 
@@ -164,7 +164,7 @@ class Verification {
     const LogSoftmax target = scan_position(scores, logits, temperature, team_);
     status_ = target.status == kOk && has_scores ? draft.status : target.status;
     if (status_ != kOk || greedy) {
-      token_ = lowest_token_of(scores, team_, target.most);
+      token_ = lowest_token_of(scores, team_, target.max_score);
       return status_ == kOk && token_ == draft_id;
     }
 
@@ -175,10 +175,10 @@ class Verification {
       weights = has_scores ? Weights::kResidual : Weights::kOthers;
     }
     const RowNoise noise(params_, row_, draft_step(params_, row_, position));
-    token_ = race_shares(scores, Share{weights, target, draft, draft_id}, noise, team_, race_rooms_);
+    token_ = race_shares(scores, Share{weights, target, draft, draft_id}, noise, team_, race_smem_);
     // Through rounding there may be no residual; and given noise may be NaN everywhere.
     if (token_ < 0 && draft_id >= 0)
-      token_ = race_shares(scores, Share{Weights::kTarget, target, draft, draft_id}, noise, team_, race_rooms_);
+      token_ = race_shares(scores, Share{Weights::kTarget, target, draft, draft_id}, noise, team_, race_smem_);
     if (token_ < 0) token_ = 0;
     return false;
   }
@@ -204,7 +204,7 @@ class Verification {
   const RowLaunch& target_;
   const RowLaunch& draft_;
   RowTeam& team_;
-  const RaceRooms& race_rooms_;
+  const RaceSmem& race_smem_;
   const SharedMemory& shared_;  // free for the scores of one position after the other
   const float temperature_;
   int token_ = 0;
@@ -215,12 +215,12 @@ template <DType kDType>
 __global__ void __launch_bounds__(kThreads)
     verify_rows(const DraftParams params, const RowLaunch target, const RowLaunch draft) {
   SharedMemory shared;
-  const RowRooms rooms(shared);
-  const RaceRooms race_rooms(shared);
-  RowTeam team(target.geometry.cluster, rooms);
+  const RowSmem smem(shared);
+  const RaceSmem race_smem(shared);
+  RowTeam team(target.geometry.cluster, smem);
   team.sync();
   const int64_t row = blockIdx.x / target.geometry.cluster;
-  Verification<kDType>(params, row, target, draft, team, race_rooms, shared).run();
+  Verification<kDType>(params, row, target, draft, team, race_smem, shared).run();
 }
 
 template <DType kDType>

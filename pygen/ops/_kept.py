@@ -137,8 +137,8 @@ _NO_TABLES = dict.fromkeys(
         "suppress_ptr",
         "suppress_stride",
         "suppress_count",
-        "bitmask_ptr",
-        "bitmask_stride",
+        "token_bitmask_ptr",
+        "token_bitmask_stride",
     ),
     0,
 )

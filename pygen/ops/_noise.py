@@ -35,15 +35,18 @@ class Noise:
     generator: torch.Generator
 
     def kernel_arguments(self) -> dict[str, Any]:
-        """Keyword arguments of pygen._C.SamplePlan. The tensors have to outlive the plan."""
+        """Keyword arguments of the plans of pygen._C. The tensors have to outlive the plan."""
         code = TORCH_CODE if self.advances_generator else PHILOX_CODE if self.given is None else GIVEN_CODE
         return {
             "rng": code,
             "seeds_ptr": self.seeds.data_ptr(),
-            "steps_ptr": 0 if self.steps is None else self.steps.data_ptr(),
             "noise_ptr": 0 if self.given is None else self.given.data_ptr(),
             "noise_stride": 0 if self.given is None else self.given.stride(0),
         }
+
+    def step_arguments(self) -> dict[str, int]:
+        """Likewise, of plans whose rows may each be at a step of their own."""
+        return {"steps_ptr": 0 if self.steps is None else self.steps.data_ptr()}
 
     @property
     def advances_generator(self) -> bool:

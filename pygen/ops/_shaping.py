@@ -68,7 +68,7 @@ class Shaping:
             "input_ids": self.input_ids,
             "bias": self.bias,
             "suppress": self.suppress,
-            "bitmask": self.token_bitmask,
+            "token_bitmask": self.token_bitmask,
         }
         for name, table in tables.items():
             if table is not None and table.numel() == 0:

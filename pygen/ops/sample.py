@@ -306,6 +306,7 @@ def _arguments(call: SampleCall, threads: int) -> dict[str, float]:
     return {
         **call.shaping.kernel_arguments(threads),
         **call.noise.kernel_arguments(),
+        **call.noise.step_arguments(),
         **output_arguments(call.out, call.num_logprobs),
         **state_arguments(call.state),
     }

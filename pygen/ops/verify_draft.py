@@ -230,6 +230,7 @@ def _arguments(call: DraftCall, out: DraftOutput) -> dict[str, float]:
         **_knob("temperature", call.temperature),
         "step": call.step,
         **call.noise.kernel_arguments(),
+        **call.noise.step_arguments(),
         "uniforms_ptr": 0 if call.uniforms is None else call.uniforms.data_ptr(),
         "accepted_ptr": out.accepted_lengths.data_ptr(),
         "token_ids_ptr": out.token_ids.data_ptr(),

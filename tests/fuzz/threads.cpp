@@ -56,7 +56,7 @@ struct Inputs {
     uniforms = filled<float>(rows * kPositions, [&] { return static_cast<float>(random() >> 41) * 0x1p-24f; });
     ids = filled<int64_t>(rows * kHistory, id);
     seeds = filled<int64_t>(rows, [&] { return static_cast<int64_t>(random()); });
-    bitmask = filled<int32_t>((vocab_size + 31) / 32, [&] { return static_cast<int32_t>(random() | random()); });
+    token_bitmask = filled<int32_t>((vocab_size + 31) / 32, [&] { return static_cast<int32_t>(random() | random()); });
     top_p = filled<float>(rows, [&] { return static_cast<float>(random() % 101) / 100; });
     generator.resize(5056);
     const int32_t left = 1, seeded = 1;
@@ -86,7 +86,7 @@ struct Inputs {
     shaping.input_ids = ids.data();
     shaping.input_ids_stride = shaping.history_length = kHistory;
     if (random() % 2 == 0) shaping.bias = bias.data();
-    if (random() % 2 == 0) shaping.bitmask = bitmask.data();
+    if (random() % 2 == 0) shaping.token_bitmask = token_bitmask.data();
     if (random() % 2 == 0) {
       shaping.suppress = ids.data();
       shaping.suppress_count = 3;
@@ -98,7 +98,7 @@ struct Inputs {
   int64_t rows, vocab_size;
   std::vector<float> logits, bias, noise, uniforms, top_p;
   std::vector<int64_t> ids, seeds;
-  std::vector<int32_t> bitmask;
+  std::vector<int32_t> token_bitmask;
   Bytes generator;
   ShapingParams shaping;
   Rng rng;

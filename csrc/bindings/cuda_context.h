@@ -21,7 +21,7 @@ inline cuda::Device device_of(int ordinal) {
 }
 
 // Device, stream and workspace of a plan's launches.
-class CudaPlace {
+class CudaContext {
  public:
   const cuda::Device& set_device(int ordinal) { return context_.device = device_of(ordinal); }
   void set_workspace(uintptr_t address) { context_.workspace = pointer<void>(address); }
@@ -35,11 +35,17 @@ class CudaPlace {
   cuda::Context context_;
 };
 
-inline void set_torch_noise(TorchCudaNoise& noise, const ShapingParams& shaping, const cuda::Device& device) {
-  set_torch_launch(noise, shaping.rows * shaping.vocab_size, device.multiprocessors, device.threads_per_multiprocessor);
+// set_device() of a plan that draws. Returns the bytes of workspace that its launches need.
+template <typename Params>
+size_t set_drawing_device(CudaContext& context, Params& params, int ordinal,
+                          size_t (*workspace)(const Params&, const cuda::Device&)) {
+  const cuda::Device& device = context.set_device(ordinal);
+  set_torch_launch(params.torch_noise, params.shaping.rows * params.shaping.vocab_size, device.multiprocessors,
+                   device.threads_per_multiprocessor);
+  return workspace(params, device);
 }
 
-// Where the generator stands: its two numbers, or their place on the device.
+// The state of the generator: its two numbers, or where they are on the device.
 inline void set_generator(TorchCudaNoise& noise, uint64_t seed, uint64_t offset, uintptr_t generator) {
   noise.seed = seed;
   noise.offset = offset;

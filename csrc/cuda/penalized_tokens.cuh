@@ -16,13 +16,13 @@ constexpr uint32_t kBanned = 1u << 31;
 constexpr uint32_t kCountMask = kSeen - 1;
 
 template <DType kDType>
-class Exceptions {
+class PenalizedTokens {
  public:
   // All threads of a block. `slots`: of the table, a power of two; 0: none is needed. `dense`: the row's words in the
   // workspace, or null.
-  PYGEN_DEVICE Exceptions(const ShapingParams& params, int64_t row, const RowLayout<kDType>& layout, int slots,
-                          int slice_positions, uint32_t* dense, SharedMemory& shared)
-      : slots_(slots), dense_(dense), origin_(layout.first_vector() * LogitVector<kDType>::kCount - layout.head()) {
+  PYGEN_DEVICE PenalizedTokens(const ShapingParams& params, int64_t row, const RowLayout<kDType>& layout, int slots,
+                               int slice_positions, uint32_t* dense, SharedMemory& shared)
+      : slots_(slots), dense_(dense), origin_(layout.first_vector() * LogitVector<kDType>::kCount - layout.padding()) {
     if (!any()) return;
     bits_ = shared.take<uint32_t>(slice_positions / 256 + 1);
     tokens_ = shared.take<uint32_t>(slots);
@@ -64,7 +64,7 @@ class Exceptions {
   }
 
  private:
-  // visit(token, place in the history, -1 where it is suppressed) for every occurrence of a token of the slice.
+  // visit(token, pos in the history, -1 where it is suppressed) for every occurrence of a token of the slice.
   template <typename Visit>
   PYGEN_DEVICE void each_id(const ShapingParams& params, int64_t row, const RowLayout<kDType>& layout,
                             const Visit& visit) const {
@@ -88,22 +88,22 @@ class Exceptions {
     const int64_t ngram = knob_at(params.no_repeat_ngram_size, row);
     const int64_t prompt_length = knob_at(params.prompt_lengths, row);
     const bool penalised = repetition_ != 1.0f || presence_ != 0.0f || frequency_ != 0.0f;
-    each_id(params, row, layout, [&](int token, int64_t place) {
-      uint32_t facts = place < 0 ? kBanned : 0u;
-      if (place >= 0 && penalised) facts = kSeen | static_cast<uint32_t>(place >= prompt_length);
-      if (place >= 0 && ngram > 0 && completes_ngram(params, row, ngram, place)) facts |= kBanned;
+    each_id(params, row, layout, [&](int token, int64_t pos) {
+      uint32_t facts = pos < 0 ? kBanned : 0u;
+      if (pos >= 0 && penalised) facts = kSeen | static_cast<uint32_t>(pos >= prompt_length);
+      if (pos >= 0 && ngram > 0 && completes_ngram(params, row, ngram, pos)) facts |= kBanned;
       if (facts != 0) note(token, facts);
     });
   }
 
-  // Whether the n - 1 ids in front of a place in the history are also its last ones.
-  PYGEN_DEVICE static bool completes_ngram(const ShapingParams& params, int64_t row, int64_t n, int64_t place) {
-    if (place < n - 1) return false;
+  // Whether the n - 1 ids in front of a pos in the history are also its last ones.
+  PYGEN_DEVICE static bool completes_ngram(const ShapingParams& params, int64_t row, int64_t n, int64_t pos) {
+    if (pos < n - 1) return false;
     const int64_t* history = params.input_ids + row * params.input_ids_stride;
     const int64_t* suffix = history + history_length_of(params, row) - (n - 1);
     for (int64_t j = 0; j < n - 1; ++j) {
       const int64_t id = suffix[j];
-      if (history[place - (n - 1) + j] != id || id < 0 || id >= params.vocab_size) return false;
+      if (history[pos - (n - 1) + j] != id || id < 0 || id >= params.vocab_size) return false;
     }
     return true;
   }

@@ -1,0 +1,90 @@
+// The blocks that share a row: a cluster, whose block of rank 0 leads, or one block.
+#pragma once
+
+#include "cuda/row_scores.cuh"
+#include "cuda/wide_sums.cuh"
+
+// A function that is not inlined: rows that do not need it pay no registers for it.
+#if defined(__CUDACC__)
+#define PYGEN_COLD __device__ __noinline__
+#else
+#define PYGEN_COLD inline
+#endif
+
+namespace pygen::cuda {
+
+// Arrays in the shared memory of every block of the row, all taken in the same order.
+struct RowSmem {
+  Shared<uint64_t> list;      // kListCapacity
+  WideSums sums;              // kListCapacity: masses of the list, digits of a selection, tiles of a gathering
+  Shared<uint64_t> reduce;    // kWarps
+  Shared<uint64_t> board;     // kBoardWords: what blocks send each other
+  Shared<uint32_t> counters;  // 2, of RowScores::gather
+
+  static constexpr int kMaxBlocks = 8;
+  static constexpr int kBroadcastWords = 4;
+  static constexpr int kBoardWords = 2 * kMaxBlocks + 2 * kBroadcastWords;
+
+  PYGEN_DEVICE explicit RowSmem(SharedMemory& shared)
+      : list(shared.take<uint64_t>(kListCapacity)),
+        sums{shared.take<uint32_t>(kListCapacity), shared.take<uint32_t>(kListCapacity)},
+        reduce(shared.take<uint64_t>(kWarps)),
+        board(shared.take<uint64_t>(kBoardWords)),
+        counters(shared.take<uint32_t>(2)) {
+    if (thread_index() < 2) counters.set(thread_index(), 0);
+  }
+  static constexpr size_t kBytes = kListCapacity * 16 + kWarps * 8 + kBoardWords * 8 + 16;
+};
+
+// What the blocks of a row do together. All their threads call, and all get the result.
+class RowTeam {
+ public:
+  PYGEN_DEVICE RowTeam(int cluster, const RowSmem& smem) : cluster_(cluster), smem_(smem) {}
+
+  PYGEN_DEVICE int cluster() const { return cluster_; }
+  PYGEN_DEVICE bool leads() const { return cluster_ == 1 || cluster_rank() == 0; }
+  PYGEN_DEVICE void sync() const { row_sync(cluster_); }
+  PYGEN_DEVICE const RowSmem& smem() const { return smem_; }
+
+  // A barrier of the row, too.
+  template <typename Op>
+  PYGEN_DEVICE uint64_t reduce(uint64_t value, const Op& op) {
+    value = block_reduce(value, op, smem_.reduce);
+    if (cluster_ == 1) return value;
+    turn_ ^= 1;
+    const int at = turn_ * RowSmem::kMaxBlocks;
+    if (thread_index() < cluster_) smem_.board.of_block(threadIdx.x).set(at + static_cast<int>(cluster_rank()), value);
+    sync();
+    value = smem_.board.get(at);
+    for (int i = 1; i < cluster_; ++i) value = op(value, smem_.board.get(at + i));
+    return value;
+  }
+
+  // Replaces the values by the leader's. A barrier, too.
+  template <int kCount>
+  PYGEN_DEVICE void take_from_leader(uint64_t (&values)[kCount]) {
+    static_assert(kCount <= RowSmem::kBroadcastWords);
+    turn_ ^= 1;
+    const int at = 2 * RowSmem::kMaxBlocks + turn_ * RowSmem::kBroadcastWords;
+    if (leads() && thread_index() < cluster_) {
+      const Shared<uint64_t> board = cluster_ == 1 ? smem_.board : smem_.board.of_block(threadIdx.x);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) board.set(at + i, values[i]);
+    }
+    sync();
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) values[i] = smem_.board.get(at + i);
+  }
+  PYGEN_DEVICE uint64_t from_leader(uint64_t value) {
+    uint64_t values[1] = {value};
+    take_from_leader(values);
+    return values[0];
+  }
+
+ private:
+  int cluster_;
+  RowSmem smem_;
+  int turn_ = 0;  // two boards in turn: a late block may still read the one before
+};
+
+}  // namespace pygen::cuda
