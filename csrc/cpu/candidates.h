@@ -22,11 +22,11 @@ inline Buffer<Candidate>& candidate_scratch() {
   return buffer;
 }
 
-// The best `capacity` continuations of one beam, offered in any order. Twice as many are kept before the worse half is
-// thrown out, so an offer costs a constant on average.
+// The best `capacity` continuations of one beam, offered in any order. It drops the worse half when twice as
+// many are kept, so an offer costs a constant on average.
 class TopCandidates {
  public:
-  // `offset`: what the race's bounds lack of a value, the beam's running score.
+  // `offset`: the beam's running score, which the race's bounds leave out.
   TopCandidates(int64_t capacity, int64_t parent, float offset)
       : kept_(candidate_scratch()), capacity_(capacity), parent_(static_cast<int32_t>(parent)), offset_(offset) {
     kept_.clear();
@@ -43,7 +43,7 @@ class TopCandidates {
   // At least `capacity` candidates have this value or more; -inf while fewer were offered.
   double reached() const { return reached_; }
   PYGEN_INLINE float bar() const {
-    return reached_ < -1e30 ? -kInf : static_cast<float>(bar_below(reached_ + origin) - offset_);
+    return reached_ < kHopeless ? -kInf : static_cast<float>(bar_below(reached_ + origin) - offset_);
   }
 
   // Writes the best, unordered, and returns how many.

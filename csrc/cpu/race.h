@@ -7,6 +7,7 @@
 
 #include <cmath>
 
+#include "common/race_bounds.h"
 #include "cpu/noise.h"
 #include "cpu/parallel.h"
 #include "cpu/row_scores.h"
@@ -14,14 +15,19 @@
 
 namespace pygen::cpu::PYGEN_ISA {
 
-// How far below a value that is to be beaten a bound may lie: float32 rounding of scores and bounds.
-PYGEN_INLINE double bar_below(double value) { return value - 1e-4 - 4e-6 * (std::fabs(value) + 32.0); }
+// A token whose bound is below this cannot beat `value`.
+PYGEN_INLINE double bar_below(double value) {
+  return value - kBoundError - kRelativeBoundError * (std::fabs(value) + kMaxLogNoise);
+}
+
+// Values below this are as good as -inf: a float cannot hold a bar below them.
+constexpr double kHopeless = -1e30;
 
 struct Winner {
   double value = -std::numeric_limits<double>::infinity();  // of score - origin - ln E
   int64_t token_id = -1;
   float score = -kInf;
-  float origin = 0;  // close to the largest score, so that a double holds the noise beside the difference
+  float origin = 0;  // near the largest score: a double then holds both score - origin and the noise
 
   PYGEN_INLINE void offer(double candidate, int64_t id, float candidate_score) {
     if (token_id >= 0 && !(candidate > value) && !(candidate == value && id < token_id)) return;
@@ -32,7 +38,7 @@ struct Winner {
 
   // Below this bound nothing wins.
   PYGEN_INLINE float bar() const {
-    return token_id < 0 || value < -1e30 ? -kInf : static_cast<float>(bar_below(value + origin));
+    return token_id < 0 || value < kHopeless ? -kInf : static_cast<float>(bar_below(value + origin));
   }
 };
 
@@ -40,9 +46,9 @@ PYGEN_INLINE double value_of(float score, float origin, double exponential) {
   return (static_cast<double>(score) - origin) - std::log(exponential);
 }
 
-// Among blocks [begin, end) of a whole row. max_of(block) -> at least its largest score; get(block, buffer) -> its 64
-// scores; survivors lie in [low, high]. `scale` turns a score into one over the temperature, up to rounding;
-// finish(score) exactly.
+// Races the tokens of blocks [begin, end) whose scores are in [low, high]. max_of(block) returns at least the block's
+// largest score, get(block, buffer) its 64 scores. Scores times `scale` are scores over the temperature up to rounding;
+// finish(score) is exact.
 template <typename Noise, typename MaxOf, typename Get, typename Finish, typename W>
 void race_blocks(int64_t begin, int64_t end, Noise& noise, const MaxOf& max_of, const Get& get, float scale,
                  const Finish& finish, float low, float high, W& winner) {
@@ -53,7 +59,7 @@ void race_blocks(int64_t begin, int64_t end, Noise& noise, const MaxOf& max_of, 
   for (int64_t b = begin; b < end; ++b) {
     const float largest = max_of(b);
     if (!(largest >= low)) continue;
-    // Seldom has a block a token that can win: its largest score would have to meet its largest noise.
+    // A block rarely contains a possible winner: its largest score would have to meet its largest noise.
     if (largest * scale - noise.prepare(b * kBlock) < bar) continue;
     const float* scores = get(b, buffer);
     F32 log_noise[4];
@@ -77,7 +83,7 @@ void race_blocks(int64_t begin, int64_t end, Noise& noise, const MaxOf& max_of, 
 
 constexpr int kMaxRaceParts = 64;
 
-// race(begin, end, noise, winner, part) on stretches of the blocks; the best of their winners.
+// Runs race(begin, end, noise, winner, part) on parts of the blocks and returns the best of their winners.
 template <typename Noise, typename Race>
 Winner race_in_parts(int64_t blocks, const Noise& noise, int threads, float origin, const Race& race) {
   const int parts = Noise::kSequential ? 1 : std::min(threads, kMaxRaceParts);
@@ -93,7 +99,7 @@ Winner race_in_parts(int64_t blocks, const Noise& noise, int threads, float orig
   return best;
 }
 
-// Among few, whose ids ascend.
+// Races a list of survivors, whose ids ascend.
 template <typename Noise, typename Finish, typename W>
 void race_list(const Survivors& survivors, Noise& noise, const Finish& finish, W& winner) {
   const float* scores = survivors.scores();

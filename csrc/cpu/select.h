@@ -1,9 +1,8 @@
 // Weighted selection without sorting: the score at which the weight of everything above it reaches a target.
 //
-// A few hundred sampled keys bracket the answer, one vectorised pass adds up the weight above the bracket and keeps
-// what lies inside, and the pass is repeated on what was kept until little is left to sort. The sample only chooses
-// where to cut: every decision is taken on exact counts or on sums over all candidates, so the result does not depend
-// on it.
+// A few hundred sampled keys bracket the answer. One vectorised pass adds up the weight above the bracket and keeps the
+// scores inside; it is repeated on those until few are left to sort. The sample only chooses where to cut: all decisions
+// rest on exact counts or sums over all candidates, so the result does not depend on it.
 #pragma once
 
 #include <algorithm>
@@ -87,8 +86,16 @@ struct Cut {
   int64_t num_equal;  // candidates of positive weight at it
 };
 
+// A sample of n keys brackets a fraction f within 3 sqrt(f (1 - f) / n): 256 keys leave a fifth of the candidates.
 constexpr int64_t kSample = 256;
+// A pass leaves a fifth and two sorted samples; fewer candidates than eight samples are sorted themselves.
+constexpr int64_t kSamplesPerPass = 8;
+// Half of a sample: sorting it costs less than choosing the next bracket.
 constexpr int64_t kSortDirectly = 128;
+// Interpolation brackets the answer in a tenth of the interval of keys.
+constexpr double kInterpolationMargin = 0.05;
+// Interpolation goes on while a pass drops at least a quarter of the candidates.
+constexpr int64_t kLeastDropped = 4;
 
 // What the weight at and above the cut shall reach: a number, or a fraction of the weight of all.
 struct Target {
@@ -165,11 +172,11 @@ Bracket bracket_from_sample(const float* scores, int64_t count, const Key& key, 
   return bracket;
 }
 
-// A tenth of [smallest, largest] around where the answer would be if the weight were spread evenly.
+// The part of [smallest, largest] around the place of the answer if the weight were spread evenly.
 inline Bracket bracket_by_interpolation(float largest, float smallest, double fraction) {
   const double span = static_cast<double>(largest) - smallest;
-  return {static_cast<float>(largest - span * (fraction - 0.05)),
-          static_cast<float>(largest - span * (fraction + 0.05))};
+  return {static_cast<float>(largest - span * (fraction - kInterpolationMargin)),
+          static_cast<float>(largest - span * (fraction + kInterpolationMargin))};
 }
 
 // Scores whose weight is zero are never the answer, unless the target is out of reach: then the cut is -inf, and all
@@ -183,7 +190,7 @@ Cut select_cut(const float* scores, int64_t count, const Key& key, const Weight&
   float largest = kInf, smallest = -kInf;
   bool interpolate = false;
   for (int side = 0; count > kSortDirectly; side ^= 1) {
-    if (!interpolate && count <= 8 * kSample) break;
+    if (!interpolate && count <= kSamplesPerPass * kSample) break;
     const Bracket bracket = interpolate
                                 ? bracket_by_interpolation(largest, smallest, (target - above) / total)
                                 : bracket_from_sample(scores, count, key, weight, target < 0 ? -1.0 : target - above,
@@ -193,7 +200,7 @@ Cut select_cut(const float* scores, int64_t count, const Key& key, const Weight&
     int64_t num_inside = 0;
     Sum sum_above, sum_all;
     const F32 upper = broadcast(bracket.upper);
-    // Never -inf: what is masked, and what fills up the last block, must not become a candidate.
+    // Never -inf: masked scores and the padding of the last block must not become candidates.
     const F32 lower = broadcast(std::max(bracket.lower, -std::numeric_limits<float>::max()));
     for_each_block(scores, count, [&](const F32 v[4]) {
       F32 all[4], above_upper[4];
@@ -243,7 +250,7 @@ Cut select_cut(const float* scores, int64_t count, const Key& key, const Weight&
     // A sample in which nothing has weight brackets nothing; few have, so sorting those is cheap.
     const bool stuck = num_inside == count && !interpolate;
     // Outliers make the interpolation creep; sampling, or sorting in the end, does not care about them.
-    interpolate = smallest > -kInf && total > 0 && num_inside < count - count / 4;
+    interpolate = smallest > -kInf && total > 0 && num_inside < count - count / kLeastDropped;
     scores = inside;
     count = num_inside;
     if (stuck) break;

@@ -1,9 +1,10 @@
 // The exponential race: the token with the largest score - ln E wins, ties to the lowest id, and a survivor beats none.
 //
-// Values are compared in float32 first. That decides wherever the best is clear of the second best; else `exact_value`
-// is computed, in double, for those near the best.
+// Values are compared in float32 first, which decides where the best is clear of the second best. Elsewhere the tokens
+// near the best are compared by `exact_value`, in double.
 #pragma once
 
+#include "common/race_bounds.h"
 #include "cuda/noise.cuh"
 #include "cuda/row_view.cuh"
 
@@ -11,23 +12,25 @@ namespace pygen::cuda {
 
 constexpr float kLowestFloat = -3.402823466e38f;
 
-// How low the value in float32 of a token may be that wins over one whose value is `best`.
+// A token whose value in float32 is below this cannot beat one whose value is `best`.
 PYGEN_DEVICE float bar_below(float best) {
   if (best >= -kLowestFloat) return -kLowestFloat;
-  return fmaxf(best - (1e-4f + 4e-6f * (fabsf(best) + 32.0f)), kLowestFloat);
+  return fmaxf(best - (static_cast<float>(kBoundError) +
+                       static_cast<float>(kRelativeBoundError) * (fabsf(best) + static_cast<float>(kMaxLogNoise))),
+               kLowestFloat);
 }
 
 PYGEN_DEVICE float value_about(float score, float exponential) {
   return fmaxf(score - logf(exponential), kLowestFloat);
 }
-// `origin`: close to the largest score, so that a double holds the noise beside the difference.
+// `origin`: near the largest score, so that a double holds both score - origin and the noise.
 PYGEN_DEVICE double exact_value(float score, float origin, double exponential) {
   return fmax((static_cast<double>(score) - origin) - log(exponential), -1.7976931348623157e308);
 }
 
 // The best of some tokens, in float32.
 struct Racer {
-  float best = -kInfinity, second = -kInfinity;  // values; -inf: there is none
+  float best = -kInfinity, second = -kInfinity;  // values; -inf: no token
   int token = -1;
   float score = -kInfinity;
 
@@ -38,7 +41,7 @@ struct Racer {
     token = id;
     score = of_score;
   }
-  // Whether it won, as far as float32 can tell.
+  // Whether float32 is enough to say that it won.
   PYGEN_DEVICE bool clear() const { return second < bar_below(best); }
 };
 
@@ -75,8 +78,9 @@ struct BetterWinner {
   PYGEN_DEVICE Winner operator()(const Winner& a, const Winner& b) const { return a.loses_to(b) ? b : a; }
 };
 
-// The tokens of a vector: `x` are scores before temperature, -inf for those that do not race, `max_score` the largest. All
-// lanes of a warp. `bar`: what a value has to reach to matter, kept by the lane. R is a Racer, or offers as it does.
+// Races the tokens of a vector. `x`: scores before temperature, -inf for tokens that do not race. `max_score`: the largest
+// of them. `bar`: the value that a token has to reach, kept by the lane. R is a Racer or has its `offer`. All lanes of a
+// warp.
 template <int kCount, typename R>
 PYGEN_DEVICE void race_vector(const float (&x)[kCount], int token, float max_score, float temperature,
                               const RowNoise& noise, R& racer, float& bar) {
@@ -113,7 +117,7 @@ PYGEN_DEVICE void race_vector(const float (&x)[kCount], int token, float max_sco
   if (__ballot_sync(kAllLanes, hopeful) != 0) bar = bar_below(warp_reduce(racer.best, Larger{}));
 }
 
-// Rooms for the racers and winners of a block's warps and of the blocks of a row.
+// Shared memory for the racers and winners of a block's warps and of the blocks of a row.
 struct RaceSmem {
   Shared<Racer> racers;
   Shared<Winner> winners;
@@ -125,7 +129,7 @@ struct RaceSmem {
       : racers(shared.take<Racer>(kRacers)), winners(shared.take<Winner>(kRacers)) {}
 };
 
-// Sends the best of a block's threads to all blocks of the row; `best_of_blocks` tells it after a barrier of the row.
+// Sends the best of a block's threads to all blocks of the row. After a barrier `best_of_blocks` returns the row's.
 template <typename T, typename Op>
 PYGEN_DEVICE void send_best(T own, const Op& op, const RowTeam& team, Shared<T> smem) {
   own = block_reduce(own, op, smem);
@@ -146,7 +150,7 @@ struct WholeShare {
   PYGEN_DEVICE double operator()(float, int) const { return 0.0; }
 };
 
-// Where float32 could not tell: the winner among the survivors of `view` near the best racer. All threads of the row.
+// The winner by exact values among the survivors of `view` near the best racer. All threads of the row.
 // `largest`: of the row's scores.
 // share(score, token): ln of the share of its weight, at most 1, with which a token races; -inf keeps it out.
 template <typename View, typename Share = WholeShare>

@@ -198,8 +198,8 @@ class RowView {
     if (high_too) interval_.until_id = last;
   }
 
-  // `share`: of the weight of all survivors; 0: `target` says it. `about`: the center of kNearness; the ids of scores
-  // equal to `about` or `also` alone count.
+  // `share`: of the weight of all survivors; 0: `target` is the weight. `about`: the center of kNearness; of kLowId and
+  // kHighId only tokens with scores equal to `about` or `also` count.
   PYGEN_COLD Cut select(Key kind, Weight weight, uint64_t target, double share, float about, float also) const {
     constexpr int kDigits = kListCapacity;
     const WideSums& sums = team_.smem().sums;
@@ -228,22 +228,24 @@ class RowView {
     return cut;
   }
 
-  // Where a selection ends among the survivors.
+  // The end of a selection among the survivors.
   struct Boundary {
     bool known;
-    float score;  // -inf: it keeps all
+    float score;  // -inf: the selection keeps all
     int token;    // the last, or the first, to stay of those with this score
   };
 
-  // Two digits that ascend as a score falls below the largest: steps of 1/64 up to 32, and their parts.
+  // Two digits that ascend as a score falls below the largest: the step, and the part of it. kListCapacity steps of 1/64
+  // reach 32 below the largest, where 2^20 tokens have 1e-8 of its mass; the last step is left to `select`.
+  static constexpr float kStepsPerUnit = 64.0f;
   PYGEN_DEVICE int step_of(float score, bool part) const {
     constexpr float kSteps = kListCapacity;
-    const float steps = fminf((largest_ - score) * 64.0f, kSteps - 1.0f);
+    const float steps = fminf((largest_ - score) * kStepsPerUnit, kSteps - 1.0f);
     return static_cast<int>(part ? (steps - floorf(steps)) * kSteps : steps);
   }
 
-  // The survivor, largest first, at which a weight is reached: what `select` tells, with the id, of scores that do not
-  // crowd. One count of steps, or two, and a list of those in one step.
+  // The survivor, largest first, at which a weight is reached. Unlike `select` it also finds the id, but only where few
+  // scores share a step: it counts steps, once or twice, and lists the scores of one.
   PYGEN_COLD Boundary boundary_of(Weight weight, uint64_t target, double share, Stay stay) const {
     const RowSmem& smem = team_.smem();
     const auto weight_of = [&](float score) { return weight == Weight::kCount ? 1 : mass_of(score, largest_); };
@@ -262,7 +264,7 @@ class RowView {
       if (!cut.found) return {true, -kInfinity, 0};
       (round == 0 ? step : part) = kListCapacity - 1 - static_cast<int>(digit);
       if (step == kListCapacity - 1) return {false, 0.0f, 0};
-      const uint64_t least = weight_of(largest_ - (step + 1) / 64.0f);
+      const uint64_t least = weight_of(largest_ - (step + 1) / kStepsPerUnit);
       if (least > 0 && cut.at / least <= kListCapacity) break;
       share = 0.0;
     }

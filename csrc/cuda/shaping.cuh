@@ -1,4 +1,4 @@
-// The steps that sample and process_logits share: what the scan tells about a row, and its filters.
+// The steps that sample and process_logits share: the facts that a scan gives, and the filters of a row.
 #pragma once
 
 #include "common/temperature.h"
@@ -7,10 +7,14 @@
 
 namespace pygen::cuda {
 
-// How many of the largest scores are gathered for a nucleus before the whole row is looked at.
+// A nucleus is looked for among so many of the largest scores before the whole row is read again: as on the CPU.
 constexpr int kNucleus = 256;
-// More are not asked of a list: what lies in a tile beside them has to fit too.
+constexpr int kTilesPerNucleus = 8;
+// A list is asked for 5/8 of its capacity at most. The bound of the largest may give an eighth more tiles than asked
+// (largest.cuh), and 2,048 / 1,440 leaves 1.4 scores for each of them.
 constexpr int kMaxWanted = kListCapacity * 5 / 8;
+// A list that takes more tiles than half of the row saves little.
+constexpr int kTilesPerWanted = 2;
 
 struct RowFacts {
   float max_score;  // the largest score before temperature; NaN does not count
@@ -57,7 +61,7 @@ struct TileMasses {
 template <DType kDType>
 PYGEN_DEVICE TileMasses masses_of_tiles(const RowScores<kDType>& row, float temperature, float largest, float low,
                                         Shared<uint64_t> smem) {
-  constexpr float kFiner = 0x1p8f;  // a tile has up to 256 tokens, and so many fewer are summed
+  constexpr float kFiner = 0x1p8f;  // a tile has up to 256 tokens: coarser units keep the sum below 2^63
   uint64_t all = 0, reaching = 0;
   for (int i = thread_index(); i < row.layout().tiles(); i += kThreads) {
     const float max_score = row.maxima().get(i) / temperature;
@@ -78,18 +82,20 @@ PYGEN_DEVICE int wanted_of_list(const Filters& filters, int also, int tiles) {
   switch (first_filter(filters)) {
     case FirstFilter::kNone: break;
     case FirstFilter::kLargest: wanted = largest_needed(filters); break;
-    case FirstFilter::kNucleus: wanted = max(min(kNucleus, max(tiles / 8, 1)), filters.min_tokens_to_keep); break;
+    case FirstFilter::kNucleus:
+      wanted = max(min(kNucleus, max(tiles / kTilesPerNucleus, 1)), filters.min_tokens_to_keep);
+      break;
     case FirstFilter::kThreshold: wanted = filters.min_tokens_to_keep; break;
     case FirstFilter::kDeviation:
     case FirstFilter::kDistribution: return 0;
   }
-  return wanted <= tiles / 2 && wanted <= kMaxWanted ? wanted : 0;
+  return wanted <= tiles / kTilesPerWanted && wanted <= kMaxWanted ? wanted : 0;
 }
 
-// Applies the filters to a list of the largest scores if that does, calls on_list(SortedList&, mass of the survivors in
-// units) with the threads of the leader, and returns true with all threads of the row. Else the filters have to look at
-// the whole row. `largest`: the largest score over the temperature; `also`: so many of the largest are of interest
-// where there are no filters.
+// Applies the filters to a list of the largest scores where one is enough. Then the threads of the leader call
+// on_list(SortedList&, mass of the survivors in units), and all threads of the row get true. False: the filters need the
+// whole row. `largest`: the largest score over the temperature. `also`: how many of the largest the caller wants where
+// the row has no filters.
 template <DType kDType, typename OnList>
 PYGEN_DEVICE bool filter_list(const RowScores<kDType>& row, RowTeam& team, const Filters& filters, float largest,
                               int also, const OnList& on_list) {
@@ -111,7 +117,7 @@ PYGEN_DEVICE bool filter_list(const RowScores<kDType>& row, RowTeam& team, const
       if (partial) {
         const TileMasses masses = masses_of_tiles(row, temperature, largest, low, smem.reduce);
         total = masses.all;
-        // Nothing is as large: the tiles that would be gathered cannot hold the nucleus.
+        // The tiles that would be gathered cannot hold the nucleus: no score reaches infinity.
         if (first == FirstFilter::kNucleus && masses.reaching < filters.top_p * total * (1 - 2 * kTileMassError))
           low = kInfinity;
       }
