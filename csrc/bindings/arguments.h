@@ -19,7 +19,7 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// Reads keyword arguments by name and, at the end, refuses what nobody asked for.
+// Reads keyword arguments by name; `finish` refuses those that were not read.
 class Arguments {
  public:
   explicit Arguments(py::kwargs kwargs) : kwargs_(std::move(kwargs)) {}

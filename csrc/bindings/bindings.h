@@ -1,4 +1,4 @@
-// One function for each op, which adds to the module what Python calls.
+// One function for each op, which adds its class or function to the module.
 #pragma once
 
 #include <pybind11/pybind11.h>

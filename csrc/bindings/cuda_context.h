@@ -1,4 +1,4 @@
-// Where a launch on a GPU runs.
+// Device, stream and workspace of launches on a GPU.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ inline cuda::Device device_of(int ordinal) {
   return device;
 }
 
-// Device, stream and workspace of a plan's launches.
+// Those of one plan.
 class CudaContext {
  public:
   const cuda::Device& set_device(int ordinal) { return context_.device = device_of(ordinal); }

@@ -1,5 +1,5 @@
 // The Python module pygen._C. This folder alone uses pybind11, and sees integers: pointers, sizes, strides in elements.
-// Every check of a tensor is made in pygen/ops before; what is left here refuses null pointers and negative sizes.
+// pygen/ops checks every tensor before; this folder only refuses null pointers and negative sizes.
 #include <pybind11/pybind11.h>
 
 #include <sstream>

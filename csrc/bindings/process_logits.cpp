@@ -27,7 +27,7 @@ class ProcessPlan {
     process(params_of_call(logits, logits_stride, length, out, out_stride));
   }
 
-  // With tables of the call's own.
+  // With the call's tables.
   void run_with(uintptr_t logits, int64_t logits_stride, int threads, const std::optional<Tables>& tables,
                 uintptr_t out, int64_t out_stride) const {
     ProcessParams params = params_of_call(logits, logits_stride, 0, out, out_stride);

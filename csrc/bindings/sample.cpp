@@ -18,7 +18,7 @@ namespace pygen::bindings {
 
 namespace {
 
-// For rows that have none of their own.
+// Seeds of the rows, where the call has one for all.
 std::vector<int64_t> row_seeds(const std::optional<uint64_t>& seed, int64_t rows) {
   std::vector<int64_t> seeds(seed ? static_cast<size_t>(rows) : 0);
   for (size_t row = 0; row < seeds.size(); ++row)
@@ -26,8 +26,8 @@ std::vector<int64_t> row_seeds(const std::optional<uint64_t>& seed, int64_t rows
   return seeds;
 }
 
-// A plan is what was checked. Its calls leave it as it is, so that threads may share it: each takes the parameters by
-// value and sets its own.
+// Checked arguments. Threads may share a plan, as its calls do not change it: each copies the parameters and sets its
+// own.
 class SamplePlan {
  public:
   explicit SamplePlan(const py::kwargs& kwargs) {
@@ -70,7 +70,7 @@ class SamplePlan {
     draw(params);
   }
 
-  // With steps, tables, seeds and results of the call's own. outputs: token_ids, status, logprobs, top_ids, top_logprobs.
+  // With the call's steps, tables, seeds and results. outputs: token_ids, status, logprobs, top_ids, top_logprobs.
   void run_with(uintptr_t logits, int64_t logits_stride, int64_t step, uintptr_t steps, int threads,
                 uintptr_t generator_state, const std::optional<uint64_t>& seed, const std::optional<Tables>& tables,
                 const std::array<uintptr_t, 5>& outputs) const {

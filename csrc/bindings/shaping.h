@@ -1,4 +1,4 @@
-// What the ops that shape scores have in common: their knobs and tables, their noise, and running them.
+// Shared by the ops that shape scores: reading knobs and tables, checking noise, and running the op.
 #pragma once
 
 #include <array>
@@ -15,7 +15,7 @@ ShapingParams take_shaping(Arguments& arguments);
 void set_call(ShapingParams& params, uintptr_t logits, int64_t logits_stride, int64_t length);
 
 // Tables of a call: pointer, stride and columns of input_ids, pointer and stride of bias, pointer, stride and count of
-// suppress, pointer and stride of the bitmask.
+// suppress, pointer and stride of token_bitmask.
 using Tables = std::array<int64_t, 10>;
 void set_tables(ShapingParams& params, const std::optional<Tables>& tables);
 

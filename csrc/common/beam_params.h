@@ -1,7 +1,7 @@
 // Arguments of the op `beam_step`, as every backend receives them, and its score formulas. Strides are in elements.
 //
-// B prompts with n beams have B * n rows. A row is a place in the model's batch; a beam is a rank, and `slots` says which
-// row holds it.
+// B prompts with n beams have B * n rows. A row is an index of the model's batch; a beam is a rank, and `slots` says
+// which row holds it.
 #pragma once
 
 #include <cstdint>
@@ -41,8 +41,8 @@ struct BeamParams {
   const int64_t* limit = nullptr;  // (1,) steps that the search has room for, or null: max_new_tokens
   int64_t num_beams = 1;
   int64_t num_candidates = 2;  // K
-  // (2, max_new_tokens): by what the score of a hypothesis that ends with a step is divided, and that of the best running
-  // beam when it is compared with the finished ones.
+  // (2, max_new_tokens): by what the score of a hypothesis that ends with a step is divided, and that of the best
+  // running beam when it is compared with the finished ones.
   const float* normalisers = nullptr;
   bool stops_when_full = false;  // nothing joins n finished hypotheses
   bool sorts_draws = false;      // drawn candidates by score, not in the order of the draw

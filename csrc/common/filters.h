@@ -110,8 +110,8 @@ PYGEN_KERNEL void keep_above(View& view, double cut, int n, bool exactly) {
   }
 }
 
-// `largest`: the row's largest score over the temperature. False: the view holds too little of the row, and what is left
-// of it means nothing.
+// `largest`: the row's largest score over the temperature. False: the view holds too little of the row, and what is
+// left of it means nothing.
 template <typename View>
 PYGEN_KERNEL bool apply_filters(View& view, const Filters& filters, float largest) {
   const int n = filters.min_tokens_to_keep;

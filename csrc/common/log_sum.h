@@ -5,7 +5,7 @@
 
 namespace pygen {
 
-// The largest score, and ln of the sum of e^(score - largest): apart, for no double holds both where scores are large.
+// The largest score, and ln of the sum of e^(score - largest). Apart, as one double cannot hold both of large scores.
 struct LogSum {
   float largest = 0.0f;
   double rest = 0.0;

@@ -20,7 +20,7 @@ PYGEN_HOST_DEVICE float float_of(uint32_t bits) {
   return value;
 }
 
-// Ascends with the value; both zeros have one key. Of NaN it says nothing.
+// Ascends with the value; both zeros have one key. The key of NaN is unspecified.
 PYGEN_HOST_DEVICE uint32_t ordered_key(float value) {
   const uint32_t bits = bits_of(value + 0.0f);
   return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;

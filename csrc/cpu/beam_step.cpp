@@ -1,9 +1,9 @@
 // beam_step: one pass over a row's logits gives its log-sum-exp and block maxima; the blocks that can hold one of the K
-// best continuations are looked at again, and each prompt's candidates are merged into its beams. Bytes per row: one read
-// of the logits from memory.
+// best continuations are looked at again, and each prompt's candidates are merged into its beams. Bytes per row: one
+// read of the logits from memory.
 //
-// Beams of a prompt share a bar, the K-th best value that one of them has reached: a later beam gathers only what passes
-// it. The bar decides how much is looked at, never the result.
+// Beams of a prompt share a bar, the K-th best value that one of them has reached: a later beam gathers only what
+// passes it. The bar decides how much is looked at, never the result.
 #include <cmath>
 
 #include "common/beam_params.h"
@@ -82,7 +82,7 @@ void collect_drawn(const RowScores& row, const Survivors& survivors, float runni
   race_blocks(0, row.blocks(), noise, max_of, get, 1.0f, finish, survivors.low(), survivors.high(), top);
 }
 
-// `beam` counts over all prompts. `twister` stands at the first word of its noise.
+// `beam` counts over all prompts. The next word of `twister` is the first of its noise.
 void expand_beam(const BeamParams& params, int64_t beam, int threads, Bar& bar, MersenneTwister* twister) {
   const int64_t row = params.slots[beam];
   const float running = params.running_scores[beam];

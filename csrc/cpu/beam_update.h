@@ -143,7 +143,7 @@ class PromptUpdate {
   void update_open() {
     const float attainable = params_.running_scores[first_] / params_.normalisers[params_.max_new_tokens + step_];
     const int64_t finished = num_finished();
-    // Sorted: the worst stands last.
+    // Sorted: the worst is the last.
     const float worst = params_.finished_scores[first_ + n_ - 1];
     params_.open[prompt_] = params_.open[prompt_] != 0 && stays_open(attainable, worst, finished > 0, finished == n_);
   }

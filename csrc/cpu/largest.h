@@ -17,8 +17,8 @@ inline int64_t blocks_at_least(const RowScores& row, float threshold) {
 // 24 halvings reach the resolution of a float's 24 bits.
 constexpr int kBisections = 24;
 
-// A score that at least `bound` scores reach, and rarely many more: bisection over the maxima of the blocks. It stops at
-// a quarter more than asked, as a closer bound saves fewer scores than the steps cost.
+// A score that at least `bound` scores reach, and rarely many more: bisection over the maxima of the blocks. It stops
+// at a quarter more than asked, as a closer bound saves fewer scores than the steps cost.
 inline float lower_bound_of_largest(const RowScores& row, int64_t bound) {
   const float* maxima = row.block_max();
   float low = -kInf, high = row.max_score();

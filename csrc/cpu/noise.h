@@ -104,10 +104,10 @@ class TorchNoise {
  public:
   static constexpr bool kSequential = true;
 
-  // `twister` stands at the row's first word.
+  // The twister's next word is the row's first.
   explicit TorchNoise(MersenneTwister& twister) : twister_(twister) {}
 
-  // Finding out would cost most of what the logarithms do.
+  // A bound would cost nearly as much as the logarithm.
   bool may_reach(int64_t, float) const { return true; }
 
   double exponential(int64_t token_id) {
@@ -174,8 +174,8 @@ struct GivenNoise {
   }
 };
 
-// Calls race(noise) with the noise of a row: of SampleParams or BeamParams. `twister` stands at the row's first word; it
-// is null unless the noise is torch's.
+// Calls race(noise) with the noise of a row: of SampleParams or BeamParams. The next word of `twister` is
+// the row's first; it is null unless the noise is torch's.
 template <typename Params, typename Race>
 auto with_noise(const Params& params, int64_t row, int64_t step, MersenneTwister* twister, const Race& race) {
   switch (params.rng) {
@@ -186,8 +186,8 @@ auto with_noise(const Params& params, int64_t row, int64_t step, MersenneTwister
   return race(PhiloxNoise(static_cast<uint64_t>(params.seeds[row]), static_cast<uint32_t>(step)));
 }
 
-// body(row, twister) for every row. Rows draw from one generator in turn: each gets a copy of it that stands at the row's
-// first word. Advances the state behind `generator_state`.
+// Calls body(row, twister) for every row. Rows draw from one generator in turn: each gets a copy whose next word is the
+// row's first. Advances the state behind `generator_state`.
 template <typename Body>
 void rows_with_torch_noise(uint8_t* generator_state, const ShapingParams& shaping, int threads, const Body& body) {
   // Enough rows to share, but no more copies (2.5 KB each) than that takes.

@@ -15,8 +15,8 @@ namespace pygen::cpu::PYGEN_ISA {
 // Below this many scores a thread costs more to wake than it saves.
 constexpr int64_t kScoresPerThread = 16384;
 
-// An exception that leaves a parallel region ends the process. What kernels throw is want of memory, so that is what the
-// caller's thread throws once all threads are done.
+// An exception that leaves a parallel region ends the process. Kernels only throw std::bad_alloc, so the caller's
+// thread throws it once all threads are done.
 class Failures {
  public:
   template <typename Body>

@@ -1,6 +1,7 @@
 // reorder_cache: rows of key and value tensors take over the last positions of other rows, in place.
-// Bytes: one read and one write of what moves. Rows are written in an order in which nobody's source is overwritten
-// before it is read, so only a cycle (a swap, say) keeps one of its rows aside, a block of positions at a time.
+// Bytes: one read and one write of what moves. The order of the moves overwrites no row
+// that another still has to read, so only a cycle (a swap, say) keeps one of its rows aside, a block of positions at a
+// time.
 #include <algorithm>
 #include <cstring>
 
@@ -59,7 +60,7 @@ class Moves {
     positions_ += end_ - start;
   }
 
-  // A row that nobody has to read any more is written, which may free its source, and so on.
+  // Writes a row that no other has to read any more, which may free its source, and so on.
   void add_chain(int64_t row) {
     while (moves(row) && readers_[row] == 0) {
       add(row, source_of(row), row);

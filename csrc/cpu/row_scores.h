@@ -1,9 +1,9 @@
-// One row's scores before temperature: logits + bias, penalties, bans, suppression and bitmask, seen in blocks of 64
+// One row's scores before temperature: logits + bias, penalties, bans, suppression and token_bitmask, in blocks of 64
 // tokens.
 //
-// Penalties and bans touch few tokens, so they are a list of exceptions hung on their blocks: a block without one is
-// read where it lies, and no row is copied. The maxima of the blocks, made in the one pass over memory, serve every
-// later step. For beams the scores start as log-softmax(logits), which the same pass prepares.
+// Penalties and bans touch few tokens (token_edits.h). A block without such a token is read in place, and no row is
+// copied. One pass over memory makes the maxima of the blocks, which every later step uses. For beams the scores start
+// as log-softmax(logits), which the same pass prepares.
 #pragma once
 
 #include <cmath>
@@ -52,16 +52,16 @@ class RowScores {
     return logits_are_scores() && !has_edits() ? reinterpret_cast<const float*>(logits_) : nullptr;
   }
 
-  // The 64 scores of a block, past the vocabulary -inf; `buffer` is used where they cannot be read in place.
+  // The 64 scores of a block, -inf past the vocabulary: in place, or else written to `buffer`.
   PYGEN_INLINE const float* block(int64_t block, float* buffer) const {
     if (logits_are_scores() && !edits_.in_block(block) && block_length(block) == kBlock)
       return reinterpret_cast<const float*>(logits_) + block * kBlock;
     return compose_block(block, buffer, true);
   }
 
-  // The only pass over the whole row: maxima of the blocks and of the row, and what is wrong with it.
+  // The only pass over the whole row: the maxima of the blocks and of the row, and its status.
   void scan(int threads) {
-    // The exceptions lie scattered: in a plain row they wait until the pass has brought the row into the cache.
+    // Edits are scattered over the row: in a plain row they wait until the pass has brought it into the cache.
     const bool plain = bias_ == nullptr && token_bitmask_ == nullptr;
     if (!plain) score_edits();
     const Bits nan = pass(threads, [&](int64_t b, Bits& seen) { scan_block(b, seen); });
@@ -102,10 +102,10 @@ class RowScores {
     conclude(nan);
   }
 
-  // For a loop of one's own instead of `scan`, possible in a row without exceptions: a block's maximum, and `nan` set
-  // where one is seen. `conclude` ends it.
   bool has_edits() const { return edits_.size() > 0; }
 
+  // One block of `scan`, for callers with a loop over all blocks: returns the maximum, and sets `nan` where it sees
+  // one. The row must have no edits, and `conclude` has to follow.
   PYGEN_INLINE float scan_block(int64_t b, Bits& nan) {
     F32 v[4];
     float buffer[kBlock];
@@ -130,7 +130,7 @@ class RowScores {
     status_ = has_nan ? kNan : max_score_ == kInf ? kPosInf : max_score_ == -kInf ? kAllMasked : kOk;
   }
 
-  // Lowest id of the largest score that is a number.
+  // The lowest id with the largest score; NaN does not count.
   int64_t argmax() const {
     float buffer[kBlock];
     const float* maxima = scratch_.block_max.data();
@@ -162,12 +162,12 @@ class RowScores {
   }
 
  private:
-  // Whether a block without exceptions can be read where it lies.
+  // Whether a block without edits can be read in place.
   bool logits_are_scores() const {
     return params_.dtype == DType::kFloat32 && bias_ == nullptr && token_bitmask_ == nullptr && !log_softmax_;
   }
 
-  // per_block(block, nan) on all blocks, at several places at once.
+  // Calls per_block(block, nan) for all blocks, from several parts of the row in turn.
   template <typename PerBlock>
   Bits pass(int threads, const PerBlock& per_block) {
     Bits nan_of_part[kMaxParts] = {};
@@ -203,8 +203,8 @@ class RowScores {
     }
   }
 
-  // The pass gives the maximum of every block and the sum of e^((logit - that maximum) * scale), so that no sum depends
-  // on how the row was split.
+  // Makes the maximum of every block and the sum of e^((logit - that maximum) * scale). Sums per block do not depend on
+  // how threads share the row.
   Bits sum_blocks(int threads, float scale) {
     scratch_.block_sum.reserve(blocks_ + kLanes);
     const F32 factor = broadcast(scale);
@@ -223,7 +223,7 @@ class RowScores {
     nan |= unordered(v[0], v[1]) | unordered(v[2], v[3]);
     const float largest = reduce_max(max(max(v[0], v[1]), max(v[2], v[3])));
     scratch_.block_max[b] = largest;
-    // Of a block of -inf alone the differences would be NaN.
+    // In a block of -inf only, the differences would be NaN.
     const F32 from = broadcast(largest == -kInf ? 0.0f : largest);
     F32 sum = exp_nonpositive((v[0] - from) * scale);
     for (int i = 1; i < 4; ++i) sum = sum + exp_nonpositive((v[i] - from) * scale);
@@ -259,7 +259,7 @@ class RowScores {
     edits_.score([this](int64_t token_id) { return base_score(token_id); });
   }
 
-  // A block written out; lanes past the vocabulary are -inf.
+  // Writes a block to `buffer`; lanes past the vocabulary are -inf.
   __attribute__((noinline)) const float* compose_block(int64_t block, float* buffer, bool with_edits) const {
     const int64_t begin = block * kBlock;
     const int64_t length = block_length(block);
@@ -287,7 +287,7 @@ class RowScores {
     return buffer;
   }
 
-  // The pass saw the exceptions' logits. A block is read again only if it lost its maximum.
+  // The pass saw the logits of edited tokens. A block is read again only where it lost its maximum.
   void correct_maxima() {
     float buffer[kBlock];
     for (int64_t i = 0; i < edits_.size(); ++i) {
@@ -305,7 +305,7 @@ class RowScores {
     }
   }
 
-  // Whether one is left: a ban may have covered what the pass has seen.
+  // Returns whether the scores have a NaN: a ban may cover the one that the pass saw.
   bool recompute_maxima_without_nan() {
     bool found = false;
     float buffer[kBlock];
@@ -322,8 +322,8 @@ class RowScores {
   }
 
   static constexpr int kMaxParts = 256;
-  // Reading at several places at once keeps more of the memory busy than one stream: 40 us against 47 for 128,256
-  // floats out of the cache, on one core of a Xeon.
+  // Reading several streams keeps more of the memory busy than one: 40 us against 47 for 128,256 floats that are not in
+  // the cache, on one core of a Xeon.
   static constexpr int64_t kStreams = 8;
 
   const ShapingParams& params_;

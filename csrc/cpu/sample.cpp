@@ -22,7 +22,7 @@ constexpr float kSmallestReciprocal = 1e-6f;
 // Up to here a double holds a score and its noise together.
 constexpr float kLargestWithNoise = 0x1p20f;
 
-// Without a filter the row is raced where it lies; without exceptions, while it is scanned.
+// Without a filter the row is raced in place; without edits, while it is scanned.
 template <typename Noise>
 Winner race_unfiltered(RowScores& row, float temperature, const Noise& noise, int threads) {
   const auto get = [&](int64_t b, float* buffer) { return row.block(b, buffer); };
@@ -101,7 +101,7 @@ void write_no_logprobs(const SampleParams& params, int64_t row) {
     write_no_top_logprobs(count, params.top_ids + row * count, params.top_logprobs + row * count);
 }
 
-// `twister` stands at the row's first word; null unless the noise is torch's.
+// The next word of `twister` is the row's first; null unless the noise is torch's.
 void sample_row(const SampleParams& params, int64_t row, int threads, MersenneTwister* twister) {
   Scratch& scratch = thread_scratch();
   RowScores scores(params.shaping, row, scratch);

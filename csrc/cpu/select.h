@@ -1,8 +1,8 @@
 // Weighted selection without sorting: the score at which the weight of everything above it reaches a target.
 //
 // A few hundred sampled keys bracket the answer. One vectorised pass adds up the weight above the bracket and keeps the
-// scores inside; it is repeated on those until few are left to sort. The sample only chooses where to cut: all decisions
-// rest on exact counts or sums over all candidates, so the result does not depend on it.
+// scores inside; it is repeated on those until few are left to sort. The sample only chooses where to cut: all
+// decisions rest on exact counts or sums over all candidates, so the result does not depend on it.
 #pragma once
 
 #include <algorithm>

@@ -2,8 +2,8 @@
 //
 // Every filter keeps an interval [low, high] of scores: all but `typical` only raise `low`, and ties that a filter
 // splits are resolved by writing -inf over the losers in a copy: the lowest ids for top_p, else the highest. So the
-// survivors need no list. Where the first filter leaves few, they are gathered from the blocks whose maximum reaches it,
-// and the other filters work on that list.
+// survivors need no list. Where the first filter leaves few, they are gathered from the blocks whose maximum reaches
+// it, and the other filters work on that list.
 #pragma once
 
 #include <algorithm>
@@ -27,8 +27,8 @@ inline void fit_temperature(Filters& filters, const RowScores& row) {
 // When to gather instead of filtering the whole row. Measured: `sample` of one row of 128,256 normal scores (2,004
 // blocks, standard deviation 3) on one core with AVX-512; gathering against the whole row, in microseconds.
 //
-// The k largest, k <= blocks / 2. 1,500 of them still take 49 against 79; but where large scores are neighbours, each of
-// the k block maxima brings up to 64 scores along.
+// The k largest, k <= blocks / 2. 1,500 of them still take 49 against 79; but where large scores are neighbours, each
+// of the k block maxima brings up to 64 scores along.
 constexpr int64_t kBlocksPerLargest = 2;
 // All scores above a threshold, where at most a quarter of the blocks reach it. Even at 5,700 scores in 95 % of the
 // blocks gathering takes 74 against 70; with more it loses, 143 against 77 and up to 449 against 79.

@@ -1,5 +1,5 @@
 // token_logprobs: one pass over a row's logits gives its log-sum-exp and block maxima; the best tokens lie in the few
-// blocks whose maximum reaches a bound told from the maxima. Bytes per row: one read of the logits from memory.
+// blocks whose maximum reaches a bound of the largest. Bytes per row: one read of the logits from memory.
 #include <algorithm>
 #include <limits>
 

@@ -1,8 +1,8 @@
 // beam_finalize: the best hypotheses of a beam search, each walked from its last token back through the parents.
 //
-// A walk is one dependent read per step. So a block brings the parents of a prompt's beams into shared memory, a stretch
-// of steps at a time, where the walks of all its hypotheses take them; tokens are fetched behind the walks, all at once.
-// Blocks behind those of the prompts copy the prompts' columns.
+// A walk is one dependent read per step. So a block brings the parents of a prompt's beams into shared memory, a
+// stretch of steps at a time, where the walks of all its hypotheses take them; tokens are fetched behind the walks, all
+// at once. Blocks behind those of the prompts copy the prompts' columns.
 #include "cuda/device.cuh"
 #include "cuda/launchers.h"
 

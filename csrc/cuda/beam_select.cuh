@@ -1,8 +1,8 @@
 // The K best continuations of one beam, sorted, by the blocks of a cluster.
 //
 // One pass over the raw logits gives the maxima of the tiles and the sums of their e^(x - maximum), so the row's
-// log-sum-exp. Only tiles that hold an exception, or all where bias or bitmask touch every token, are looked at again
-// for the maxima of the processed scores; then only tiles that reach the K-th largest of those.
+// log-sum-exp. For the maxima of the processed scores it reads again only tiles with a penalized token, or all where
+// bias or token_bitmask touch every token; then only the tiles that reach the K-th largest of those maxima.
 #pragma once
 
 #include "common/beam_params.h"
@@ -17,7 +17,7 @@ class BeamSelection {
   using Scores = RowScores<kDType>;
   static constexpr int kCount = Scores::kCount;
 
-  // `words`: (rows, vocab_size) of the workspace, where penalized lie there.
+  // `words`: (rows, vocab_size) of the workspace, where the penalized tokens are there.
   PYGEN_DEVICE BeamSelection(const BeamParams& params, const RowLaunch& plan, int64_t beam, uint32_t* words,
                              SharedMemory& memory)
       : params_(params),
@@ -54,7 +54,7 @@ class BeamSelection {
     }
     trigger_next_kernel();
     bring_together();
-    team_.sync();  // what other blocks look at stays until they did
+    team_.sync();  // other blocks may still read this block's shared memory
     scores_.penalized().release(params_.shaping, row_, scores_.layout());
     if (team_.leads()) write(facts.status);
   }
@@ -68,10 +68,10 @@ class BeamSelection {
     return raw;
   }
 
-  // Ready for all that follows: the maxima of the processed scores.
+  // Makes the maxima of the processed scores.
   PYGEN_DEVICE RowFacts scan(const Filters& filters) {
     const auto nothing = [](const float (&)[kCount], int, float) {};
-    // A nucleus is told from the sums of the scores.
+    // A nucleus needs the sums of the processed scores.
     bool whole = kDraws && first_filter(filters) == FirstFilter::kNucleus;
     float max_logit = 0.0f, log_sum = 0.0f;
     if (params_.normalized) {
@@ -165,7 +165,7 @@ class BeamSelection {
     team_.sync();
   }
 
-  // No list does. By value, so that its copies alone leave the registers; the best so far come back.
+  // Where no list is enough. Takes `self` by value, so that only the copy leaves the registers, and returns the best.
   PYGEN_COLD static BestOf draw_from_row(BeamSelection self, Filters filters, float largest) {
     const RowNoise noise(self.params_, self.beam_, step_of(self.params_));
     RowView<kDType> view(self.scores_, self.team_, filters.temperature, largest);
@@ -196,12 +196,12 @@ class BeamSelection {
     }
   }
 
-  // Without the running score, beside which float32 might lose it.
+  // Without the running score, which may be so large that float32 loses the noise.
   PYGEN_DEVICE float value_in_race(float score, int token, const RowNoise& noise) const {
     return value_about((score + running_) - running_, noise.about(token));
   }
 
-  // Too many survivors for a list: the best value in a tile takes the place of its maximum, in `raw_`.
+  // Where the survivors are too many for a list: replaces the maxima of tiles in `raw_` by the best values in them.
   PYGEN_DEVICE void find_races(const Interval& survivors, float temperature, const RowNoise& noise) {
     const RowLayout<kDType>& layout = scores_.layout();
     const Shared<float> races = raw_.maxima();
@@ -250,7 +250,8 @@ class BeamSelection {
     }
   }
 
-  // Lists the slice's tiles whose maximum is `wanted`, in place of their sums, and returns how many vectors they have.
+  // Overwrites the sums with a list of the slice's tiles whose maximum is `wanted`; returns the number of their
+  // vectors.
   template <typename Wanted>
   PYGEN_DEVICE int list_tiles(Shared<float> maxima, const Wanted& wanted) {
     const RowLayout<kDType>& layout = scores_.layout();
@@ -299,7 +300,7 @@ class BeamSelection {
     const int32_t parent = static_cast<int32_t>(beam_ % params_.num_beams);
     const Ranking& ranking = best_.ranking();
     for (int i = thread_index(); i < count; i += kThreads) {
-      // The origin is the beam's own: what beams have in common are scores and noise.
+      // The origin differs between beams: only score and noise can be compared.
       const double above = kDraws ? static_cast<double>(ranking.score(i)) - origin_ : 0.0;
       out[i] = {value_of_key(ranking.key(i)) - above, ranking.score(i), parent, ranking.index(i)};
     }

@@ -1,6 +1,6 @@
-// beam_step: two launches. In the first a cluster per beam reads the row's logits once and leaves the beam's K best
-// continuations, sorted; in the second a block per prompt merges those of its beams and makes of them the finished
-// hypotheses, the running beams and the rows that hold them. Bytes per row: one read of the logits from memory.
+// beam_step: two launches. In the first a cluster per beam reads the row's logits once and sorts the beam's K best
+// continuations. In the second a block per prompt merges those of its beams and updates the finished hypotheses, the
+// running beams and their rows. Bytes per row: one read of the logits from memory.
 #include "cuda/beam_select.cuh"
 #include "cuda/beam_update.cuh"
 

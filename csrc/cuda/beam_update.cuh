@@ -1,5 +1,5 @@
-// What a step's candidates make of the beams of a prompt, by a block: finished hypotheses, running beams, and the rows
-// that hold them. csrc/cpu/beam_update.h says the same with loops.
+// Updates the beams of a prompt with a step's candidates, by a block: finished hypotheses, running beams and their
+// rows. csrc/cpu/beam_update.h does the same with loops.
 #pragma once
 
 #include <climits>
@@ -8,7 +8,7 @@
 
 namespace pygen::cuda {
 
-// Entries of the table of shared positions that the choice of rows has at hand.
+// Entries of the table of shared positions that the choice of rows keeps in shared memory.
 constexpr int kStagedShared = 8192;
 
 PYGEN_HOST_DEVICE int staged_shared(int64_t num_beams) {
@@ -308,7 +308,7 @@ class PromptUpdate {
       if (first_ + r > 0) ++params_.steps[first_ + r];
   }
 
-  // The last prompt to arrive says how many are left.
+  // The last prompt to arrive writes how many are left.
   PYGEN_DEVICE void add_to_totals(BeamTotals* totals, bool open, bool goes_on, bool is_unfilled) const {
     if (open) atomicAdd(&totals->open, 1);
     if (goes_on) atomicAdd(&totals->not_ended, 1);

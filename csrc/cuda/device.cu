@@ -1,4 +1,4 @@
-// What the CUDA runtime says of a device and of an error.
+// Asks the CUDA runtime about a device and an error.
 #include <cuda_runtime.h>
 
 #include <mutex>

@@ -1,9 +1,9 @@
 // What the kernels use of a GPU beyond plain C++, in one place: shared memory, clusters, 16-byte loads, launches.
 //
 // The same kernel sources are compiled by nvcc and, for tests, by a host compiler against tests/cuda_host/, which gives
-// the names below (and threadIdx, __syncthreads, __shfl_xor_sync, atomicAdd, ...) a meaning on the CPU and watches every
-// access. So kernels declare no `__shared__` variables, reach shared memory through `Shared` alone, and load logits
-// through `load_vector` and `load_scalar`.
+// the names below (and threadIdx, __syncthreads, __shfl_xor_sync, atomicAdd, ...) a meaning on the CPU and watches
+// every access. So kernels declare no `__shared__` variables, reach shared memory through `Shared` alone, and load
+// logits through `load_vector` and `load_scalar`.
 #pragma once
 
 #if defined(__CUDACC__)

@@ -1,4 +1,4 @@
-// Host side: how a launch cuts its rows.
+// Host side: how a launch divides its rows into blocks, slices and tiles.
 #pragma once
 
 #include "cuda/launchers.h"
@@ -7,16 +7,16 @@
 
 namespace pygen::cuda {
 
-// A block of a cluster shall have this many positions at least: less takes no longer than the barriers that it costs.
+// Positions that a block of a cluster has at least: reading 16 KB takes about as long as a barrier of the cluster.
 constexpr int64_t kLeastSlice = 4096;
-// Scalar top_k up to here never makes a whole row be looked at again, unless thousands of scores tie.
+// Up to here a list of 2,048 scores holds what top_k keeps, unless thousands of scores tie: no second look at the row.
 constexpr int64_t kSmallTopK = 256;
 
 struct RowLaunch {
   Geometry geometry;
   int table_slots = 0;
-  bool dense = false;  // penalized lie in the workspace
-  bool sums = false;   // of the tiles' masses; without them a nucleus is looked for in the whole row
+  bool dense = false;  // the penalized tokens are in the workspace
+  bool sums = false;   // the scan also sums the tiles' masses; without them a nucleus needs the whole row
 };
 
 template <typename T>
@@ -39,7 +39,7 @@ inline bool first_filter_is_small(const ShapingParams& p) {
          p.min_tokens_to_keep.per_row == nullptr && p.min_tokens_to_keep.value <= kSmallTopK;
 }
 
-// At max_cluster.
+// Upper bound on the distinct token ids that need special treatment in a row.
 inline int64_t max_penalized_ids(const ShapingParams& p) {
   const int64_t length = p.history_steps != nullptr ? p.input_ids_stride : p.history_length;
   return (p.input_ids != nullptr ? length : 0) + (p.suppress != nullptr ? p.suppress_count : 0);
@@ -51,11 +51,11 @@ inline bool has_history_rules(const ShapingParams& p) {
           may_differ(p.frequency_penalty, 0.0f) || may_differ(p.no_repeat_ngram_size, int64_t{0}));
 }
 
-// Ids of history and suppression up to which the table of penalized lies in shared memory: twice as many slots of 8
-// bytes, beside which the rest of a row of 2^20 still has to fit.
+// Up to so many ids the table of penalized tokens is in shared memory. It has twice as many slots of 8 bytes, and the
+// rest of a row of 2^20 tokens has to fit beside it.
 inline int64_t max_table_ids(const Device& device) { return device.shared_per_block >= 150 * 1024 ? 4096 : 1024; }
 
-// Bytes of the words of all rows, where it does not.
+// Bytes of workspace for the tables of all rows, where they are too large for shared memory.
 inline size_t penalties_workspace(const ShapingParams& p, const Device& device) {
   if (max_penalized_ids(p) <= max_table_ids(device)) return 0;
   return static_cast<size_t>(p.rows) * static_cast<size_t>(p.vocab_size) * 4;
@@ -81,15 +81,15 @@ void cut(RowLaunch& launch, int64_t vocab_size, int cluster) {
   g.tiles = static_cast<int>((stripes * RowLayout<kDType>::kStripe) >> g.log2_tile);
 }
 
-// One block fills a multiprocessor, and a cluster needs several of one group of them: an H100 has 132, and takes 132
-// / 120 / 64 blocks in clusters of 2 / 4 / 8.
+// One block fills a multiprocessor, and the blocks of a cluster share a group of them. An H100 has 132 multiprocessors
+// and runs 132, 120 and 64 blocks at once in clusters of 2, 4 and 8.
 inline int64_t blocks_at_once(const Device& device, int cluster) {
   const int64_t all = device.multiprocessors;
   return cluster == 8 ? all / 2 : cluster == 4 ? all * 10 / 11 : all;
 }
 
-// Blocks per row: as many as find a multiprocessor of their own; where the row may be looked at again, as many as it
-// takes to keep it in shared memory.
+// Blocks per row: as many as can run at once. Where the kernel may read the row again (`rereads`), as many as it takes
+// to keep the row in shared memory.
 template <DType kDType>
 RowLaunch plan_rows(const ShapingParams& params, const Device& device, bool sums, bool rereads) {
   RowLaunch launch;

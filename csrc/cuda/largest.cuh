@@ -1,14 +1,14 @@
-// A bound of the n largest scores of a row, told from the maxima of its tiles.
+// A bound of the n largest scores of a row, from the maxima of its tiles.
 #pragma once
 
 #include "cuda/row_scores.cuh"
 
 namespace pygen::cuda {
 
-// Above, one maximum per thread is too coarse: scores would be gathered that nobody asked for.
+// Up to here one maximum per thread is fine enough: of 512, at most a quarter reach the bound.
 constexpr int kFewWanted = kThreads / 4;
 
-// A number that at least `wanted` of the values reach, and seldom many more; -inf where there are fewer. All threads of
+// A number that at least `wanted` of the values reach, and rarely many more; -inf where there are fewer. All threads of
 // the block that holds the values; bisection over their keys. `smem` as in block_reduce.
 PYGEN_DEVICE float bound_of_largest(Shared<float> values, int count, int wanted, Shared<uint64_t> smem) {
   if (wanted > count) return -kInfinity;

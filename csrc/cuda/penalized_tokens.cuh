@@ -1,8 +1,8 @@
-// Tokens whose score is not what the logits say: seen in the history, banned, suppressed. A few of them, found by the
-// scan without a pass of their own: one bit per 8 positions says where a look into the table pays.
+// Tokens whose score differs from their logit: seen in the history, banned or suppressed. They are few. One bit per 8
+// positions shows the scan where it has to read the table.
 //
-// The table of a block holds the tokens of its slice: in shared memory with open addressing, or, where the history is
-// long, as one word per token in the workspace, which is zeroed again by `release`.
+// The table of a block holds the tokens of its slice. It is a hash table with open addressing in shared memory. Where
+// the history is long, it is one word per token in the workspace instead, which `release` zeroes again.
 #pragma once
 
 #include "common/penalties.h"
@@ -10,7 +10,7 @@
 
 namespace pygen::cuda {
 
-// What is known of a token: how often it was generated, and two flags.
+// A word per token: how often it was generated, and two flags.
 constexpr uint32_t kSeen = 1u << 30;
 constexpr uint32_t kBanned = 1u << 31;
 constexpr uint32_t kCountMask = kSeen - 1;
@@ -42,7 +42,7 @@ class PenalizedTokens {
 
   PYGEN_DEVICE bool any() const { return slots_ > 0 || dense_ != nullptr; }
 
-  // Whether one of the 8 tokens around may be an exception. `token` lies in the slice.
+  // Whether one of the 8 tokens around `token`, which is in the slice, may be in the table.
   PYGEN_DEVICE bool near(int token) const {
     const int group = (token - origin_) / 8;
     return (bits_.get(group / 32) >> (group % 32) & 1u) != 0;
@@ -57,14 +57,14 @@ class PenalizedTokens {
     return count > 0 ? count_penalized(score, count, presence_, frequency_) : score;
   }
 
-  // Leaves the workspace zero. All threads, when no block of the row looks anything up any more.
+  // Zeroes the workspace. All threads, once no block of the row reads the table any more.
   PYGEN_DEVICE void release(const ShapingParams& params, int64_t row, const RowLayout<kDType>& layout) const {
     if (dense_ == nullptr) return;
     each_id(params, row, layout, [&](int token, int64_t) { dense_[token] = 0; });
   }
 
  private:
-  // visit(token, pos in the history, -1 where it is suppressed) for every occurrence of a token of the slice.
+  // Calls visit(token, position in the history) for every occurrence of a token of the slice; position -1: suppressed.
   template <typename Visit>
   PYGEN_DEVICE void each_id(const ShapingParams& params, int64_t row, const RowLayout<kDType>& layout,
                             const Visit& visit) const {
@@ -96,7 +96,7 @@ class PenalizedTokens {
     });
   }
 
-  // Whether the n - 1 ids in front of a pos in the history are also its last ones.
+  // Whether the n - 1 ids in front of position `pos` of the history are also its last ones.
   PYGEN_DEVICE static bool completes_ngram(const ShapingParams& params, int64_t row, int64_t n, int64_t pos) {
     if (pos < n - 1) return false;
     const int64_t* history = params.input_ids + row * params.input_ids_stride;
@@ -142,7 +142,7 @@ class PenalizedTokens {
 
   int slots_;
   uint32_t* dense_;
-  int origin_;  // token of the slice's first position; negative in the head
+  int origin_;  // token of the slice's first position; negative in the padding
   Shared<uint32_t> bits_, tokens_, facts_;
   float repetition_ = 1.0f, presence_ = 0.0f, frequency_ = 0.0f;
 };

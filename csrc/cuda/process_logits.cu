@@ -1,20 +1,20 @@
-// process_logits: the scores that `sample` draws from, written out: -inf where a filter or a ban removed the token. The
-// steps of sample up to the filters, and one more look at the row. Bytes per row: one read of the logits and one write
-// of the scores where a cluster holds the row; elsewhere the second look goes through the cache.
+// process_logits: writes the scores that `sample` draws from, -inf where a filter or a ban removed the token. It takes
+// the steps of sample up to the filters and reads the row once more. Bytes per row: one read of the logits and one
+// write of the scores where a cluster holds the row; elsewhere the second read goes through the cache.
 #include "cuda/bookkeeping.cuh"
 #include "cuda/geometry.h"
 
 namespace pygen::cuda {
 namespace {
 
-// What is written of a row.
+// The part of a row that is written.
 struct Kept {
   Interval interval;
-  bool all;           // whatever it is, NaN too
-  float temperature;  // that scores are divided by
+  bool all;           // everything, NaN too
+  float temperature;  // the divisor of the scores
 };
 
-// Where no list does.
+// Where no list is enough.
 template <DType kDType>
 PYGEN_COLD Interval filter_whole_row(RowScores<kDType> row, RowTeam team, Filters filters, float largest) {
   RowView<kDType> view(row, team, filters.temperature, largest);
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kThreads, 1) process_rows(const __grid_constan
   const RowScores<kDType> scores(params.shaping, launch.geometry, row, launch.table_slots, dense, launch.sums, shared);
   team.sync();
   const Filters filters = filters_of(params.shaping, row);
-  // Nothing is removed and nothing divided: no need to know the row first.
+  // Nothing is removed and nothing divided: no scan is needed.
   const bool as_it_is = is_greedy(filters) || (filters.temperature == 1.0f && !has_filters(filters));
   const Kept kept = as_it_is ? Kept{Interval{}, true, 1.0f} : shape_row(params.shaping, row, scores, team);
 

@@ -78,9 +78,9 @@ struct BetterWinner {
   PYGEN_DEVICE Winner operator()(const Winner& a, const Winner& b) const { return a.loses_to(b) ? b : a; }
 };
 
-// Races the tokens of a vector. `x`: scores before temperature, -inf for tokens that do not race. `max_score`: the largest
-// of them. `bar`: the value that a token has to reach, kept by the lane. R is a Racer or has its `offer`. All lanes of a
-// warp.
+// Races the tokens of a vector. `x`: scores before temperature, -inf for tokens that do not race. `max_score`: the
+// largest of them. `bar`: the value that a token has to reach, kept by the lane. R is a Racer or has its `offer`. All
+// lanes of a warp.
 template <int kCount, typename R>
 PYGEN_DEVICE void race_vector(const float (&x)[kCount], int token, float max_score, float temperature,
                               const RowNoise& noise, R& racer, float& bar) {

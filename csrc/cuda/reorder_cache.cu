@@ -1,8 +1,8 @@
 // reorder_cache: rows of key and value tensors take over the last positions of other rows, in place.
 // Bytes: one read and one write of what moves.
 //
-// A thread owns one vector of a position, in all rows, so that its copies need no barrier. Every block finds out which
-// rows nobody has to read any more, copies those, and so on; what is left in the end are cycles, of which a thread keeps
+// A thread owns one vector of a position, in all rows, so that its copies need no barrier. Every block copies the
+// rows that no other row has to read any more, and so on. What is left in the end are cycles, of which a thread keeps
 // one vector in a register.
 #include "cuda/device.cuh"
 #include "cuda/launchers.h"
@@ -102,7 +102,7 @@ class Moves {
   // The rows to be written now.
   PYGEN_DEVICE const RowSet& ready() const { return ready_; }
 
-  // Turns to the waiting rows that no waiting row reads; false: there is none.
+  // Turns to the waiting rows that no waiting row reads; false where all are read.
   PYGEN_DEVICE bool next_round() const {
     read_.clear();
     __syncthreads();
@@ -119,7 +119,7 @@ class Moves {
     return __syncthreads_or(any) != 0;
   }
 
-  // Then every waiting row lies on a cycle: turns to the lowest row of each.
+  // Then every waiting row is part of a cycle: turns to the lowest row of each.
   PYGEN_DEVICE void turn_to_cycles() const {
     for (int row = threadIdx.x; row < pack_.rows; row += kThreads) {
       if (!waiting_.has(row)) continue;
@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(kThreads, 3) reorder_cache_kernel(const Pack p
   if (moves.ready().next(0) >= 0) copy_all(pack, moves, /*cycles=*/true);
 }
 
-// The widest vector on whose multiples everything lies.
+// The widest vector to which all pointers, strides and sizes are aligned.
 int vector_width(const Cache& cache, int64_t bytes) {
   const int64_t all =
       reinterpret_cast<int64_t>(cache.data) | cache.row_stride | cache.head_stride | cache.position_stride | bytes;
@@ -235,7 +235,7 @@ Cache cache_of(const CacheTensor& tensor, const ReorderParams& params) {
   Cache cache{};
   cache.data = tensor.data;
   cache.row_stride = tensor.row_stride * tensor.element_size;
-  // A dimension of one has no stride to speak of.
+  // The stride of a dimension of size one does not matter.
   cache.head_stride = tensor.heads > 1 ? tensor.head_stride * tensor.element_size : 0;
   cache.position_stride = params.length > 1 ? tensor.position_stride * tensor.element_size : 0;
   const int64_t bytes = tensor.head_dim * tensor.element_size;

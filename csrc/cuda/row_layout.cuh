@@ -1,8 +1,9 @@
-// How a row is cut up, and reads of its logits.
+// How a row is divided, and reads of its logits.
 //
-// Positions count from the 16-byte boundary at or before the row's first logit: position = head + token. Vectors of 16
-// bytes hold kCount positions; 32 of them, one warp's read, make a stripe. A block of the cluster owns a slice of
-// consecutive stripes. The maxima of tiles, 8 << s positions in one warp's hands, tell where large scores lie.
+// Positions count from the 16-byte boundary at or before the row's first logit: position = padding + token. Vectors of
+// 16 bytes hold kCount positions; 32 vectors, one warp's read, are a stripe. A block of the cluster owns a slice of
+// consecutive stripes. A tile is 8 << s positions that one warp reads at once; the tiles' maxima show where large
+// scores are.
 #pragma once
 
 #include "common/sample_params.h"
@@ -12,11 +13,11 @@ namespace pygen::cuda {
 
 constexpr float kInfinity = __builtin_huge_valf();
 
-// Maxima of a row that are kept, unless the row is so long that a tile would outgrow a warp's read: enough that the
-// n-th largest of them seldom leaves much more than n scores, and no more than a block looks through in eight steps.
+// Maxima that are kept of a row, unless it is so long that a tile would be larger than a warp's read. So many that few
+// scores besides the n largest reach the n-th largest maximum, and so few that 512 threads read them in eight steps.
 constexpr int kMaxTiles = 4096;
 
-// The cut of a launch, the same for all its rows.
+// How a launch divides its rows, all of them alike.
 struct Geometry {
   int cluster = 1;        // blocks per row
   int log2_tile = 3;      // positions per tile
@@ -91,7 +92,7 @@ class RowLayout {
   PYGEN_DEVICE int tile_of(int vector) const { return (vector * Vector::kCount) >> log2_tile_; }
   // Vectors of a tile: lanes that share one.
   PYGEN_DEVICE int log2_lanes() const { return log2_tile_ - Vector::kLog2Count; }
-  // Of the vector's first position; negative in the head.
+  // Of the vector's first position; negative in the padding.
   PYGEN_DEVICE int token_of(int vector) const { return vector * Vector::kCount - padding_; }
   PYGEN_DEVICE bool in_slice(int token) const {
     const int position = token + padding_;
@@ -99,7 +100,7 @@ class RowLayout {
            position < last_stripe_ * kStripe;
   }
 
-  // What lies outside the row is -inf and is not touched.
+  // Logits outside the row are -inf, and their memory is not read.
   PYGEN_DEVICE uint4 load(int vector) const {
     const char* at = aligned_ + static_cast<int64_t>(vector) * 16;
     const int token = token_of(vector);

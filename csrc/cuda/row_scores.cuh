@@ -1,6 +1,6 @@
-// One row's scores before temperature: logits + bias, penalties, bans, suppression and bitmask, computed where they are
-// looked at and never stored. One pass over memory, `scan`, leaves the maxima of the tiles with the leader, the block
-// of rank 0, and with the block that owns them; `gather` looks again only at tiles that reach a bound.
+// One row's scores before temperature: logits + bias, penalties, bans, suppression and token_bitmask, computed where
+// they are read and never stored. `scan` is one pass over memory. It leaves the maxima of the tiles with the block that
+// owns them and with the leader, the block of rank 0. `gather` reads again only the tiles that reach a bound.
 //
 // For beams the scores may start as log-softmax(logits): `normalize`.
 #pragma once
@@ -9,10 +9,10 @@
 
 namespace pygen::cuda {
 
-// Vectors that a thread has under way in the scan.
+// Loads of vectors that a thread has in flight during the scan.
 constexpr int kInFlight = 4;
 
-// Scores that a list can take.
+// Scores that a list can hold.
 constexpr int kListCapacity = 2048;
 
 // All threads of all blocks of a row.
@@ -37,7 +37,7 @@ class RowScores {
   using Vector = LogitVector<kDType>;
   static constexpr int kCount = Vector::kCount;
 
-  // All threads of a block. `sums`: whether `scan` shall make those too.
+  // All threads of a block. `sums`: whether `scan` also sums the masses of the tiles.
   PYGEN_DEVICE RowScores(const ShapingParams& params, const Geometry& geometry, int64_t row, int table_slots,
                          uint32_t* dense, bool sums, SharedMemory& shared)
       : layout_(params, geometry, row),
@@ -69,7 +69,7 @@ class RowScores {
   PYGEN_DEVICE bool has_sums() const { return with_sums_; }
   // The maxima of tiles [0, layout().tiles()): all of them with the leader, elsewhere those of the slice.
   PYGEN_DEVICE Shared<float> maxima() const { return maxima_; }
-  // The sums of e^((score - tile's maximum) / temperature), as the maxima.
+  // The sums of e^((score - tile's maximum) / temperature), in the same blocks as the maxima.
   PYGEN_DEVICE Shared<float> sums() const { return sums_; }
 
   // From here on a logit x counts as (x - max_logit) - log_sum, before bias and penalties.
@@ -79,8 +79,8 @@ class RowScores {
     log_sum_ = log_sum;
   }
 
-  // The pass over the slice. Calls per_vector(scores, first token, largest of them) with all lanes of the warp; lanes
-  // outside the row see -inf. Returns whether the thread saw a NaN, which no maximum counts. Ends without a barrier.
+  // The pass over the slice. All lanes of a warp call per_vector(scores, first token, largest of them); lanes outside
+  // the row see -inf. Returns whether the thread saw a NaN, which the maxima leave out. Ends without a barrier.
   template <typename PerVector>
   PYGEN_DEVICE bool scan(float temperature, const PerVector& per_vector) const {
     const int last = layout_.last_vector();
@@ -130,10 +130,10 @@ class RowScores {
     return nan;
   }
 
-  // The scores of a vector of the slice, without a scan before.
+  // The scores of a vector of the slice; needs no scan before.
   PYGEN_DEVICE void look(int vector, float (&x)[kCount]) const { compose(vector, layout_.load(vector), x); }
 
-  // The same once more.
+  // The same after a scan.
   PYGEN_DEVICE void look_again(int vector, float (&x)[kCount]) const {
     const uint4 raw = resident_ ? raw_.get_vector((vector - layout_.first_vector()) * 4) : layout_.load(vector);
     compose(vector, raw, x);
@@ -152,9 +152,9 @@ class RowScores {
     }
   }
 
-  // Sends every score whose quotient by the temperature is at least `low`, and not -inf, to the leader's list, in any
-  // order. `counters`, two of them and zero before: [0] of the leader counts all that were sent, kept or not; [1] is
-  // the block's own. `tiles`: kListCapacity numbers of smem. Needs barriers before and after.
+  // Sends every finite score whose quotient by the temperature is at least `low` to the leader's list, in any order.
+  // The two counters have to be zero: [0] of the leader counts all scores sent, even those that the list cannot hold;
+  // [1] counts the block's tiles. `tiles`: kListCapacity numbers in shared memory. Needs barriers before and after.
   PYGEN_DEVICE void gather(float low, float temperature, Shared<uint32_t> tiles, Shared<uint32_t> counters,
                            Shared<uint64_t> list) const {
     for (int tile = layout_.first_tile() + thread_index(); tile < layout_.last_tile(); tile += kThreads) {

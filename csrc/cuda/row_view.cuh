@@ -1,6 +1,6 @@
-// A view of common/filters.h over the whole row, for rows whose survivors are too many for a list: shared by all threads of
-// all blocks of the row. Selections count digits, or steps and then list one of them; weights are integers, so the
-// result is exact and the same however the row is split.
+// A view of common/filters.h over the whole row, for rows whose survivors are too many for a list: shared by all
+// threads of all blocks of the row. Selections count digits, or steps and then list one of them; weights are integers,
+// so the result is exact and the same however the row is split.
 #pragma once
 
 #include "cuda/row_team.cuh"
@@ -235,8 +235,8 @@ class RowView {
     int token;    // the last, or the first, to stay of those with this score
   };
 
-  // Two digits that ascend as a score falls below the largest: the step, and the part of it. kListCapacity steps of 1/64
-  // reach 32 below the largest, where 2^20 tokens have 1e-8 of its mass; the last step is left to `select`.
+  // Two digits that ascend as a score falls below the largest: the step, and the part of it. kListCapacity steps of
+  // 1/64 reach 32 below the largest, where 2^20 tokens have 1e-8 of its mass; the last step is left to `select`.
   static constexpr float kStepsPerUnit = 64.0f;
   PYGEN_DEVICE int step_of(float score, bool part) const {
     constexpr float kSteps = kListCapacity;

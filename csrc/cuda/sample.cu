@@ -1,8 +1,7 @@
 // sample: one launch from raw logits to token, log-probabilities and the row's bookkeeping. One pass over a row's
-// logits gives the maxima of its tiles; the few tiles that can hold a survivor are looked at again, and the filters and
-// the race work on their scores. Exact: no threshold is sampled. Bytes per row: one read of the logits; a row whose
-// survivors are too many for a list is looked at again, in shared memory where a cluster holds it, else through the
-// cache.
+// logits gives the maxima of its tiles. The filters and the race then read only the few tiles that can hold a survivor.
+// Exact: no threshold is sampled. Bytes per row: one read of the logits. Where the survivors are too many for a list,
+// the row is read again: from shared memory where a cluster holds it, else through the cache.
 #include <climits>
 
 #include "cuda/bookkeeping.cuh"
@@ -14,7 +13,7 @@ namespace {
 
 constexpr float kNaN = __builtin_nanf("");
 
-// Where one row's results go. Called by the leader's threads.
+// Writes one row's results. The leader's threads call.
 class Results {
  public:
   PYGEN_DEVICE Results(const SampleParams& params, int64_t row) : params_(params), row_(row) {}
@@ -30,7 +29,7 @@ class Results {
   PYGEN_DEVICE void write_logprob(float score, const LogSum& log_sum) const {
     if (thread_index() == 0) params_.logprobs[row_] = log_probability(score, log_sum);
   }
-  // None where nobody asks for them.
+  // Empty if the top log-probabilities were not requested.
   PYGEN_DEVICE TopLogprobs tops() const {
     if (params_.top_ids == nullptr) return {nullptr, nullptr, 0};
     const int64_t at = row_ * params_.num_logprobs;
@@ -46,7 +45,7 @@ class Results {
   int64_t row_;
 };
 
-// The log-probabilities of a row whose survivors are known by a view alone. All threads of the row.
+// Writes the log-probabilities of a row whose survivors are too many for a list. All threads of the row.
 template <DType kDType>
 PYGEN_DEVICE void write_logprobs_of_row(const Results& results, RowView<kDType>& view, RowTeam& team, float score,
                                         float largest) {
@@ -55,8 +54,7 @@ PYGEN_DEVICE void write_logprobs_of_row(const Results& results, RowView<kDType>&
   write_top_of_view(results.tops(), view, team, largest, log_sum);
 }
 
-// What the last steps of a row need, by value: the functions that seldom run take a copy, so that in the others it
-// stays in registers.
+// What the last steps of a row need. The rarely used functions take a copy, so that the original stays in registers.
 template <DType kDType>
 struct Drawing {
   const SampleParams& params;
@@ -71,7 +69,7 @@ struct Drawing {
 
 enum class Draw { kFilter, kFinishRace, kKnown };
 
-// Where no list does: filters, race and log-probabilities of the whole row. `racer`: what is known of the winner.
+// Filters, race and log-probabilities of the whole row, where no list is enough. `racer`: the winner as far as known.
 template <DType kDType>
 PYGEN_COLD Racer draw_from_row(Drawing<kDType> d, Draw draw, Racer racer, bool logprobs) {
   RowView<kDType> view(d.scores, d.team, d.filters.temperature, d.largest);
@@ -85,7 +83,7 @@ PYGEN_COLD Racer draw_from_row(Drawing<kDType> d, Draw draw, Racer racer, bool l
   return racer;
 }
 
-// The row's token, and its log-probabilities written. All threads of the row; the leader's get the token.
+// Draws the row's token and writes its log-probabilities. All threads of the row; the leader's get the token.
 template <DType kDType>
 PYGEN_DEVICE int draw_row(const SampleParams& params, int64_t row, const RowScores<kDType>& scores, RowTeam& team,
                           const RaceSmem& race_smem) {
@@ -94,7 +92,7 @@ PYGEN_DEVICE int draw_row(const SampleParams& params, int64_t row, const RowScor
   Racer racer;
   RowFacts facts;
   {
-    // What follows the scan is read again behind it: the scan needs the registers.
+    // Filters and noise are read again after the scan, which needs the registers.
     const Filters filters = filters_of(params.shaping, row);
     const RowNoise noise(params, row, knob_at(params.step, row));
     greedy = is_greedy(filters);
@@ -107,7 +105,7 @@ PYGEN_DEVICE int draw_row(const SampleParams& params, int64_t row, const RowScor
         });
     if (unfiltered) send_best(racer, FasterRacer{}, team, race_smem.racers);
     facts = facts_of_scan(scores, team, nan);
-    // Over a temperature that does not fit, the scan's race was about infinities.
+    // With a temperature that does not fit, the scan raced infinities.
     unfiltered = unfiltered && fitting_temperature(temperature, facts.max_score) == temperature;
   }
   if (team.leads() && thread_index() == 0) params.status[row] = facts.status;

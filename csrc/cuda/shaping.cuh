@@ -93,9 +93,9 @@ PYGEN_DEVICE int wanted_of_list(const Filters& filters, int also, int tiles) {
 }
 
 // Applies the filters to a list of the largest scores where one is enough. Then the threads of the leader call
-// on_list(SortedList&, mass of the survivors in units), and all threads of the row get true. False: the filters need the
-// whole row. `largest`: the largest score over the temperature. `also`: how many of the largest the caller wants where
-// the row has no filters.
+// on_list(SortedList&, mass of the survivors in units), and all threads of the row get true. False: the filters need
+// the whole row. `largest`: the largest score over the temperature. `also`: how many of the largest the caller wants
+// where the row has no filters.
 template <DType kDType, typename OnList>
 PYGEN_DEVICE bool filter_list(const RowScores<kDType>& row, RowTeam& team, const Filters& filters, float largest,
                               int also, const OnList& on_list) {

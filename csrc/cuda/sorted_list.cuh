@@ -13,11 +13,12 @@ namespace pygen::cuda {
 // the block's 512 threads and two barriers; the bitonic network of 256 takes 36 barriers.
 constexpr int kRankedDirectly = 128;
 
-// The relative error of the sum of the tiles' masses, float32 sums of at most 256 terms e^x: 2 ulp of expf, 13 additions
-// one behind the other (1.0e-6 together), and x rounded three times, which matters where |x| < 16 (2.9e-6).
+// The relative error of the sum of the tiles' masses, float32 sums of at most 256 terms e^x: 2 ulp of expf, 13
+// additions one behind the other (1.0e-6 together), and x rounded three times, which matters where |x| < 16 (2.9e-6).
 constexpr double kTileMassError = 4e-6;
 
-// Survivors: scores from `high`, with ids above after_id up to until_id, down to `low`, with ids from first_id to last_id.
+// Survivors: scores from `high`, with ids above after_id up to until_id, down to `low`, with ids from first_id to
+// last_id.
 struct Interval {
   float low = -kInfinity, high = kInfinity;
   int first_id = 0, last_id = 0x7FFFFFFF;
@@ -74,9 +75,9 @@ PYGEN_DEVICE void sort_list(Shared<uint64_t> list, int count) {
 // A view of common/filters.h, shared by the threads of one block.
 class SortedList {
  public:
-  // `list`: `count` entries in any order, of kListCapacity; `masses`: as many sums; `smem` as in block_reduce. `largest`:
-  // the row's largest score over the temperature. `total`: about the mass of the whole row, in units, where the list may
-  // lack some of it; negative where the list holds all that counts.
+  // `list`: `count` entries in any order, of kListCapacity; `masses`: as many sums; `smem` as in block_reduce.
+  // `largest`: the row's largest score over the temperature. `total`: about the mass of the whole row, in units, where
+  // the list may lack some of it; negative where the list holds all that counts.
   PYGEN_DEVICE SortedList(Shared<uint64_t> list, int count, const WideSums& masses, Shared<uint64_t> smem,
                           float largest, double total)
       : list_(list), masses_(masses), smem_(smem), end_(count), largest_(largest), total_(total) {
@@ -222,7 +223,8 @@ class SortedList {
   PYGEN_DEVICE int first_beyond(float center, float distance) const {
     return first_where([&](int i) { return center - score(i) > distance; });
   }
-  // Of entries [begin, end), whose scores are equal, those with the `count` highest ids come first. The others are lost.
+  // Of entries [begin, end), whose scores are equal, those with the `count` highest ids come first. The others are
+  // lost.
   PYGEN_DEVICE void bring_highest_ids_forward(int begin, int end, int count) {
     for (int done = 0; done < count; done += kThreads) {
       const int i = done + thread_index();

@@ -1,5 +1,5 @@
-// token_logprobs: one pass over a row's logits gives the maxima and sums of its tiles, and with them its log-sum-exp; the
-// best tokens lie in the few tiles whose maximum reaches a bound. Bytes per row: one read of the logits.
+// token_logprobs: one pass over a row's logits gives the maxima and sums of its tiles, and with them its log-sum-exp;
+// the best tokens are in the few tiles whose maximum reaches a bound. Bytes per row: one read of the logits.
 #include "cuda/geometry.h"
 #include "cuda/logit_at.cuh"
 #include "cuda/top_logprobs.cuh"

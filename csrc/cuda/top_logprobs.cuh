@@ -9,13 +9,13 @@ namespace pygen::cuda {
 // Of a sum of masses, in units, of scores of which the largest is `largest`.
 PYGEN_DEVICE LogSum log_sum_exp(float largest, double mass) { return {largest, log(mass / kMassUnits)}; }
 
-// Where the `count` best of a row go. Called by the threads of the leader.
+// Writes the `count` best of a row. The threads of the leader call.
 struct TopLogprobs {
   int64_t* ids;
   float* logprobs;
   int64_t count;
 
-  // The survivors of a list are the next best from place `first` on; after the `last` of them there is none.
+  // Writes the survivors of a list, the next best, from index `first` on. `last`: no others follow.
   PYGEN_DEVICE void write(const SortedList& list, int64_t first, bool last, const LogSum& log_sum) const {
     const int64_t found = list.end() - list.begin();
     const int64_t end = last || first + found > count ? count : first + found;

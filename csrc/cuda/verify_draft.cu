@@ -1,6 +1,6 @@
-// verify_draft: a row of blocks goes through its positions until a draft is refused. A position costs one read of the
-// target's logits, which gives log-sum-exp and the maxima of tiles, and one of the drafts'; the race for the token behind
-// the accepted drafts looks at the target's once more.
+// verify_draft: the blocks of a row check its positions until a draft is refused. A position costs one read of the
+// target's logits, which gives log-sum-exp and the maxima of tiles, and one of the draft's. The race for the token
+// behind the accepted drafts reads the target's once more.
 #include "common/speculative.h"
 #include "cuda/geometry.h"
 #include "cuda/logit_at.cuh"
@@ -143,7 +143,7 @@ class Verification {
   }
 
  private:
-  // -1 where there is none.
+  // -1 without a draft.
   PYGEN_DEVICE int draft_at(int64_t position) const {
     const int64_t id = params_.draft_ids[row_ * params_.draft_ids_stride + position];
     return id >= 0 && id < params_.vocab_size ? static_cast<int>(id) : -1;
