@@ -260,7 +260,7 @@ class RowScores {
   }
 
   // Writes a block to `buffer`; lanes past the vocabulary are -inf.
-  __attribute__((noinline)) const float* compose_block(int64_t block, float* buffer, bool with_edits) const {
+  const float* compose_block(int64_t block, float* buffer, bool with_edits) const {
     const int64_t begin = block * kBlock;
     const int64_t length = block_length(block);
     if (length == kBlock) {

@@ -16,7 +16,7 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 class TokenEdits {
  public:
   TokenEdits(const ShapingParams& params, int64_t row, int64_t blocks, Scratch& scratch)
-      : params_(params), row_(row), scratch_(scratch) {
+      : params_(params), row_(row), vocab_size_(params.vocab_size), scratch_(scratch) {
     int32_t* first = scratch_.first_edit.reserve(blocks);
     for (; scratch_.first_edit_size < blocks; ++scratch_.first_edit_size) first[scratch_.first_edit_size] = -1;
   }
@@ -70,7 +70,7 @@ class TokenEdits {
   float presence() const { return knob_at(params_.presence_penalty, row_); }
   float frequency() const { return knob_at(params_.frequency_penalty, row_); }
 
-  bool in_vocabulary(int64_t token_id) const { return token_id >= 0 && token_id < params_.vocab_size; }
+  bool in_vocabulary(int64_t token_id) const { return token_id >= 0 && token_id < vocab_size_; }
 
   // The edit of a token, added to the list where the token has none yet.
   TokenEdit& edit_of(int64_t token_id) {
@@ -109,6 +109,7 @@ class TokenEdits {
 
   const ShapingParams& params_;
   const int64_t row_;
+  const int64_t vocab_size_;
   Scratch& scratch_;
 };
 
