@@ -37,8 +37,8 @@ def heal(prompt: Prompt, tokenizer: Tokenizer | None, generate: Generate) -> Pro
     healed = heal_tokens(prompt.input_ids, tokenizer, generate)
     if healed.shape != prompt.input_ids.shape:
         raise ValueError(
-            f"`token_healing`: the text of `input_ids` {tuple(prompt.input_ids.shape)} has shape {tuple(healed.shape)} "
-            f"when tokenized again; strip the prompts before tokenizing them"
+            f"`token_healing`: the tokenizer makes {tuple(healed.shape)} of the text of `input_ids` "
+            f"{tuple(prompt.input_ids.shape)}; strip the prompts before tokenizing them"
         )
     return dataclasses.replace(prompt, input_ids=healed)
 
