@@ -9,18 +9,16 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 from pygen.triton_kernels._knobs import (
-    EPSILON_CUTOFF,
-    ETA_CUTOFF,
     FILTERED,
+    FILTERS,
+    INT_KNOBS,
     MIN_P,
-    MIN_TOKENS_TO_KEEP,
     NUM_FILTERS,
     NUM_FLOAT_KNOBS,
     NUM_INT_KNOBS,
     TOP_H,
     TOP_N_SIGMA,
     TOP_P,
-    TYPICAL_P,
 )
 from pygen.triton_kernels._select import (
     ALL,
@@ -35,6 +33,10 @@ from pygen.triton_kernels._select import (
 )
 from pygen.triton_kernels._workspace import TOP_H_CAPACITY, TOP_H_TOKENS
 
+TYPICAL_P = tl.constexpr(FILTERS.index("typical_p"))
+EPSILON_CUTOFF = tl.constexpr(FILTERS.index("epsilon_cutoff"))
+ETA_CUTOFF = tl.constexpr(FILTERS.index("eta_cutoff"))
+MIN_TOKENS_TO_KEEP = tl.constexpr(INT_KNOBS.index("min_tokens_to_keep"))
 _LEAST_MASS = tl.constexpr(1e-300)  # any mass at all
 
 

@@ -11,15 +11,18 @@ import triton.language as tl
 from pygen.triton_kernels._knobs import (
     COUNTED,
     FLAGS,
-    FREQUENCY_PENALTY,
+    FLOAT_KNOBS,
     MARKED,
     NUM_FLOAT_KNOBS,
     NUM_INT_KNOBS,
-    PRESENCE_PENALTY,
-    REPETITION_PENALTY,
 )
 from pygen.triton_kernels._philox import Noise
 from pygen.triton_kernels._scores import Scores, mark_tokens
+
+TEMPERATURE = tl.constexpr(FLOAT_KNOBS.index("temperature"))
+REPETITION_PENALTY = tl.constexpr(FLOAT_KNOBS.index("repetition_penalty"))
+PRESENCE_PENALTY = tl.constexpr(FLOAT_KNOBS.index("presence_penalty"))
+FREQUENCY_PENALTY = tl.constexpr(FLOAT_KNOBS.index("frequency_penalty"))
 
 # Bits of `modes`, above those of the tables that are given.
 NOISE_IS_GIVEN = tl.constexpr(16)

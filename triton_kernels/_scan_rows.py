@@ -2,10 +2,11 @@
 
 import triton
 import triton.language as tl
-from pygen.triton_kernels._knobs import MARKED, NUCLEUS, NUM_FLOAT_KNOBS, RACES, TEMPERATURE
+from pygen.triton_kernels._knobs import MARKED, NUCLEUS, NUM_FLOAT_KNOBS, RACES
 from pygen.triton_kernels._row import (
     HISTORY_GROWS,
     STORES,
+    TEMPERATURE,
     Numbers,
     RowTables,
     mark_row,

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
-from pygen.triton_kernels._knobs import COUNTED, NO_REPEAT_NGRAM_SIZE, PENALIZED, PROMPT_LENGTH
+from pygen.triton_kernels._knobs import COUNTED, INT_KNOBS, PENALIZED, PROMPT_LENGTH
+
+NO_REPEAT_NGRAM_SIZE = tl.constexpr(INT_KNOBS.index("no_repeat_ngram_size"))
 
 # Bits of `modes`: the tables that are given.
 HAS_HISTORY = tl.constexpr(1)

@@ -19,7 +19,6 @@ from pygen.triton_kernels._knobs import (
     MARKED,
     NUCLEUS,
     NUM_FLOAT_KNOBS,
-    TEMPERATURE,
     TOP_K,
     TOP_K_ACTS,
 )
@@ -28,6 +27,7 @@ from pygen.triton_kernels._row import (
     HISTORY_GROWS,
     NOISE_IS_GIVEN,
     ROW_TABLES_TYPES,
+    TEMPERATURE,
     Numbers,
     RowTables,
     mark_row,

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from pygen.triton_kernels import _arguments as arguments
 from pygen.triton_kernels._filters import apply_filters, row_filters
-from pygen.triton_kernels._knobs import FLAGS, NUM_FLOAT_KNOBS, NUM_INT_KNOBS, TEMPERATURE
-from pygen.triton_kernels._row import STORES
+from pygen.triton_kernels._knobs import FLAGS, NUM_FLOAT_KNOBS, NUM_INT_KNOBS
+from pygen.triton_kernels._row import STORES, TEMPERATURE
 from pygen.triton_kernels._scan_rows import SCAN_WARPS, scan_rows_kernel
 from pygen.triton_kernels._scores import plain_scores
 from pygen.triton_kernels._select import TILE

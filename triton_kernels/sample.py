@@ -12,12 +12,13 @@ import triton.language as tl
 from pygen.triton_kernels import _arguments as arguments
 from pygen.triton_kernels._draw import race, race_of_row, write_logprobs, write_no_logprobs
 from pygen.triton_kernels._filters import apply_filters, row_filters
-from pygen.triton_kernels._knobs import NUM_FLOAT_KNOBS, RACES, TEMPERATURE
+from pygen.triton_kernels._knobs import NUM_FLOAT_KNOBS, RACES
 from pygen.triton_kernels._row import (
     EXTENDS,
     HISTORY_GROWS,
     ROW_TABLES_TYPES,
     STORES,
+    TEMPERATURE,
     Numbers,
     RowTables,
     row_flags,

@@ -62,11 +62,10 @@ class GenerationConfig(ConfigFiles):
     GenerationConfig.from_pretrained("folder") == config
     ```
 
-    Types and ranges are those of `pygen.config.rules.RULES`. The sampling knobs (temperature, top_k, top_p, min_p,
-    top_h, typical_p, epsilon_cutoff, eta_cutoff, repetition_penalty, no_repeat_ngram_size) also take one value per row
-    as a list, tuple or 1-D tensor (kept as a list); such a config cannot be saved. Raises `ValueError`, naming
-    key, value and allowed range, for a wrong type or range, a keyword that would hide a method, and contradictory
-    settings; nothing changes then. An integer is accepted wherever a float is.
+    Types and ranges are those of `pygen.config.rules.RULES`. Settings that are knobs of an op (`pygen.knobs.SETTINGS`)
+    also take one value per row as a list, tuple or 1-D tensor (kept as a list); such a config cannot be saved. Raises
+    `ValueError`, naming key, value and allowed range, for a wrong type or range, a keyword that would hide a method,
+    and contradictory settings; nothing changes then. An integer is accepted wherever a float is.
     """
 
     extra_output_flags = ("output_attentions", "output_hidden_states", "output_scores", "output_logits")
