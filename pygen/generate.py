@@ -153,6 +153,7 @@ def generate(
             `row_seed(seed of b, j)`. Without `seed` the tokens are those of transformers under the same
             `torch.manual_seed`.
         presence_penalty, frequency_penalty: subtracted from the scores of generated tokens, once and per occurrence.
+        top_n_sigma: keeps the scores within so many standard deviations of the largest; the first of the filters.
         output_logprobs, top_logprobs: log-probabilities of the tokens and of the n best, in the output class.
         on_invalid: for rows whose scores hold NaN, +inf or no allowed token: "raise" (RuntimeError naming row and
             step), "greedy" (take the best remaining token) or "eos" (end the row).

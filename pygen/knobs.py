@@ -91,6 +91,12 @@ KNOBS = (
         source="Ackley et al. 1985",
     ),
     Knob(
+        "top_n_sigma", float, Stage.FILTER, 0.0, number("[0, inf)", per_row=True), None,
+        "TopNSigmaLogitsWarper", "top_n_sigma", keeps_minimum=True, is_extension=True,
+        formula="s >= max s - n * sigma, the standard deviation of the scores that are not -inf",
+        source="Tang et al. 2024",
+    ),
+    Knob(
         "top_h", float, Stage.FILTER, 0.0, number("(0, 1]", per_row=True), None,
         "TopHLogitsWarper", "top_h", row_rule=number("[0, 1]"),
         formula="of the 100 largest, the prefix with cumulative -sum p ln p <= top_h * entropy; the first always",
@@ -131,7 +137,7 @@ KNOBS = (
     ),
     Knob(
         "min_tokens_to_keep", int, Stage.MODIFIER, 1, integer(1, per_row=True),
-        formula="from top_k on, a filter keeps at least as many, the first of its order",
+        formula="every filter but top_h keeps at least as many, the first of its order",
     ),
 )  # fmt: skip
 
@@ -144,6 +150,7 @@ class ShapingKnobs(TypedDict, total=False):
     frequency_penalty: FloatKnob
     no_repeat_ngram_size: IntKnob
     temperature: FloatKnob
+    top_n_sigma: FloatKnob
     top_h: FloatKnob | None
     top_k: IntKnob
     top_p: FloatKnob

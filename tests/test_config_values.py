@@ -66,6 +66,7 @@ INVALID = [
     ("watermarking_config", "lefthash", "a WatermarkingConfig"),
     ("dola_layers", "mid", "'low', 'high' or a list"),
     ("presence_penalty", float("nan"), "a finite number"),
+    ("top_n_sigma", -1.0, "a finite number >= 0"),
     ("frequency_penalty", "a", "a finite number"),
     ("seed", -1, r"an integer in \[0, 2\*\*64\)"),
     ("seed", 2**64, r"an integer in \[0, 2\*\*64\)"),

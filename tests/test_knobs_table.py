@@ -137,8 +137,8 @@ def test_a_neutral_value_does_nothing(knob: Knob) -> None:
     logits = torch.linspace(-3, 3, 12).view(2, 6)
     neutral = torch.full((2,), knob.neutral, dtype=torch.int64 if knob.type is int else torch.float32)
     for value in (neutral, None if knob.is_optional else knob.neutral):
-        result = ops.process_logits(logits, input_ids=torch.tensor([[0, 1], [2, 2]]), **{knob.name: value})
-        assert result.equal(logits)
+        knobs: dict[str, Any] = {"input_ids": torch.tensor([[0, 1], [2, 2]]), knob.name: value}
+        assert ops.process_logits(logits, **knobs).equal(logits)
 
 
 @pytest.mark.parametrize("knob", FILTERS, ids=lambda knob: knob.name)

@@ -111,6 +111,7 @@ MALFORMED: dict[str, list[str]] = {
     "transformers_version": ["5.6", "[]"],
     "presence_penalty": ["NaN", '"1"'],
     "frequency_penalty": ["Infinity"],
+    "top_n_sigma": ["-0.5", "true"],
     "seed": ["-1", "0.5", "[1, 2]"],
     "on_invalid": ['"exit"'],
     # unknown settings: of any type, but finite, of bounded depth, and never an attribute of the class

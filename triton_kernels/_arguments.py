@@ -107,7 +107,7 @@ def row_workspaces(
 def _float_knobs(shaping: Shaping) -> dict[str, Tensor]:
     """(rows,) float32 each; top_k is at least min_tokens_to_keep, and 0 where it is the whole vocabulary."""
     like = shaping.like
-    knobs = {name: of_rows(shaping.knobs.get(name, 0.0), like.rows, like.device) for name in _knobs.FLOAT_KNOBS}
+    knobs = {name: of_rows(shaping.knobs[name], like.rows, like.device) for name in _knobs.FLOAT_KNOBS}
     top_k = knobs["top_k"].clamp(max=like.vocab_size)
     top_k = torch.where(
         top_k > 0, top_k.maximum(of_rows(shaping.knobs["min_tokens_to_keep"], like.rows, like.device)), 0
@@ -155,7 +155,7 @@ def may_act(knob: float | Tensor, neutral: float) -> bool:
 
 
 def may_filter(shaping: Shaping) -> bool:
-    return any(may_act(shaping.knobs.get(name, 0.0), neutral) for name, neutral in _knobs.NEUTRAL_FILTERS.items())
+    return any(may_act(shaping.knobs[name], neutral) for name, neutral in _knobs.NEUTRAL_FILTERS.items())
 
 
 def parts_of_rows(rows: int, vocab_size: int, device: torch.device) -> tuple[int, int]:

@@ -5,13 +5,14 @@ import triton.language as tl
 from pygen import knobs
 
 # Neutral values by name, in the order in which the filters act.
-NEUTRAL_FILTERS = {"top_n_sigma": 0.0} | {knob.name: knob.neutral for knob in knobs.FILTERS}
+NEUTRAL_FILTERS = {knob.name: knob.neutral for knob in knobs.FILTERS}
 FILTERS = tuple(NEUTRAL_FILTERS)
 _OTHERS = [knob for knob in knobs.KNOBS if knob.stage is not knobs.Stage.FILTER]
 FLOAT_KNOBS = (*FILTERS, *(knob.name for knob in _OTHERS if knob.type is float))
 INT_KNOBS = (*(knob.name for knob in _OTHERS if knob.type is int), "prompt_lengths")
 
-# Columns of the table of float32 knobs. The column of a filter is also its place in the order and its bit in the flags.
+# Columns of the table of float32 knobs that several files read. A filter's column is also its position in the order and
+# its bit in the flags.
 NUM_FLOAT_KNOBS = tl.constexpr(len(FLOAT_KNOBS))
 NUM_FILTERS = tl.constexpr(len(FILTERS))
 TOP_N_SIGMA = tl.constexpr(FILTERS.index("top_n_sigma"))
@@ -19,18 +20,9 @@ TOP_H = tl.constexpr(FILTERS.index("top_h"))
 TOP_K = tl.constexpr(FILTERS.index("top_k"))
 TOP_P = tl.constexpr(FILTERS.index("top_p"))
 MIN_P = tl.constexpr(FILTERS.index("min_p"))
-TYPICAL_P = tl.constexpr(FILTERS.index("typical_p"))
-EPSILON_CUTOFF = tl.constexpr(FILTERS.index("epsilon_cutoff"))
-ETA_CUTOFF = tl.constexpr(FILTERS.index("eta_cutoff"))
-TEMPERATURE = tl.constexpr(FLOAT_KNOBS.index("temperature"))
-REPETITION_PENALTY = tl.constexpr(FLOAT_KNOBS.index("repetition_penalty"))
-PRESENCE_PENALTY = tl.constexpr(FLOAT_KNOBS.index("presence_penalty"))
-FREQUENCY_PENALTY = tl.constexpr(FLOAT_KNOBS.index("frequency_penalty"))
 
 # Columns of the table of int32 knobs.
 NUM_INT_KNOBS = tl.constexpr(len(INT_KNOBS) + 1)
-MIN_TOKENS_TO_KEEP = tl.constexpr(INT_KNOBS.index("min_tokens_to_keep"))
-NO_REPEAT_NGRAM_SIZE = tl.constexpr(INT_KNOBS.index("no_repeat_ngram_size"))
 PROMPT_LENGTH = tl.constexpr(INT_KNOBS.index("prompt_lengths"))
 FLAGS = tl.constexpr(len(INT_KNOBS))
 

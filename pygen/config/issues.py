@@ -18,9 +18,10 @@ def minor_issues(config: Any, chosen: set[str]) -> dict[str, str]:
         issues["pad_token_id"] = f"should be >= 0 but is {config.pad_token_id}; padding a batch will fail"
     if config.do_sample is not True:
         for name, neutral in SAMPLING_ONLY.items():
+            value = getattr(config, name, None)
             if name == "top_k" and config.penalty_alpha:
                 continue  # contrastive search has as many candidates
-            if ("do_sample" not in chosen or name in chosen) and _differs(value := getattr(config, name), neutral):
+            if ("do_sample" not in chosen or name in chosen) and _differs(value, neutral):
                 issues[name] = (
                     f"`do_sample` is not True but `{name}` is set to `{value}`, which acts in sampling only; "
                     f"set `do_sample=True` or unset `{name}`"

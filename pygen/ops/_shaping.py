@@ -63,8 +63,6 @@ class Shaping:
         for name, value in (*self.knobs.items(), ("prompt_lengths", self.prompt_lengths)):
             arguments[name] = 0 if isinstance(value, Tensor) else value
             arguments[f"{name}_ptr"] = value.data_ptr() if isinstance(value, Tensor) else 0
-        for name in ("top_n_sigma", "top_n_sigma_ptr"):  # off until the table has the knob
-            arguments.setdefault(name, 0)
         tables = {
             "input_ids": self.input_ids,
             "bias": self.bias,

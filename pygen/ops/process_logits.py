@@ -90,6 +90,7 @@ def process_logits(
     frequency_penalty: FloatKnob = 0.0,
     no_repeat_ngram_size: IntKnob = 0,
     temperature: FloatKnob = 1.0,
+    top_n_sigma: FloatKnob = 0.0,
     top_h: FloatKnob | None = None,
     top_k: IntKnob = 0,
     top_p: FloatKnob = 1.0,
@@ -119,6 +120,7 @@ def process_logits(
         suppress, token_bitmask   the named ids, the ids with bit 0, become -inf
         greedy row: the result is x
         s = x / temperature, and then, each on the renormalised survivors p = softmax(s) of the one before:
+        top_n_sigma     s >= max s - n * the standard deviation of the s that are not -inf
         top_h           of the 100 largest, the prefix with cumulative -sum p ln p <= top_h * entropy; the first always
         top_k           s >= k-th largest, k = max(top_k, min_tokens_to_keep): ties at the boundary stay
         top_p           walking down from the largest, of equal s from the highest id, while the mass before is < top_p
@@ -127,15 +129,15 @@ def process_logits(
         epsilon_cutoff  p >= epsilon_cutoff
         eta_cutoff      p >= min(eta_cutoff, sqrt(eta_cutoff) * exp(-entropy))
 
-    From top_p on, a filter keeps at least the first `min_tokens_to_keep` of its order. Where scores tie, lower ids come
+    Every filter but top_h keeps at least the first `min_tokens_to_keep` of its order. Where scores tie, lower ids come
     first, in top_p higher ids: what a stable sort leaves, in the order in which Hugging Face sorts. Every filter is off
     at its default, and the neutral value of a knob costs nothing.
 
     Arguments:
         logits: (rows, vocab_size) float32, float16 or bfloat16, last dimension contiguous; rows may be strided.
         do_sample: bool or (rows,) bool; False makes a row greedy, as temperature 0 does.
-        temperature: finite and >= 0. top_p, min_p: in [0, 1]. typical_p: in (0, 1]. epsilon_cutoff, eta_cutoff: in
-            [0, 1). top_h: None or in (0, 1]; in a tensor 0 is off. repetition_penalty: finite and > 0.
+        temperature, top_n_sigma: finite and >= 0. top_p, min_p: in [0, 1]. typical_p: in (0, 1]. epsilon_cutoff,
+            eta_cutoff: in [0, 1). top_h: None or in (0, 1]; in a tensor 0 is off. repetition_penalty: finite and > 0.
             presence_penalty, frequency_penalty: finite. All a number, or one per row in a list or a (rows,) floating
             point tensor; taken as float32. A tensor without dimensions is a number.
         top_k, no_repeat_ngram_size: >= 0, 0 is off. min_tokens_to_keep: >= 1. An int, or one per row in a list or a

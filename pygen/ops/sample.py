@@ -128,6 +128,7 @@ def sample(
     frequency_penalty: FloatKnob = 0.0,
     no_repeat_ngram_size: IntKnob = 0,
     temperature: FloatKnob = 1.0,
+    top_n_sigma: FloatKnob = 0.0,
     top_h: FloatKnob | None = None,
     top_k: IntKnob = 0,
     top_p: FloatKnob = 1.0,

@@ -36,6 +36,7 @@ from pygen.processors.warpers import (
     TemperatureLogitsWarper,
     TopHLogitsWarper,
     TopKLogitsWarper,
+    TopNSigmaLogitsWarper,
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "TemperatureLogitsWarper",
     "TopHLogitsWarper",
     "TopKLogitsWarper",
+    "TopNSigmaLogitsWarper",
     "TopPLogitsWarper",
     "TypicalLogitsWarper",
     "UnbatchedClassifierFreeGuidanceLogitsProcessor",

@@ -92,6 +92,22 @@ class TopHLogitsWarper(LogitsProcessor):
         return _filter(scores, self.filter_value, top_h=self.top_h)
 
 
+class TopNSigmaLogitsWarper(LogitsProcessor):
+    """Keeps s >= max s - n * sigma, with the standard deviation sigma of the scores that are left (Tang et al. 2024).
+
+    top_n_sigma: n, finite and > 0. transformers has no such class.
+    """
+
+    def __init__(self, top_n_sigma: float, filter_value: float = _INF, min_tokens_to_keep: int = 1) -> None:
+        self.top_n_sigma = float(checked("top_n_sigma", top_n_sigma, number("(0, inf)"), wrong_type=TypeError))
+        self.filter_value = filter_value
+        self.min_tokens_to_keep = _min_tokens(min_tokens_to_keep)
+
+    def __call__(self, input_ids: Tensor | None, scores: Tensor) -> Tensor:
+        minimum = self.min_tokens_to_keep
+        return _filter(scores, self.filter_value, top_n_sigma=self.top_n_sigma, min_tokens_to_keep=minimum)
+
+
 class MinPLogitsWarper(LogitsProcessor):
     """Keeps p >= min_p * max p (Nguyen et al. 2024).
 

@@ -97,6 +97,7 @@ def shape_rows(
 
         s = x / fitting_temperature(knob["temperature"], x)
         keep = min(int(knob["min_tokens_to_keep"]), vocab_size)
+        s = keep_top_n_sigma(s, float(knob["top_n_sigma"]), keep)
         s = keep_top_h(s, float(knob["top_h"]))
         s = keep_top_k(s, int(knob["top_k"]), keep)
         s = keep_top_p(s, float(knob["top_p"]), keep)
@@ -170,6 +171,17 @@ def fitting_temperature(temperature: Tensor, x: Tensor) -> Tensor:
     """Returns the temperature, or, if the largest score would exceed float32's range, one that makes it 2^100."""
     magnitude = x.max().abs()
     return temperature if (magnitude / temperature).isfinite() else magnitude * 2.0**-100
+
+
+def keep_top_n_sigma(s: Tensor, n: float, min_tokens_to_keep: int) -> Tensor:
+    """Keep s >= max s - n * sigma, sigma the standard deviation of the scores that are not -inf, and s >= the
+    min_tokens_to_keep-th largest (Tang et al. 2024). 0 is off."""
+    if n == 0:
+        return s
+    left = s[s > -math.inf].double()
+    cut = left.max() - n * left.std(correction=0)
+    kept = (s.double() >= cut) | (s >= s.topk(min_tokens_to_keep).values[-1])
+    return s.masked_fill(~kept, -math.inf)
 
 
 def keep_top_h(s: Tensor, top_h: float) -> Tensor:

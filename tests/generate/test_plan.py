@@ -303,7 +303,7 @@ SAMPLING: list[dict[str, Any]] = [
     {"do_sample": True},
     {"do_sample": True, "temperature": 0.6, "top_k": 9, "top_p": 0.8, "min_p": 0.02},
     {"do_sample": True, "temperature": [0.5, 0.0], "typical_p": 0.7, "top_k": 0},
-    {"do_sample": True, "eta_cutoff": 0.01, "epsilon_cutoff": 0.01, "top_h": 0.8, "seed": 5},
+    {"do_sample": True, "eta_cutoff": 0.01, "epsilon_cutoff": 0.01, "top_h": 0.8, "top_n_sigma": 2.0, "seed": 5},
 ]
 
 

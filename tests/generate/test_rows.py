@@ -73,6 +73,7 @@ def test_generator_replaces_the_default_one() -> None:
         ("epsilon_cutoff", [0.0, 0.02, 0.1]),
         ("eta_cutoff", [0.0, 0.02, 0.1]),
         ("top_h", [0.3, 0.9, 0.6]),
+        ("top_n_sigma", [0.0, 2.5, 0.5]),
         ("repetition_penalty", [1.0, 2.0, 0.5]),
         ("presence_penalty", [0.0, 1.0, -1.0]),
         ("frequency_penalty", [0.0, 1.0, -1.0]),

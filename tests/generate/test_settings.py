@@ -241,6 +241,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"typical_p": 0.0}, ValueError, "`typical_p` must be"),
     ({"epsilon_cutoff": 1.0}, ValueError, "`epsilon_cutoff` must be"),
     ({"eta_cutoff": -0.1}, ValueError, "`eta_cutoff` must be"),
+    ({"top_n_sigma": -0.5}, ValueError, "`top_n_sigma` must be"),
     ({"top_h": 0.0}, ValueError, "`top_h` must be"),
     ({"repetition_penalty": 0}, ValueError, "`repetition_penalty` must be"),
     ({"presence_penalty": float("inf")}, ValueError, "`presence_penalty` must be"),

@@ -150,6 +150,28 @@ HAND_ROWS = [
     HandRow("below the ratio goes", HALVES, {"min_p": 0.6}, [HALVES[0], -inf, -inf, -inf]),
     HandRow("min_p = 1 keeps the ties of the largest", [1, 0, 1], {"min_p": 1.0}, [1, -inf, 1]),
     HandRow("min_p keeps min_tokens_to_keep", HALVES, {"min_p": 0.9, "min_tokens_to_keep": 3}, [*HALVES[:3], -inf]),
+    # top_n_sigma: sigma is 1 in the first rows, sqrt(5) in the others
+    HandRow("top_n_sigma counts from the largest", [1, 1, -1, -1], {"top_n_sigma": 1.5}, [1, 1, -inf, -inf]),
+    HandRow("a score at the threshold stays", [1, 1, -1, -1], {"top_n_sigma": 2.0}, [1, 1, -1, -1]),
+    HandRow("-inf has no part in sigma", [1, 1, -inf, -1, -1], {"top_n_sigma": 1.9}, [1, 1, -inf, -inf, -inf]),
+    HandRow(
+        "nor have suppressed ids", [9, 1, 1, -1, -1], {"top_n_sigma": 1.9, "suppress": [0]}, [-inf, 1, 1, -inf, -inf]
+    ),
+    HandRow("equal scores all stay", [2, 2, 2], {"top_n_sigma": 0.1}, [2, 2, 2]),
+    HandRow("a finite score alone stays", [-inf, 3, -inf], {"top_n_sigma": 0.1}, [-inf, 3, -inf]),
+    HandRow(
+        "temperature moves no token over the threshold",
+        [3, 1, -1, -3],
+        {"top_n_sigma": 1.0, "temperature": 0.5},
+        [6, 2, -inf, -inf],
+    ),
+    HandRow(
+        "top_n_sigma keeps min_tokens_to_keep and its ties",
+        [3, 1, 1, -5],
+        {"top_n_sigma": 0.1, "min_tokens_to_keep": 2},
+        [3, 1, 1, -inf],
+    ),
+    HandRow("a huge n keeps all", [3e38, 0, -3e38, -inf], {"top_n_sigma": 3e38}, [3e38, 0, -3e38, -inf]),
     # typical_p: H = 1.75 ln 2, so d / ln 2 is 0.75, 0.25, 1.25, 1.25
     HandRow("typical_p takes the nearest to the entropy", HALVES, {"typical_p": 0.2}, [-inf, HALVES[1], -inf, -inf]),
     HandRow("then the next until the mass is there", HALVES, {"typical_p": 0.7}, [*HALVES[:2], -inf, -inf]),
@@ -185,6 +207,7 @@ HAND_ROWS = [
     HandRow("top_h=None is off", HALVES, {"top_h": None}, HALVES),
     HandRow("top_h looks at 100 tokens", [0.0] * 102, {"top_h": 1.0}, [0.0] * 100 + [-inf] * 2),
     # order: each pair gives another result in the reverse order
+    HandRow("top_n_sigma, then top_h", HALVES, {"top_n_sigma": 2.2, "top_h": 0.6}, [HALVES[0], -inf, -inf, -inf]),
     HandRow("top_h, then top_k", HALVES, {"top_h": 0.6, "top_k": 2}, [*HALVES[:2], -inf, -inf]),
     HandRow("top_k, then top_p", HALVES, {"top_k": 2, "top_p": 0.6}, [HALVES[0], -inf, -inf, -inf]),
     HandRow("top_p, then min_p", HALVES, {"top_p": 0.6, "min_p": 0.4}, [*HALVES[:2], -inf, -inf]),

@@ -106,6 +106,12 @@ def _descending(s: Scores) -> Ids:
     return np.argsort(-s, kind="stable")
 
 
+def _top_n_sigma(s: Scores, n: float, keep: int, move: float) -> Mask:
+    cut = s.max() - n * s[s > -np.inf].std() * (1 + move)
+    kept: Mask = (s >= cut) | (s >= np.sort(s)[::-1][keep - 1])
+    return kept
+
+
 def _top_h(s: Scores, top_h: float, keep: int, move: float) -> Mask:
     order = _descending(s)[:100]
     best = s[order][s[order] > -np.inf]
@@ -156,6 +162,7 @@ def _eta(s: Scores, eta: float, keep: int, move: float) -> Mask:
 
 
 _KEEP = {
+    "top_n_sigma": _top_n_sigma,
     "top_h": _top_h,
     "top_k": _top_k,
     "top_p": _top_p,

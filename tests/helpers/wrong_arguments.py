@@ -100,6 +100,7 @@ SHAPING: list[Wrong] = [
     *float_range("repetition_penalty", "finite and > 0", 0.0, -1.0, NAN, INF, 1e-60, input_ids=IDS),
     *float_range("presence_penalty", "finite", NAN, INF, -INF, input_ids=IDS),
     *float_range("frequency_penalty", "finite", NAN, INF, -INF, input_ids=IDS),
+    *float_range("top_n_sigma", "finite and >= 0", -0.1, NAN, INF),
     ({"top_h": 0.0}, ValueError, "`top_h` must be in (0, 1], got 0.0"),
     ({"top_h": 1.5}, ValueError, "`top_h` must be in (0, 1], got 1.5"),
     ({"top_h": tensor(0.5, -0.5)}, ValueError, "`top_h` must be in [0, 1], got -0.5 in row 1"),

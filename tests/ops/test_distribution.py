@@ -25,6 +25,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "epsilon_cutoff": {"epsilon_cutoff": 0.01},
     "eta_cutoff": {"eta_cutoff": 0.02},
     "top_h": {"top_h": 0.7},
+    "top_n_sigma": {"top_n_sigma": 1.2},
     "all": {"temperature": 1.2, "top_k": 60, "top_p": 0.97, "min_p": 0.01, "epsilon_cutoff": 1e-3},
 }
 

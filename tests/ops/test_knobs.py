@@ -34,6 +34,7 @@ FILTERS = {
     "typical_p": st.just(1.0) | fractions(1e-3, 1.0),
     "epsilon_cutoff": st.just(0.0) | fractions(1e-5, 0.9),
     "eta_cutoff": st.just(0.0) | fractions(1e-5, 0.9),
+    "top_n_sigma": st.sampled_from([0.0, 0.0, 1.0]) | fractions(1e-3, 4.0),
     "top_h": st.sampled_from([0.0, 0.0, 1.0]) | fractions(1e-3, 1.0),
     "min_tokens_to_keep": st.sampled_from([1, 1, 1, 2, 5, 1000]),
 }

@@ -183,6 +183,8 @@ def test_a_bad_row_leaves_the_others_alone(backend: str) -> None:
 
 
 FEW_LEFT: list[dict[str, Any]] = [
+    {"top_n_sigma": 0.5},
+    {"top_n_sigma": 0.1, "min_tokens_to_keep": 2, "top_p": 0.9},
     {"typical_p": 0.5},
     {"typical_p": 0.5, "min_tokens_to_keep": 3},
     {"eta_cutoff": 0.1},

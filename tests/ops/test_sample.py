@@ -25,6 +25,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "epsilon_cutoff": {"epsilon_cutoff": 3e-3},
     "eta_cutoff": {"eta_cutoff": 3e-3},
     "top_h": {"top_h": 0.6},
+    "top_n_sigma": {"top_n_sigma": 2.0},
     "common": {"temperature": 0.7, "top_k": 50, "top_p": 0.9},
 }
 

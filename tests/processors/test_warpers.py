@@ -56,3 +56,23 @@ def test_strided_rows_and_more_dimensions(number: int) -> None:
     assert torch.equal(warper(None, scores.T.contiguous().T), expected)
     assert torch.equal(warper(None, scores.view(2, 3, 151)), expected.view(2, 3, 151))
     assert warper(None, scores[:0]).shape == (0, 151)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("n", "keep", "kept"), [(1.0, 1, [0, 1]), (1.0, 3, [0, 1, 2]), (0.1, 1, [0]), (9.0, 1, [0, 1, 2, 3])]
+)
+def test_top_n_sigma(n: float, keep: int, kept: list[int], dtype: torch.dtype) -> None:
+    """A class that transformers does not have. Its scores 3, 1, -1, -3 have a standard deviation of sqrt(5)."""
+    scores = torch.tensor([[3.0, 1.0, -1.0, -3.0, -torch.inf]], dtype=dtype)
+    warper = processors.TopNSigmaLogitsWarper(n, filter_value=-1e4, min_tokens_to_keep=keep)
+    expected = torch.where(torch.isin(torch.arange(5), torch.tensor(kept)), scores, -1e4).to(dtype)
+    assert warper(None, scores).equal(expected)
+
+
+@pytest.mark.parametrize("n", [0.0, -1.0, float("nan"), float("inf")])
+def test_top_n_sigma_refuses(n: float) -> None:
+    with pytest.raises(ValueError, match="`top_n_sigma` must be a finite number > 0"):
+        processors.TopNSigmaLogitsWarper(n)
+    with pytest.raises(ValueError, match="`min_tokens_to_keep` must be a 64-bit integer >= 1"):
+        processors.TopNSigmaLogitsWarper(1.0, min_tokens_to_keep=0)

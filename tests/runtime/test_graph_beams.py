@@ -66,7 +66,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "bans": {"suppress_tokens": [3, 50], "begin_suppress_tokens": [4], "sequence_bias": [[[7], 2.0]], **ENDS},
     "segments": {"min_new_tokens": 4, **ENDS},
     "sampling": {"do_sample": True, "temperature": 0.8, "top_k": 30, "top_p": 0.9, **ENDS},
-    "seed": {"do_sample": True, "seed": 3, **ENDS},
+    "seed": {"do_sample": True, "seed": 3, "top_n_sigma": 2.0, **ENDS},
     "seeds": {"do_sample": True, "seed": [1, 2**64 - 1, 3], "typical_p": 0.95},
     "one end": {"eos_token_id": 5, "pad_token_id": 5},
     "no token for padding": {"eos_token_id": None, "pad_token_id": None},

@@ -72,6 +72,7 @@ EVERY_KNOB: dict[str, Any] = {
     "epsilon_cutoff": 1e-4,
     "eta_cutoff": 1e-3,
     "top_h": 0.9,
+    "top_n_sigma": 3.0,
     "repetition_penalty": 1.3,
     "presence_penalty": 0.2,
     "frequency_penalty": 0.1,
