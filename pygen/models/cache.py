@@ -148,8 +148,8 @@ def check_continues(name: str, cache: object) -> None:
     if getattr(cache, "rows_of_different_texts", False):
         kind = type(cache).__name__
         raise ValueError(
-            f"`{name}` cannot be continued: after beams of different lengths or contrastive candidates, this {kind} "
-            f"cannot be cut to the returned sequences; continue without a cache"
+            f"`{name}` cannot be continued: beams of different lengths or contrastive candidates used it, and this "
+            f"{kind} cannot be cut to the returned sequences; continue without a cache"
         )
 
 
