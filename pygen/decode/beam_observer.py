@@ -95,6 +95,7 @@ class EagerBeamReport:
         """
         self._state = state
         self._raises = on_invalid == "raise"
+        self._base = state.batch_size + 1
         self._shared = shared
 
     def read(self, step: int, logits: Tensor, output: BeamStepOutput) -> EagerBeamReport:
@@ -102,9 +103,9 @@ class EagerBeamReport:
         state, self._step, self._logits, self._status = self._state, step, logits, output.status
         signal = state.unfinished
         if self._raises:
-            # One number says both, since each read of a number waits for the device.
-            signal = torch.add(signal, torch.count_nonzero(output.status), alpha=state.batch_size + 1)
-        self._num_invalid, self.unfinished = divmod(int(signal), state.batch_size + 1)
+            # One number holds both counts, since each read of a number waits for the device.
+            signal = torch.add(signal, torch.count_nonzero(output.status), alpha=self._base)
+        self._num_invalid, self.unfinished = divmod(int(signal), self._base)
         return self
 
     def invalid(self) -> InvalidRows | None:

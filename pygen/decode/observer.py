@@ -95,6 +95,7 @@ class StepObserver:
         self._pads = pads
         self._on_invalid = on_invalid
         self._stopped = torch.zeros_like(state.finished)
+        self._base = state.rows + 1
 
     def observe(self, step: int, logits: Tensor, result: StepResult) -> None:
         """Queues the bookkeeping of `step`, which chose `result` from `logits`."""
@@ -107,13 +108,13 @@ class StepObserver:
             self._apply_criteria(step)
         signal = state.unfinished if self._pads or not self._criteria else (~self._stopped).sum()
         if self._on_invalid == "raise":
-            # One number says both, since each read of a number waits for the device.
-            signal = torch.add(signal, torch.count_nonzero(output.status), alpha=state.rows + 1)
+            # One number holds both counts, since each read of a number waits for the device.
+            signal = torch.add(signal, torch.count_nonzero(output.status), alpha=self._base)
         self._step, self._logits, self._status, self._signal = step, logits, output.status, signal
 
     def report(self) -> StepObserver:
         """The report of the step that was observed last."""
-        self._num_invalid, self.unfinished = divmod(int(self._signal), self._state.rows + 1)
+        self._num_invalid, self.unfinished = divmod(int(self._signal), self._base)
         return self
 
     def invalid(self) -> InvalidRows | None:
