@@ -34,8 +34,8 @@ class Noise:
     given: Tensor | None  # (rows, vocab_size) float32
     generator: torch.Generator
 
-    def kernel_arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the plans of pygen._C. The tensors have to outlive the plan."""
+    def kernel_arguments(self) -> dict[str, int]:
+        """Returns keyword arguments for the plans of pygen._C. The tensors must outlive the plan."""
         code = TORCH_CODE if self.advances_generator else PHILOX_CODE if self.given is None else GIVEN_CODE
         return {
             "rng": code,
@@ -45,7 +45,7 @@ class Noise:
         }
 
     def step_arguments(self) -> dict[str, int]:
-        """Likewise, of plans whose rows may each be at a step of their own."""
+        """Returns further arguments for plans with a step per row."""
         return {"steps_ptr": 0 if self.steps is None else self.steps.data_ptr()}
 
     @property

@@ -117,9 +117,9 @@ def process_logits(
         repetition_penalty r   every distinct id of input_ids: x * r where x < 0, else x / r
         presence p, frequency f   ids at columns >= prompt_lengths, found c > 0 times: x - c * f - p
         no_repeat_ngram_size n   ban every y such that (last n - 1 ids, y) is already in input_ids
-        suppress, token_bitmask   the named ids, the ids with bit 0, become -inf
+        suppress, token_bitmask   suppressed ids, and ids whose bit is 0, become -inf
         greedy row: the result is x
-        s = x / temperature, and then, each on the renormalised survivors p = softmax(s) of the one before:
+        s = x / temperature; then each filter acts on the survivors of the one before, with p = softmax(s) renormalised:
         top_n_sigma     s >= max s - n * the standard deviation of the s that are not -inf
         top_h           of the 100 largest, the prefix with cumulative -sum p ln p <= top_h * entropy; the first always
         top_k           s >= k-th largest, k = max(top_k, min_tokens_to_keep): ties at the boundary stay
@@ -129,9 +129,9 @@ def process_logits(
         epsilon_cutoff  p >= epsilon_cutoff
         eta_cutoff      p >= min(eta_cutoff, sqrt(eta_cutoff) * exp(-entropy))
 
-    Every filter but top_h keeps at least the first `min_tokens_to_keep` of its order. Where scores tie, lower ids come
-    first, in top_p higher ids: what a stable sort leaves, in the order in which Hugging Face sorts. Every filter is off
-    at its default, and the neutral value of a knob costs nothing.
+    Every filter but top_h keeps at least the first `min_tokens_to_keep` of its order. If scores tie, lower ids come
+    first, in top_p higher ids, as a stable sort in Hugging Face's order gives. Every filter is off at its default, and
+    the neutral value of a knob costs nothing.
 
     Arguments:
         logits: (rows, vocab_size) float32, float16 or bfloat16, last dimension contiguous; rows may be strided.

@@ -174,8 +174,10 @@ def fitting_temperature(temperature: Tensor, x: Tensor) -> Tensor:
 
 
 def keep_top_n_sigma(s: Tensor, n: float, min_tokens_to_keep: int) -> Tensor:
-    """Keep s >= max s - n * sigma, sigma the standard deviation of the scores that are not -inf, and s >= the
-    min_tokens_to_keep-th largest (Tang et al. 2024). 0 is off."""
+    """Keeps s >= max s - n * sigma, and s >= the min_tokens_to_keep-th largest (Tang et al. 2024). 0 is off.
+
+    sigma is the standard deviation of the scores that are not -inf.
+    """
     if n == 0:
         return s
     left = s[s > -math.inf].double()
