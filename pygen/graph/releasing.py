@@ -17,12 +17,13 @@ def on_release(drop: Callable[[nn.Module], None]) -> None:
     _droppers.append(drop)
 
 
-def release(model: nn.Module) -> None:
+def release(model: object) -> None:
     """Frees the graphs, caches and buffers that calls of `generate` with `runtime="graph"` left for the next ones.
 
     They are kept outside of the model, at most four sizes of a call, and go with the model too. A call that runs
     meanwhile ends as it would have, and the next captured call makes its own anew. Nothing happens where there is
     nothing to free.
     """
-    for drop in _droppers:
-        drop(inner(model))
+    if isinstance(model, nn.Module):
+        for drop in _droppers:
+            drop(inner(model))
