@@ -194,7 +194,11 @@ def generate(
         return result
     loop = None
     if custom_generate is not None:
-        given = {"streamer": borrowed(streamer), "synced_gpus": synced_gpus, "assistant_model": assistant_model}
+        given: dict[str, object] = {
+            "streamer": borrowed(streamer),
+            "synced_gpus": synced_gpus,
+            "assistant_model": assistant_model,
+        }
         loop = own_loop(custom_generate, model, given, kwargs)
         arguments = dataclasses.replace(arguments, synced_gpus=False)
     call = prepare_call(arguments, any_search=loop is not None)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pygen.call.call import Call
 from pygen.outputs import GenerateOutput
@@ -25,7 +25,7 @@ _COMMON = ("input_ids", "logits_processor", "stopping_criteria", "generation_con
 
 
 def own_loop(
-    loop: Any, model: Any, given: dict[str, Any], kwargs: dict[str, Any]
+    loop: object, model: nn.Module, given: dict[str, object], kwargs: dict[str, object]
 ) -> Callable[[Call], Tensor | GenerateOutput]:
     """The way from a call to what `loop` returns.
 
@@ -43,7 +43,9 @@ def own_loop(
     return functools.partial(_generate_with, loop, own)
 
 
-def _generate_with(loop: Callable[..., Any], own: dict[str, Any], call: Call) -> Any:
+def _generate_with(
+    loop: Callable[..., Tensor | GenerateOutput], own: dict[str, object], call: Call
+) -> Tensor | GenerateOutput:
     """`loop(model, input_ids, logits_processor, stopping_criteria, generation_config, **own, **model_kwargs)`.
 
     input_ids: (rows, prompt_length), expanded like the model's inputs.

@@ -139,7 +139,7 @@ _slots: weakref.WeakKeyDictionary[torch.nn.Module, _Slots] = weakref.WeakKeyDict
 _slots_lock = threading.Lock()
 
 
-def take_slot(model: Any, rows: int, capacity: int, encoder: EncoderSize = None) -> Slot | None:
+def take_slot(model: torch.nn.Module, rows: int, capacity: int, encoder: EncoderSize = None) -> Slot | None:
     """A slot for calls of `rows` rows and at most `capacity` positions; None where another call is using it.
 
     `model`: of transformers, without a wrapper. encoder: see `encoder_size`. Raises CacheRefused.

@@ -146,7 +146,7 @@ def _per_row(name: str, value: Any, batch_size: int, rows_per_prompt: int, devic
     return values.to(dtype=dtype, device=device)
 
 
-def _greedy_rows(temperature: Any) -> float | Tensor | None:
+def _greedy_rows(temperature: object) -> float | Tensor | None:
     """See `Plan.greedy_rows`."""
     if isinstance(temperature, Tensor):
         return (temperature > 0).float() if bool((temperature == 0).any()) else None
