@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pygen import rng
+from pygen import generate, rng
 from tests.generate.conftest import one_thread  # noqa: F401
 from tests.generate.models import ENCODER_DECODERS, FAMILIES, VOCAB_SIZE, encoder_decoder, hf_model
 from tests.helpers.generation import generate_output, generate_tokens
@@ -141,7 +141,7 @@ def test_same_as_transformers(family: str, block: int, within_band: list[str]) -
         expected = model.generate(**inputs, **settings)
         after = torch.get_rng_state()
         torch.manual_seed(number)
-        actual = generate_output(model, **inputs, **settings)
+        actual: Any = generate(model, **inputs, **settings)
 
         returns_dict = "return_dict_in_generate" in settings
         theirs = expected.sequences if returns_dict else expected
