@@ -6,6 +6,8 @@ Imports inside functions and under TYPE_CHECKING count.
 from __future__ import annotations
 
 import ast
+import itertools
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -114,3 +116,13 @@ def test_the_top_of_the_package_holds_public_topics_only() -> None:
 def test_a_name_outside_the_layers_is_found() -> None:
     assert layer("pygen.ops._shaping") < layer("pygen.reference.sample") < layer("pygen.ops.sample")
     assert layer("pygen.nowhere") == len(LAYERS) - 1
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/internals/architecture.md"])
+def test_pictures_of_the_layers_are_right(page: str) -> None:
+    text = (ROOT / page).read_text()
+    (picture,) = [block for block in re.findall(r"```text\n(.*?)```", text, re.DOTALL) if "\nreference" in block]
+    names = {name.removeprefix("pygen.").replace("ops._", "ops/_*.py"): number for number, name in enumerate(LAYERS)}
+    lines = [[names[word] for word in re.split(r" {2,}", line) if word in names] for line in picture.splitlines()]
+    assert sorted(number for line in lines for number in line) == [*range(len(LAYERS) - 1)]
+    assert all(min(above) > max(below) for above, below in itertools.pairwise(lines))
