@@ -75,13 +75,11 @@ class _RoundNoise:
 
 
 class _Speculative:
-    """Speculative sampling (Leviathan et al. 2023, algorithm 1), with p the model's and q the drafts' probabilities::
+    """Speculative sampling by the rule of `pygen.ops.verify_draft`, one position at a time.
 
-        draft x of a position is kept if r < p(x) / q(x), r uniform
-        else the token is drawn from max(p - q, 0), normalised; behind the last draft from p
-
-    Torch's generator gives one r per draft at the beginning of a round, and noise for the one draw at its end.
-    Greedy rows: p and q are 1 at the largest score.
+    That op takes the scores of a whole round. Here processors make them, each from the tokens chosen before.
+    As in transformers, torch's generator gives one uniform number per draft when a round begins, and noise for the
+    one draw at its end.
     """
 
     def __init__(self, plan: Plan, logits: Tensor, state: DecodeState) -> None:

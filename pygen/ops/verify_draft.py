@@ -50,6 +50,9 @@ def verify_draft(
         after the last draft, the token is drawn from p
         greedy row: x passes if it is the argmax of target_logits[i], lowest id first; the token is the next argmax
 
+    It serves loops of your own that have the processed scores of a whole round. `generate()` does not use it: there
+    processors see the text before each position, and draws take torch's generator as transformers does.
+
     For any q the result is distributed as p (Leviathan et al. 2023; Chen et al. 2023), provided that the drafts were
     drawn from q with other noise. An id outside the vocabulary ends the row's drafts.
 
