@@ -207,7 +207,7 @@ def generate(
 
 
 def _run(call: Call, model: nn.Module, loop: Callable[[Call], Any] | None) -> Tensor | GenerateOutput:
-    """loop: the caller's decoding loop, in the place of pygen's."""
+    """Runs the loop of the mode, or the caller's `loop` instead."""
     if call.config.token_healing:
         call = dataclasses.replace(call, prompt=heal(call.prompt, call.tokenizer, functools.partial(generate, model)))
     if loop is not None or call.mode not in CAPTURED_MODES:

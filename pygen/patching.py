@@ -1,4 +1,4 @@
-"""`patch`: puts pygen's `generate` in the place of a model's or a class's own, until it is undone."""
+"""`patch`: replaces `generate` of a model or a class by pygen's, until it is undone."""
 
 from __future__ import annotations
 

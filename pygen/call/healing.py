@@ -80,9 +80,9 @@ def heal_tokens(input_ids: Tensor, tokenizer: Tokenizer, generate: Generate) -> 
 def _extensions(tokenizer: Tokenizer, token_id: int) -> list[int]:
     """The tokens whose text begins with that of `token_id`, `token_id` included."""
     table = token_bytes(tokenizer)
-    place = int((table.ids == token_id).nonzero()[0, 0])
-    length = int(table.lengths[place])
+    index = int((table.ids == token_id).nonzero()[0, 0])
+    length = int(table.lengths[index])
     longer = (table.lengths >= length).nonzero()[:, 0]
-    places = table.starts[longer, None] + torch.arange(length, device="cpu")
-    text = table.data[table.starts[place] + torch.arange(length, device="cpu")]
-    return sorted(table.ids[longer[(table.data[places] == text).all(dim=1)]].tolist())
+    indices = table.starts[longer, None] + torch.arange(length, device="cpu")
+    text = table.data[table.starts[index] + torch.arange(length, device="cpu")]
+    return sorted(table.ids[longer[(table.data[indices] == text).all(dim=1)]].tolist())

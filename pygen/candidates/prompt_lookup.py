@@ -71,9 +71,9 @@ class PromptLookupCandidateGenerator(CandidateGenerator):
         if self.max_length <= length + 1:
             return row[:0]
         for n in range(min(self.max_matching_ngram_size, length - 1), 0, -1):
-            places = (row.unfold(0, n, 1) == row[length - n :]).all(1).nonzero()[:-1, 0]
-            for place in places.tolist():
-                drafts = self._allowed(row, row[place + n : place + n + self.num_output_tokens])
+            indices = (row.unfold(0, n, 1) == row[length - n :]).all(1).nonzero()[:-1, 0]
+            for index in indices.tolist():
+                drafts = self._allowed(row, row[index + n : index + n + self.num_output_tokens])
                 if len(drafts) > 0:
                     return self._before_end(drafts)
         return row[:0]

@@ -66,7 +66,7 @@ class _Shared:
 
 
 def _attributes(processor: object) -> dict[str, tuple[int, int]]:
-    """Marks that differ once an attribute is set anew, or its tensor or list changes in place."""
+    """Marks that differ once an attribute is set again, or its tensor or list changes in place."""
 
     def mark(value: object) -> int:
         return value._version if isinstance(value, Tensor) else len(value) if isinstance(value, list) else 0

@@ -1,4 +1,4 @@
-"""The knobs of a captured step: static tables that every call fills anew."""
+"""The knobs of a captured step: static tables that every call refills."""
 
 from __future__ import annotations
 

@@ -89,26 +89,26 @@ class ModuleStates:
     def changed(self) -> dict[tuple[nn.Module, str], list[Tensor]]:
         """The tensors that were replaced or written since the construction of this object."""
         return {
-            place: tensors
-            for place, (tensors, versions) in _tensors_of(self._model).items()
-            if place not in self._seen or not _same(self._seen[place], tensors, versions)
+            key: tensors
+            for key, (tensors, versions) in _tensors_of(self._model).items()
+            if key not in self._seen or not _same(self._seen[key], tensors, versions)
         }
 
     def learn(self, few: dict[tuple[nn.Module, str], list[Tensor]], copies: int, batch_size: int) -> None:
         """Finds the rows of the tensors in `changed()`; `few` has their values for one copy of each prompt."""
-        for place, many in self.changed().items():
-            alike = place in few and len(few[place]) == len(many)
+        for key, many in self.changed().items():
+            alike = key in few and len(few[key]) == len(many)
             dims: list[int | None] = [UNKNOWN]
             if alike:
-                dims = row_dims(few[place], many, copies, batch_size)
+                dims = row_dims(few[key], many, copies, batch_size)
             if any(dim is not None for dim in dims):
-                self._dims[place] = dims
+                self._dims[key] = dims
 
     def lose(self, rows: int) -> None:
         """Marks the changed tensors that may have `rows` rows as UNKNOWN, so that `reorder` refuses to move them."""
-        for place, tensors in self.changed().items():
+        for key, tensors in self.changed().items():
             if any(rows in tensor.shape for tensor in tensors):
-                self._dims[place] = [UNKNOWN]
+                self._dims[key] = [UNKNOWN]
 
     def reorder(self, source_rows: Tensor) -> None:
         """Row r of every state becomes its row `source_rows[r]`. NotImplementedError where the rows are UNKNOWN."""

@@ -1,4 +1,4 @@
-"""The plan of a call: what stands between the model's scores and the next tokens, in as few ops as can do it."""
+"""The plan of a call: the way from the model's scores to the next tokens, in as few ops as possible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processors that leave one choice at a given place: its score is 0, all others are -inf."""
+"""Processors that leave one choice at a given length: its score is 0, all others are -inf."""
 
 from __future__ import annotations
 

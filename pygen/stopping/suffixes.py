@@ -49,7 +49,7 @@ class StopSuffixes:
         found = self._backwards.get(token_id)
         if found is None:
             piece = self._pieces.get(token_id, b"")[::-1]
-            starts = (piece[place:] for place, byte in enumerate(piece) if byte in self._last_bytes)
+            starts = (piece[index:] for index, byte in enumerate(piece) if byte in self._last_bytes)
             found = self._backwards[token_id] = tuple(text for text in starts if self._begins(text) is not False)
         return found
 

@@ -132,8 +132,8 @@ def _read_in_state_0(vocabulary: TokenBytes, delta: Tensor, accepting: Tensor) -
     lengths = vocabulary.lengths
     states, ended = torch.zeros_like(lengths), torch.zeros_like(lengths, dtype=torch.bool)
     going_on = torch.searchsorted(-lengths, -torch.arange(int(lengths[0])))
-    for place, count in enumerate(going_on.tolist()):
-        byte = vocabulary.data[vocabulary.starts[:count] + place].long()
+    for offset, count in enumerate(going_on.tolist()):
+        byte = vocabulary.data[vocabulary.starts[:count] + offset].long()
         states[:count] = delta[states[:count], byte]
         ended[:count] |= accepting[states[:count]]
     return states, ended
@@ -150,7 +150,7 @@ def _may_differ(vocabulary: TokenBytes, patterns: list[bytes]) -> Tensor:
         ends[pattern[-1]] = True
         follow[list(pattern[:-1]), list(pattern[1:])] = True
     starts, last = vocabulary.starts, len(vocabulary.data) - 1
-    first, second = (vocabulary.data[(starts + place).clamp(max=last)].long() for place in (0, 1))
+    first, second = (vocabulary.data[(starts + offset).clamp(max=last)].long() for offset in (0, 1))
     return (vocabulary.lengths == 1) | ((vocabulary.lengths > 1) & (ends[first] | follow[first, second]))
 
 
@@ -174,13 +174,13 @@ def _read_in_other_states(
     start = state[(per_byte.cumsum(0) - per_byte)[first].repeat_interleave(counts) + rank]
 
     changes, hits = [start.new_zeros(0, 3)], [start.new_zeros(0, 2)]
-    now, plain, place = start, torch.zeros_like(start), 0
+    now, plain, offset = start, torch.zeros_like(start), 0
     while len(token):
-        byte = vocabulary.data[vocabulary.starts[token] + place].long()
-        now, plain, place = delta[now, byte], delta[plain, byte], place + 1
+        byte = vocabulary.data[vocabulary.starts[token] + offset].long()
+        now, plain, offset = delta[now, byte], delta[plain, byte], offset + 1
         hit = accepting[now]
         hits.append(torch.stack([token[hit], start[hit]], 1))
-        over = (now != plain) & (vocabulary.lengths[token] == place)
+        over = (now != plain) & (vocabulary.lengths[token] == offset)
         changes.append(torch.stack([token[over], start[over], now[over]], 1))
         follow = (now != plain) & ~over
         token, start, now, plain = token[follow], start[follow], now[follow], plain[follow]

@@ -196,8 +196,8 @@ def _from_byte_level(tokens: list[str], ids: list[int]) -> TokenBytes:
     values, is_gap = look_up()
     other = (values < 0) & ~is_gap
     if other.any():
-        for place in (is_gap.cumsum(0)[other].unique() - 1).tolist():
-            tokens[place] = "".join(letters[value] for value in tokens[place].encode())
+        for index in (is_gap.cumsum(0)[other].unique() - 1).tolist():
+            tokens[index] = "".join(letters[value] for value in tokens[index].encode())
         values, is_gap = look_up()
     return _split(ids, values, is_gap)
 
