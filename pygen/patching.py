@@ -15,9 +15,9 @@ def patch(model: object) -> Patch:
     """Makes `model.generate(...)` pygen's, with transformers' parameters, also by position.
 
     model: a model, or a class of models (`LlamaForCausalLM`; `transformers.GenerationMixin` is all of them), whose
-        instances and subclasses follow unless they have a `generate` of their own. A method `generate` of a model class
-        that calls `super().generate(...)` stays in force when a base of that class is patched. A wrapper with a
-        `generate` of its own, as peft's models, keeps it: the model inside is patched, which it calls.
+        instances and subclasses follow unless they have their own `generate`. A method `generate` of a model class
+        that calls `super().generate(...)` stays in force when a base of that class is patched. A wrapper with its own
+        `generate`, such as peft's models, keeps it: the inner model that it calls is patched.
 
     ```
     with pygen.patch(model):
@@ -31,7 +31,7 @@ def patch(model: object) -> Patch:
     then. Copies and pickles of a patched model are patched too, and `pygen.patch(copy).undo()` takes that off.
 
     TypeError for anything but a module, a class of modules, or a `GenerationMixin`. NotImplementedError for a model of
-    transformers with a `generate` of its own, as Whisper has, which would be lost: patch a base of its class.
+    transformers with its own `generate`, such as Whisper, which would be lost: patch a base of its class.
     """
     base = base_of(model)
     target = model if base is None else base

@@ -50,7 +50,7 @@ def refusal(model: Any, cache_implementation: str | None = None) -> str | None:
     if not hasattr(getattr(model, "config", None), "get_text_config"):
         return f"{name} is not a model of transformers"
     if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
-        return f"{name} keeps a cache of a class of its own"
+        return f"{name} keeps a cache of its own class"
     config = model.config.get_text_config(decoder=True)
     kinds = layer_kinds(model.config)
     others = [kind for kind in kinds if kind not in _HELD]

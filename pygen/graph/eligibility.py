@@ -154,9 +154,9 @@ def _reason_of_model(call: Call) -> str | None:
     from pygen.models.transformers_inputs import is_default, preparer
 
     if CAPTURED_MODES[call.mode] == "beam_step" and hasattr(hooks, "_reorder_cache"):
-        return f"{type(hooks).__name__} moves the rows of its cache by a `_reorder_cache` of its own"
+        return f"{type(hooks).__name__} moves the rows of its cache by its own `_reorder_cache`"
     if not is_default(hooks, "_update_model_kwargs_for_generation"):
-        return f"{type(hooks).__name__} extends its inputs by an `_update_model_kwargs_for_generation` of its own"
+        return f"{type(hooks).__name__} extends its inputs by its own `_update_model_kwargs_for_generation`"
     if hooks is not model and not _is_compiled(model):
         return f"the {type(model).__name__} around the model has to be called for every token"
     if hooks.training:
@@ -169,7 +169,7 @@ def _reason_of_model(call: Call) -> str | None:
         if _has_adapters(module):
             return f"`{name}` is a layer of peft, whose adapter a replay would not switch"
         if is_hooked(module):
-            return f"`{name or type(hooks).__name__}` has hooks or a forward of its own, which a replay would not call"
+            return f"`{name or type(hooks).__name__}` has hooks or its own forward, which a replay would not call"
     return None
 
 

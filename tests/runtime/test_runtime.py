@@ -100,8 +100,8 @@ DICT = {"return_dict_in_generate": True}
 REASONS: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "beams": (llama, {"num_beams": 2, "logits_processor": [keep]}, r"`logits_processor\[0\]` .* a call of Python"),
     "beam sampling": (llama, {"num_beams": 2, "do_sample": True, "stopping_criteria": [never]}, "criterion never is"),
-    "growing": (with_own_growth, {}, "OwnGrowth extends its inputs by an `_update_model_kwargs_for_generation` of its"),
-    "reordering": (with_own_reordering, {"num_beams": 2}, "rows of its cache by a `_reorder_cache` of its own"),
+    "growing": (with_own_growth, {}, "OwnGrowth extends its inputs by its own `_update_model_kwargs_for_generation`"),
+    "reordering": (with_own_reordering, {"num_beams": 2}, "rows of its cache by its own `_reorder_cache`"),
     "groups": (llama, {"num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 0.5}, "steps of group beam search"),
     "constraints": (llama, {"num_beams": 2, "force_words_ids": [[7]]}, "steps of constrained beam search"),
     "prompt lookup": (llama, {"prompt_lookup_num_tokens": 2}, "steps of assisted generation are not captured"),

@@ -142,7 +142,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "hybrid": (lambda: kinds("hybrid"), f"layers of kind 'hybrid'; {HELD}"),
     "own cache": (
         lambda: stand_in(transformers.LlamaConfig(), _supports_default_dynamic_cache=lambda: False),
-        "keeps a cache of a class of its own",
+        "keeps a cache of its own class",
     ),
     "positions from the keys": (
         lambda: transformers.GPTNeoForCausalLM(
