@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-# Comma-separated stems of the .cu files to compile; all if empty. Use it while some files do not compile.
+# Comma-separated ops whose <op>.cu and <op>_*.cu to compile; all if empty. Use it while some files do not compile.
 OPS = os.environ.get("PYGEN_CUDA_HOST_OPS", "")
 BUILD = ROOT / "build" / "-".join(filter(None, ["cuda_host", sys.implementation.cache_tag, OPS.replace(",", "-")]))
 SANITIZERS = ("libasan.so", "libubsan.so")
