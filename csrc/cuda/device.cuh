@@ -62,6 +62,9 @@ class Shared {
   }
 
  private:
+  template <typename U>
+  friend __device__ void copy_async(const Shared<U>& to, int i, const void* from);
+
   T* data_ = nullptr;
 };
 
@@ -123,6 +126,23 @@ PYGEN_DEVICE uint4 load_vector(const void* p) {
 template <typename T>
 PYGEN_DEVICE T load_scalar(const T* p) {
   return __ldg(p);
+}
+
+// Copies 16 bytes of global memory that no kernel writes meanwhile to element i of the caller's own block, past the
+// first-level cache; both sides have to be multiples of 16 bytes. Nobody may use the 16 bytes of shared memory from here
+// until the wait that covers the copy, and only this thread between that wait and the next barrier. What the thread
+// itself did to them before is done.
+template <typename T>
+PYGEN_DEVICE void copy_async(const Shared<T>& to, int i, const void* from) {
+  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(to.data_ + i));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+}
+// Closes the group of the copies that this thread issued since the last group; a group may be empty.
+PYGEN_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits for all but the newest kPending groups of this thread.
+template <int kPending>
+PYGEN_DEVICE void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 PYGEN_DEVICE float float_from_half_bits(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }

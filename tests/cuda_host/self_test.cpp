@@ -13,8 +13,10 @@ namespace {
 using namespace pygen::cuda;
 
 self_test::Cases all() {
-  self_test::Cases cases = self_test::functions();
-  cases.insert(self_test::mistakes().begin(), self_test::mistakes().end());
+  self_test::Cases cases;
+  for (const self_test::Cases* some :
+       {&self_test::functions(), &self_test::mistakes(), &self_test::copies(), &self_test::mistaken_copies()})
+    cases.insert(some->begin(), some->end());
   return cases;
 }
 

@@ -20,6 +20,9 @@ constexpr int kInputs = 64;
 
 const Cases& functions();
 const Cases& mistakes();
+// Of asynchronous copies.
+const Cases& copies();
+const Cases& mistaken_copies();
 
 inline Launch one_block(unsigned threads, unsigned shared = 0) { return {1, threads, 1, shared, false, nullptr}; }
 inline Launch one_cluster(unsigned blocks, unsigned shared = 0) { return {blocks, 32, blocks, shared, false, nullptr}; }

@@ -65,9 +65,11 @@ COMPUTED: dict[str, list[int]] = {
     "warp_order": [(i ^ 1) + 10 * (i ^ 2) for i in LANES],
     "dependent": [1, 4],
     "many_barriers": [100],
+    "copies": [3 * i + 1 for i in range(64)],
+    "copies_for_the_block": [sum(3 * i + 1 for i in range(64))] * 32,
 }
 # Number and bytes of the loads from `in`.
-LOADS = {"vectors_and_bytes": (8, 128), "dependent": (4, 16)}
+LOADS = {"vectors_and_bytes": (8, 128), "dependent": (4, 16), "copies": (16, 256), "copies_for_the_block": (16, 256)}
 
 # The kind, and words of the report, of each mistake.
 MISTAKES = {
@@ -119,12 +121,30 @@ MISTAKES = {
     "dependent_without_wait": ("dependent", "returned without wait_for_previous_kernel"),
     "load_before_wait": ("dependent", "loads `in` before wait_for_previous_kernel"),
     "store_to_input": ("store", "wrote to byte 12 of `in`"),
+    "copy_read_without_wait": ("pending", "reads 4 bytes at byte 0 of the 16 of shared array 0 of block rank 0"),
+    "copy_read_before_its_group": ("pending", "a copy of thread 0 is in flight since "),
+    "copy_outside_of_groups": ("pending", "reads 16 bytes at byte 0"),
+    "copy_written_over": ("pending", "writes 4 bytes at byte 8 of the 16"),
+    "copy_added_to": ("pending", "atomically updates 4 bytes at byte 12"),
+    "copy_onto_copy": ("pending", "copies 16 bytes at byte 0 of the 16"),
+    "copy_read_by_another": ("pending", "a copy of thread 3 is in flight since "),
+    "copy_left_behind": ("pending", "returned with 2 copies that no wait_for_copies covers"),
+    "copy_without_barrier": ("race", "no barrier lies between"),
+    "copy_over_read": ("race", "no barrier lies between"),
+    "copy_of_changing_words": ("race", "changed between this copy and the wait for it"),
+    "copy_misaligned": ("alignment", "copies 16 bytes at byte 8 of the 32"),
+    "copy_from_misaligned": ("alignment", "loads 16 bytes"),
+    "copy_outside": ("bounds", "copies 16 bytes at byte 16 of the 16"),
+    "copy_to_another_block": ("cluster", "copies into the shared memory of block rank 1"),
+    "copy_before_wait_for_kernel": ("dependent", "loads `in` before wait_for_previous_kernel"),
 }
 # Mistakes that the sanitizers find; these end the process.
 ENDS = {
     "global_bounds": "heap-buffer-overflow",
     "stack_bounds": "stack-buffer-overflow",
     "shift_too_far": "shift exponent 107 is too large",
+    "copy_from_outside": "heap-buffer-overflow",
+    "copy_from_freed_memory": "heap-use-after-free",
 }
 SEEDS = (1, 2, 3)
 OTHERS = ("order",)
@@ -188,7 +208,7 @@ def test_it_reports(name: str, seed: int, results: dict[int, dict[str, Any]]) ->
     if kind not in ("launch", "store"):
         kernel, where = found[0]["kernel"], found[0]["where"]
         assert kernel == name and found[0]["block"] >= 0 and found[0]["thread"] >= 0
-        assert re.search(r"tests/cuda_host/self_test_mistakes\.cu:\d+$", where) or name == "dependent_without_wait"
+        assert re.search(r"tests/cuda_host/self_test_\w+\.cu:\d+$", where) or name == "dependent_without_wait"
 
 
 @pytest.mark.parametrize("name", ENDS)

@@ -8,6 +8,7 @@
 #include "cuda_host/types.h"
 // Types before what takes them.
 #include "cuda_host/atomics.h"
+#include "cuda_host/copies.h"
 #include "cuda_host/functions.h"
 #include "cuda_host/launch.h"
 #include "cuda_host/shared.h"

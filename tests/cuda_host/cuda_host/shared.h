@@ -11,8 +11,8 @@
 namespace pygen::cuda {
 namespace host {
 
-// kPeek: a read that is meant to meet atomics of other threads.
-enum class Access { kRead, kWrite, kAtomic, kPeek };
+// kPeek: a read that is meant to meet atomics of other threads. kCopy and kCopied: an asynchronous copy begins and ends.
+enum class Access { kRead, kWrite, kAtomic, kPeek, kCopy, kCopied };
 
 // What one `take` handed out; bytes count from the start of the block's shared memory.
 struct SharedArray {
@@ -67,6 +67,9 @@ class Shared {
   PYGEN_FORWARD Shared of_block(unsigned rank) const { return Shared(host::shared_of_block(array_, rank), first_); }
 
  private:
+  template <typename U>
+  friend void copy_async(const Shared<U>& to, long long i, const void* from);
+
   static constexpr bool kComparable = std::is_integral_v<T> && (sizeof(T) == 4 || std::is_unsigned_v<T>);
 
   PYGEN_FORWARD void* touch_bytes(long long i, unsigned bytes, host::Access access) const {

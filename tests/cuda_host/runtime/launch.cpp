@@ -96,6 +96,8 @@ void begin_cluster(Cluster& cluster, const Launch& launch, unsigned first_block)
   for (Thread& thread : cluster.threads) {
     thread.returned = false;
     thread.waited_for_previous = false;
+    thread.copies.clear();
+    thread.closed_groups = 0;
   }
 }
 

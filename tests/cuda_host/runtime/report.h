@@ -9,7 +9,7 @@ namespace pygen::cuda::host {
 struct Thread;
 
 struct Failure {
-  // launch, barrier, warp, mask, bounds, alignment, unwritten, race, cluster, dependent, store
+  // launch, barrier, warp, mask, bounds, alignment, unwritten, pending, race, cluster, dependent, store
   std::string kind;
   std::string kernel;
   long long block = -1;  // in the grid; -1: the launch as a whole

@@ -57,6 +57,7 @@ void entry() {
   Running& all = running();
   all.body(all.context);
   Thread& thread = current();
+  check_returned(thread);
   thread.returned = true;
   leave(thread, true);
   std::abort();

@@ -5,6 +5,17 @@
 namespace pygen::cuda::host {
 namespace {
 
+// A write comes after everything before, so it alone is left to be ordered after.
+void replace(Cell& cell, const Thread& thread, const void* place) {
+  cell.written = true;
+  cell.pending = false;
+  cell.reads.clear();
+  cell.peeks.clear();
+  cell.atomics.clear();
+  cell.writes.clear();
+  cell.writes.add(thread, place);
+}
+
 Fault use_cell(Cell& cell, const Thread& thread, Access access, const void* place) {
   Fault fault;
   const auto check = [&](const Uses& uses, const char* did) {
@@ -12,24 +23,26 @@ Fault use_cell(Cell& cell, const Thread& thread, Access access, const void* plac
     fault.did = did;
     fault.by = uses;
   };
-  fault.unwritten = access != Access::kWrite && !cell.written;
+  if (access == Access::kCopied) {
+    replace(cell, thread, place);
+    return fault;
+  }
+  if (cell.pending) {
+    fault.pending = true;
+    fault.by = cell.writes;
+    return fault;
+  }
+  const bool writes = access == Access::kWrite || access == Access::kCopy;
+  fault.unwritten = !writes && !cell.written;
   check(cell.writes, "wrote");
-  if (access == Access::kRead || access == Access::kWrite) check(cell.atomics, "atomically updated");
-  if (access == Access::kAtomic || access == Access::kWrite) check(cell.reads, "read");
-  if (access == Access::kWrite) check(cell.peeks, "read");
+  if (access == Access::kRead || writes) check(cell.atomics, "atomically updated");
+  if (access == Access::kAtomic || writes) check(cell.reads, "read");
+  if (writes) check(cell.peeks, "read");
   switch (access) {
     case Access::kRead: cell.reads.add(thread, place); break;
     case Access::kPeek: cell.peeks.add(thread, place); break;
     case Access::kAtomic: cell.atomics.add(thread, place); break;
-    case Access::kWrite:
-      // It comes after everything before, so it alone is left to be ordered after.
-      cell.written = true;
-      cell.reads.clear();
-      cell.peeks.clear();
-      cell.atomics.clear();
-      cell.writes.clear();
-      cell.writes.add(thread, place);
-      break;
+    default: replace(cell, thread, place); cell.pending = access == Access::kCopy;
   }
   return fault;
 }

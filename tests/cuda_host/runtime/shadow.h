@@ -48,14 +48,16 @@ struct Cell {
   uint32_t generation = 0;
   int32_t pieces = -1;  // where its four bytes are watched one by one
   bool written = false;
+  bool pending = false;  // a copy is in flight, that of the last write
 };
 
-// What is wrong with a use; of a race, what others did to the word, and who.
+// What is wrong with a use; of a race, what others did to the word, and who; of a copy in flight, whose it is.
 struct Fault {
   bool unwritten = false;
+  bool pending = false;
   const char* did = nullptr;
   Uses by;
-  explicit operator bool() const { return unwritten || did != nullptr; }
+  explicit operator bool() const { return unwritten || pending || did != nullptr; }
 };
 
 class Shadow {

@@ -1,4 +1,6 @@
 // What stands between a kernel and the shared memory of its cluster.
+#include "runtime/shared.h"
+
 #include <algorithm>
 #include <string>
 
@@ -24,6 +26,8 @@ const char* done_by(Access access) {
     case Access::kWrite: return "writes";
     case Access::kAtomic: return "atomically updates";
     case Access::kPeek: return "peeks at";
+    case Access::kCopy:
+    case Access::kCopied: return "copies";
   }
   return "";
 }
@@ -38,6 +42,12 @@ std::string race_text(const Fault& fault, const Thread& self, const std::string&
   const std::string line = itself ? "" : source_line(fault.by.last_place());
   if (!line.empty()) text += " at " + line;
   return text + ", and no barrier lies between";
+}
+
+std::string pending_text(const Fault& fault, const std::string& what) {
+  std::string text = what + ", where a copy of thread " + std::to_string(fault.by.last_thread()) + " is in flight";
+  const std::string line = source_line(fault.by.last_place());
+  return line.empty() ? text : text + " since " + line;
 }
 
 void note_remote(Block& owner, const Thread& self, const void* place) {
@@ -72,7 +82,10 @@ SharedArray shared_of_block(const SharedArray& array, unsigned rank) {
 }
 
 void* touch_shared(const SharedArray& array, long long at, unsigned bytes, Access access) {
-  const void* place = __builtin_return_address(0);
+  return touch_shared(array, at, bytes, access, __builtin_return_address(0));
+}
+
+unsigned char* touch_shared(const SharedArray& array, long long at, unsigned bytes, Access access, const void* place) {
   const Thread& self = current();
   if (array.block < 0) fail("bounds", &self, place, "uses a shared array that was not taken");
   if (at < 0 || at + bytes > array.end - array.begin)
@@ -86,6 +99,7 @@ void* touch_shared(const SharedArray& array, long long at, unsigned bytes, Acces
   if (const Fault fault = owner.shadow.use(self, byte, bytes, access, place)) {
     const std::string what = std::string(done_by(access)) + " " + stretch(at, bytes, array);
     if (fault.unwritten) report("unwritten", &self, place, what + ", which nobody wrote");
+    if (fault.pending) report("pending", &self, place, pending_text(fault, what));
     if (fault.did != nullptr) report("race", &self, place, race_text(fault, self, what));
   }
   return owner.shared + byte;

@@ -14,6 +14,17 @@ namespace pygen::cuda::host {
 struct Block;
 struct Warp;
 
+// An asynchronous copy in flight, into the block of its thread.
+struct Copy {
+  unsigned byte = 0;   // of the block's shared memory
+  uint32_t group = 0;  // groups that the thread had closed before
+  bool late = false;   // happens at the wait; else it happened at its issue
+  const void* from = nullptr;
+  uint4 value{};  // at the issue
+  LoadAgain load_again = nullptr;
+  const void* place = nullptr;
+};
+
 struct Thread {
   Fiber* fiber = nullptr;
   Block* block = nullptr;
@@ -22,6 +33,8 @@ struct Thread {
   unsigned lane = 0;
   bool returned = false;
   bool waited_for_previous = false;
+  std::vector<Copy> copies;  // the oldest first
+  uint32_t closed_groups = 0;
   // While suspended: in what, called where.
   const char* waits_in = nullptr;
   const void* place = nullptr;
@@ -90,6 +103,9 @@ struct Running {
 };
 
 Running& running();
+
+// What a thread may not leave behind.
+void check_returned(const Thread& thread);
 
 inline Thread& current() { return *running().thread; }
 
