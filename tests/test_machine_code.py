@@ -1,0 +1,110 @@
+"""Counts in the machine code of the CUDA kernels."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import cubin, machine_code, sass
+
+# A loop as nvdisasm prints it: a rare branch of two instructions that joins again, an inner loop, a slow form of a
+# shuffle that a converged warp never takes, and a copy that the loop waits for seven turns later.
+LISTING = """
+        .type           kernel,@function
+kernel:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_0:
+        /*0010*/                   LDGSTS.E.BYPASS.128 [R2], desc[UR4][R4.64] ;
+        /*0020*/                   LDGDEPBAR ;
+        /*0030*/                   DEPBAR.LE SB0, 0x7 ;
+        /*0040*/                   BSSY B0, `(.L_x_1) ;
+        /*0050*/               @P0 BRA `(.L_x_2) ;
+        /*0060*/                   LDG.E R3, desc[UR4][R6.64] ;
+        /*0070*/                   FADD R8, R8, R3 ;
+.L_x_2:
+        /*0080*/                   BSYNC B0 ;
+.L_x_1:
+        /*0090*/                   BRA.DIV UR4, `(.L_x_4) ;
+.L_x_3:
+        /*00a0*/                   SHFL.BFLY PT, R9, R8, R10, 0x1f ;
+        /*00b0*/              @!P1 BRA `(.L_x_3) ;
+        /*00c0*/                   I2F.RP R11, R9 ;
+        /*00d0*/               @P2 BRA `(.L_x_0) ;
+        /*00e0*/                   EXIT ;
+.L_x_4:
+        /*00f0*/                   WARPSYNC.COLLECTIVE R4, `(.L_x_3) ;
+        /*0100*/                   BRA `(.L_x_3) ;
+"""
+
+
+def scan_of(listing: str, without: tuple[str, ...] = ()) -> machine_code.Scan:
+    kernel = cubin.Kernel("kernel", registers=64, stack=0, shared=0, max_threads=512, size=0, symbol=0, cubin=b"")
+    kernel.__dict__["functions"] = sass.parse(listing)
+    (scan,) = machine_code.scans(kernel, without)
+    return scan
+
+
+def test_the_longest_way_through_a_loop() -> None:
+    scan = scan_of(LISTING)
+    assert (scan.loop.header, scan.loop.latches) == (0x10, {0xC0})
+    assert [one.address for one in scan.way.code] == list(range(0x10, 0xE0, 0x10))
+    assert scan.per_8_logits == scan.way.count == 13
+    assert scan.way.turns_unknown == (0xA0,)
+    assert scan.shuffle_loops == [0xA0]
+    assert (scan.conversions, scan.divisions, scan.calls) == (["I2F.RP"], [], [])
+    assert scan_of(LISTING, without=("LDG.E R",)).way.count == 11
+
+
+def test_loads_in_flight() -> None:
+    scan = scan_of(LISTING)
+    assert scan.slots == 8, "the wait leaves seven groups of one copy each"
+    # 64 registers: two blocks of 512 threads.
+    assert scan.bytes_in_flight(shared=65_536) == 8 * 16 * 512 * 2
+    assert scan.bytes_in_flight(shared=131_072) == 8 * 16 * 512
+
+
+@pytest.mark.parametrize(
+    "turn, slots",
+    [
+        # Waits for the load of the turn before it starts the next.
+        (["MOV R8, R4", "LDG.E.128 R4, desc[UR4][R2.64]"], 1),
+        (["LDG.E.128 R4, desc[UR4][R2.64]", "FADD R8, R8, R5"], 1),
+        # Two registers, each used two loads later.
+        (
+            [
+                "FADD R0, R0, R4",
+                "LDG.E.128 R4, desc[UR4][R2.64]",
+                "FADD R0, R0, R8",
+                "LDG.E.128 R8, desc[UR4][R2.64]",
+            ],
+            2,
+        ),
+        (
+            [
+                "LDG.E.128 R4, desc[UR4][R2.64]",
+                "LDG.E.128 R8, desc[UR4][R2.64]",
+                "LDG.E.128 R12, desc[UR4][R2.64]",
+                "FADD R0, R4, R15",
+            ],
+            3,
+        ),
+    ],
+)
+def test_loads_into_registers_in_flight(turn: list[str], slots: int) -> None:
+    lines = [*turn, "@P0 BRA `(.L_x_0)", "EXIT"]
+    text = ".L_x_0:\n" + "\n".join(f"        /*{16 * index:04x}*/    {line} ;" for index, line in enumerate(lines))
+    assert scan_of(text).slots == slots
+
+
+def test_a_cycle_with_two_entries_is_an_error() -> None:
+    lines = [
+        "LDG.E.128 R4, desc[UR4][R2.64]",
+        "@P0 BRA `(.L_x_2)",
+        "FADD R0, R0, R0",
+        "@P1 BRA `(.L_x_1)",
+        "@P2 BRA `(.L_x_0)",
+        "EXIT",
+    ]
+    labels = {0: ".L_x_0:\n", 2: ".L_x_1:\n", 3: ".L_x_2:\n"}
+    text = "\n".join(f"{labels.get(i, '')}        /*{16 * i:04x}*/    {line} ;" for i, line in enumerate(lines))
+    with pytest.raises(ValueError, match="a cycle without a header"):
+        scan_of(text)
