@@ -18,6 +18,13 @@ COMPAT_TESTS := tests/generate tests/runtime tests/processors tests/shadow tests
 # Packages that call generate(), in a separate environment.
 CLIENTS_VENV ?= .venv-clients
 CLIENTS_LEFT_OUT := ^($(SMOLLM2)|cmake|clang-format|mypy|ruff)==
+# The environment of a machine with a GPU, on one without: torch with CUDA, and no package that such a machine lacks.
+GPU_VENV ?= .venv-gpu
+GPU_PYTHON ?= python3.12
+GPU_ARCHS ?= 90
+GPU_PREBUILT := build/gpu-prebuilt
+GPU_REPLACED := $(shell sed -n 's/==.*//p' constraints-gpu.txt | paste -sd'|')
+GPU_LEFT_OUT := ^($(GPU_REPLACED)|$(SMOLLM2)|annotated-types|ast_serialize|clang-format|gguf|librt|mypy|pydantic|pydantic_core|ruff|tzdata)==
 # The site generator reads docstrings without importing pygen, so it needs neither torch nor a build.
 DOCS_VENV ?= .venv-docs
 DOCS_PACKAGES := mkdocs-material "mkdocstrings[python]" ruff
@@ -120,6 +127,15 @@ $(CLIENTS_VENV)/.built: Makefile constraints.txt constraints-clients.txt
 	test -x $(CLIENTS_VENV)/bin/python || $(PYTHON) -m venv $(CLIENTS_VENV)
 	grep -vhE '$(CLIENTS_LEFT_OUT)' constraints.txt constraints-clients.txt > $(CLIENTS_VENV)/requirements.txt
 	PIP_CONSTRAINT= $(CLIENTS_VENV)/bin/python -m pip install $(if $(wildcard $@),-q) -r $(CLIENTS_VENV)/requirements.txt
+	touch $@
+
+gpu-env: $(GPU_VENV)/.built
+
+# --no-deps: torch asks for releases of CUDA's libraries that only a GPU needs exactly.
+$(GPU_VENV)/.built: Makefile constraints.txt constraints-gpu.txt
+	test -x $(GPU_VENV)/bin/python || $(GPU_PYTHON) -m venv $(GPU_VENV)
+	{ grep -vE '$(GPU_LEFT_OUT)' constraints.txt; cat constraints-gpu.txt; } > $(GPU_VENV)/requirements.txt
+	PIP_CONSTRAINT= $(GPU_VENV)/bin/python -m pip install --no-deps $(if $(wildcard $@),-q) -r $(GPU_VENV)/requirements.txt
 	touch $@
 
 bench: build
