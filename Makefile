@@ -21,8 +21,7 @@ CLIENTS_LEFT_OUT := ^($(SMOLLM2)|cmake|clang-format|mypy|ruff)==
 # The environment of a machine with a GPU, on one without: torch with CUDA, and no package that such a machine lacks.
 GPU_VENV ?= .venv-gpu
 GPU_PYTHON ?= python3.12
-GPU_ARCHS ?= 90
-GPU_PREBUILT := build/gpu-prebuilt
+GPU_CAPABILITY ?= 90
 GPU_REPLACED := $(shell sed -n 's/==.*//p' constraints-gpu.txt | paste -sd'|')
 GPU_LEFT_OUT := ^($(GPU_REPLACED)|$(SMOLLM2)|annotated-types|ast_serialize|clang-format|gguf|librt|mypy|pydantic|pydantic_core|ruff|tzdata)==
 # The site generator reads docstrings without importing pygen, so it needs neither torch nor a build.
@@ -42,7 +41,7 @@ CXX_FILES := find csrc tests/cuda_host tests/fuzz -name '*.cpp' -o -name '*.h' -
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f)
 PYTHON_FOLDERS := docs pygen triton_kernels examples benchmarks tests cmake setup.py
 
-.PHONY: help build environments wheel demo docs test test-compat test-clients test-triton test-cuda-host test-fuzz fuzz pytest bench lint format clean
+.PHONY: help build environments gpu-env gpu-prebuilt wheel demo docs test test-compat test-clients test-triton test-cuda-host test-fuzz fuzz pytest bench lint format clean
 
 help:
 	@echo "make demo    stream an answer of SmolLM2 with pygen and compare with transformers"
@@ -51,6 +50,8 @@ help:
 	@echo "make fuzz SECONDS=60   random calls of the CPU ops under ASan, UBSan and TSan; make test runs it briefly"
 	@echo "make test-compat   the tests that use transformers, with the newest release; TRANSFORMERS=5.18.0 for any other"
 	@echo "make test-clients   peft, accelerate, TRL, lm-eval, xgrammar and langchain-huggingface with pygen"
+	@echo "make gpu-env   the environment of a machine with a GPU, on one without; GPU_PYTHON=python3.12"
+	@echo "make gpu-prebuilt   the compiled extension for that machine, into build/gpu-prebuilt; GPU_CAPABILITY=90"
 	@echo "make docs    the documentation as a site, in build/site"
 	@echo "make bench   measure the ops and generate() into benchmarks/results"
 	@echo "make wheel   a wheel for other machines into dist; CMAKE_ARGS=-DPYGEN_WITH_CUDA=OFF for one without CUDA kernels"
@@ -138,6 +139,10 @@ $(GPU_VENV)/.built: Makefile constraints.txt constraints-gpu.txt
 	PIP_CONSTRAINT= $(GPU_VENV)/bin/python -m pip install --no-deps $(if $(wildcard $@),-q) -r $(GPU_VENV)/requirements.txt
 	touch $@
 
+# The compiled extension for that machine, into build/gpu-prebuilt. It needs nvcc.
+gpu-prebuilt: gpu-env
+	$(GPU_VENV)/bin/python -m benchmarks.prebuilt build --capability $(GPU_CAPABILITY)
+
 bench: build
 	$(BIN)/python -m benchmarks.bench_sample --table $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.bench_process_logits --table $(BENCH_ARGS)
@@ -160,5 +165,5 @@ format: build
 	$(CXX_FILES) | xargs $(BIN)/clang-format -i
 
 clean:
-	rm -rf $(VENV) .venv-compat-* $(CLIENTS_VENV) $(DOCS_VENV) build dist *.egg-info pygen/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-compat-* $(CLIENTS_VENV) $(DOCS_VENV) $(GPU_VENV) build dist *.egg-info pygen/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -59,7 +59,7 @@ if [[ -n $GPU ]]; then
   export PYGEN_CUDA_ARCHS=${PYGEN_CUDA_ARCHS:-$CAPABILITY}
 fi
 
-part build 240 "$PYTHON" setup.py build_ext --inplace
+part prebuilt 240 "$PYTHON" -m benchmarks.prebuilt install
 part device 30 "$PYTHON" -c '
 import json, torch, pygen
 from pygen import _C
