@@ -24,6 +24,13 @@ def tool(name: str) -> Path:
     return Path(spec.origin).parent / "backends" / "nvidia" / "bin" / name
 
 
+def extension() -> Path:
+    """The built extension of pygen, which holds the objects of all targets."""
+    from pygen import _C
+
+    return Path(_C.__file__)
+
+
 def cubins(path: Path, arch: str = "sm_90") -> Iterator[bytes]:
     """The CUDA objects for `arch` in a cubin, an object file or an extension."""
     content = path.read_bytes()

@@ -42,7 +42,7 @@ class Block:
         return self.code[0].address
 
     def has(self, pattern: str) -> bool:
-        return any(re.search(pattern, f"{one.predicate} {one.text}") for one in self.code)
+        return any(re.search(pattern, one.text) for one in self.code)
 
 
 @dataclass
@@ -79,6 +79,7 @@ class Function:
     def __init__(self, name: str, code: Sequence[Instruction], labels: dict[str, int]) -> None:
         self.name = name
         self.entry = code[0].address
+        self.size = BYTES * len(code)
         self.blocks = _blocks(code, labels)
         self.loops = _loops(self.entry, self.blocks)
 
@@ -92,6 +93,37 @@ class Function:
 
     def code_of(self, loop: Loop) -> list[Instruction]:
         return [one for at in sorted(loop.blocks) for one in self.blocks[at].code]
+
+    def whole(self) -> Loop:
+        """The function as a loop of one turn: from its entry to any end."""
+        ends = {at for at, block in self.blocks.items() if not block.after}
+        return Loop(self.entry, ends, set(self.blocks), self.loops)
+
+    def frame(self) -> int:
+        """Bytes of stack that the function takes for itself."""
+        moves = [re.match(r"(?:VIADD|IADD3|UIADD3) R1, R1, (0x\w+)", one.text) for one in self.code()]
+        return max((2**32 - int(move[1], 16) for move in moves if move and int(move[1], 16) >= 2**31), default=0)
+
+    def code(self) -> Iterator[Instruction]:
+        for at in sorted(self.blocks):
+            yield from self.blocks[at].code
+
+    def before(self, first: str, second: str) -> list[Instruction]:
+        """Instructions that match `first`, lead to one that matches `second`, and never run after such a one."""
+        after = {at: set(block.after) for at, block in self.blocks.items()}
+        leading: dict[int, set[int]] = {at: set() for at in self.blocks}
+        for at, block in self.blocks.items():
+            for to in block.after:
+                leading[to].add(at)
+        seconds = {at for at, block in self.blocks.items() if block.has(second)}
+        later = _reached({to for at in seconds for to in after[at]}, after)
+        leading_to = _reached(seconds, leading)
+        found = []
+        for at in leading_to - later:
+            code = self.blocks[at].code
+            ends = next((index for index, one in enumerate(code) if re.search(second, one.text)), len(code))
+            found += [one for one in code[:ends] if re.search(first, one.text)]
+        return sorted(found, key=lambda one: one.address)
 
     def longest_way(self, loop: Loop, through: str, without: Sequence[str] = ()) -> Way | None:
         """The longest way from the header of `loop` back to it; None if there is none.
@@ -222,7 +254,13 @@ def _blocks(code: Sequence[Instruction], labels: dict[str, int]) -> dict[int, Bl
 
 
 def _join(entry: int, blocks: dict[int, Block], labels: dict[str, int]) -> None:
-    """Adds the edges of BSYNC: to the label of the BSSY that set its barrier."""
+    """Adds the edges of BSYNC: to the label of the BSSY that set its barrier, as a rule the next instruction."""
+    joins = {
+        (_barrier(one), labels[match[1]])
+        for block in blocks.values()
+        for one in block.code
+        if one.opcode.startswith("BSSY") and (match := _TARGET.search(one.text))
+    }
     reaching: dict[int, dict[str, frozenset[int]]] = {entry: {}}
     waiting = [entry]
     while waiting:
@@ -231,20 +269,27 @@ def _join(entry: int, blocks: dict[int, Block], labels: dict[str, int]) -> None:
         block = blocks[at]
         for one in block.code:
             if one.opcode.startswith("BSSY") and (match := _TARGET.search(one.text)):
-                barriers[one.text.split()[1].rstrip(",")] = frozenset({labels[match[1]]})
+                barriers[_barrier(one)] = frozenset({labels[match[1]]})
         last = block.code[-1]
         if last.opcode.startswith("BSYNC"):
-            for to in barriers.get(last.text.split()[1], frozenset()):
-                if to in blocks and to not in block.after:
-                    block.after.append(to)
+            after = last.address + BYTES
+            targets = barriers.get(_barrier(last), frozenset())
+            # Barriers also move through registers and memory, so the BSSY before this may be another one's.
+            if (_barrier(last), after) in joins or not targets:
+                targets = frozenset({after})
+            block.after.extend(to for to in targets if to in blocks and to not in block.after)
         for to in block.after:
             known = reaching.get(to)
             merged = dict(known or {})
-            for barrier, labels_of in barriers.items():
-                merged[barrier] = merged.get(barrier, frozenset()) | labels_of
+            for barrier, targets in barriers.items():
+                merged[barrier] = merged.get(barrier, frozenset()) | targets
             if merged != known:
                 reaching[to] = merged
                 waiting.append(to)
+
+
+def _barrier(one: Instruction) -> str:
+    return one.text.split()[1].rstrip(",")
 
 
 def _loops(entry: int, blocks: dict[int, Block]) -> list[Loop]:
@@ -301,6 +346,17 @@ def _nested(loops: list[Loop]) -> list[Loop]:
         outer = next((one for one in loops[index + 1 :] if loop.header in one.blocks), None)
         (outermost if outer is None else outer.inner).append(loop)
     return outermost
+
+
+def _reached(starts: Iterable[int], after: dict[int, set[int]]) -> set[int]:
+    found: set[int] = set()
+    waiting = list(starts)
+    while waiting:
+        at = waiting.pop()
+        if at not in found:
+            found.add(at)
+            waiting.extend(after[at])
+    return found
 
 
 def _reverse_postorder(entry: int, blocks: dict[int, Block]) -> list[int]:

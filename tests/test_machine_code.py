@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import cubin, machine_code, sass
+from benchmarks import cubin, sass, scans
 
 # A loop as nvdisasm prints it: a rare branch of two instructions that joins again, an inner loop, a slow form of a
 # shuffle that a converged warp never takes, and a copy that the loop waits for seven turns later.
@@ -36,10 +36,10 @@ kernel:
 """
 
 
-def scan_of(listing: str, without: tuple[str, ...] = ()) -> machine_code.Scan:
+def scan_of(listing: str, without: tuple[str, ...] = ()) -> scans.Scan:
     kernel = cubin.Kernel("kernel", registers=64, stack=0, shared=0, max_threads=512, size=0, symbol=0, cubin=b"")
     kernel.__dict__["functions"] = sass.parse(listing)
-    (scan,) = machine_code.scans(kernel, without)
+    (scan,) = scans.scans(kernel, without)
     return scan
 
 
@@ -108,3 +108,36 @@ def test_a_cycle_with_two_entries_is_an_error() -> None:
     text = "\n".join(f"{labels.get(i, '')}        /*{16 * i:04x}*/    {line} ;" for i, line in enumerate(lines))
     with pytest.raises(ValueError, match="a cycle without a header"):
         scan_of(text)
+
+
+# Two barriers in an if and an else, one of them before the load, and one in the loop behind it.
+BARRIERS = """
+        .type           kernel,@function
+kernel:
+        /*0000*/                   VIADD R1, R1, 0xffffffe0 ;
+        /*0010*/               @P0 BRA `(.L_x_1) ;
+        /*0020*/                   UCGABAR_WAIT ;
+        /*0030*/                   UCGABAR_WAIT ;
+        /*0040*/                   EXIT ;
+.L_x_1:
+        /*0050*/                   UCGABAR_WAIT ;
+.L_x_2:
+        /*0060*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0070*/                   UCGABAR_WAIT ;
+        /*0080*/               @P1 BRA `(.L_x_2) ;
+        /*0090*/                   STL [R1+0x4], R4 ;
+        /*00a0*/                   EXIT ;
+"""
+
+
+def test_ways_through_a_whole_function() -> None:
+    (function,) = sass.parse(BARRIERS)
+    barrier = "^UCGABAR_WAIT"
+    way = function.longest_way(function.whole(), barrier)
+    assert way is not None
+    assert way.through == 2
+    fewer = function.longest_way(function.whole(), barrier, without=[r"LDG\.E\.128"])
+    assert fewer is not None
+    assert [one.address for one in fewer.code] == [0x0, 0x10, 0x20, 0x30, 0x40]
+    assert [one.address for one in function.before(barrier, scans.LOAD)] == [0x50]
+    assert function.frame() == 32
