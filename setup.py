@@ -56,7 +56,8 @@ class CMakeBuild(build_ext):
 
 
 setup(
-    packages=[*find_packages(include=["pygen", "pygen.*"]), "pygen.triton_kernels"],
+    packages=find_packages(include=["pygen", "pygen.*"]),
+    # In place of the package that points a checkout to this folder.
     package_dir={"pygen": "pygen", "pygen.triton_kernels": "triton_kernels"},
     ext_modules=[Extension("pygen._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},

@@ -7,6 +7,8 @@ runs on the tensor's device.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
@@ -19,6 +21,9 @@ import torch
 from pygen.notices import warn
 
 BACKENDS = ("cpu", "cuda", "triton", "torch")
+
+# The module that launches every kernel of Triton.
+_TRITON_KERNELS = "pygen.triton_kernels._specialization"
 
 _AUTO_ORDER = {"cpu": ("cpu", "torch"), "cuda": ("cuda", "triton", "torch")}
 
@@ -55,7 +60,20 @@ def _cuda_reason() -> str | None:
 def _triton_reason() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
-    return None if interprets_triton() else _device_reason()
+    reason = None if interprets_triton() else _device_reason()
+    # Last, because it takes a second.
+    return reason or _import_reason("triton") or _import_reason(_TRITON_KERNELS)
+
+
+@functools.cache
+def _import_reason(module: str) -> str | None:
+    """Returns why `module` cannot be imported; a failed import is not tried again."""
+    try:
+        importlib.import_module(module)
+    # What a package of someone else raises while it loads is its own affair.
+    except Exception as error:
+        return f"{module} cannot be imported ({type(error).__name__}: {error})"
+    return None
 
 
 def _device_reason() -> str | None:
