@@ -86,7 +86,7 @@ class Slot:
         self.cache = StaticCache.for_model(model, rows=rows, capacity=capacity, encoder_positions=positions)
         self._steps: dict[Hashable, CapturedStep[Any]] = {}
         self._lock = threading.Lock()
-        self._pool = CAPTURES[model.device.type].new_pool()
+        self._pool = CAPTURES[model.device.type].new_pool(model.device)
         self._left: torch.cuda.Event | None = None
 
     def take(self) -> bool:
@@ -103,14 +103,14 @@ class Slot:
         try:
             with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
                 if self._left is not None:
-                    torch.cuda.current_stream().wait_event(self._left)
+                    torch.cuda.current_stream(device).wait_event(self._left)
                 self.cache.reset()
                 try:
                     yield
                 finally:
                     if device.type == "cuda":
                         self._left = torch.cuda.Event()
-                        self._left.record()
+                        self._left.record(torch.cuda.current_stream(device))
         finally:
             self._lock.release()
 

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import torch
 
+from pygen.graph.recording import Pool, record, recording
+
 Part = Callable[[], object]
 
 # Arguments of `torch.compile`.
@@ -14,6 +16,7 @@ CompileOptions = dict[str, Any]
 
 # Runs before a capture: kernels are chosen, compiled and loaded, and libraries make their workspaces.
 _WARM_UPS = 2
+_CURRENT = torch.device("cuda")
 
 
 class Capture(Protocol):
@@ -27,40 +30,35 @@ class Capture(Protocol):
 
 
 class CudaGraph:
-    """A CUDA graph; all those of one model take their memory from one `pool`, since they never run at once."""
+    """A CUDA graph on the device of `pool`."""
 
-    def __init__(self, parts: Sequence[Part], restore: Part, pool: Any) -> None:
+    def __init__(self, parts: Sequence[Part], restore: Part, pool: Pool) -> None:
         """Records `parts`, one after the other; `restore` puts right what a run of them changed.
 
-        They must not read on the host. pool: of `new_pool`.
+        They must not read on the host. Raises their errors, and RuntimeError where they launch nothing on the device.
         """
         # cuBLAS keeps a workspace per stream. A workspace allocated during capture lives in the graph's pool and would
         # keep the pool alive.
         clear_workspaces = torch._C._cuda_clearCublasWorkspaces
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self._device = pool.device
+        with recording(pool.device) as stream:
             for _ in range(_WARM_UPS):
                 for part in parts:
                     part()
                 restore()
-        torch.cuda.current_stream().wait_stream(stream)
-        clear_workspaces()
-        self._graph = torch.cuda.CUDAGraph()
-        try:
-            # Other threads may go on with what a capture forbids.
-            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-                for part in parts:
-                    part()
-        finally:
             clear_workspaces()
+            try:
+                self._graph = record(parts, pool, stream)
+            finally:
+                clear_workspaces()
 
     @staticmethod
-    def new_pool() -> Any:
-        return torch.cuda.graph_pool_handle()
+    def new_pool(device: torch.device = _CURRENT) -> Pool:
+        return Pool(device)
 
     def replay(self) -> None:
-        self._graph.replay()
+        with torch.cuda.device(self._device):
+            self._graph.replay()
 
 
 class Launches:

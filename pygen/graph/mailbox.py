@@ -107,7 +107,7 @@ class CudaMailbox:
     def send(self, step: int, words: Tensor) -> None:
         slot = step % len(self._slots)
         self._slots[slot].copy_(words, non_blocking=True)
-        self._arrived[slot].record()
+        self._arrived[slot].record(torch.cuda.current_stream(words.device))
 
     def receive(self, step: int) -> Tensor:
         slot = step % len(self._slots)

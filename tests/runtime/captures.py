@@ -26,7 +26,7 @@ class PlainCalls(Launches):
         super().__init__(parts)
 
     @staticmethod
-    def new_pool() -> Any:
+    def new_pool(device: torch.device) -> Any:
         return None
 
 
