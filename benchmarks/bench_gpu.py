@@ -1,20 +1,20 @@
 """Times one step from logits to tokens on a GPU: graph replay and eager calls of both GPU backends, against
 transformers and, where it can be imported, FlashInfer.
 
-python -m benchmarks.bench_gpu --table     the figures of the README, with their targets
+python -m benchmarks.bench_gpu --table     the figures with targets first, then others
 python -m benchmarks.bench_gpu --quick     a look, in seconds; with --device cpu a rehearsal without a GPU
 
-A sweep does the job once on every buffer, so a call reads its logits from memory and not from the cache. The reported
-time is that of a sweep divided by the number of buffers. A graph captures the whole sweep.
+A command may be killed at any time: it saves every case as soon as it is measured. A backend that cannot run a case
+costs that case only, and the row says why.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import random
-import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,231 +22,158 @@ from tqdm import tqdm
 
 from benchmarks import bench_beam_step, cli
 from benchmarks.baseline import Settings, TransformersStep
-from benchmarks.bench_sample import SEED, Spec, check_tokens, knobs_of
-from benchmarks.harness import BASELINE, FLOOR_BACKEND, Options, Row, Target, Timing, compare, timer_for
+from benchmarks.bench_sample import Spec, check_tokens, knobs_of
+from benchmarks.gpu_jobs import NO_TIME
+from benchmarks.gpu_ways import Job, Way, backends_on, both_ways, flashinfer_call, timed
+from benchmarks.harness import BASELINE, Options, Row, Target
 from benchmarks.inputs import make_logits, random_ids, rotation
-from benchmarks.machine import commit, today
+from benchmarks.machine import device_slug, machine_block
+from benchmarks.report import RESULTS, line_of, save_new
 from pygen.backends import BackendError
-from pygen.graph.cuda_graph import CudaGraph
 from pygen.ops import prepare_sample
 
 VOCAB = 151936
+BEAM_VOCAB = 128256
 PENALISED = 1024
 FIRST = Settings(temperature=0.7, repetition_penalty=1.1, top_k=50, top_p=0.9, history=PENALISED)
 NUCLEUS = Settings(top_p=0.9)
+GREEDY = Settings(do_sample=False)
 FREE = Settings()
-# microseconds at 1, 8, 64 and 256 rows
 BATCHES = (1, 8, 64, 256)
-CUDA_US: dict[tuple[Settings, torch.dtype], tuple[float | None, ...]] = {
-    (FIRST, torch.bfloat16): (8, 8, 15, 50),
-    (NUCLEUS, torch.bfloat16): (8, 8, 15, 50),
-    (FIRST, torch.float32): (10, 12, 30, 100),
-    (FREE, torch.bfloat16): (None, None, None, None),
+# Targets on an H200, in microseconds at the rows of BATCHES. The order is that of importance.
+US: dict[tuple[str, Settings, torch.dtype], tuple[float | None, ...]] = {
+    ("cuda", FIRST, torch.bfloat16): (8, 8, 12, 32),
+    ("cuda", NUCLEUS, torch.bfloat16): (8, 8, 14, 34),
+    ("cuda", GREEDY, torch.bfloat16): (5, 5, 9, 24),
+    ("triton", FIRST, torch.bfloat16): (15, None, 40, 110),
 }
-TRITON_US = {1: 15.0, 64: 40.0, 256: 120.0}
-BEAMS_US = {"cuda": 25.0, "triton": 60.0}
+LATER_US: dict[tuple[str, Settings, torch.dtype], tuple[float | None, ...]] = {
+    ("cuda", FIRST, torch.float32): (10, 12, 30, 100),
+    ("cuda", FREE, torch.bfloat16): (None, None, None, None),
+}
+BEAMS_US = {"cuda": 22.0, "triton": 60.0}
+# At 64 rows, over transformers.
+SPEEDUPS = {"cuda": 50.0, "triton": 30.0}
+FLASHINFER_SPEEDUP = 2.0
 MOST_BUFFERS = 256
 
-Sweep = Callable[[], object]
+Work = tuple[Job, Callable[[Job], list[Row]]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Way:
-    """One implementation of a job, run on all buffers."""
+def sample_work(settings: Settings, dtype: torch.dtype, rows: int, vocab_size: int, backend: str,
+                limit_us: float | None, device: torch.device, options: Options) -> Work:  # fmt: skip
+    """Times `sample` at one shape on one backend."""
+    spec = Spec(settings, rows, vocab_size, dtype, "normal5" if settings is NUCLEUS else "normal1")
+    noise = "philox" if settings.do_sample else "greedy"
 
-    name: str
-    backend: str
-    sweep: Sweep
-    target: Target = dataclasses.field(default_factory=Target)
+    def rows_of(job: Job) -> list[Row]:
+        logits = make_logits(spec.distribution, rows, vocab_size, dtype).to(device)
+        input_ids = random_ids(rows, settings.history, vocab_size).to(device)
+        steps = torch.zeros(rows, dtype=torch.int64, device=device)
+        prepared = prepare_sample(logits, step=steps, **knobs_of(settings, noise, input_ids, backend))
+        fault = check_tokens(spec, logits, input_ids, noise, backend)
+        buffers = rotation(logits, "cold")[:MOST_BUFFERS]
+        step = TransformersStep(settings, input_ids)
+        ways = [Way(BASELINE, "torch", lambda: [step.tokens(buffer) for buffer in buffers])]
+        target = Target(
+            time_us=limit_us,
+            speedup=SPEEDUPS.get(backend) if rows == 64 and limit_us is not None and settings.do_sample else None,
+            flashinfer_speedup=FLASHINFER_SPEEDUP if backend == "cuda" and limit_us and settings.do_sample else None,
+        )
+        ways += both_ways(backend, prepared, buffers, target, fault)
+        theirs = flashinfer_call(settings)
+        if theirs is not None and device.type == "cuda":
+            ways += both_ways("flashinfer", theirs, buffers, Target(), "")
+        moved = logits.numel() * logits.element_size() + 12 * rows
+        return timed(job, buffers, ways, moved, options)
 
-
-def captured(sweep: Sweep) -> Sweep:
-    """Captures `sweep` as one CUDA graph."""
-    return CudaGraph([sweep], lambda: None, CudaGraph.new_pool()).replay
-
-
-def both_ways(name: str, backend: str, call: Callable[[torch.Tensor], object], buffers: Sequence[torch.Tensor],
-              target: Target) -> Iterator[Way]:  # fmt: skip
-    """Yields graph replay, which has the target, and eager calls. The CPU has eager calls only."""
-
-    def sweep() -> None:
-        for logits in buffers:
-            call(logits)
-
-    if buffers[0].is_cuda:
-        yield Way(f"{name} graph", backend, captured(sweep), target)
-    yield Way(f"{name} eager", backend, sweep)
-
-
-def flashinfer_call(settings: Settings) -> Callable[[torch.Tensor], object] | None:
-    """FlashInfer's kernels for the same filters, its cast and softmax included. Its calls apply no penalty."""
-    try:
-        from flashinfer import sampling
-    except ImportError:
-        return None
-
-    def call(logits: torch.Tensor) -> object:
-        temperature = torch.full((len(logits),), settings.temperature, device=logits.device)
-        probs = sampling.softmax(logits, temperature)
-        if settings.top_k and settings.top_p < 1:
-            return sampling.top_k_top_p_sampling_from_probs(probs, settings.top_k, settings.top_p)
-        if settings.top_p < 1:
-            return sampling.top_p_sampling_from_probs(probs, settings.top_p)
-        return sampling.sampling_from_probs(probs)
-
-    return call
+    return Job("sample", settings.label, spec.distribution, rows, vocab_size, dtype, backend), rows_of
 
 
-def gpu_backends(device: torch.device) -> list[str]:
-    """Returns the GPU backends that run here. A rehearsal on the CPU uses the CPU's backend instead."""
-    if device.type != "cuda":
-        return ["cpu"]
-    found = []
-    for name in ("cuda", "triton"):
-        try:
-            prepare_sample(torch.zeros(1, 8, device=device), seed=SEED, backend=name)
-            found.append(name)
-        except BackendError as error:
-            print(f"not run: {error}")
-    return found
-
-
-def sample_rows(spec: Spec, index: int, device: torch.device, options: Options) -> list[Row]:
-    """Times `sample` at one shape. `index` selects the batch size in the tables of targets."""
-    logits = make_logits(spec.distribution, spec.rows, spec.vocab_size, spec.dtype).to(device)
-    input_ids = random_ids(spec.rows, spec.settings.history, spec.vocab_size).to(device)
-    buffers = rotation(logits, "cold")[:MOST_BUFFERS]
-    step = TransformersStep(spec.settings, input_ids)
-    ways = [Way(BASELINE, "torch", lambda: [step.tokens(buffer) for buffer in buffers])]
-    faults = {}
-    for backend in gpu_backends(device):
-        knobs = knobs_of(spec.settings, "philox", input_ids, backend)
-        steps = torch.zeros(spec.rows, dtype=torch.int64, device=device)
-        prepared = prepare_sample(logits, step=steps, **knobs)
-        limit = CUDA_US.get((spec.settings, spec.dtype), (None,) * len(BATCHES))[index]
-        if backend == "triton":
-            limit = TRITON_US.get(spec.rows) if (spec.settings, spec.dtype) == (FIRST, torch.bfloat16) else None
-        wanted = {"cuda": 50.0, "triton": 30.0}.get(backend) if spec.rows == 64 and limit is not None else None
-        ratio = 2.0 if backend == "cuda" and limit is not None else None
-        target = Target(time_us=limit, speedup=wanted, flashinfer_speedup=ratio)
-        ways += both_ways(f"pygen {backend}", backend, prepared, buffers, target)
-        fault = check_tokens(spec, logits, input_ids, "philox", backend)
-        faults.update({way.name: fault for way in ways if fault and way.backend == backend})
-    theirs = flashinfer_call(spec.settings)
-    if theirs is not None and device.type == "cuda":
-        ways += both_ways("flashinfer", "flashinfer", theirs, buffers, Target())
-    moved = logits.numel() * logits.element_size() + 12 * spec.rows
-    return timed("sample", spec.settings.label, spec.distribution, buffers, ways, moved, faults, options)
-
-
-def beam_rows(num_beams: int, batch_size: int, vocab_size: int, device: torch.device, options: Options) -> list[Row]:
+def beam_work(num_beams: int, batch_size: int, vocab_size: int, backend: str, limit_us: float | None,
+              device: torch.device, options: Options) -> Work:  # fmt: skip
     """Times `beam_step`, repeating one step."""
     spec = bench_beam_step.Spec(bench_beam_step.SEARCH, batch_size, num_beams, vocab_size)
-    logits = make_logits("normal1", spec.rows, vocab_size, torch.bfloat16).to(device)
-    buffers = rotation(logits, "cold")[:MOST_BUFFERS]
-    searches = {name: bench_beam_step.RunningSearch(spec, logits, name) for name in gpu_backends(device)}
-    if not searches:
-        return []
-    theirs = bench_beam_step.TransformersBeams(spec, next(iter(searches.values())).state)
-    ways = [Way(BASELINE, "torch", lambda: [theirs.candidates(buffer) for buffer in buffers])]
-    faults: dict[str, str] = {}
-    for backend, search in searches.items():
+
+    def rows_of(job: Job) -> list[Row]:
+        logits = make_logits("normal1", spec.rows, vocab_size, torch.bfloat16).to(device)
+        search = bench_beam_step.RunningSearch(spec, logits, backend)
+        buffers = rotation(logits, "cold")[:MOST_BUFFERS]
+        theirs = bench_beam_step.TransformersBeams(spec, search.state)
         fault = bench_beam_step.check_step(spec, search, theirs, logits)
-        limit = BEAMS_US.get(backend) if (num_beams, batch_size) == (64, 1) else None
-        ways += both_ways(f"pygen {backend}", backend, search.one_step, buffers, Target(time_us=limit))
-        faults.update({way.name: fault for way in ways if fault and way.backend == backend})
-    moved = logits.numel() * logits.element_size()
-    return timed("beam_step", spec.label, "normal1", buffers, ways, moved, faults, options)
+        ways = [Way(BASELINE, "torch", lambda: [theirs.candidates(buffer) for buffer in buffers])]
+        ways += both_ways(backend, search.one_step, buffers, Target(time_us=limit_us), fault)
+        return timed(job, buffers, ways, logits.numel() * logits.element_size(), options)
+
+    return Job("beam_step", spec.label, "normal1", spec.rows, vocab_size, torch.bfloat16, backend), rows_of
 
 
-def timed(
-    op: str, settings: str, distribution: str, buffers: Sequence[torch.Tensor], ways: Sequence[Way], moved: int,
-    faults: Mapping[str, str], options: Options,
-) -> list[Row]:  # fmt: skip
-    """Times all ways in random order. Rows have ratios to transformers, to FlashInfer and to a copy."""
-    first = buffers[0]
-    spare = [buffer.clone() for buffer in buffers]
+def table_work(device: torch.device, options: Options) -> Iterator[Work]:
+    def samples(targets: dict[tuple[str, Settings, torch.dtype], tuple[float | None, ...]]) -> Iterator[Work]:
+        for (backend, settings, dtype), limits in targets.items():
+            for rows, limit in zip(BATCHES, limits, strict=True):
+                yield sample_work(settings, dtype, rows, VOCAB, backend, limit, device, options)
 
-    def copy() -> None:
-        for target, buffer in zip(spare, buffers, strict=True):
-            target.copy_(buffer)
-
-    size = first.numel() * first.element_size()
-    floor = Way("copy", FLOOR_BACKEND, captured(copy) if first.is_cuda else copy)
-    everything = [floor, *ways]
-    timings = sweep_times(everything, len(buffers), first.device, options, f"{op} {settings}")
-    rows = []
-    for way in everything:
-        timing = timings[way.name]
-        is_floor = way is floor
-        row = Row(
-            options.suite, op, settings, distribution, first.shape[0], first.shape[1],
-            str(first.dtype).removeprefix("torch."), way.name, way.backend, timing.median_us,
-            100 * timing.spread_us / timing.median_us, timing.calls, 2 * size if is_floor else moved,
-            check="" if is_floor or way.name == BASELINE else faults.get(way.name, "ok"),
-            cache="cold", threads=torch.get_num_threads(), device=str(first.device), commit=commit(), date=today(),
-        )  # fmt: skip
-        row.gb_per_s = (row.bytes_moved or 0) / timing.median_us / 1e3
-        rows.append(row)
-    baseline = timings[BASELINE].median_us
-    roof = 2 * size / timings["copy"].median_us
-    for row, way in zip(rows[1:], ways, strict=True):
-        theirs = timings.get(f"flashinfer {way.name.rpartition(' ')[2]}")
-        if theirs is not None and way.backend != "flashinfer" and not row.red:
-            row.flashinfer_speedup = theirs.median_us / timings[way.name].median_us
-        compare(row, way.target, roof, None, baseline)
-    return rows
+    yield from samples(US)
+    for backend, limit in BEAMS_US.items():
+        yield beam_work(64, 1, BEAM_VOCAB, backend, limit, device, options)
+    yield from samples(LATER_US)
+    for backend in BEAMS_US:
+        yield beam_work(4, 8, BEAM_VOCAB, backend, None, device, options)
 
 
-def sweep_times(
-    ways: Sequence[Way], calls: int, device: torch.device, options: Options, label: str
-) -> dict[str, Timing]:
-    """Returns microseconds per call of every way. Each round runs all of them once, in random order."""
-    timer = timer_for(device)
-    first = {way.name: [timer(lambda _, way=way: way.sweep(), 0, 1) for _ in range(3)][-1] for way in ways}  # type: ignore[misc]
-    rounds = max(options.min_rounds, min(options.max_rounds, int(options.budget_s * 1e6 / sum(first.values()))))
-    samples: dict[str, list[float]] = {way.name: [] for way in ways}
-    shuffler, order = random.Random(options.seed), list(ways)
-    for _ in tqdm(range(rounds), desc=label, leave=False, disable=not options.progress):
-        shuffler.shuffle(order)
-        for way in order:
-            samples[way.name].append(timer(lambda _, way=way: way.sweep(), 0, 1) / calls)  # type: ignore[misc]
-    result = {}
-    for name, values in samples.items():
-        low, middle, high = statistics.quantiles(values, n=4)
-        result[name] = Timing(middle, high - low, len(values) * calls)
-    return result
+def quick_work(device: torch.device, options: Options) -> Iterator[Work]:
+    for backend in backends_on(device):
+        for settings in (dataclasses.replace(FIRST, history=64), NUCLEUS, GREEDY):
+            yield sample_work(settings, torch.bfloat16, 2, 1000, backend, None, device, options)
+        yield beam_work(4, 2, 1000, backend, None, device, options)
 
 
-def table_jobs(device: torch.device, options: Options) -> Iterator[Callable[[], list[Row]]]:
-    for settings, dtype in CUDA_US:
-        for index, rows in enumerate(BATCHES):
-            spec = Spec(settings, rows, VOCAB, dtype, "normal5" if settings is NUCLEUS else "normal1")
-            yield lambda spec=spec, index=index: sample_rows(spec, index, device, options)  # type: ignore[misc]
-    for num_beams, batch_size in ((64, 1), (4, 8)):
-        yield lambda n=num_beams, b=batch_size: beam_rows(n, b, 128256, device, options)  # type: ignore[misc]
-
-
-def quick_jobs(device: torch.device, options: Options) -> Iterator[Callable[[], list[Row]]]:
-    spec = Spec(dataclasses.replace(FIRST, history=64), 2, 4096, torch.bfloat16)
-    yield lambda: sample_rows(spec, 0, device, options)
-    yield lambda: beam_rows(4, 2, 4096, device, options)
+def measured(work: Work, options: Options, device: torch.device) -> list[Row]:
+    """Returns the rows of one case; a case that fails has one row, which says why."""
+    job, rows_of = work
+    row = job.row(options.suite, device, f"pygen {job.backend}", job.backend)
+    try:
+        return rows_of(job)
+    except (BackendError, ImportError, torch.cuda.OutOfMemoryError) as error:
+        row.note = f"not run: {str(error).splitlines()[0]}"
+    except Exception as error:
+        traceback.print_exc(file=sys.stdout)
+        row.check = f"{type(error).__name__}: {error}".splitlines()[0]
+    return [row]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = cli.parser("Times the steps on a GPU against transformers and FlashInfer.", ("quick", "table"))
     parser.set_defaults(device=torch.device("cuda"))
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no new case after this time")
     args: Any = parser.parse_args(arguments)
     if args.device.type == "cuda" and not torch.cuda.is_available():
         print("not run: torch finds no CUDA device")
         return 0
+    deadline = time.monotonic() + args.seconds
+    # The repository keeps the results of whole tables. A quick run is saved only into another folder.
+    save = not args.no_save and (args.size == "table" or args.results != RESULTS)
+    path = args.results / f"{device_slug(args.device)}.csv"
     with cli.threads(args.threads):
         options = cli.options(args, "gpu", {"quick": 0.3, "table": 4.0}[args.size])
-        jobs = list({"quick": quick_jobs, "table": table_jobs}[args.size](args.device, options))
+        works = list({"quick": quick_work, "table": table_work}[args.size](args.device, options))
         rows: list[Row] = []
-        for job in tqdm(jobs, desc=options.suite, disable=not options.progress):
-            rows += job()
-        return cli.finish(rows, args, save=args.size == "table")
+        for work in tqdm(works, desc=options.suite, disable=not options.progress):
+            if time.monotonic() > deadline:
+                job = work[0]
+                late = job.row(options.suite, args.device, f"pygen {job.backend}", job.backend)
+                rows.append(dataclasses.replace(late, note=NO_TIME))
+                continue
+            found = measured(work, options, args.device)
+            if save:
+                save_new(path, found, machine_block(args.device))
+            for row in found:
+                if row.backend == work[0].backend:
+                    tqdm.write(line_of(row))
+            sys.stdout.flush()
+            rows += found
+        return cli.finish(rows, args, save=False)
 
 
 if __name__ == "__main__":

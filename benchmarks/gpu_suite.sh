@@ -1,109 +1,270 @@
 #!/usr/bin/env bash
-# Runs everything that needs an NVIDIA GPU in at most nine minutes: build, tests, sanitizer, benchmarks.
+# Runs everything that needs an NVIDIA GPU in at most eight minutes, the most important parts first.
 #
-#   bash benchmarks/gpu_suite.sh OUT
+#   bash benchmarks/gpu_suite.sh OUT                             all parts
+#   bash benchmarks/gpu_suite.sh OUT --only smoke,bench-steps    these parts; name build, too, where sources changed
+#   bash benchmarks/gpu_suite.sh --list                          the parts: name, limit in seconds, what it does
 #
 # It needs a checkout and the packages torch, triton, transformers, pybind11, cmake, ninja, pytest and hypothesis, but no
-# network. Every part has its own time limit, and a failing part does not stop the others. OUT receives summary.txt, the
-# results (CSV, JSON, plot) and logs.tar.gz. Without a GPU it runs the parts for the CPU and lists what it skipped.
+# network. Every part has its own time limit, and a failing part does not stop the others. After every part OUT holds
+# summary.txt, logs.tar.gz and the results so far (CSV), so the suite may be killed at any time; running.log is the log
+# of the part that ran then. Without a GPU, or with --device cpu, every part rehearses: the same code on small cases.
+# In a copy without git, PYGEN_COMMIT names the commit for the results.
 set -u
 cd "$(dirname "$0")/.."
-OUT=${1:?usage: bash benchmarks/gpu_suite.sh OUT}
-mkdir -p "$OUT"
-OUT=$(cd "$OUT" && pwd)
-LOGS=$(mktemp -d)
-PYTHON=${PYTHON:-python3}
-STARTED=$SECONDS
-LIMIT=${PYGEN_SUITE_SECONDS:-525}
-export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" TRITON_CACHE_DIR="$LOGS/triton"
-declare -a NAMES=() RESULTS=()
+
+# The limits of the parts up to bench-generate fit into the whole limit together, even if the extension must be built.
+PARTS=(
+  "build|150|uses the prebuilt extension if it fits the sources, else builds"
+  "smoke|45|every op on every GPU backend, a capture and a call of each mode, against the reference; the first fault in full"
+  "bench-steps|110|one step of sample and beam_step, the figures with targets first"
+  "bench-generate|120|whole calls: GPT-2 124M and Llama 1B with one row, then beams"
+  "tests|110|tests/gpu, and the tests of the ops on CUDA, on eight processes"
+  "memcheck|50|compute-sanitizer over each op at small shapes: memory"
+  "racecheck|50|the same: races"
+  "tests-triton|100|the tests of the ops on Triton, on eight processes"
+  "tests-generate|60|generate() against transformers on the GPU"
+  "initcheck|50|compute-sanitizer: memory that nothing wrote"
+  "synccheck|50|compute-sanitizer: barriers"
+)
+OPS=(sample beam_step process_logits token_logprobs verify_draft reorder_cache beam_finalize)
+# Parts whose whole log is in the summary.
+SHOWN="smoke smoke-cpu smoke-cuda smoke-triton bench-steps bench-generate"
+export LIMIT=${PYGEN_SUITE_SECONDS:-480} PYTHON=${PYTHON:-python3} SHORTEST=5
+
+usage() { sed -n 's/^#   //p' "$0" >&2; exit 2; }
+
+# ---- What each part runs. A part that cannot run here prints the reason last and returns 77. ----
+
+build() { "$PYTHON" -m benchmarks.prebuilt install; }
+
+smoke() {
+  local backend backends=(cuda triton)
+  # A rehearsal takes the CPU's kernels, and Triton's in its interpreter.
+  [[ $DEVICE == cuda ]] || { backends=(cpu triton); export TRITON_INTERPRET=1; }
+  for backend in "${backends[@]}"; do
+    beside "smoke-$backend" "$PART_LIMIT" "$PYTHON" -m benchmarks.gpu_smoke --device "$DEVICE" --backend "$backend" \
+      --seconds $((PART_LIMIT - 4))
+  done
+  all_beside
+}
+
+bench_steps() {
+  local size=(--quick --device cpu --threads 1)
+  [[ $DEVICE == cuda ]] && size=(--table --budget 1)
+  "$PYTHON" -m benchmarks.bench_gpu "${size[@]}" --quiet --results "$OUT" --seconds $((PART_LIMIT - 15))
+}
+
+bench_generate() {
+  local size=(--quick --device cpu --threads 1 --prompts 4)
+  # Compiled engines take longer and have separate commands (README.md).
+  [[ $DEVICE == cuda ]] && size=(--table --budget 3 --prompts 32)
+  "$PYTHON" -m benchmarks.bench_gpu_generate "${size[@]}" --quiet --results "$OUT" --models gpt2 llama --batches 1 8 \
+    --engines transformers pygen eager --seconds $((PART_LIMIT - 25))
+}
+
+# pytest_on BACKENDS PROCESSES ARGUMENTS...
+pytest_on() {
+  local several=()
+  "$PYTHON" -c 'import xdist' 2>/dev/null && several=(-n "$2" --dist worksteal)
+  PYGEN_TEST_BACKENDS=$1 OMP_NUM_THREADS=1 "$PYTHON" -m pytest -v --tb=short -p no:cacheprovider -o addopts= --maxfail=25 \
+    "${several[@]}" "${@:3}"
+}
+
+tests() {
+  if [[ $DEVICE == cuda ]]; then
+    beside tests-gpu "$PART_LIMIT" pytest_on "" 4 tests/gpu
+    beside tests-cuda "$PART_LIMIT" pytest_on cuda 4 tests/ops
+  else
+    # The tests of tests/gpu need a GPU. The rehearsal compiles them, and runs others on copies of their tensors.
+    beside tests-gpu "$PART_LIMIT" "$PYTHON" -m compileall -q tests/gpu
+    beside tests-copies "$PART_LIMIT" pytest_on cpu_copies 1 tests/ops/test_beam_finalize.py
+  fi
+  all_beside
+}
+
+tests_triton() {
+  if [[ $DEVICE == cuda ]]; then
+    pytest_on triton 8 tests/ops
+  else
+    TRITON_INTERPRET=1 pytest_on triton 1 tests/ops/test_beam_finalize.py
+  fi
+}
+
+tests_generate() {
+  if [[ $DEVICE == cuda ]]; then
+    pytest_on "" 4 tests/generate/test_devices.py
+  else
+    pytest_on "" 1 tests/generate/test_devices.py -k "beams and llama"
+  fi
+}
+
+# sanitizer TOOL: each op in a process with its own limit, side by side. A rehearsal runs them without the tool.
+sanitizer() {
+  local tool=() op
+  if [[ $DEVICE == cuda ]]; then
+    command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not on the PATH"; return 77; }
+    tool=(compute-sanitizer --tool "$1" --error-exitcode 9 --launch-timeout 60)
+  fi
+  for op in $OPS_LIST; do
+    beside "$1-$op" $((PART_LIMIT - 5)) "${tool[@]}" "$PYTHON" -m benchmarks.gpu_small_ops --device "$DEVICE" --ops "$op" --few
+  done
+  all_beside
+}
+
+memcheck() { sanitizer memcheck; }
+racecheck() { sanitizer racecheck; }
+initcheck() { sanitizer initcheck; }
+synccheck() { sanitizer synccheck; }
+
+# ---- How parts run. ----
+
+# limited SECONDS FUNCTION_OR_COMMAND...: an interrupt at the limit, so that Python says where it was; then the kill.
+limited() {
+  local seconds=$1
+  shift
+  if [[ $(type -t "$1") == function ]]; then
+    timeout "${GROUP[@]}" --signal=INT --kill-after=5 "$seconds" bash -c '"$@"' bash "$@"
+  else
+    timeout "${GROUP[@]}" --signal=INT --kill-after=5 "$seconds" "$@"
+  fi
+}
+
+# verdict CODE SECONDS LIMIT LOG: one line about a command that has ended.
+verdict() {
+  local last
+  last=$(grep -v '^[[:space:]]*$' "$4" | tail -1 | cut -c 1-160)
+  case $1 in
+    0) echo "ok in $2 s: $last" ;;
+    77) echo "not run: $last" ;;
+    124 | 137) echo "STOPPED at its limit of $3 s: $last" ;;
+    *) echo "FAILED with status $1 in $2 s: $last" ;;
+  esac
+}
+
+# beside NAME SECONDS COMMAND...: inside a part, starts a command in the background, with a log of its own.
+beside() {
+  # Only the group of the part gets its signals, so the commands stay in it.
+  GROUP=(--foreground)
+  limited "$2" "${@:3}" >"$LOGS/$1.log" 2>&1 &
+  BESIDE+=("$1 $! $2")
+}
+
+# all_beside: waits for all of them, prints a line about each, and the end of the log of one that failed.
+all_beside() {
+  local entry name pid limit code worst=0
+  for entry in "${BESIDE[@]}"; do
+    read -r name pid limit <<<"$entry"
+    wait "$pid"
+    code=$?
+    ((code == 0)) || { worst=1; tail -40 "$LOGS/$name.log"; }
+    VERDICTS+=("$name: $(verdict "$code" "$SECONDS" "$limit" "$LOGS/$name.log")")
+    echo "${VERDICTS[-1]}"
+  done
+  ((worst == 0)) && echo "all ${#BESIDE[@]} ok" || printf '%s\n' "${VERDICTS[@]}" | grep -v ': ok' | paste -sd ';'
+  return "$worst"
+}
 
 note() {
   NAMES+=("$1")
   RESULTS+=("$2")
   echo "== $1: $2"
+  save
 }
 
-left() { echo $((LIMIT - (SECONDS - STARTED))); }
-
-# part NAME SECONDS COMMAND...: runs the command under its limit and the total limit, with output to a separate log.
-part() {
-  local name=$1 limit=$2 began=$SECONDS left code
-  left=$(left)
-  shift 2
-  if ((left < 5)); then
-    note "$name" "not run: no time left"
-    return 1
-  fi
-  timeout --kill-after=5 "$((limit < left ? limit : left))" "$@" >"$LOGS/$name.log" 2>&1
-  code=$?
-  local last
-  last=$(grep -v '^[[:space:]]*$' "$LOGS/$name.log" | tail -1 | cut -c 1-160)
-  case $code in
-    0) note "$name" "ok in $((SECONDS - began)) s: $last" ;;
-    124 | 137) note "$name" "STOPPED at its limit of $limit s: $last" ;;
-    *) note "$name" "FAILED with status $code in $((SECONDS - began)) s: $last" ;;
-  esac
-  return "$code"
-}
-
-pytest_on() {
-  env PYGEN_TEST_BACKENDS="$1" "$PYTHON" -m pytest -q -p no:cacheprovider -o addopts= --maxfail=25 "${@:2}"
-}
-export -f pytest_on
-export PYTHON
-
-GPU=$("$PYTHON" -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")' 2>/dev/null)
-if [[ -n $GPU ]]; then
-  CAPABILITY=$("$PYTHON" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')
-  export PYGEN_CUDA_ARCHS=${PYGEN_CUDA_ARCHS:-$CAPABILITY}
-fi
-
-part prebuilt 240 "$PYTHON" -m benchmarks.prebuilt install
-part device 30 "$PYTHON" -c '
-import json, torch, pygen
-from pygen import _C
-from benchmarks.machine import machine_block
-device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-print(json.dumps(machine_block(device), indent=1), _C.build_info(), pygen.available_backends(), sep="\n")'
-
-if [[ -n $GPU ]]; then
-  part tests-gpu 130 "$PYTHON" -m pytest -q -p no:cacheprovider -o addopts= tests/gpu
-  part tests-cuda 110 bash -c 'pytest_on cuda tests/ops'
-  part bench-steps 110 "$PYTHON" -m benchmarks.bench_gpu --table --budget 1.5 --quiet --results "$OUT"
-  part tests-triton 100 bash -c 'pytest_on triton tests/ops'
-  part tests-generate 60 "$PYTHON" -m pytest -q -p no:cacheprovider -o addopts= tests/generate/test_devices.py
-  # The remaining time minus the share of compute-sanitizer. Compiled engines take longer and have separate commands (README.md).
-  budget=$(($(left) - 100))
-  ((budget < 60)) && budget=$(left)
-  part bench-generate "$budget" "$PYTHON" -m benchmarks.bench_gpu_generate --table --quiet --results "$OUT" \
-    --engines transformers pygen eager --budget 3 --seconds $((budget - 25))
-  if command -v compute-sanitizer >/dev/null; then
-    for tool in memcheck racecheck initcheck synccheck; do
-      part "sanitizer-$tool" 45 compute-sanitizer --tool "$tool" --error-exitcode 9 --launch-timeout 60 \
-        "$PYTHON" -m benchmarks.gpu_small_ops
+# Writes what is known so far.
+save() {
+  {
+    echo "pygen on ${GPU:-a CPU: a rehearsal, no figures of a GPU}; $((SECONDS - STARTED)) s of $LIMIT s"
+    for i in "${!NAMES[@]}"; do printf '%-16s %s\n' "${NAMES[$i]}" "${RESULTS[$i]}"; done
+    [[ -z $RUNNING ]] || printf '%-16s running; its log is running.log\n' "$RUNNING"
+    echo
+    cat "$LOGS/machine.log"
+    for log in $SHOWN; do
+      [[ ! -e $LOGS/$log.log ]] || { printf '\n== %s\n' "$log"; cat "$LOGS/$log.log"; }
     done
-  else
-    note sanitizer "not run: compute-sanitizer is not on the PATH"
+  } >"$OUT/summary.part"
+  mv "$OUT/summary.part" "$OUT/summary.txt"
+  tar -czf "$OUT/logs.part" -C "$LOGS" --exclude=triton .
+  mv "$OUT/logs.part" "$OUT/logs.tar.gz"
+}
+
+# part NAME SECONDS: runs a part under its limit and the whole limit.
+part() {
+  local began=$SECONDS left=$((LIMIT - (SECONDS - STARTED))) code
+  if ((left < SHORTEST)); then
+    note "$1" "not run: no time left"
+    return
   fi
+  export PART_LIMIT=$(($2 < left ? $2 : left))
+  RUNNING=$1
+  save
+  limited "$PART_LIMIT" "${1//-/_}" >"$OUT/running.log" 2>&1 &
+  CHILD=$!
+  wait "$CHILD"
+  code=$?
+  RUNNING=""
+  mv "$OUT/running.log" "$LOGS/$1.log"
+  note "$1" "$(verdict "$code" $((SECONDS - began)) "$PART_LIMIT" "$LOGS/$1.log")"
+}
+
+stopped() {
+  kill -TERM "$CHILD" 2>/dev/null
+  [[ -e $OUT/running.log ]] && mv "$OUT/running.log" "$LOGS/$RUNNING.log"
+  local name=$RUNNING
+  RUNNING=""
+  note "${name:-suite}" "STOPPED from outside"
+  exit 1
+}
+
+# ---- The command line. ----
+
+OUT="" ONLY="" DEVICE=""
+while (($#)); do
+  case $1 in
+    --list) printf '%s\n' "${PARTS[@]}" | tr '|' '\t'; exit 0 ;;
+    --only) ONLY=,${2:?--only needs names},; shift ;;
+    --device) DEVICE=${2:?--device needs cpu or cuda}; shift ;;
+    -*) usage ;;
+    *) OUT=$1 ;;
+  esac
+  shift
+done
+[[ -n $OUT ]] || usage
+for name in ${ONLY//,/ }; do
+  printf '%s\n' "${PARTS[@]}" | grep -q "^$name|" || { echo "no part $name; --list prints the parts" >&2; exit 2; }
+done
+
+mkdir -p "$OUT"
+OUT=$(cd "$OUT" && pwd)
+LOGS=$(mktemp -d)
+STARTED=$SECONDS NAMES=() RESULTS=() RUNNING="" CHILD="" GROUP=() BESIDE=() VERDICTS=()
+export OUT LOGS OPS_LIST="${OPS[*]}" PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" TRITON_CACHE_DIR="$LOGS/triton"
+while read -r _ _ name; do export -f "${name?}"; done < <(declare -F)
+trap stopped TERM INT
+
+timeout 60 "$PYTHON" -m benchmarks.machine >"$LOGS/machine.log" 2>&1
+GPU=$(sed -n 's/^gpu: //p' "$LOGS/machine.log")
+[[ $DEVICE == cpu ]] && GPU=""
+FACTOR=1
+if [[ -n $GPU ]]; then
+  export DEVICE=cuda PYGEN_CUDA_ARCHS=${PYGEN_CUDA_ARCHS:-$(sed -n 's/^capability: //p' "$LOGS/machine.log")}
 else
-  note gpu "not run: torch finds no CUDA device, so neither tests nor figures of a GPU"
-  part rehearse-steps 60 "$PYTHON" -m benchmarks.bench_gpu --quick --device cpu --quiet
-  part rehearse-generate 120 "$PYTHON" -m benchmarks.bench_gpu_generate --quick --device cpu --threads 1 --quiet
-  part rehearse-small-ops 60 "$PYTHON" -m benchmarks.gpu_small_ops --device cpu
+  # A small machine takes longer than a GPU's for the same steps.
+  export DEVICE=cpu
+  FACTOR=4
 fi
+[[ -z ${PYGEN_SUITE_SECONDS:-} ]] && LIMIT=$((LIMIT * FACTOR))
+
+for line in "${PARTS[@]}"; do
+  IFS='|' read -r name seconds _ <<<"$line"
+  [[ -z $ONLY || $ONLY == *",$name,"* ]] && part "$name" $((seconds * FACTOR))
+done
 
 for csv in "$OUT"/*.csv; do
   [[ -e $csv ]] && "$PYTHON" -m benchmarks.report "$csv" >"${csv%.csv}.json" 2>>"$LOGS/report.log"
 done
-tar -czf "$OUT/logs.tar.gz" -C "$LOGS" --exclude=triton .
-{
-  echo "GPU: ${GPU:-none}; commit $(git rev-parse --short=10 HEAD 2>/dev/null || echo unknown); $((SECONDS - STARTED)) s"
-  for i in "${!NAMES[@]}"; do printf '%-22s %s\n' "${NAMES[$i]}" "${RESULTS[$i]}"; done
-  for log in bench-steps bench-generate; do
-    [[ -e $LOGS/$log.log ]] && cat "$LOGS/$log.log"
-  done
-} >"$OUT/summary.txt"
+save
 cat "$OUT/summary.txt"
 rm -rf "$LOGS"
-printf '%s\n' "${RESULTS[@]}" | grep -q '^\(FAILED\|STOPPED\)' && exit 1 || exit 0
+! printf '%s\n' "${RESULTS[@]}" | grep -q '^\(FAILED\|STOPPED\)'

@@ -1,4 +1,7 @@
-"""Describes the measuring machine: the machine block, the device's slug, the commit, the cache size."""
+"""Describes the measuring machine: the machine block, the device's slug, the commit, the cache size.
+
+python -m benchmarks.machine     prints the block
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,11 @@ def _output(*command: str) -> str:
 
 @functools.cache
 def commit() -> str:
-    """Returns the short commit, with `+` if tracked files differ from it. Result files do not count."""
-    head = _output("git", "rev-parse", "--short=10", "HEAD")
+    """Returns the short commit, with `+` if tracked files differ from it. Result files do not count.
+
+    In a copy without git it is PYGEN_COMMIT, if that is set.
+    """
+    head = _output("git", "rev-parse", "--short=10", "HEAD") or os.environ.get("PYGEN_COMMIT", "")
     changed = _output("git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
     return (head or "none") + ("+" if changed else "")
 
@@ -115,6 +121,7 @@ def machine_block(device: torch.device) -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "triton": _version("triton"),
         "transformers": _version("transformers"),
         **_build(),
         "load before": load_before(),
@@ -126,4 +133,16 @@ def machine_block(device: torch.device) -> dict[str, str]:
         block["gpu"] = torch.cuda.get_device_name()
         block["driver"] = driver[0] if driver else "?"
         block["cuda"] = str(torch.version.cuda)
+        block["capability"] = "{}{}".format(*torch.cuda.get_device_capability())
     return block
+
+
+def main() -> None:
+    """Prints the machine block of this machine's GPU, or CPU."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for key, value in machine_block(device).items():
+        print(f"{key}: {value}")
+
+
+if __name__ == "__main__":
+    main()

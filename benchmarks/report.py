@@ -106,6 +106,16 @@ def _print_plain(heads: Sequence[str], cells: Sequence[Mapping[str, str]]) -> No
         print("  ".join(line[head].ljust(widths[head]) for head in heads))
 
 
+def line_of(row: Row) -> str:
+    """Describes a row in one line, for a log that may end at any time."""
+    shape = f"{row.rows} x {row.vocab_size} {row.dtype}"
+    found = row.note or f"{_number(row.median_us) or '?'} us"
+    speedup = f", {row.speedup:.1f}x transformers" if row.speedup else ""
+    wanted = f"; {row.target}: {row.met}" if row.target else ""
+    red = f"; RED {row.check}" if row.red else ""
+    return f"{row.op} [{short_label(row.settings)}] {shape}, {row.variant}: {found}{speedup}{wanted}{red}"
+
+
 def print_summary(rows: Sequence[Row]) -> None:
     mean = geometric_mean(row.speedup for row in rows if row.speedup is not None)
     if mean is not None:
@@ -141,6 +151,15 @@ def save_csv(path: Path, rows: Iterable[Row], machine: Mapping[str, str]) -> lis
             writer.writerow([_text(getattr(row, name)) for name in COLUMNS])
     partial.replace(path)
     return kept + fresh
+
+
+def save_new(path: Path, rows: Sequence[Row], machine: Mapping[str, str]) -> None:
+    """Saves the rows of one case, unless they hold no figure and the file already has figures of this case."""
+    suites = {row.suite for row in rows}
+    measured = any(row.median_us is not None for row in rows)
+    if not measured and path.exists() and any(row.suite in suites and row.median_us for row in load_csv(path)):
+        return
+    save_csv(path, rows, machine)
 
 
 def _text(value: object) -> str:
