@@ -151,6 +151,9 @@ def _reason_of_model(call: Call) -> str | None:
         return f"it needs a CUDA model, got one on {device}"
     if type(call.adapter).__name__ != "TransformersAdapter":
         return f"{type(hooks).__name__} is no model of transformers, whose caches a captured step writes"
+    elsewhere = sorted({str(weight.device) for weight in hooks.parameters() if weight.device != device})
+    if elsewhere:
+        return f"weights of {type(hooks).__name__} are on {', '.join(elsewhere)}, and a graph runs on {device} alone"
     from pygen.models.transformers_inputs import is_default, preparer
 
     if CAPTURED_MODES[call.mode] == "beam_step" and hasattr(hooks, "_reorder_cache"):

@@ -109,6 +109,9 @@ class FakeCuda:
             "_maybe_exchange_device": self._exchange_device,
             "CUDAGraph": lambda keep_graph=False: Graph(self, keep_graph),
             "graph_pool_handle": self.graph_pool_handle,
+            "default_stream": lambda device=None: self.default_streams[self.index_of(device)],
+            "device_count": lambda: len(self.streams),
+            "is_initialized": lambda: True,
             "synchronize": lambda: None,
             "empty_cache": self._empty_cache,
         }.items():

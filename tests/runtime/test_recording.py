@@ -12,6 +12,7 @@ import torch
 
 from pygen.graph.cuda_graph import CudaGraph
 from pygen.graph.recording import Pool
+from pygen.streaming import _contexts_of_this_thread
 from tests.runtime.fake_cuda import COPY, FakeCuda
 
 
@@ -144,3 +145,20 @@ def test_one_thread_captures_at_a_time(cuda: FakeCuda) -> None:
     for thread in threads:
         thread.join()
     assert most == [1] and len(cuda.pools) == 4
+
+
+@pytest.mark.parametrize("current", [0, 1])
+@pytest.mark.parametrize("chosen", [[], [0], [1], [0, 1]])
+def test_a_thread_takes_over_device_and_streams(cuda: FakeCuda, current: int, chosen: list[int]) -> None:
+    cuda.device = current
+    for index in chosen:
+        cuda.streams[index] = torch.cuda.Stream(index)  # type: ignore[call-overload]
+    wanted = [*cuda.streams]
+    contexts = _contexts_of_this_thread()
+    assert len(contexts) == len({*chosen, current})
+    cuda.device, cuda.streams = 0, [*cuda.default_streams]
+    with contextlib.ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        assert (cuda.device, cuda.streams) == (current, wanted)
+    assert (cuda.device, cuda.streams) == (0, cuda.default_streams)

@@ -75,6 +75,13 @@ def hooked() -> Any:
     return model
 
 
+def on_two_devices() -> Any:
+    """No forward of it runs: the reason comes first."""
+    model = copy.deepcopy(llama())
+    model.model.layers[1].to("meta")
+    return model
+
+
 def with_other_attention() -> Any:
     model = copy.deepcopy(llama())
     model.config._attn_implementation = "flex_attention"
@@ -126,6 +133,7 @@ REASONS: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "compiled forward": (compiled_forward, {}, "the model is compiled already"),
     "training": (in_training, {}, "the model is in training mode"),
     "hook": (hooked, {}, r"`model\.layers\.1` has hooks"),
+    "two devices": (on_two_devices, {}, "weights of LlamaForCausalLM are on meta, and a graph runs on cpu alone"),
     "attention": (with_other_attention, {}, "`attn_implementation`='flex_attention' is not"),
 }
 
