@@ -24,6 +24,13 @@ struct PhiloxBlock {
   uint32_t word[4];
 };
 
+// Selects, because an index that is known only at run time would put the words into the stack of a GPU's thread.
+PYGEN_HOST_DEVICE uint32_t word_of(const PhiloxBlock& block, uint32_t index) {
+  const uint32_t first = (index & 1) != 0 ? block.word[1] : block.word[0];
+  const uint32_t second = (index & 1) != 0 ? block.word[3] : block.word[2];
+  return (index & 2) != 0 ? second : first;
+}
+
 PYGEN_HOST_DEVICE PhiloxBlock philox4x32_10(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint64_t key) {
   uint32_t k0 = static_cast<uint32_t>(key);
   uint32_t k1 = static_cast<uint32_t>(key >> 32);
@@ -41,7 +48,7 @@ PYGEN_HOST_DEVICE PhiloxBlock philox4x32_10(uint32_t c0, uint32_t c1, uint32_t c
 }
 
 PYGEN_HOST_DEVICE uint32_t noise_word(uint64_t row_seed, uint32_t step, uint32_t stream, uint32_t token_id) {
-  return philox4x32_10(token_id >> 2, step, stream, 0, row_seed).word[token_id & 3];
+  return word_of(philox4x32_10(token_id >> 2, step, stream, 0, row_seed), token_id & 3);
 }
 
 // u = float32((word + 1/2) * 2^-32), at most 1 - 2^-24 so that log1p(-u) stays finite.

@@ -41,7 +41,7 @@ PYGEN_HOST_DEVICE uint32_t torch_cuda_word(const TorchCudaNoise& noise, uint64_t
   const uint64_t position = offset / kTorchUnroll + static_cast<uint64_t>(draw / kTorchUnroll);
   const PhiloxBlock block = philox4x32_10(static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32),
                                           static_cast<uint32_t>(thread), static_cast<uint32_t>(thread >> 32), seed);
-  return block.word[draw % kTorchUnroll];
+  return word_of(block, static_cast<uint32_t>(draw % kTorchUnroll));
 }
 
 // E = -ln u with u = word * 2^-32 + 2^-33; where u rounds to 1, half an epsilon. torch takes the fast logarithm.
