@@ -70,7 +70,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 template <DType kDType, bool kDraws>
 Error launch_selection(const BeamParams& params, const Context& context) {
-  const RowLaunch plan = plan_rows<kDType>(params.shaping, context.device, /*sums=*/false, /*rereads=*/false);
+  const RowLaunch plan = plan_rows<kDType>(params.shaping, context.device,
+                                           address_of(select_continuations<kDType, kDraws>), /*sums=*/false,
+                                           /*rereads=*/false);
   const Launch launch =
       launch_of_rows(params.shaping.rows, plan.geometry, BeamSelection<kDType, kDraws>::bytes(params, plan), context);
   return launch_kernel(select_continuations<kDType, kDraws>, launch, params, plan, context.workspace);

@@ -1,10 +1,10 @@
-// Asks the CUDA runtime about a device and an error.
+// Asks the CUDA runtime about a device, its kernels and an error.
 #include <cuda_runtime.h>
 
 #include <mutex>
 #include <vector>
 
-#include "cuda/launchers.h"
+#include "cuda/kernel_limits.h"
 
 namespace pygen::cuda {
 namespace {
@@ -27,7 +27,44 @@ cudaError_t query(int ordinal, Device& device) {
   return cudaSuccess;
 }
 
+bool refuses_the_size(cudaError_t error) {
+  return error == cudaErrorInvalidClusterSize || error == cudaErrorInvalidConfiguration ||
+         error == cudaErrorInvalidValue || error == cudaErrorLaunchOutOfResources;
+}
+
+// An error that was handled must not appear at a later launch.
+cudaError_t taken(cudaError_t error) {
+  if (error != cudaSuccess) cudaGetLastError();
+  return error;
+}
+
 }  // namespace
+
+namespace ask {
+
+Error current_device(int& ordinal) { return taken(cudaGetDevice(&ordinal)); }
+
+Error clusters_at_once(Kernel kernel, unsigned cluster, unsigned threads, unsigned shared, int& clusters) {
+  cudaLaunchAttribute size{};
+  size.id = cudaLaunchAttributeClusterDimension;
+  size.val.clusterDim = {cluster, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(cluster);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared;
+  config.attrs = &size;
+  config.numAttrs = 1;
+  const cudaError_t error = taken(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config));
+  if (!refuses_the_size(error)) return error;
+  clusters = 0;
+  return cudaSuccess;
+}
+
+Error allow_shared(Kernel kernel, unsigned shared) {
+  return taken(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
+}
+
+}  // namespace ask
 
 const char* error_text(Error error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 

@@ -13,6 +13,8 @@
 
 #include <cstdint>
 
+#include "cuda/kernel_limits.h"
+
 #define PYGEN_DEVICE __device__ __forceinline__
 
 namespace pygen::cuda {
@@ -171,12 +173,8 @@ struct Launch {
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch_kernel(void (*kernel)(Parameters...), const Launch& launch, const Arguments&... arguments) {
-  constexpr unsigned kSharedWithoutAsking = 48 * 1024;
-  if (launch.shared > kSharedWithoutAsking) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(launch.shared));
-    if (error != cudaSuccess) return error;
-  }
+  if (const Error error = allow_shared(address_of(kernel), launch.shared); error != 0)
+    return static_cast<cudaError_t>(error);
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(launch.blocks);

@@ -1,7 +1,7 @@
 // Host side: how a launch divides its rows into blocks, slices and tiles.
 #pragma once
 
-#include "cuda/launchers.h"
+#include "cuda/kernel_limits.h"
 #include "cuda/race.cuh"
 #include "cuda/shaping.cuh"
 
@@ -81,17 +81,10 @@ void cut(RowLaunch& launch, int64_t vocab_size, int cluster) {
   g.tiles = static_cast<int>((stripes * RowLayout<kDType>::kStripe) >> g.log2_tile);
 }
 
-// One block fills a multiprocessor, and the blocks of a cluster share a group of them. An H100 has 132 multiprocessors
-// and runs 132, 120 and 64 blocks at once in clusters of 2, 4 and 8.
-inline int64_t blocks_at_once(const Device& device, int cluster) {
-  const int64_t all = device.multiprocessors;
-  return cluster == 8 ? all / 2 : cluster == 4 ? all * 10 / 11 : all;
-}
-
-// Blocks per row: as many as can run at once. Where the kernel may read the row again (`rereads`), as many as it takes
-// to keep the row in shared memory.
+// Blocks per row: as many as can run at once, each alone on a multiprocessor. Where the kernel may read the row again
+// (`rereads`), as many as it takes to keep the row in shared memory.
 template <DType kDType>
-RowLaunch plan_rows(const ShapingParams& params, const Device& device, bool sums, bool rereads) {
+RowLaunch plan_rows(const ShapingParams& params, const Device& device, Kernel kernel, bool sums, bool rereads) {
   RowLaunch launch;
   launch.sums = sums;
   if (has_history_rules(params) || params.suppress != nullptr) {
@@ -101,14 +94,19 @@ RowLaunch plan_rows(const ShapingParams& params, const Device& device, bool sums
       for (launch.table_slots = 64; launch.table_slots < 2 * ids;) launch.table_slots *= 2;
   }
   const int max_cluster = device.major >= 9 ? RowSmem::kMaxBlocks : 1;
+  // With all the shared memory of a multiprocessor, which no second block can share then.
+  const auto clusters = [&](int size) {
+    return clusters_at_once(kernel, static_cast<unsigned>(size), kThreads,
+                            static_cast<unsigned>(device.shared_per_block));
+  };
   int cluster = 1;
-  while (cluster < max_cluster && params.rows * cluster * 2 <= blocks_at_once(device, cluster * 2) &&
-         params.vocab_size >= kLeastSlice * cluster * 2)
+  while (cluster < max_cluster && params.vocab_size >= kLeastSlice * cluster * 2 &&
+         params.rows <= clusters(cluster * 2))
     cluster *= 2;
   cut<kDType>(launch, params.vocab_size, cluster);
   if (shared_of<kDType>(launch) > static_cast<size_t>(device.shared_per_block)) launch.sums = false;
   if (!rereads || device.major < 9) return launch;
-  for (int wider = cluster; wider <= max_cluster; wider *= 2) {
+  for (int wider = cluster; wider <= max_cluster && (wider == 1 || clusters(wider) > 0); wider *= 2) {
     RowLaunch resident = launch;
     resident.geometry.resident = true;
     cut<kDType>(resident, params.vocab_size, wider);

@@ -111,7 +111,7 @@ Error launch_process(const ProcessParams& params, const Context& context) {
   const bool small = first_filter_is_small(shaping);
   const bool sums = may_differ(shaping.top_p, 1.0f) && !small;
   const bool rereads = !small && (may_have_filters(shaping) || may_differ(shaping.temperature, 1.0f));
-  const RowLaunch rows = plan_rows<kDType>(shaping, context.device, sums, rereads);
+  const RowLaunch rows = plan_rows<kDType>(shaping, context.device, address_of(process_rows<kDType>), sums, rereads);
   const Launch launch = launch_of_rows(shaping.rows, rows.geometry, shared_of<kDType>(rows), context);
   return launch_kernel(process_rows<kDType>, launch, params, rows, context.workspace);
 }

@@ -178,7 +178,7 @@ Error launch_sample(const SampleParams& params, const Context& context) {
   const bool logprobs = params.logprobs != nullptr;
   const bool sums = logprobs || (may_differ(shaping.top_p, 1.0f) && !small);
   const bool rereads = filtered && !small && shaping.vocab_size > kListCapacity;
-  const RowLaunch rows = plan_rows<kDType>(shaping, context.device, sums, rereads);
+  const RowLaunch rows = plan_rows<kDType>(shaping, context.device, address_of(sample_rows<kDType>), sums, rereads);
   const Launch launch = launch_of_rows(shaping.rows, rows.geometry, shared_of<kDType>(rows), context);
   return launch_kernel(sample_rows<kDType>, launch, params, rows, context.workspace);
 }

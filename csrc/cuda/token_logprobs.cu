@@ -71,9 +71,9 @@ Error launch_rows(const LogprobParams& params, const Context& context) {
   logits.logits = params.logits;
   logits.logits_stride = params.logits_stride;
   const bool rereads = params.num_top > kMaxWanted && params.vocab_size > kListCapacity;
-  const RowLaunch rows = plan_rows<kDType>(logits, context.device, true, rereads);
-  const Launch launch = launch_of_rows(params.rows, rows.geometry, shared_of<kDType>(rows), context);
   const auto kernel = params.num_top > 0 ? score_rows<kDType, true> : score_rows<kDType, false>;
+  const RowLaunch rows = plan_rows<kDType>(logits, context.device, address_of(kernel), true, rereads);
+  const Launch launch = launch_of_rows(params.rows, rows.geometry, shared_of<kDType>(rows), context);
   return launch_kernel(kernel, launch, params, logits, rows);
 }
 

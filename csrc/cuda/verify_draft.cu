@@ -224,19 +224,20 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <DType kDType>
-RowLaunch plan(const DraftParams& params, const Device& device) {
+RowLaunch plan(const DraftParams& params, const Device& device, Kernel kernel) {
   ShapingParams logits = one_row(nullptr, params.vocab_size);
   logits.rows = params.rows;
-  return plan_rows<kDType>(logits, device, true, false);
+  return plan_rows<kDType>(logits, device, kernel, true, false);
 }
 
 template <DType kDType>
 Error launch_rows(const DraftParams& params, const Context& context) {
-  const RowLaunch target = plan<kDType>(params, context.device);
+  const Kernel kernel = address_of(verify_rows<kDType>);
+  const RowLaunch target = plan<kDType>(params, context.device, kernel);
   // Both half types are cut alike.
   const bool half = params.draft_dtype != DType::kFloat32;
-  const RowLaunch draft =
-      half ? plan<DType::kFloat16>(params, context.device) : plan<DType::kFloat32>(params, context.device);
+  const RowLaunch draft = half ? plan<DType::kFloat16>(params, context.device, kernel)
+                               : plan<DType::kFloat32>(params, context.device, kernel);
   const size_t of_target = shared_of<kDType>(target);
   const size_t of_draft = half ? shared_of<DType::kFloat16>(draft) : shared_of<DType::kFloat32>(draft);
   const Launch launch =

@@ -4,6 +4,7 @@
 #include <tuple>
 #include <type_traits>
 
+#include "cuda/kernel_limits.h"
 #include "cuda_host/functions.h"
 #include "cuda_host/types.h"
 
@@ -27,6 +28,7 @@ float half_to_float(uint16_t bits);
 using Body = void (*)(const void* context);
 // Runs `body(context)` once per thread; `kernel` is only the address whose name reports carry.
 cudaError_t run(const Launch& launch, const void* kernel, Body body, const void* context);
+Launch last_launch();
 
 }  // namespace host
 
@@ -58,7 +60,9 @@ cudaError_t launch_kernel(void (*kernel)(Parameters...), const Launch& launch, c
     const Call& one = *static_cast<const Call*>(context);
     std::apply(one.kernel, one.parameters);
   };
-  return host::run(launch, reinterpret_cast<const void*>(kernel), body, &call);
+  // Where the device refuses it, `run` reports the launch.
+  allow_shared(address_of(kernel), launch.shared);
+  return host::run(launch, address_of(kernel), body, &call);
 }
 
 }  // namespace pygen::cuda

@@ -24,7 +24,7 @@ cudaError_t refused(cudaError_t error, const std::string& text) {
   return error;
 }
 
-cudaError_t check(const Launch& launch) {
+cudaError_t check(const Launch& launch, Kernel kernel) {
   const Device& device = current_device();
   if (launch.blocks == 0 || launch.blocks > 0x7fffffffu)
     return refused(cudaErrorInvalidConfiguration,
@@ -44,6 +44,12 @@ cudaError_t check(const Launch& launch) {
   if (launch.shared > static_cast<unsigned>(device.shared_per_block))
     return refused(cudaErrorInvalidValue, "`shared` must be at most " + std::to_string(device.shared_per_block) +
                                               " bytes, got " + std::to_string(launch.shared));
+  if (launch.shared > allowed_shared(kernel))
+    return refused(cudaErrorInvalidValue, "`shared` must be at most the " + std::to_string(allowed_shared(kernel)) +
+                                              " bytes that the kernel may have, got " + std::to_string(launch.shared));
+  if (launch.cluster > 1 && clusters_that_fit(launch.cluster) == 0)
+    return refused(cudaErrorInvalidClusterSize,
+                   "`cluster` is " + std::to_string(launch.cluster) + ", and the device has no room for one");
   return cudaSuccess;
 }
 
@@ -136,7 +142,7 @@ cudaError_t run(const Launch& launch, const void* kernel, Body body, const void*
   static std::mutex one_at_a_time;
   const std::lock_guard<std::mutex> lock(one_at_a_time);
   begin_reports(kernel);
-  if (const cudaError_t error = check(launch); error != cudaSuccess) return error;
+  if (const cudaError_t error = check(launch, kernel); error != cudaSuccess) return error;
   Running& all = running();
   all.launch = launch;
   all.body = body;
@@ -155,6 +161,8 @@ cudaError_t run(const Launch& launch, const void* kernel, Body body, const void*
   check_watched();
   return reports_of_launch() == 0 ? cudaSuccess : cudaErrorLaunchFailure;
 }
+
+Launch last_launch() { return running().launch; }
 
 void note_wait() { current().waited_for_previous = true; }
 
