@@ -23,13 +23,15 @@ PARTS=(
   "memcheck|50|compute-sanitizer over each op at small shapes: memory"
   "racecheck|50|the same: races"
   "tests-triton|100|the tests of the ops on Triton, on eight processes"
+  "flushed|30|single calls after a flush of the second-level cache"
+  "profile|70|Nsight Compute on the three hot calls: memory throughput, issue slots, stalls; into ncu.csv"
   "tests-generate|60|generate() against transformers on the GPU"
   "initcheck|50|compute-sanitizer: memory that nothing wrote"
   "synccheck|50|compute-sanitizer: barriers"
 )
 OPS=(sample beam_step process_logits token_logprobs verify_draft reorder_cache beam_finalize)
 # Parts whose whole log is in the summary.
-SHOWN="smoke smoke-cpu smoke-cuda smoke-triton bench-steps bench-generate"
+SHOWN="smoke smoke-cpu smoke-cuda smoke-triton bench-steps bench-generate flushed profile"
 export LIMIT=${PYGEN_SUITE_SECONDS:-480} PYTHON=${PYTHON:-python3} SHORTEST=5
 
 usage() { sed -n 's/^#   //p' "$0" >&2; exit 2; }
@@ -116,6 +118,23 @@ memcheck() { sanitizer memcheck; }
 racecheck() { sanitizer racecheck; }
 initcheck() { sanitizer initcheck; }
 synccheck() { sanitizer synccheck; }
+
+flushed() {
+  local size=(--quick --device cpu --threads 1)
+  [[ $DEVICE == cuda ]] && size=(--table)
+  "$PYTHON" -m benchmarks.gpu_flushed "${size[@]}" --quiet --results "$OUT" --seconds $((PART_LIMIT - 10))
+}
+
+# Clocks stay as they are, because the machine may be another's next.
+profile() {
+  local sections=() name
+  [[ $DEVICE == cuda ]] || { "$PYTHON" -m benchmarks.gpu_profile run --device cpu; return; }
+  command -v ncu >/dev/null || { echo "ncu is not on the PATH"; return 77; }
+  for name in SpeedOfLight MemoryWorkloadAnalysis SchedulerStats WarpStateStats Occupancy LaunchStats; do sections+=(--section "$name"); done
+  ncu --clock-control none --profile-from-start off "${sections[@]}" --csv --page raw --log-file "$OUT/ncu.csv" \
+    "$PYTHON" -m benchmarks.gpu_profile run
+  "$PYTHON" -m benchmarks.gpu_profile table "$OUT/ncu.csv" || { tail -5 "$OUT/ncu.csv"; return 1; }
+}
 
 # ---- How parts run. ----
 

@@ -109,7 +109,8 @@ def _print_plain(heads: Sequence[str], cells: Sequence[Mapping[str, str]]) -> No
 def line_of(row: Row) -> str:
     """Describes a row in one line, for a log that may end at any time."""
     shape = f"{row.rows} x {row.vocab_size} {row.dtype}"
-    found = row.note or f"{_number(row.median_us) or '?'} us"
+    time = f"{_number(row.median_us)} us" if row.median_us is not None else ""
+    found = ", ".join(filter(None, (time, row.note)))
     speedup = f", {row.speedup:.1f}x transformers" if row.speedup else ""
     wanted = f"; {row.target}: {row.met}" if row.target else ""
     red = f"; RED {row.check}" if row.red else ""

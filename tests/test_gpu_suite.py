@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import bench_gpu, gpu_small_ops, gpu_smoke, report
+from benchmarks import bench_gpu, gpu_flushed, gpu_profile, gpu_small_ops, gpu_smoke, report
 from pygen import ops
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -214,3 +214,39 @@ def test_replays_must_draw_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_smoke, "captured", frozen)
     with pytest.raises(AssertionError, match="replay 1: output 0"):
         gpu_smoke.check_replays(torch.device("cpu"), "cpu", 20)
+
+
+NCU = """==PROF== Connected to process 7
+"ID","Kernel Name","Block Size","gpu__time_duration.sum","gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed",\
+"smsp__issue_active.avg.per_cycle_active","smsp__average_warps_issue_stalled_barrier_per_issue_active.ratio",\
+"smsp__average_warps_issue_stalled_long_scoreboard_per_issue_active.ratio","launch__registers_per_thread"
+"","","","ns","%","inst/cycle","inst","inst","register/thread"
+"0","at::cuda::spin_kernel(long)","(1, 1, 1)","900","0","0.1","0","0","16"
+"1","void pygen::scan_rows<(pygen::DType)1>(pygen::SampleParams)","(256, 1, 1)","11,500","83.25","0.5","1.5","6.25","64"
+"2","finish_rows(SampleParams)","(256, 1, 1)","2,000","4","0.2","0","","40"
+"3","at::cuda::spin_kernel(long)","(1, 1, 1)","900","0","0.1","0","0","16"
+"4","select_continuations","(512, 1, 1)","20,000","50","0.3","2","1","64"
+"""
+
+
+def test_table_of_a_profile(tmp_path: Path) -> None:
+    path = tmp_path / "ncu.csv"
+    path.write_text(NCU)
+    assert gpu_profile.table(path, ["first row", "beams"])[2:] == [
+        "| first row | pygen::scan_rows | 11.5 |  | 83.2 |  | 0.5 |  | 64 | long scoreboard 6.2, barrier 1.5 |",
+        "| first row | finish_rows | 2 |  | 4 |  | 0.2 |  | 40 |  |",
+        "| beams | select_continuations | 20 |  | 50 |  | 0.3 |  | 64 | barrier 2, long scoreboard 1 |",
+    ]
+    path.write_text("==ERROR== ERR_NVGPUCTRPERM\n")
+    assert gpu_profile.main(("table", str(path))) == 1
+
+
+def test_flushed_calls_are_saved(tmp_path: Path) -> None:
+    given = ("--quick", "--device", "cpu", "--quiet", "--threads", "1", "--results", str(tmp_path))
+    assert gpu_flushed.main(given) == 0
+    (path,) = tmp_path.glob("*.csv")
+    rows = report.load_csv(path)
+    assert [(row.op, row.cache) for row in rows] == [
+        (op, cache) for op in ("sample", "sample", "beam_step") for cache in ("warm", "flushed")
+    ]
+    assert all(row.median_us for row in rows)
