@@ -40,14 +40,16 @@ NUCLEUS = Settings(top_p=0.9)
 GREEDY = Settings(do_sample=False)
 FREE = Settings()
 BATCHES = (1, 8, 64, 256)
-# Targets on an H200, in microseconds at the rows of BATCHES. The order is that of importance.
-US: dict[tuple[str, Settings, torch.dtype], tuple[float | None, ...]] = {
+# By backend, settings and dtype: microseconds at the rows of BATCHES.
+Targets = dict[tuple[str, Settings, torch.dtype], tuple[float | None, ...]]
+# On an H200, in the order of importance.
+US: Targets = {
     ("cuda", FIRST, torch.bfloat16): (8, 8, 12, 32),
     ("cuda", NUCLEUS, torch.bfloat16): (8, 8, 14, 34),
     ("cuda", GREEDY, torch.bfloat16): (5, 5, 9, 24),
     ("triton", FIRST, torch.bfloat16): (15, None, 40, 110),
 }
-LATER_US: dict[tuple[str, Settings, torch.dtype], tuple[float | None, ...]] = {
+LATER_US: Targets = {
     ("cuda", FIRST, torch.float32): (10, 12, 30, 100),
     ("cuda", FREE, torch.bfloat16): (None, None, None, None),
 }
@@ -109,7 +111,7 @@ def beam_work(num_beams: int, batch_size: int, vocab_size: int, backend: str, li
 
 
 def table_work(device: torch.device, options: Options) -> Iterator[Work]:
-    def samples(targets: dict[tuple[str, Settings, torch.dtype], tuple[float | None, ...]]) -> Iterator[Work]:
+    def samples(targets: Targets) -> Iterator[Work]:
         for (backend, settings, dtype), limits in targets.items():
             for rows, limit in zip(BATCHES, limits, strict=True):
                 yield sample_work(settings, dtype, rows, VOCAB, backend, limit, device, options)

@@ -11,6 +11,7 @@ the two events around it. Two events without a call between them take time, too;
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import sys
 import time
@@ -103,8 +104,7 @@ def cpu_times_us(before: Call, call: Call) -> list[float]:
     return times
 
 
-def rows_of(work: Work, device: torch.device, options: Options) -> list[Row]:
-    job, make = work
+def rows_of(make: Callable[[], Call], device: torch.device, options: Options, job: Job) -> list[Row]:
     replay = captured(make(), device)
     scratch = torch.empty(2 * cache_bytes(device) // 4, dtype=torch.int32, device=device)
     on_gpu = device.type == "cuda"
@@ -144,11 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[Row] = []
     with cli.threads(args.threads):
         options = cli.options(args, "gpu-flushed", 0.0)
-        for work in works_of(args.device, small):
+        for job, make in works_of(args.device, small):
             if time.monotonic() > deadline:
-                print(f"{work[0]}: {NO_TIME}")
+                print(f"{job}: {NO_TIME}")
                 continue
-            found = measured((work[0], lambda _, work=work: rows_of(work, args.device, options)), options, args.device)
+            found = measured((job, functools.partial(rows_of, make, args.device, options)), options, args.device)
             if save:
                 save_new(args.results / f"{device_slug(args.device)}.csv", found, machine_block(args.device))
             print(*map(line_of, found), sep="\n", flush=True)

@@ -48,7 +48,7 @@ class Job:
         return f"{gpu_models.MODELS[self.model][0]}, {label}, {self.prompt:,} tokens"
 
 
-# Targets on an H100: engines, the jobs they apply to, and the target. Several may apply to one row.
+# Targets on an H200: engines, the jobs they apply to, and the target. Several may apply to one row.
 TARGETS: tuple[tuple[tuple[str, ...], Callable[[Job], bool], Target], ...] = (
     (CAPTURED, lambda job: job.mode != "beams", Target(launches_beyond_forward=1)),
     (CAPTURED, lambda job: job.mode == "beams", Target(launches_beyond_forward=3)),
