@@ -103,7 +103,8 @@ def table(path: Path, calls: Sequence[str]) -> list[str]:
             index += 1
             continue
         call = calls[index] if 0 <= index < len(calls) else "?"
-        short = re.sub(r"^void |[(<].*$", "", name)
+        named = re.sub(r"^void |\(anonymous namespace\)::|<unnamed>::", "", name)
+        short = re.sub(r"[(<].*$", "", named)
         lines.append(f"| {' | '.join([call, short, *cells_of(metrics, units)])} |")
     return lines
 

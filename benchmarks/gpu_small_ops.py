@@ -42,7 +42,7 @@ SEARCHES: tuple[dict[str, Any], ...] = ({}, {"do_sample": True, "top_k": 20, "se
 VOCABULARIES = (20011, 1003, 64)
 DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 # Few rows, and so many that kernels for many rows run.
-ROWS = (3, 160)
+SHAPES = ((3, 20011), (3, 1003), (160, 5003), (3, 64), (160, 20011))
 STEPS = 6
 
 
@@ -68,10 +68,9 @@ class Scope(NamedTuple):
         return logits.to(self.device, dtype), ids.to(self.device)
 
     def logits(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        for rows in ROWS:
-            for vocab_size in self.of(VOCABULARIES, 2 if rows == ROWS[0] else 1):
-                for dtype in self.of(DTYPES):
-                    yield f"{rows} x {vocab_size} {dtype}", *self.inputs(rows, vocab_size, dtype)
+        for rows, vocab_size in self.of(SHAPES, 3):
+            for dtype in self.of(DTYPES):
+                yield f"{rows} x {vocab_size} {dtype}", *self.inputs(rows, vocab_size, dtype)
 
 
 def samples(scope: Scope) -> Iterator[Made]:

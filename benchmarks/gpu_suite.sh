@@ -138,15 +138,13 @@ profile() {
 
 # ---- How parts run. ----
 
-# limited SECONDS FUNCTION_OR_COMMAND...: an interrupt at the limit, so that Python says where it was; then the kill.
+# limited SECONDS FUNCTION_OR_COMMAND...: an interrupt at the limit, so that Python says where it was; then the kill. It
+# takes the place of a background shell, so that a signal to that process reaches the command.
 limited() {
-  local seconds=$1
+  local seconds=$1 shell=()
   shift
-  if [[ $(type -t "$1") == function ]]; then
-    timeout "${GROUP[@]}" --signal=INT --kill-after=5 "$seconds" bash -c '"$@"' bash "$@"
-  else
-    timeout "${GROUP[@]}" --signal=INT --kill-after=5 "$seconds" "$@"
-  fi
+  [[ $(type -t "$1") == function ]] && shell=(bash -c '"$@"' bash)
+  exec timeout "${GROUP[@]}" --signal=INT --kill-after=5 "$seconds" "${shell[@]}" "$@"
 }
 
 # verdict CODE SECONDS LIMIT LOG: one line about a command that has ended.
@@ -191,12 +189,16 @@ note() {
   save
 }
 
+parts_so_far() {
+  echo "pygen on ${GPU:-a CPU: a rehearsal, no figures of a GPU}; $((SECONDS - STARTED)) s of $LIMIT s"
+  for i in "${!NAMES[@]}"; do printf '%-16s %s\n' "${NAMES[$i]}" "${RESULTS[$i]}"; done
+  [[ -z $RUNNING ]] || printf '%-16s running; its log is running.log\n' "$RUNNING"
+}
+
 # Writes what is known so far.
 save() {
   {
-    echo "pygen on ${GPU:-a CPU: a rehearsal, no figures of a GPU}; $((SECONDS - STARTED)) s of $LIMIT s"
-    for i in "${!NAMES[@]}"; do printf '%-16s %s\n' "${NAMES[$i]}" "${RESULTS[$i]}"; done
-    [[ -z $RUNNING ]] || printf '%-16s running; its log is running.log\n' "$RUNNING"
+    parts_so_far
     echo
     cat "$LOGS/machine.log"
     for log in $SHOWN; do
@@ -204,7 +206,7 @@ save() {
     done
   } >"$OUT/summary.part"
   mv "$OUT/summary.part" "$OUT/summary.txt"
-  tar -czf "$OUT/logs.part" -C "$LOGS" --exclude=triton .
+  tar -czf "$OUT/logs.part" -C "$LOGS" .
   mv "$OUT/logs.part" "$OUT/logs.tar.gz"
 }
 
@@ -229,6 +231,7 @@ part() {
 
 stopped() {
   kill -TERM "$CHILD" 2>/dev/null
+  wait "$CHILD"
   [[ -e $OUT/running.log ]] && mv "$OUT/running.log" "$LOGS/$RUNNING.log"
   local name=$RUNNING
   RUNNING=""
@@ -258,7 +261,7 @@ mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 LOGS=$(mktemp -d)
 STARTED=$SECONDS NAMES=() RESULTS=() RUNNING="" CHILD="" GROUP=() BESIDE=() VERDICTS=()
-export OUT LOGS OPS_LIST="${OPS[*]}" PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" TRITON_CACHE_DIR="$LOGS/triton"
+export OUT LOGS OPS_LIST="${OPS[*]}" PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" TRITON_CACHE_DIR="$PWD/build/gpu-suite/triton"
 while read -r _ _ name; do export -f "${name?}"; done < <(declare -F)
 trap stopped TERM INT
 
@@ -285,5 +288,8 @@ for csv in "$OUT"/*.csv; do
 done
 save
 cat "$OUT/summary.txt"
+# Once more, because only the end of a long output may come back.
+printf '\n== in short\n'
+parts_so_far
 rm -rf "$LOGS"
 ! printf '%s\n' "${RESULTS[@]}" | grep -q '^\(FAILED\|STOPPED\)'

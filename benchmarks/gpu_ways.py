@@ -74,6 +74,18 @@ def captured(sweep: Sweep, device: torch.device) -> Sweep:
     return Launches([sweep]).replay if kind is None else kind([sweep], lambda: None, kind.new_pool()).replay  # type: ignore[no-any-return]
 
 
+def captured_copies(copy: Sweep, device: torch.device) -> Sweep:
+    """Captures copies. They may be no kernels, and pygen's captures refuse a graph without kernels."""
+    if device.type != "cuda":
+        return copy
+    copy()
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        copy()
+    return graph.replay
+
+
 def both_ways(
     backend: str, call: Callable[[torch.Tensor], object], buffers: Sequence[torch.Tensor], target: Target, fault: str
 ) -> Iterator[Way]:
@@ -119,7 +131,7 @@ def timed(job: Job, buffers: Sequence[torch.Tensor], ways: Sequence[Way], moved:
             target.copy_(buffer)
 
     size = first.numel() * first.element_size()
-    floor = Way("copy", FLOOR_BACKEND, captured(copy, first.device))
+    floor = Way("copy", FLOOR_BACKEND, captured_copies(copy, first.device))
     everything = [floor, *ways]
     timings = sweep_times(everything, len(buffers), first.device, options, str(job))
     roof, rows = 2 * size / timings["copy"].median_us, []

@@ -47,6 +47,16 @@ def suite(tmp_path: Path) -> Any:
     return start
 
 
+def has_ended(pid: int) -> bool:
+    """Waits a while for the end of a process that nobody may collect."""
+    for _ in range(100):
+        status = Path(f"/proc/{pid}/stat")
+        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def listed() -> dict[str, int]:
     done = subprocess.run(("bash", str(SUITE), "--list"), capture_output=True, text=True, check=True)
     return {name: int(limit) for name, limit, _ in (line.split("\t") for line in done.stdout.splitlines())}
@@ -86,10 +96,11 @@ def test_results_survive_a_kill(suite: Any, tmp_path: Path) -> None:
 def test_a_stopped_part_is_named(stop: str, suite: Any, tmp_path: Path) -> None:
     process = suite("--only", "bench-generate,memcheck", PYGEN_SUITE_SECONDS="7" if stop == "limit" else "60")
     if stop == "signal":
-        while not (tmp_path / "out" / "running.log").exists():
+        while not (tmp_path / "pid").exists():
             time.sleep(0.05)
         process.terminate()
     process.communicate()
+    assert has_ended(int((tmp_path / "pid").read_text()))
     assert process.returncode == 1
     summary = (tmp_path / "out" / "summary.txt").read_text()
     if stop == "limit":
@@ -222,7 +233,8 @@ NCU = """==PROF== Connected to process 7
 "smsp__average_warps_issue_stalled_long_scoreboard_per_issue_active.ratio","launch__registers_per_thread"
 "","","","ns","%","inst/cycle","inst","inst","register/thread"
 "0","at::cuda::spin_kernel(long)","(1, 1, 1)","900","0","0.1","0","0","16"
-"1","void pygen::scan_rows<(pygen::DType)1>(pygen::SampleParams)","(256, 1, 1)","11,500","83.25","0.5","1.5","6.25","64"
+"1","void pygen::(anonymous namespace)::scan_rows<(DType)1>(SampleParams)","(256, 1, 1)",\
+"11,500","83.25","0.5","1.5","6.25","64"
 "2","finish_rows(SampleParams)","(256, 1, 1)","2,000","4","0.2","0","","40"
 "3","at::cuda::spin_kernel(long)","(1, 1, 1)","900","0","0.1","0","0","16"
 "4","select_continuations","(512, 1, 1)","20,000","50","0.3","2","1","64"
