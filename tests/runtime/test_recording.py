@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ def check_idle(cuda: FakeCuda) -> None:
     assert not cuda.underway
     for pool in pools():
         cuda.draw(pool.device.index)
-        captured([lambda index=pool.device.index: cuda.launch(index)], pool)
+        captured([functools.partial(cuda.launch, pool.device.index)], pool)
 
 
 @pytest.mark.parametrize("current", [0, 1])
@@ -49,7 +50,7 @@ def test_every_device_has_its_own_stream(cuda: FakeCuda, current: int) -> None:
     for pool in [*pools(), *pools()]:
         index = pool.device.index
         cuda.log.clear()
-        graph = captured([lambda i=index: cuda.launch(i)] * 2, pool)
+        graph = captured([functools.partial(cuda.launch, index)] * 2, pool)
         (stream,) = {stream for _, _, stream in cuda.log}
         assert [(what, device) for what, device, _ in cuda.log] == [
             *[("launch", index)] * 4,
