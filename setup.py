@@ -40,12 +40,14 @@ class CMakeBuild(build_ext):
         # Pass every path of an isolated environment again, because that environment disappears after the build.
         configure = [
             cmake, "-S", str(ROOT), "-B", str(folder.resolve()), "-G", "Ninja",
+            "-UPYGEN_*",  # settings of an earlier build in this folder
             f"-DCMAKE_MAKE_PROGRAM={find_tool('ninja')}",
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPYGEN_VERSION={self.distribution.get_version()}",
             f"-DPYGEN_OUTPUT_DIR={output.parent}",
+            f"-DPYGEN_INSTALL=pip install {'-e ' if lasting else ''}.",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]  # fmt: skip
         jobs = str(self.parallel or os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or os.cpu_count() or 1)

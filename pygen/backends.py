@@ -53,8 +53,43 @@ def _cuda_reason() -> str | None:
 
     build = _C.build_info()
     if not build["cuda"]:
-        return f"built without CUDA kernels ({build['cuda_reason']})"
-    return _device_reason()
+        return f"built without CUDA kernels: {build['cuda_reason']}"
+    reason = _device_reason()
+    if reason is not None:
+        return reason
+    reasons = [_target_reason(index) for index in range(torch.cuda.device_count())]
+    return None if None in reasons else reasons[0]
+
+
+@functools.cache
+def _target_reason(index: int) -> str | None:
+    """Returns why the kernels of the build cannot run on the GPU with this index, or None."""
+    from pygen import _C
+
+    archs = _C.build_info()["cuda_archs"]
+    try:
+        major, minor = _C.cuda_capability(index)
+    except RuntimeError:
+        return None  # The launch fails with the same words of the driver.
+    if any(_runs_on(arch, major, minor) for arch in archs):
+        return None
+    return (
+        f"the CUDA kernels were built for {', '.join(archs)}, and cuda:{index} has compute capability {major}.{minor}: "
+        f"build again with PYGEN_CUDA_ARCHS={major}{minor} or all"
+    )
+
+
+def _runs_on(arch: str, major: int, minor: int) -> bool:
+    """Returns whether a GPU runs `arch`: "sm_90" is machine code, "compute_120" PTX, which the driver compiles.
+
+    Machine code serves the GPUs of its major version from its minor version on, PTX all later ones, and either with an
+    "a" only its own.
+    """
+    kind, _, number = arch.partition("_")
+    if number.endswith("a"):
+        return number == f"{major}{minor}a"
+    oldest = divmod(int(number.rstrip("f")), 10)
+    return oldest <= (major, minor) and (kind == "compute" or oldest[0] == major)
 
 
 def _triton_reason() -> str | None:
@@ -102,8 +137,9 @@ def build_info() -> dict[str, object]:
     """Describes the compiled extension `pygen._C`, as plain values.
 
     Returns a dict: `version`, `compiler`, `openmp` (bool); `cpu_isas`, the instruction sets in the build; `cpu_isa`,
-    the one in use (the best that this processor supports, or `PYGEN_CPU_ISA`); `cuda` (bool), `cuda_reason`,
-    `nvcc_version` (empty if the build found no nvcc).
+    the one in use (the best that this processor supports, or `PYGEN_CPU_ISA`); `cuda` (bool), whether it has CUDA
+    kernels; `cuda_reason`, why it has none and the command that builds them; `cuda_archs`, their machine code and PTX
+    as in `torch.cuda.get_arch_list()`; `nvcc_version` (empty if the build found no nvcc).
 
     Raises ImportError if the extension is not built, ValueError if `PYGEN_CPU_ISA` names a set that cannot run.
     """
@@ -179,7 +215,7 @@ class Dispatcher(Generic[Entry]):
             return f"`{self.op}` has no kernel for it"
         if device.type not in _devices_of(name, device):
             return f"the tensor is on {device}"
-        return None
+        return _target_reason(device.index or 0) if name == "cuda" else None
 
     def _refusal(self, device: torch.device, what: str) -> str:
         reasons = self.reasons(device)

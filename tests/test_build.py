@@ -34,9 +34,7 @@ def test_build_info() -> None:
     isas = info["cpu_isas"]
     assert isinstance(isas, list) and isas[0] == "generic" and set(isas) <= {"generic", "avx2", "avx512"}
     assert info["cpu_isa"] in isas
-    assert isinstance(info["cuda"], bool)
-    # A build with or without nvcc is normal; the report says why there are no CUDA kernels.
-    assert isinstance(info["cuda_reason"], str) and (info["cuda"] or "nvcc" in info["cuda_reason"])
+    assert isinstance(info["cuda"], bool)  # test_cuda_choice.py has the rest
     assert isinstance(info["nvcc_version"], str)
 
 

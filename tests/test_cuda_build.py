@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pygen import _C, backends
+from pygen import _C
 
 BUILD = _C.build_info()
 ROOT = Path(__file__).resolve().parent.parent
-TARGETS = {"80", "90", "100", "120"}
 # Known bytes of registers spilled to local memory: in draws of beams and in verification of drafts. On sm_90 one form
 # of `sample`, for float32 rows, and one of `process_logits`, after the scan, spill a few.
 SPILLS_AT_MOST = {
@@ -23,19 +22,13 @@ SPILLS_AT_MOST = {
 }
 
 
-def test_a_build_tells_why_it_has_no_cuda_kernels() -> None:
-    has_nvcc = BUILD["nvcc_version"] != ""
-    assert BUILD["cuda"] == has_nvcc
-    assert bool(BUILD["cuda_reason"]) == (not has_nvcc)
-    if not has_nvcc:
-        assert BUILD["cuda_reason"] in (backends.available_backends()["cuda"] or "")
-
-
 def reports() -> dict[tuple[str, str], dict[str, int]]:
     """Returns {(target, mangled kernel): registers, stack, spills (bytes stored and loaded)}, from ptxas's reports."""
     usage: dict[tuple[str, str], dict[str, int]] = {}
     folder = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
     for path in folder.glob("CMakeFiles/pygen_cuda.dir/csrc/cuda/*.report"):
+        if not path.with_suffix("").exists():
+            continue  # The report of a source file that is gone.
         key = ("", "")
         for line in path.read_text().splitlines():
             if match := re.search(r"Compiling entry function '(\S+)' for 'sm_(\d+)'", line):
@@ -57,8 +50,7 @@ def test_registers_and_spills_of_every_kernel(capsys: pytest.CaptureFixture[str]
         print(f"\n{'kernel':90} {'sm':>4} {'registers':>9} {'stack':>6} {'spills':>6}")
         for (target, kernel), row in sorted(usage.items(), key=lambda item: item[0][::-1]):
             print(f"{kernel[:90]:90} {target:>4} {row['registers']:>9} {row['stack']:>6} {row['spills']:>6}")
-    built = {target for target, _ in usage}
-    assert built == TARGETS or len(built) == 1, "one target is a build for development"
+    assert {f"sm_{target}" for target, _ in usage} == {arch for arch in BUILD["cuda_archs"] if arch.startswith("sm_")}
     # A mangled name holds that of the file, <op>.cu or <op>_*.cu.
     for op in ("sample", "beam_step", "process_logits", "token_logprobs", "verify_draft"):
         assert any(re.search(rf"\d_{op}(_\w+)?_cu_", kernel) for _, kernel in usage), f"no kernel of {op} in {usage}"

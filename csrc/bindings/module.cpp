@@ -3,10 +3,14 @@
 #include <pybind11/pybind11.h>
 
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 
 #include "bindings/bindings.h"
+#if PYGEN_CUDA
+#include "bindings/cuda_context.h"
+#endif
 #include "common/sample_params.h"
 #include "cpu/isa.h"
 
@@ -14,14 +18,18 @@ namespace py = pybind11;
 
 namespace {
 
+py::list split(const char* text) {
+  py::list names;
+  std::istringstream stream(text);
+  for (std::string name; std::getline(stream, name, ',');) names.append(name);
+  return names;
+}
+
 py::dict build_info() {
-  py::list isas;
-  std::istringstream names(PYGEN_CPU_ISAS);
-  for (std::string name; std::getline(names, name, ',');) isas.append(name);
   py::dict info;
   info["version"] = PYGEN_VERSION;
   info["compiler"] = PYGEN_COMPILER;
-  info["cpu_isas"] = isas;
+  info["cpu_isas"] = split(PYGEN_CPU_ISAS);
 #if defined(_OPENMP)
   info["openmp"] = true;
 #else
@@ -29,6 +37,7 @@ py::dict build_info() {
 #endif
   info["cuda"] = PYGEN_CUDA != 0;
   info["cuda_reason"] = PYGEN_CUDA_REASON;
+  info["cuda_archs"] = split(PYGEN_CUDA_ARCHS);
   info["nvcc_version"] = PYGEN_NVCC_VERSION;
   return info;
 }
@@ -51,6 +60,15 @@ PYBIND11_MODULE(_C, m) {
   m.def("knobs", &knobs);
   m.def("cpu_isa", [] { return std::string(pygen::cpu::implementation().name); });
   m.def("set_cpu_isa", &pygen::cpu::set_implementation, py::arg("name"));
+  // Unlike torch.cuda.get_device_capability, it creates no context on the device.
+  m.def("cuda_capability", [](int ordinal) -> py::tuple {
+#if PYGEN_CUDA
+    const pygen::cuda::Device device = pygen::bindings::device_of(ordinal);
+    return py::make_tuple(device.major, device.minor);
+#else
+    throw std::runtime_error("cannot ask device " + std::to_string(ordinal) + ": built without CUDA kernels");
+#endif
+  });
   pygen::bindings::bind_sample(m);
   pygen::bindings::bind_process_logits(m);
   pygen::bindings::bind_beam_step(m);
