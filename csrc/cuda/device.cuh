@@ -32,7 +32,8 @@ PYGEN_DEVICE auto atomic_operand(T* p) {
 }
 
 // An array in the shared memory of a block. Words of a `Shared` of another block of the cluster may be used between two
-// cluster_sync() that both blocks reach.
+// cluster_sync() that both blocks reach: after the cluster_wait() of the first and before the cluster_arrive() of the
+// second.
 template <typename T>
 class Shared {
  public:
@@ -108,13 +109,31 @@ PYGEN_DEVICE unsigned cluster_rank() {
   return 0;
 #endif
 }
+// The barrier of the cluster in two halves, for all threads of all blocks: what a block does before it arrives happens
+// before what any thread of the cluster does after it waits. Between the two a block may do what concerns no other block.
+//
+// Only the first warp arrives with `release`, whose fence is expensive. By the causality order of PTX that is enough:
+// __syncthreads orders what every thread of the block did before the first warp's arrival, and what a release follows in
+// this order is part of it.
+PYGEN_DEVICE void cluster_arrive() {
+  __syncthreads();
+#if __CUDA_ARCH__ >= 900
+  if (threadIdx.x < kWarp) {
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  } else {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+  }
+#endif
+}
+PYGEN_DEVICE void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
 // All threads of all blocks of the cluster; orders shared and global memory among them.
 PYGEN_DEVICE void cluster_sync() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-#else
-  __syncthreads();
-#endif
+  cluster_arrive();
+  cluster_wait();
 }
 
 // Reads of memory that no kernel writes while this one runs, past the first-level cache.

@@ -33,6 +33,7 @@ std::vector<long long> run(const std::string& name) {
   std::vector<unsigned> in(self_test::kInputs);
   for (unsigned i = 0; i < in.size(); ++i) in[i] = 3 * i + 1;
   host::watch("in", in.data(), in.size() * sizeof(unsigned));
+  if (one.previous != nullptr) launch_kernel(one.previous, self_test::one_block(32), out.data(), in.data());
   const cudaError_t error = launch_kernel(one.kernel, one.launch, out.data(), in.data());
   const host::LoadCount count = host::count_of("in");
   host::forget_watched();

@@ -12,6 +12,8 @@ struct Case {
   Launch launch;
   // out: kOutputs zeros; in: 3 i + 1 for i < kInputs.
   void (*kernel)(long long* out, unsigned* in);
+  // Launched in front, one block of 32 threads.
+  void (*previous)(long long* out, unsigned* in) = nullptr;
 };
 using Cases = std::map<std::string, Case>;
 

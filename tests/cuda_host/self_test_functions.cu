@@ -138,6 +138,22 @@ __global__ void clusters(long long* out, unsigned*) {
   out[blockIdx.x * 32 + index()] = theirs + 10000 * (cluster_rank() == 0 ? sum.get(0) : 0);
 }
 
+__global__ void cluster_halves(long long* out, unsigned*) {
+  SharedMemory memory;
+  const auto mine = memory.take<unsigned>(32);
+  const auto unshared = memory.take<unsigned>(32);
+  mine.set(index(), 100 * blockIdx.x + threadIdx.x);
+  cluster_arrive();
+  unshared.set(index(), 1000);
+  cluster_wait();
+  const unsigned theirs = mine.of_block(1 - cluster_rank()).get(31 - index());
+  cluster_arrive();
+  const unsigned own = mine.get(index());
+  cluster_wait();
+  mine.set(index(), theirs + own);
+  out[blockIdx.x * 32 + index()] = mine.get(index()) + unshared.get(index());
+}
+
 __global__ void vectors_and_bytes(long long* out, unsigned* in) {
   SharedMemory memory;
   const auto bytes = memory.take<uint8_t>(64);
@@ -185,6 +201,21 @@ __global__ void dependent(long long* out, unsigned* in) {
   if (index() < 2) out[index()] = load_scalar(in + index());
 }
 
+__global__ void squares(long long* out, unsigned*) {
+  trigger_next_kernel();
+  out[index()] = index() * index();
+}
+
+__global__ void after_squares(long long* out, unsigned*) {
+  SharedMemory memory;
+  const auto values = memory.take<long long>(32);
+  values.set(index(), out[64 + index()] + 1);
+  __syncthreads();
+  const long long own = values.get(31 - index());
+  wait_for_previous_kernel();
+  out[32 + index()] = own + out[31 - index()];
+}
+
 __global__ void many_barriers(long long* out, unsigned*) {
   for (int i = 0; i < 100; ++i) __syncthreads();
   if (index() == 0) out[0] = 100;
@@ -210,10 +241,12 @@ const Cases& functions() {
       {"global_atomics", {{4, 64, 2, 0, false, nullptr}, global_atomics}},
       {"clusters", {{8, 32, 4, 144, false, nullptr}, clusters}},
       {"clusters_of_one", {{2, 32, 1, 144, false, nullptr}, clusters}},
+      {"cluster_halves", {{4, 32, 2, 256, false, nullptr}, cluster_halves}},
       {"vectors_and_bytes", {one_block(32, 192), vectors_and_bytes}},
       {"memory_twice", {one_block(32, 128), memory_twice}},
       {"warp_order", {one_block(32, 128), warp_order}},
       {"dependent", {{2, 32, 1, 0, true, nullptr}, dependent}},
+      {"after_squares", {{1, 32, 1, 256, true, nullptr}, after_squares, squares}},
       {"many_barriers", {one_block(512), many_barriers}},
       {"order", {{4, 64, 1, 0, false, nullptr}, order}},
   };

@@ -34,6 +34,12 @@ __global__ void cluster_sync_against_barrier(long long*, unsigned*) {
     __syncthreads();
   }
 }
+__global__ void cluster_arrive_twice(long long*, unsigned*) {
+  cluster_arrive();
+  cluster_arrive();
+}
+__global__ void cluster_wait_alone(long long*, unsigned*) { cluster_wait(); }
+__global__ void cluster_arrive_alone(long long*, unsigned*) { cluster_arrive(); }
 __global__ void warp_of_some(long long* out, unsigned*) {
   if (index() < 20) out[index()] = __shfl_xor_sync(kAllLanes, index(), 1);
 }
@@ -210,6 +216,50 @@ __global__ void race_of_blocks(long long* out, unsigned*) {
   out[index()] = a.of_block(1 - cluster_rank()).get(index());
   cluster_sync();
 }
+__global__ void race_between_halves(long long* out, unsigned*) {
+  SharedMemory memory;
+  const auto a = memory.take<int>(32);
+  a.set(index(), 0);
+  cluster_sync();
+  out[index()] = a.of_block(1 - cluster_rank()).get(index());
+  cluster_arrive();
+  a.set(index(), 1);
+  cluster_wait();
+}
+__global__ void race_after_halves(long long* out, unsigned*) {
+  SharedMemory memory;
+  const auto a = memory.take<int>(32);
+  cluster_arrive();
+  a.set(index(), 1);
+  cluster_wait();
+  out[index()] = a.of_block(1 - cluster_rank()).get(index());
+  cluster_sync();
+}
+__global__ void race_in_block_after_halves(long long* out, unsigned*) {
+  SharedMemory memory;
+  const auto a = memory.take<int>(64);
+  cluster_arrive();
+  a.set(index(), 1);
+  cluster_wait();
+  out[index()] = a.get(63 - index());
+}
+__global__ void remote_before_wait(long long*, unsigned*) {
+  SharedMemory memory;
+  const auto a = memory.take<int>(32);
+  cluster_arrive();
+  if (cluster_rank() == 0) a.of_block(1).set(index(), 0);
+  cluster_wait();
+  cluster_sync();
+}
+__global__ void remote_after_last_arrive(long long* out, unsigned*) {
+  SharedMemory memory;
+  const auto a = memory.take<int>(32);
+  a.set(index(), 0);
+  cluster_sync();
+  cluster_arrive();
+  out[index()] = a.of_block(1 - cluster_rank()).get(index());
+  cluster_wait();
+}
 __global__ void remote_before_sync(long long*, unsigned*) {
   SharedMemory memory;
   const auto a = memory.take<int>(32);
@@ -243,6 +293,16 @@ __global__ void stack_bounds(long long* out, unsigned* in) {
   std::memset(local, 1, in[6]);
   out[0] = local[in[1]];
 }
+__global__ void seven(long long* out, unsigned*) { out[index()] = 7; }
+__global__ void read_before_wait(long long* out, unsigned*) {
+  const long long early = out[index()];
+  wait_for_previous_kernel();
+  out[32 + index()] = early;
+}
+__global__ void write_before_wait(long long* out, unsigned*) {
+  if (index() == 31) out[31] = 0;
+  wait_for_previous_kernel();
+}
 __global__ void shift_too_far(long long* out, unsigned* in) { out[0] = 1 << (in[33] + 7); }
 
 __global__ void nothing(long long*, unsigned*) {}
@@ -257,6 +317,9 @@ const Cases& mistakes() {
       {"barrier_in_a_loop", {one_block(64), barrier_in_a_loop}},
       {"cluster_sync_of_some", {one_cluster(2), cluster_sync_of_some}},
       {"cluster_sync_against_barrier", {one_block(64), cluster_sync_against_barrier}},
+      {"cluster_arrive_twice", {one_cluster(2), cluster_arrive_twice}},
+      {"cluster_wait_alone", {one_cluster(2), cluster_wait_alone}},
+      {"cluster_arrive_alone", {one_cluster(2), cluster_arrive_alone}},
       {"warp_of_some", {one_block(64), warp_of_some}},
       {"warp_after_return", {one_block(64), warp_after_return}},
       {"warp_functions_mixed", {one_block(32), warp_functions_mixed}},
@@ -288,6 +351,11 @@ const Cases& mistakes() {
       {"race_in_part_of_warp", {one_block(32, 128), race_in_part_of_warp}},
       {"race_after_shuffle", {one_block(32, 128), race_after_shuffle}},
       {"race_of_blocks", {one_cluster(2, 128), race_of_blocks}},
+      {"race_between_halves", {one_cluster(2, 128), race_between_halves}},
+      {"race_after_halves", {one_cluster(2, 128), race_after_halves}},
+      {"race_in_block_after_halves", {one_block(64, 256), race_in_block_after_halves}},
+      {"remote_before_wait", {one_cluster(2, 128), remote_before_wait}},
+      {"remote_after_last_arrive", {one_cluster(2, 128), remote_after_last_arrive}},
       {"remote_before_sync", {one_cluster(2, 128), remote_before_sync}},
       {"remote_without_last_sync", {one_cluster(2, 128), remote_without_last_sync}},
       {"rank_outside", {one_cluster(2, 128), rank_outside}},
@@ -301,6 +369,8 @@ const Cases& mistakes() {
       {"store_to_input", {one_block(1), store_to_input}},
       {"global_bounds", {one_block(32), global_bounds}},
       {"stack_bounds", {one_block(32), stack_bounds}},
+      {"read_before_wait", {{1, 32, 1, 0, true, nullptr}, read_before_wait, seven}},
+      {"write_before_wait", {{1, 32, 1, 0, true, nullptr}, write_before_wait, seven}},
       {"shift_too_far", {one_block(1), shift_too_far}},
   };
   return all;

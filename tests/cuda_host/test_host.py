@@ -60,10 +60,12 @@ COMPUTED: dict[str, list[int]] = {
         for i in LANES
     ],
     "clusters_of_one": [100 * block + 31 - i + 320_000 for block in range(2) for i in LANES],
+    "cluster_halves": [1000 + 100 * (block ^ 1) + 31 - i + 100 * block + i for block in range(4) for i in LANES],
     "vectors_and_bytes": [0x03020100, *(3 * i + 1 for i in LANES)],
     "memory_twice": [31 - i - i // 2 for i in LANES],
     "warp_order": [(i ^ 1) + 10 * (i ^ 2) for i in LANES],
     "dependent": [1, 4],
+    "after_squares": [*(i * i for i in LANES), *((31 - i) ** 2 + 1 for i in LANES)],
     "many_barriers": [100],
     "copies": [3 * i + 1 for i in range(64)],
     "copies_for_the_block": [sum(3 * i + 1 for i in range(64))] * 32,
@@ -77,8 +79,11 @@ MISTAKES = {
     "barrier_after_return": ("barrier", "reached by 63 of 64 threads; thread 5 of block 0 returned"),
     "barriers_mixed": ("barrier", "came to __syncthreads"),
     "barrier_in_a_loop": ("barrier", "reached by 1 of 64 threads; thread 0 of block 0 returned"),
-    "cluster_sync_of_some": ("barrier", "cluster_sync was reached by 32 of 64 threads; thread 0 of block 1 returned"),
-    "cluster_sync_against_barrier": ("barrier", "thread 0 of block 0 waits in cluster_sync"),
+    "cluster_sync_of_some": ("barrier", "cluster_wait was reached by 32 of 64 threads; thread 0 of block 1 returned"),
+    "cluster_sync_against_barrier": ("barrier", "where other threads of the block wait in "),
+    "cluster_arrive_twice": ("barrier", "came to cluster_arrive again without cluster_wait between"),
+    "cluster_wait_alone": ("barrier", "came to cluster_wait without cluster_arrive before"),
+    "cluster_arrive_alone": ("barrier", "returned after cluster_arrive without cluster_wait"),
     "warp_of_some": ("warp", "__shfl_xor_sync was reached by 20 of 32 threads; thread 20 of block 0 returned"),
     "warp_after_return": ("warp", "__ballot_sync was reached by 31 of 32 threads; thread 40 of block 0 returned"),
     "warp_functions_mixed": ("warp", "thread 1 of block 0 waits in __all_sync"),
@@ -110,6 +115,11 @@ MISTAKES = {
     "race_in_part_of_warp": ("race", "no barrier lies between"),
     "race_after_shuffle": ("race", "no barrier lies between"),
     "race_of_blocks": ("race", "no barrier lies between"),
+    "race_between_halves": ("race", "no barrier lies between"),
+    "race_after_halves": ("race", "no barrier lies between"),
+    "race_in_block_after_halves": ("race", "no barrier lies between"),
+    "remote_before_wait": ("cluster", "the shared memory of block rank 1 before the first cluster_sync"),
+    "remote_after_last_arrive": ("cluster", "which may have returned: no cluster_sync follows"),
     "remote_before_sync": ("cluster", "the shared memory of block rank 1 before the first cluster_sync"),
     "remote_without_last_sync": ("cluster", "which may have returned: no cluster_sync follows"),
     "rank_outside": ("cluster", "asks for block rank 2 of a cluster of 2"),
@@ -138,10 +148,13 @@ MISTAKES = {
     "copy_to_another_block": ("cluster", "copies into the shared memory of block rank 1"),
     "copy_before_wait_for_kernel": ("dependent", "loads `in` before wait_for_previous_kernel"),
 }
+WITHOUT_PLACE = ("dependent_without_wait", "cluster_arrive_alone")
 # Mistakes that the sanitizers find; these end the process.
 ENDS = {
     "global_bounds": "heap-buffer-overflow",
     "stack_bounds": "stack-buffer-overflow",
+    "read_before_wait": r"use-after-poison[^$]*before wait_for_previous_kernel, what a kernel in front wrote",
+    "write_before_wait": r"use-after-poison[^$]*before wait_for_previous_kernel, what a kernel in front wrote",
     "shift_too_far": "shift exponent 107 is too large",
     "copy_from_outside": "heap-buffer-overflow",
     "copy_from_freed_memory": "heap-use-after-free",
@@ -208,7 +221,7 @@ def test_it_reports(name: str, seed: int, results: dict[int, dict[str, Any]]) ->
     if kind not in ("launch", "store"):
         kernel, where = found[0]["kernel"], found[0]["where"]
         assert kernel == name and found[0]["block"] >= 0 and found[0]["thread"] >= 0
-        assert re.search(r"tests/cuda_host/self_test_\w+\.cu:\d+$", where) or name == "dependent_without_wait"
+        assert re.search(r"tests/cuda_host/self_test_\w+\.cu:\d+$", where) or name in WITHOUT_PLACE
 
 
 @pytest.mark.parametrize("name", ENDS)

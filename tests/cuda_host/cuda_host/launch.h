@@ -22,12 +22,12 @@ struct Launch {
 namespace host {
 
 void note_load(const void* p, unsigned bytes);
-void note_wait();
+void wait_for_previous();
 float half_to_float(uint16_t bits);
 
 using Body = void (*)(const void* context);
-// Runs `body(context)` once per thread; `kernel` is only the address whose name reports carry.
-cudaError_t run(const Launch& launch, const void* kernel, Body body, const void* context);
+// Runs `body(context)` once per thread; the context has `bytes`. `kernel` is only the address whose name reports carry.
+cudaError_t run(const Launch& launch, const void* kernel, Body body, const void* context, size_t bytes);
 Launch last_launch();
 
 }  // namespace host
@@ -46,7 +46,7 @@ PYGEN_FORWARD T load_scalar(const T* p) {
 
 PYGEN_FORWARD float float_from_half_bits(uint16_t bits) { return host::half_to_float(bits); }
 
-PYGEN_FORWARD void wait_for_previous_kernel() { host::note_wait(); }
+PYGEN_FORWARD void wait_for_previous_kernel() { host::wait_for_previous(); }
 PYGEN_FORWARD void trigger_next_kernel() {}
 
 template <typename... Parameters, typename... Arguments>
@@ -62,7 +62,7 @@ cudaError_t launch_kernel(void (*kernel)(Parameters...), const Launch& launch, c
   };
   // Where the device refuses it, `run` reports the launch.
   allow_shared(address_of(kernel), launch.shared);
-  return host::run(launch, address_of(kernel), body, &call);
+  return host::run(launch, address_of(kernel), body, &call, sizeof(call));
 }
 
 }  // namespace pygen::cuda

@@ -9,7 +9,7 @@
 
 namespace pygen::cuda::host {
 
-enum class BlockOp { kSync, kCount, kAnd, kOr };
+enum class BlockOp { kSync, kCount, kAnd, kOr, kArriveAtCluster };
 
 enum class WarpOp {
   kSync,
@@ -33,7 +33,7 @@ enum class WarpOp {
 };
 
 int meet_block(BlockOp op, bool predicate);
-void meet_cluster();
+void wait_for_cluster();
 // `value` in the low bits; `argument`: source lane, distance or lane mask of a shuffle.
 uint64_t meet_warp(WarpOp op, unsigned mask, uint64_t value, int argument = 0, int width = 32);
 unsigned size_of_cluster();
@@ -142,6 +142,11 @@ namespace pygen::cuda {
 
 PYGEN_FORWARD unsigned cluster_size() { return host::size_of_cluster(); }
 PYGEN_FORWARD unsigned cluster_rank() { return host::rank_in_cluster(); }
-PYGEN_FORWARD void cluster_sync() { host::meet_cluster(); }
+PYGEN_FORWARD void cluster_arrive() { host::meet_block(host::BlockOp::kArriveAtCluster, false); }
+PYGEN_FORWARD void cluster_wait() { host::wait_for_cluster(); }
+PYGEN_FORWARD void cluster_sync() {
+  cluster_arrive();
+  cluster_wait();
+}
 
 }  // namespace pygen::cuda

@@ -1,4 +1,4 @@
-// __syncthreads and its relatives, cluster_sync.
+// __syncthreads and its relatives, the barrier of a cluster.
 #include "runtime/report.h"
 #include "runtime/scheduler.h"
 #include "runtime/state.h"
@@ -12,13 +12,15 @@ const char* name_of(BlockOp op) {
     case BlockOp::kCount: return "__syncthreads_count";
     case BlockOp::kAnd: return "__syncthreads_and";
     case BlockOp::kOr: return "__syncthreads_or";
+    case BlockOp::kArriveAtCluster: return "cluster_arrive";
   }
   return "";
 }
 
 int combined(const Barrier& barrier) {
   switch (barrier.op) {
-    case BlockOp::kSync: return 0;
+    case BlockOp::kSync:
+    case BlockOp::kArriveAtCluster: return 0;
     case BlockOp::kCount: return static_cast<int>(barrier.yes);
     case BlockOp::kAnd: return barrier.yes == barrier.arrived;
     case BlockOp::kOr: return barrier.yes != 0;
@@ -26,10 +28,20 @@ int combined(const Barrier& barrier) {
   return 0;
 }
 
-}  // namespace
+// All threads of the block are there.
+void arrive_at_cluster(Cluster& cluster, Block& block) {
+  ++block.arrivals;
+  if (++cluster.arrived < cluster.blocks.size()) return;
+  cluster.arrived = 0;
+  ++cluster.phases;
+  for (Thread& thread : cluster.threads) {
+    if (!thread.waits_for_cluster) continue;
+    thread.waits_for_cluster = false;
+    wake(thread);
+  }
+}
 
-int meet_block(BlockOp op, bool predicate) {
-  const void* place = __builtin_return_address(0);
+int meet(BlockOp op, bool predicate, const void* place) {
   Cluster& cluster = running().cluster;
   Thread& self = current();
   Block& block = *self.block;
@@ -50,23 +62,30 @@ int meet_block(BlockOp op, bool predicate) {
   ++block.epoch;
   for (unsigned i = 0; i < cluster.threads_per_block; ++i)
     if (i != self.index) wake(block.threads[i]);
+  if (op == BlockOp::kArriveAtCluster) arrive_at_cluster(cluster, block);
   return barrier.result;
 }
 
-void meet_cluster() {
+}  // namespace
+
+int meet_block(BlockOp op, bool predicate) {
   const void* place = __builtin_return_address(0);
-  Cluster& cluster = running().cluster;
+  const Thread& self = current();
+  if (op == BlockOp::kArriveAtCluster && self.cluster_waits < self.block->arrivals)
+    fail("barrier", &self, place, "came to cluster_arrive again without cluster_wait between");
+  return meet(op, predicate, place);
+}
+
+void wait_for_cluster() {
+  const void* place = __builtin_return_address(0);
   Thread& self = current();
-  ++cluster.arrived;
-  if (cluster.arrived < cluster.threads.size()) {
-    suspend("cluster_sync", place);
-    return;
+  if (self.cluster_waits == self.block->arrivals)
+    fail("barrier", &self, place, "came to cluster_wait without cluster_arrive before");
+  if (running().cluster.phases == self.cluster_waits) {
+    self.waits_for_cluster = true;
+    suspend("cluster_wait", place);
   }
-  cluster.arrived = 0;
-  ++cluster.epoch;
-  for (Block& block : cluster.blocks) ++block.epoch;
-  for (Thread& thread : cluster.threads)
-    if (&thread != &self) wake(thread);
+  ++self.cluster_waits;
 }
 
 unsigned size_of_cluster() { return running().launch.cluster; }

@@ -48,10 +48,4 @@ void complete_copies(unsigned pending_groups) {
   copies.erase(copies.begin(), end);
 }
 
-void check_returned(const Thread& thread) {
-  if (thread.copies.empty()) return;
-  report("pending", &thread, thread.copies.front().place,
-         "returned with " + std::to_string(thread.copies.size()) + " copies that no wait_for_copies covers");
-}
-
 }  // namespace pygen::cuda::host

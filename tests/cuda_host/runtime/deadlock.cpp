@@ -17,6 +17,11 @@ std::string whereabouts(const Thread& thread) {
   return line.empty() ? text : text + " at " + line;
 }
 
+// `beginning`: of the name of the function.
+bool waits_in(const Thread& thread, const char* beginning) {
+  return thread.waits_in != nullptr && std::string(thread.waits_in).rfind(beginning, 0) == 0;
+}
+
 void report_waiting(const char* kind, const std::vector<const Thread*>& here, const Thread& missing, size_t wanted) {
   const Thread& first = *here.front();
   report(kind, &first, first.place,
@@ -29,8 +34,7 @@ void report_block(const Block& block, unsigned threads) {
   std::vector<const Thread*> here;
   const Thread* missing = nullptr;
   for (const Thread* thread = block.threads; thread != block.threads + threads; ++thread) {
-    const bool waits = thread->waits_in != nullptr && std::string(thread->waits_in).rfind("__syncthreads", 0) == 0;
-    if (waits) {
+    if (waits_in(*thread, "__syncthreads") || waits_in(*thread, "cluster_arrive")) {
       here.push_back(thread);
     } else if (missing == nullptr) {
       missing = thread;
@@ -40,16 +44,14 @@ void report_block(const Block& block, unsigned threads) {
 }
 
 void report_cluster(const Cluster& cluster) {
-  if (cluster.arrived == 0) return;
   std::vector<const Thread*> here;
   const Thread* missing = nullptr;
   for (const Thread& thread : cluster.threads) {
-    if (thread.waits_in != nullptr && std::string(thread.waits_in) == "cluster_sync") {
-      here.push_back(&thread);
-    } else if (missing == nullptr) {
-      missing = &thread;
-    }
+    if (waits_in(thread, "cluster_wait")) here.push_back(&thread);
+    const bool arrived = thread.block->arrivals > cluster.phases || waits_in(thread, "cluster_arrive");
+    if (!arrived && missing == nullptr) missing = &thread;
   }
+  if (here.empty()) return;
   report_waiting("barrier", here, *missing, cluster.threads.size());
 }
 

@@ -8,6 +8,7 @@
 #include "runtime/deadlock.h"
 #include "runtime/device.h"
 #include "runtime/loads.h"
+#include "runtime/previous.h"
 #include "runtime/report.h"
 #include "runtime/scheduler.h"
 #include "runtime/state.h"
@@ -83,11 +84,12 @@ void shape(Cluster& cluster, const Launch& launch) {
 }
 
 void begin_cluster(Cluster& cluster, const Launch& launch, unsigned first_block) {
-  cluster.epoch = 0;
+  cluster.phases = 0;
   cluster.arrived = 0;
   for (Block& block : cluster.blocks) {
     block.index = first_block + block.rank;
     block.epoch = 0;
+    block.arrivals = 0;
     block.barrier = Barrier();
     block.remote_user = nullptr;
     std::memset(block.shared, kGarbage, launch.shared);
@@ -104,13 +106,15 @@ void begin_cluster(Cluster& cluster, const Launch& launch, unsigned first_block)
     thread.waited_for_previous = false;
     thread.copies.clear();
     thread.closed_groups = 0;
+    thread.cluster_waits = 0;
+    thread.waits_for_cluster = false;
   }
 }
 
 // What can be said only when all blocks are through.
 void end_cluster(const Cluster& cluster, const Launch& launch) {
   for (const Block& block : cluster.blocks) {
-    if (block.remote_user != nullptr && block.remote_epoch == cluster.epoch)
+    if (block.remote_user != nullptr && block.remote_arrivals >= cluster.phases)
       report("cluster", block.remote_user, block.remote_place,
              "uses the shared memory of block rank " + std::to_string(block.rank) +
                  ", which may have returned: no cluster_sync follows");
@@ -123,7 +127,9 @@ void end_cluster(const Cluster& cluster, const Launch& launch) {
 // False when the launch has to end here.
 bool run_one(Cluster& cluster, const Launch& launch, unsigned first_block) {
   begin_cluster(cluster, launch, first_block);
+  if (launch.dependent) hide_previous_writes();
   bool whole = run_cluster();
+  show_previous_writes();
   if (whole) {
     for (const Thread& thread : cluster.threads) whole &= thread.returned;
     if (!whole) report_who_waits();
@@ -138,7 +144,7 @@ bool run_one(Cluster& cluster, const Launch& launch, unsigned first_block) {
 
 }  // namespace
 
-cudaError_t run(const Launch& launch, const void* kernel, Body body, const void* context) {
+cudaError_t run(const Launch& launch, const void* kernel, Body body, const void* context, size_t bytes) {
   static std::mutex one_at_a_time;
   const std::lock_guard<std::mutex> lock(one_at_a_time);
   begin_reports(kernel);
@@ -151,6 +157,7 @@ cudaError_t run(const Launch& launch, const void* kernel, Body body, const void*
   blockDim = dim3(launch.threads);
   shape(all.cluster, launch);
   begin_watching();
+  begin_writes(context, bytes, launch.dependent);
 
   std::vector<unsigned> order(launch.blocks / launch.cluster);
   std::iota(order.begin(), order.end(), 0u);
@@ -158,12 +165,19 @@ cudaError_t run(const Launch& launch, const void* kernel, Body body, const void*
   for (const unsigned number : order)
     if (!run_one(all.cluster, launch, number * launch.cluster)) break;
 
+  end_writes();
   check_watched();
   return reports_of_launch() == 0 ? cudaSuccess : cudaErrorLaunchFailure;
 }
 
 Launch last_launch() { return running().launch; }
 
-void note_wait() { current().waited_for_previous = true; }
+void check_returned(const Thread& thread) {
+  if (thread.cluster_waits != thread.block->arrivals)
+    report("barrier", &thread, nullptr, "returned after cluster_arrive without cluster_wait");
+  if (thread.copies.empty()) return;
+  report("pending", &thread, thread.copies.front().place,
+         "returned with " + std::to_string(thread.copies.size()) + " copies that no wait_for_copies covers");
+}
 
 }  // namespace pygen::cuda::host

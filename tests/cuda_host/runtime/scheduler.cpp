@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "runtime/previous.h"
 #include "runtime/state.h"
 
 uint3 threadIdx;
@@ -20,6 +21,8 @@ constexpr uint64_t kPreemptOneIn = 8;
 struct Scheduler {
   Fiber outside;
   std::vector<Thread*> ready;
+  std::vector<Thread*> early;  // they wait for the kernels in front
+  bool previous_done = false;
   uint64_t random = 0x9E3779B97F4A7C15u;
   bool given_up = false;
 };
@@ -31,6 +34,12 @@ Scheduler& scheduler() {
 
 Thread* next_thread() {
   std::vector<Thread*>& ready = scheduler().ready;
+  // The kernels in front end as late as they can.
+  if (ready.empty() && !scheduler().early.empty()) {
+    scheduler().previous_done = true;
+    show_previous_writes();
+    ready.swap(scheduler().early);
+  }
   if (ready.empty()) return nullptr;
   std::swap(ready[random_word() % ready.size()], ready.back());
   Thread* thread = ready.back();
@@ -85,6 +94,8 @@ bool run_cluster() {
   Scheduler& all = scheduler();
   std::vector<Thread>& threads = running().cluster.threads;
   all.ready.clear();
+  all.early.clear();
+  all.previous_done = !running().launch.dependent;
   all.given_up = false;
   for (Thread& thread : threads) {
     prepare(*thread.fiber, entry);
@@ -106,6 +117,16 @@ void suspend(const char* what, const void* place) {
 
 void wake(Thread& thread) { scheduler().ready.push_back(&thread); }
 
+void wait_for_previous() {
+  const void* place = __builtin_return_address(0);
+  Thread& thread = current();
+  if (!scheduler().previous_done) {
+    scheduler().early.push_back(&thread);
+    suspend("wait_for_previous_kernel", place);
+  }
+  thread.waited_for_previous = true;
+}
+
 void preempt() {
   if (random_word() % kPreemptOneIn != 0 || scheduler().ready.empty()) return;
   Thread& thread = current();
@@ -115,6 +136,7 @@ void preempt() {
 
 void give_up() {
   scheduler().ready.clear();
+  scheduler().early.clear();
   scheduler().given_up = true;
   leave(current(), false);
   std::abort();

@@ -50,9 +50,13 @@ Fault use_cell(Cell& cell, const Thread& thread, Access access, const void* plac
 }  // namespace
 
 bool Uses::meets(const Thread& thread) const {
-  const Cluster& cluster = running().cluster;
-  if (scope_ == Scope::kNobody || cluster_epoch_ != cluster.epoch) return false;
-  if (scope_ == Scope::kCluster || block_ != thread.block->rank) return true;
+  if (scope_ == Scope::kNobody) return false;
+  if (others_behind_ != 0 && arrivals_ - others_behind_ >= thread.cluster_waits) return true;
+  if (scope_ == Scope::kCluster || block_ != thread.block->rank) return arrivals_ >= thread.cluster_waits;
+  return meets_in_block(thread);
+}
+
+bool Uses::meets_in_block(const Thread& thread) const {
   if (block_epoch_ != thread.block->epoch) return false;
   if (scope_ == Scope::kBlock || warp_ != thread.warp->number) return true;
   for (uint32_t others = lanes_ & ~(1u << thread.lane); others != 0; others &= others - 1)
@@ -62,24 +66,46 @@ bool Uses::meets(const Thread& thread) const {
 
 void Uses::begin(const Thread& thread) {
   scope_ = Scope::kWarp;
-  cluster_epoch_ = running().cluster.epoch;
+  arrivals_ = thread.block->arrivals;
   block_ = static_cast<uint8_t>(thread.block->rank);
   block_epoch_ = thread.block->epoch;
   warp_ = static_cast<uint16_t>(thread.warp->number);
   lanes_ = 0;
+  others_behind_ = 0;
+}
+
+// What other blocks did before fewer arrivals stays beside what was done after more of them: between cluster_arrive and
+// cluster_wait, a block may use words that others used before they arrived.
+void Uses::add_to_other_blocks(const Thread& thread) {
+  const uint32_t arrivals = thread.block->arrivals;
+  if (arrivals_ < thread.cluster_waits) {
+    begin(thread);
+  } else if (arrivals_ == arrivals) {
+    scope_ = Scope::kCluster;
+  } else if (arrivals_ < arrivals) {
+    const uint32_t behind = arrivals - arrivals_;
+    begin(thread);
+    others_behind_ = static_cast<uint8_t>(behind);
+  } else {
+    const auto behind = static_cast<uint8_t>(arrivals_ - arrivals);
+    if (others_behind_ == 0 || behind < others_behind_) others_behind_ = behind;
+  }
 }
 
 void Uses::add(const Thread& thread, const void* place) {
-  const bool current_epoch = scope_ != Scope::kNobody && cluster_epoch_ == running().cluster.epoch;
-  if (!current_epoch) {
+  if (scope_ == Scope::kNobody) {
     begin(thread);
   } else if (scope_ == Scope::kCluster || block_ != thread.block->rank) {
-    scope_ = Scope::kCluster;
+    add_to_other_blocks(thread);
+    if (scope_ != Scope::kCluster && block_ != thread.block->rank) return;
   } else if (block_epoch_ != thread.block->epoch) {
+    const uint32_t others = arrivals_ - others_behind_;
+    const bool keep = others_behind_ != 0 && others >= thread.cluster_waits;
     begin(thread);
+    if (keep) others_behind_ = static_cast<uint8_t>(arrivals_ - others);
   } else if (scope_ == Scope::kBlock || warp_ != thread.warp->number) {
     scope_ = Scope::kBlock;
-  } else if (!meets(thread)) {
+  } else if (!meets_in_block(thread)) {
     lanes_ = 0;
   }
   if (scope_ == Scope::kWarp) {

@@ -18,7 +18,10 @@ class Uses {
   // Whether `thread`, now, is not separated by a barrier from one of these by another thread.
   bool meets(const Thread& thread) const;
   void add(const Thread& thread, const void* place);
-  void clear() { scope_ = Scope::kNobody; }
+  void clear() {
+    scope_ = Scope::kNobody;
+    others_behind_ = 0;
+  }
 
   unsigned last_thread() const { return thread_; }
   unsigned last_block() const { return block_; }
@@ -28,9 +31,11 @@ class Uses {
   enum class Scope : uint8_t { kNobody, kWarp, kBlock, kCluster };
 
   void begin(const Thread& thread);
+  bool meets_in_block(const Thread& thread) const;
+  void add_to_other_blocks(const Thread& thread);
 
   const void* place_ = nullptr;
-  uint32_t cluster_epoch_ = 0;
+  uint32_t arrivals_ = 0;  // of the block, at the barrier of the cluster
   uint32_t block_epoch_ = 0;
   uint32_t time_ = 0;   // of the warp
   uint32_t lanes_ = 0;  // of the warp
@@ -38,6 +43,8 @@ class Uses {
   uint16_t warp_ = 0;
   uint8_t block_ = 0;
   Scope scope_ = Scope::kNobody;
+  // Other blocks used the word before they had as many arrivals: the latest of them, by how many fewer. 0: none did.
+  uint8_t others_behind_ = 0;
 };
 
 struct Cell {

@@ -51,13 +51,14 @@ std::string pending_text(const Fault& fault, const std::string& what) {
 }
 
 void note_remote(Block& owner, const Thread& self, const void* place) {
-  const uint32_t epoch = running().cluster.epoch;
-  if (epoch == 0)
+  const uint32_t arrivals = self.block->arrivals;
+  if (self.cluster_waits == 0)
     report("cluster", &self, place,
            "uses the shared memory of block rank " + std::to_string(owner.rank) + " before the first cluster_sync");
+  if (owner.remote_user != nullptr && owner.remote_arrivals > arrivals) return;
   owner.remote_user = &self;
   owner.remote_place = place;
-  owner.remote_epoch = epoch;
+  owner.remote_arrivals = arrivals;
 }
 
 }  // namespace

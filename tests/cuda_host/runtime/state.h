@@ -35,6 +35,8 @@ struct Thread {
   bool waited_for_previous = false;
   std::vector<Copy> copies;  // the oldest first
   uint32_t closed_groups = 0;
+  uint32_t cluster_waits = 0;  // barriers of the cluster passed
+  bool waits_for_cluster = false;
   // While suspended: in what, called where.
   const char* waits_in = nullptr;
   const void* place = nullptr;
@@ -73,15 +75,16 @@ struct Block {
   unsigned rank = 0;   // in the cluster
   unsigned index = 0;  // in the grid
   Thread* threads = nullptr;
-  uint32_t epoch = 0;  // barriers passed
+  uint32_t epoch = 0;     // barriers passed
+  uint32_t arrivals = 0;  // at the barrier of the cluster
   Barrier barrier;
   std::vector<unsigned char> memory;  // 16 bytes more than asked for, for the alignment
   unsigned char* shared = nullptr;
   Shadow shadow;
-  // The last use by another block.
+  // The use by another block with the most arrivals at the barrier of the cluster before it.
   const Thread* remote_user = nullptr;
   const void* remote_place = nullptr;
-  uint32_t remote_epoch = 0;
+  uint32_t remote_arrivals = 0;
 };
 
 struct Cluster {
@@ -90,8 +93,8 @@ struct Cluster {
   std::vector<Warp> warps;
   std::vector<Block> blocks;
   unsigned threads_per_block = 0;
-  uint32_t epoch = 0;  // cluster barriers passed
-  unsigned arrived = 0;
+  uint32_t phases = 0;   // of its barrier, completed
+  unsigned arrived = 0;  // blocks, in this phase
 };
 
 struct Running {
