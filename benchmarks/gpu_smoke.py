@@ -1,6 +1,7 @@
 """Says in seconds whether a GPU backend works, and prints the first fault with its whole traceback.
 
 python -m benchmarks.gpu_smoke --backend cuda        or triton; with --device cpu a rehearsal without a GPU
+python -m benchmarks.gpu_smoke --share 0/3           every third check, since compiling Triton's kernels takes a while
 
 It calls every op and compares with the torch reference on the CPU, replays one capture 1,000 times, and makes one
 `generate()` call of every mode, whose tokens must be those of the reference on the CPU.
@@ -165,9 +166,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda"))
     parser.add_argument("--backend", default="cuda")
     parser.add_argument("--seconds", type=float, default=600.0, help="after this time, print where it is and stop")
+    parser.add_argument("--share", default="0/1", metavar="I/N", help="run checks I, I + N, I + 2 N, ...")
     args = parser.parse_args(arguments)
+    first, every = map(int, args.share.split("/"))
     faulthandler.dump_traceback_later(args.seconds, exit=True, file=2)
-    faults = run(checks_of(args.device, args.backend), args.device)
+    faults = run(itertools.islice(checks_of(args.device, args.backend), first, None, every), args.device)
     faulthandler.cancel_dump_traceback_later()
     if not faults:
         print(f"{args.backend}: everything agrees with the reference")

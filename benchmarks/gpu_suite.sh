@@ -30,8 +30,8 @@ PARTS=(
   "synccheck|50|compute-sanitizer: barriers"
 )
 OPS=(sample beam_step process_logits token_logprobs verify_draft reorder_cache beam_finalize)
-# Parts whose whole log is in the summary.
-SHOWN="smoke smoke-cpu smoke-cuda smoke-triton bench-steps bench-generate flushed profile"
+# Logs that the summary holds whole.
+SHOWN="smoke-* bench-steps bench-generate flushed profile"
 export LIMIT=${PYGEN_SUITE_SECONDS:-480} PYTHON=${PYTHON:-python3} SHORTEST=5
 
 usage() { sed -n 's/^#   //p' "$0" >&2; exit 2; }
@@ -41,12 +41,12 @@ usage() { sed -n 's/^#   //p' "$0" >&2; exit 2; }
 build() { "$PYTHON" -m benchmarks.prebuilt install; }
 
 smoke() {
-  local backend backends=(cuda triton)
+  local process processes=(cuda:0/1 triton:0/3 triton:1/3 triton:2/3)
   # A rehearsal takes the CPU's kernels, and Triton's in its interpreter.
-  [[ $DEVICE == cuda ]] || { backends=(cpu triton); export TRITON_INTERPRET=1; }
-  for backend in "${backends[@]}"; do
-    beside "smoke-$backend" "$PART_LIMIT" "$PYTHON" -m benchmarks.gpu_smoke --device "$DEVICE" --backend "$backend" \
-      --seconds $((PART_LIMIT - 4))
+  [[ $DEVICE == cuda ]] || { processes=(cpu:0/1 triton:0/1); export TRITON_INTERPRET=1; }
+  for process in "${processes[@]}"; do
+    beside "smoke-${process//[:\/]/-}" "$PART_LIMIT" "$PYTHON" -m benchmarks.gpu_smoke --device "$DEVICE" \
+      --backend "${process%:*}" --share "${process#*:}" --seconds $((PART_LIMIT - 4))
   done
   all_beside
 }
@@ -202,7 +202,9 @@ save() {
     echo
     cat "$LOGS/machine.log"
     for log in $SHOWN; do
-      [[ ! -e $LOGS/$log.log ]] || { printf '\n== %s\n' "$log"; cat "$LOGS/$log.log"; }
+      for log in "$LOGS"/$log.log; do
+        [[ ! -e $log ]] || { printf '\n== %s\n' "$(basename "$log" .log)"; cat "$log"; }
+      done
     done
   } >"$OUT/summary.part"
   mv "$OUT/summary.part" "$OUT/summary.txt"
@@ -268,6 +270,7 @@ trap stopped TERM INT
 timeout 60 "$PYTHON" -m benchmarks.machine >"$LOGS/machine.log" 2>&1
 GPU=$(sed -n 's/^gpu: //p' "$LOGS/machine.log")
 [[ $DEVICE == cpu ]] && GPU=""
+[[ $DEVICE == cuda && -z $GPU ]] && { cat "$LOGS/machine.log"; echo "torch finds no CUDA device" >&2; exit 2; }
 FACTOR=1
 if [[ -n $GPU ]]; then
   export DEVICE=cuda PYGEN_CUDA_ARCHS=${PYGEN_CUDA_ARCHS:-$(sed -n 's/^capability: //p' "$LOGS/machine.log")}

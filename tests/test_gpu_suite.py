@@ -14,18 +14,19 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import bench_gpu, gpu_flushed, gpu_profile, gpu_small_ops, gpu_smoke, report
+from benchmarks import bench_gpu, bench_gpu_generate, gpu_flushed, gpu_profile, gpu_small_ops, gpu_smoke, report
 from pygen import ops
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITE = ROOT / "benchmarks" / "gpu_suite.sh"
-# In the place of Python, so that the suite's own work takes no time. bench_gpu_generate never ends.
+# In the place of Python, so that the suite's own work takes no time. Without a GPU, bench_gpu_generate never ends.
 STUB = """#!/usr/bin/env bash
+echo "$*" >>"${0%/*}/commands"
 case "$*" in
-  *benchmarks.machine) echo "device: an abacus" ;;
+  *benchmarks.machine) printf "device: an abacus\\n$MACHINE" ;;
   *benchmarks.prebuilt*) echo "no compiler"; exit 3 ;;
   *benchmarks.bench_gpu\\ *) echo "sample: 7 us" ;;
-  *benchmarks.bench_gpu_generate*) echo $$ >"${0%/*}/pid"; echo begun; exec sleep 300 ;;
+  *benchmarks.bench_gpu_generate*) echo $$ >"${0%/*}/pid"; echo begun; [[ -n $MACHINE ]] || exec sleep 300 ;;
   *benchmarks.gpu_small_ops*verify_draft*) echo "out of bounds"; exit 9 ;;
   *) echo done ;;
 esac
@@ -40,7 +41,7 @@ def suite(tmp_path: Path) -> Any:
     stub.chmod(0o755)
 
     def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-        command = ("bash", str(SUITE), str(tmp_path / "out"), "--device", "cpu", *arguments)
+        command = ("bash", str(SUITE), str(tmp_path / "out"), *arguments)
         variables = {**os.environ, "PYTHON": str(stub), **environment}
         return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
@@ -118,8 +119,33 @@ def test_commands_side_by_side(suite: Any, tmp_path: Path) -> None:
     assert "memcheck-sample" not in printed
 
 
-def test_wrong_names_are_refused(suite: Any) -> None:
+def test_wrong_requests_are_refused(suite: Any) -> None:
     assert suite("--only", "smok").wait() == 2
+    assert suite("--device", "cuda").wait() == 2
+
+
+def test_commands_on_a_gpu(
+    suite: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The benches take the arguments that they get on a GPU, and stop where this machine has none."""
+    for tool in ("ncu", "compute-sanitizer"):
+        (tmp_path / tool).write_text(f'#!/bin/sh\necho {tool} "$@" >>"{tmp_path}/commands"\n')
+        (tmp_path / tool).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    parts = "build,smoke,bench-steps,bench-generate,flushed,profile,racecheck,tests,tests-triton"
+    suite("--only", parts, MACHINE="gpu: NVIDIA H200\ncapability: 90\n", PATH=path).communicate()
+    commands = (tmp_path / "commands").read_text().splitlines()
+    (profile,) = [command for command in commands if command.startswith("ncu")]
+    assert "--clock-control none --profile-from-start off --section SpeedOfLight" in profile
+    assert sum("--tool racecheck" in command for command in commands) == len(ops.DISPATCHERS)
+    shares = [command.split("--share ")[1].split()[0] for command in commands if "benchmarks.gpu_smoke" in command]
+    assert sorted(shares) == ["0/1", "0/3", "1/3", "2/3"]
+    assert sum("-m pytest" in command for command in commands) == 3
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for bench in (bench_gpu, bench_gpu_generate, gpu_flushed):
+        (command,) = [command.split() for command in commands if command.startswith(f"-m {bench.__name__} ")]
+        assert "--table" in command and bench.main(command[2:]) == 0
+        assert capsys.readouterr().out == "not run: torch finds no CUDA device\n"
 
 
 KILLED = """
