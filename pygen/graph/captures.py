@@ -16,6 +16,7 @@ import torch
 from pygen.backends import BackendError
 from pygen.graph.cuda_graph import CAPTURES, Capture, CompileOptions, Launches, Part
 from pygen.graph.mailbox import Mailbox, mailbox
+from pygen.graph.recording import empty_cache
 from pygen.graph.releasing import on_release
 from pygen.graph.static_beam import StaticBeam
 from pygen.graph.static_cache import StaticCache
@@ -167,7 +168,7 @@ def drop(model: Any) -> None:
         slots = _slots.pop(model, None) if isinstance(model, torch.nn.Module) else None
     if slots and model.device.type == "cuda":
         slots.clear()
-        torch.cuda.empty_cache()
+        empty_cache()
 
 
 on_release(drop)

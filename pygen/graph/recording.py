@@ -78,6 +78,12 @@ def record(parts: Sequence[Callable[[], object]], pool: Pool, stream: torch.cuda
     return graph
 
 
+def empty_cache() -> None:
+    """Gives unused memory back to the GPUs, between captures: during one torch's allocator refuses to."""
+    with _one_at_a_time:
+        torch.cuda.empty_cache()
+
+
 def _has_kernels(graph: torch.cuda.CUDAGraph) -> bool:
     driver = ctypes.CDLL("libcuda.so.1")
     handle, count = ctypes.c_void_p(graph.raw_cuda_graph()), ctypes.c_size_t()

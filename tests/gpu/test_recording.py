@@ -10,6 +10,7 @@ import torch
 
 import pygen
 from pygen.graph.cuda_graph import CudaGraph
+from pygen.ops import sample
 from tests.generate.models import hf_model
 
 DEVICE = torch.device("cuda")
@@ -104,6 +105,23 @@ def test_gpus_take_turns() -> None:
         cell.fill_(1)
         graph.replay()
     assert [int(cell) for cell in cells] == [2, 2, 2, 2]
+
+
+@several
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_an_op_runs_on_the_gpu_of_its_tensor(backend: str) -> None:
+    """Also where another GPU is current, and on the current stream of its own."""
+    logits = torch.randn(4, 50257, generator=torch.Generator().manual_seed(1))
+    settings: dict[str, Any] = {"seed": 3, "top_k": 50, "top_p": 0.9}
+    wanted = sample(logits, **settings, backend="torch").token_ids
+    for index in (0, 1):
+        stream = torch.cuda.Stream(index)
+        with torch.cuda.stream(stream), torch.cuda.device(1 - index):
+            there = logits.to(f"cuda:{index}")
+            tokens = sample(there, **settings, backend=backend).token_ids
+            assert torch.cuda.current_device() == 1 - index
+        stream.synchronize()
+        assert tokens.device == there.device and tokens.cpu().equal(wanted)
 
 
 @several

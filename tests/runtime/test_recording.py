@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pygen.graph.cuda_graph import CudaGraph
-from pygen.graph.recording import Pool
+from pygen.graph.recording import Pool, empty_cache
 from pygen.streaming import _contexts_of_this_thread
 from tests.runtime.fake_cuda import COPY, FakeCuda
 
@@ -146,6 +146,26 @@ def test_one_thread_captures_at_a_time(cuda: FakeCuda) -> None:
     for thread in threads:
         thread.join()
     assert most == [1] and len(cuda.pools) == 4
+
+
+def test_memory_is_given_back_between_captures(cuda: FakeCuda) -> None:
+    given_back: list[bool] = []
+
+    def give_back() -> None:
+        empty_cache()
+        given_back.append(not cuda.underway)
+
+    def part() -> None:
+        cuda.launch(0)
+        if cuda.underway:
+            thread.start()
+            thread.join(timeout=0.05)
+            assert given_back == []
+
+    thread = threading.Thread(target=give_back)
+    captured([part], CudaGraph.new_pool())
+    thread.join()
+    assert given_back == [True]
 
 
 @pytest.mark.parametrize("current", [0, 1])
