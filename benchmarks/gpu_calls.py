@@ -5,6 +5,7 @@ Each engine first runs alone, which gives tokens, peak memory, seconds of the ca
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -77,9 +78,13 @@ class Bench:
         self.runs = [self._run(engine) for engine in engines]
 
     def _run(self, engine: str) -> Run:
+        row = gpu_jobs.blank_row(self.job, engine, self.model.config, self.options, self.device)
+        return Run(engine, row, self._call_of(engine, self.model))
+
+    def _call_of(self, engine: str, model: Any) -> Callable[..., torch.Tensor]:
         variant, extra = ENGINES[engine]
         theirs = variant in (BASELINE, STATIC)
-        generate: Any = self.model.generate if theirs else functools.partial(pygen.generate, self.model)
+        generate: Any = model.generate if theirs else functools.partial(pygen.generate, model)
         given = {"input_ids": self.prompt, "attention_mask": torch.ones_like(self.prompt), **self.settings, **extra}
 
         def call(**changes: Any) -> torch.Tensor:
@@ -87,7 +92,7 @@ class Bench:
             made: torch.Tensor = generate(**{**given, **changes})
             return made
 
-        return Run(engine, gpu_jobs.blank_row(self.job, engine, self.model.config, self.options, self.device), call)
+        return call
 
     def rows(self, deadline: float, save: Callable[[list[Row]], object]) -> list[Row]:
         """Measures all engines. It calls `save` as soon as there are times, and again after each engine's counts."""
@@ -261,6 +266,11 @@ class Bench:
             wrong = gpu_tokens.fault(
                 self.model, self.prompt, ours.to(self.device), theirs.to(self.device), self.settings
             )
+            if not wrong and self.job.mode == "beams":
+                precise = copy.deepcopy(self.model).float()
+                found = [self._call_of(engine, precise)() for engine in (run.engine, baseline.engine)]
+                wrong = gpu_tokens.fault_of_search(*found)
+                forget(precise)
             row.note = wrong or "tokens differ where bfloat16 rounds the scores otherwise"
         if run.engine in ("pygen", "eager", "compiled"):
             row.check = wrong or "ok"
