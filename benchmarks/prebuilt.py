@@ -46,7 +46,7 @@ def extension_name() -> str:
 
 def build(capability: str, folder: Path = FOLDER) -> None:
     """Builds, strips and describes the extension with machine code for `capability`, such as "90", only."""
-    work = ROOT / "build" / f"prebuilt-{sys.implementation.cache_tag}-{capability}"
+    work = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{capability}"
     before = source_hash()
     subprocess.run(
         [
@@ -55,7 +55,7 @@ def build(capability: str, folder: Path = FOLDER) -> None:
             "-q",
             "build_ext",
             f"--build-lib={work / 'lib'}",
-            f"--build-temp={work / 'cmake'}",
+            f"--build-temp={work}",
         ],
         cwd=ROOT,
         env={**os.environ, "CMAKE_ARGS": f"{os.environ.get('CMAKE_ARGS', '')} -DPYGEN_CUDA_ARCHS={capability}-real"},

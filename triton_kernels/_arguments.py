@@ -122,7 +122,7 @@ def _flags(shaping: Shaping, knobs: dict[str, Tensor], ngram_sizes: Tensor, race
     flags = torch.zeros_like(ngram_sizes)
     for bit, (name, neutral) in enumerate(_knobs.NEUTRAL_FILTERS.items()):
         acts = knobs[name] < 1 if neutral == 1 else knobs[name] > 0
-        flags += (acts & drawn) << bit
+        flags += (acts & drawn) * (1 << bit)
     first = flags & -flags
     counted = (knobs["presence_penalty"] != 0) | (knobs["frequency_penalty"] != 0)
     penalized = (knobs["repetition_penalty"] != 1) | counted
