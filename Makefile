@@ -28,6 +28,7 @@ CLIENTS_LEFT_OUT := ^($(SMOLLM2)|cmake|clang-format|mypy|ruff)==
 GPU_VENV ?= .venv-gpu
 GPU_PYTHON ?= python3.12
 GPU_CAPABILITY ?= 90
+REHEARSAL_ARGS ?=
 GPU_REPLACED := $(shell sed -n 's/==.*//p' constraints-gpu.txt | paste -sd'|')
 GPU_LEFT_OUT := ^($(GPU_REPLACED)|$(SMOLLM2)|annotated-types|ast_serialize|clang-format|gguf|librt|mypy|pydantic|pydantic_core|ruff|tzdata)==
 # The site generator reads docstrings without importing pygen, so it needs neither torch nor a build.
@@ -47,7 +48,7 @@ CXX_FILES := find csrc tests/cuda_host tests/fuzz -name '*.cpp' -o -name '*.h' -
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f)
 PYTHON_FOLDERS := docs pygen triton_kernels examples benchmarks tests cmake setup.py
 
-.PHONY: help build environments gpu-env gpu-prebuilt wheel demo docs test test-compat test-clients test-triton test-cuda-host test-fuzz fuzz pytest bench lint format clean
+.PHONY: help build environments gpu-env gpu-prebuilt gpu-rehearsal wheel demo docs test test-compat test-clients test-triton test-cuda-host test-fuzz fuzz pytest bench lint format clean
 
 help:
 	@echo "make demo    stream an answer of SmolLM2 with pygen and compare with transformers"
@@ -59,6 +60,7 @@ help:
 	@echo "make test-clients   peft, accelerate, TRL, lm-eval, xgrammar and langchain-huggingface with pygen"
 	@echo "make gpu-env   the environment of a machine with a GPU, on one without; GPU_PYTHON=python3.12"
 	@echo "make gpu-prebuilt   the compiled extension for that machine, into build/gpu-prebuilt; GPU_CAPABILITY=90"
+	@echo "make gpu-rehearsal   every part of benchmarks/gpu_suite.sh as far as a CPU can, in that environment"
 	@echo "make docs    the documentation as a site, in build/site"
 	@echo "make bench   measure the ops and generate() into benchmarks/results"
 	@echo "make wheel   a wheel for other machines into dist; CMAKE_ARGS=-DPYGEN_WITH_CUDA=OFF for one without CUDA kernels"
@@ -147,9 +149,14 @@ $(GPU_VENV)/.built: Makefile constraints.txt constraints-gpu.txt
 	PIP_CONSTRAINT= $(GPU_VENV)/bin/python -m pip install --no-deps $(if $(wildcard $@),-q) -r $(GPU_VENV)/requirements.txt
 	touch $@
 
-# The compiled extension for that machine, into build/gpu-prebuilt. It needs nvcc.
+# The compiled extension and the compiled forms of Triton's kernels for that machine, into build/gpu-prebuilt. It needs nvcc.
 gpu-prebuilt: gpu-env
 	$(GPU_VENV)/bin/python -m benchmarks.prebuilt build --capability $(GPU_CAPABILITY)
+	$(GPU_VENV)/bin/python -m tests.helpers.triton_cache
+
+# Everything of benchmarks/gpu_suite.sh that a CPU can do, in that environment. Logs and a table: build/gpu-rehearsal.
+gpu-rehearsal: gpu-prebuilt
+	$(GPU_VENV)/bin/python -m benchmarks.gpu_rehearsal $(REHEARSAL_ARGS)
 
 bench: build
 	$(BIN)/python -m benchmarks.bench_sample --table $(BENCH_ARGS)

@@ -38,7 +38,7 @@ usage() { sed -n 's/^#   //p' "$0" >&2; exit 2; }
 
 # ---- What each part runs. A part that cannot run here prints the reason last and returns 77. ----
 
-build() { "$PYTHON" -m benchmarks.prebuilt install; }
+build() { "$PYTHON" -m benchmarks.triton_forms "$TRITON_CACHE_DIR" && "$PYTHON" -m benchmarks.prebuilt install; }
 
 smoke() {
   local process processes=(cuda:0/1 triton:0/3 triton:1/3 triton:2/3)
