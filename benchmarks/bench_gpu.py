@@ -74,7 +74,7 @@ def sample_work(settings: Settings, dtype: torch.dtype, rows: int, vocab_size: i
         steps = torch.zeros(rows, dtype=torch.int64, device=device)
         prepared = prepare_sample(logits, step=steps, **knobs_of(settings, noise, input_ids, backend))
         fault = check_tokens(spec, logits, input_ids, noise, backend)
-        buffers = rotation(logits, "cold")[:MOST_BUFFERS]
+        buffers = rotation(logits, "cold", MOST_BUFFERS)
         step = TransformersStep(settings, input_ids)
         ways = [Way(BASELINE, "torch", lambda: [step.tokens(buffer) for buffer in buffers])]
         target = Target(
@@ -100,7 +100,7 @@ def beam_work(num_beams: int, batch_size: int, vocab_size: int, backend: str, li
     def rows_of(job: Job) -> list[Row]:
         logits = make_logits("normal1", spec.rows, vocab_size, torch.bfloat16).to(device)
         search = bench_beam_step.RunningSearch(spec, logits, backend)
-        buffers = rotation(logits, "cold")[:MOST_BUFFERS]
+        buffers = rotation(logits, "cold", MOST_BUFFERS)
         theirs = bench_beam_step.TransformersBeams(spec, search.state)
         fault = bench_beam_step.check_step(spec, search, theirs, logits)
         ways = [Way(BASELINE, "torch", lambda: [theirs.candidates(buffer) for buffer in buffers])]

@@ -106,8 +106,9 @@ def cpu_times_us(before: Call, call: Call) -> list[float]:
 
 def rows_of(make: Callable[[], Call], device: torch.device, options: Options, job: Job) -> list[Row]:
     replay = captured(make(), device)
-    scratch = torch.empty(2 * cache_bytes(device) // 4, dtype=torch.int32, device=device)
     on_gpu = device.type == "cuda"
+    # A rehearsal need not wait for a processor's cache, which may be much larger.
+    scratch = torch.empty(2 * cache_bytes(device) if on_gpu else 1 << 22, dtype=torch.uint8, device=device)
 
     def flush() -> None:
         scratch.fill_(1)

@@ -45,17 +45,18 @@ def make_logits(
     return logits.to(dtype)
 
 
-def rotation(logits: torch.Tensor, cache: str) -> list[torch.Tensor]:
+def rotation(logits: torch.Tensor, cache: str, most: int | None = None) -> list[torch.Tensor]:
     """Returns buffers with the rows of `logits` in different orders, to be used in turn.
 
-    cold: enough buffers to fill the last-level cache twice (at most ARENA_BYTES), so that a call reads its input from
-    memory. warm: one buffer, which stays where the previous call left it.
+    cold: enough buffers to fill the last-level cache twice (at most ARENA_BYTES, and at most `most` buffers), so that a
+    call reads its input from memory. warm: one buffer, which stays where the previous call left it.
     """
     if cache == "warm":
         return [logits]
     size = logits.numel() * logits.element_size()
     wanted = min(2 * cache_bytes(logits.device), ARENA_BYTES)
     count = max(2, -(-wanted // max(size, 1)))
+    count = count if most is None else min(count, most)
     arena = logits.new_empty((count, *logits.shape))
     for i in range(count):
         arena[i] = logits.roll(i, 0)

@@ -212,6 +212,7 @@ def test_cold_buffers_hold_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> Non
     for buffer in buffers:
         assert torch.equal(buffer.sort(0).values, logits.sort(0).values)
     assert inputs.rotation(logits, "warm") == [logits]
+    assert len(inputs.rotation(logits, "cold", most=5)) == 5
 
 
 def test_baseline_is_the_chain_of_generate() -> None:

@@ -14,7 +14,16 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import bench_gpu, bench_gpu_generate, gpu_flushed, gpu_profile, gpu_small_ops, gpu_smoke, report
+from benchmarks import (
+    bench_gpu,
+    bench_gpu_generate,
+    gpu_counters,
+    gpu_flushed,
+    gpu_profile,
+    gpu_small_ops,
+    gpu_smoke,
+    report,
+)
 from pygen import ops
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -179,6 +188,21 @@ def test_measured_cases_survive_a_kill(tmp_path: Path) -> None:
     assert "commit" in report.load_machine(path) and "pygen cpu graph: " in lines[0]
 
 
+def test_times_of_calls_survive_a_kill_while_counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu_counters, "per_token", kill)
+    job = ("--models", "gpt2", "--modes", "greedy", "--batches", "1", "--prompts", "4")
+    engines = ("--engines", "transformers", "eager")
+    with pytest.raises(KeyboardInterrupt):
+        bench_gpu_generate.main(("--quick", "--device", "cpu", "--quiet", "--results", str(tmp_path), *job, *engines))
+    (path,) = tmp_path.glob("*.csv")
+    copy, *rows = report.load_csv(path)
+    assert copy.op == "copy" and [row.variant for row in rows] == ["transformers", "pygen eager"]
+    assert all(row.tokens_per_s for row in rows) and rows[1].speedup and rows[1].check == "ok"
+
+
 def test_a_backend_that_cannot_run_costs_its_case_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -277,6 +301,27 @@ def test_table_of_a_profile(tmp_path: Path) -> None:
     ]
     path.write_text("==ERROR== ERR_NVGPUCTRPERM\n")
     assert gpu_profile.main(("table", str(path))) == 1
+
+
+def test_events_enclose_the_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events of a stand-in count what ran before them."""
+    ran: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.seen = [*ran]
+
+        def elapsed_time(self, end: Event) -> float:
+            assert self.seen[-1] == "before" and end.seen == [*self.seen, "call"]
+            return 0.004
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: ran.append("synchronize"))
+    times = gpu_flushed.gpu_times_us(lambda: ran.append("before"), lambda: ran.append("call"))
+    assert times == [4.0] * gpu_flushed.CALLS and ran[-1] == "synchronize"
 
 
 def test_flushed_calls_are_saved(tmp_path: Path) -> None:
