@@ -62,7 +62,7 @@ class Run:
 
     @property
     def usable(self) -> bool:
-        return self.tokens is not None and not self.row.check
+        return self.tokens is not None and not self.row.red
 
 
 class Bench:

@@ -189,10 +189,15 @@ def test_measured_cases_survive_a_kill(tmp_path: Path) -> None:
 
 
 def test_times_of_calls_survive_a_kill_while_counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def kill(*arguments: object) -> None:
-        raise KeyboardInterrupt
+    counted = []
 
-    monkeypatch.setattr(gpu_counters, "per_token", kill)
+    def count(*arguments: object) -> gpu_counters.Activity:
+        counted.append(arguments)
+        if len(counted) == 2:
+            raise KeyboardInterrupt
+        return gpu_counters.Activity()
+
+    monkeypatch.setattr(gpu_counters, "per_token", count)
     job = ("--models", "gpt2", "--modes", "greedy", "--batches", "1", "--prompts", "4")
     engines = ("--engines", "transformers", "eager")
     with pytest.raises(KeyboardInterrupt):
