@@ -68,7 +68,7 @@ bench_generate() {
 # pytest_on BACKENDS PROCESSES ARGUMENTS...
 pytest_on() {
   local several=()
-  "$PYTHON" -c 'import xdist' 2>/dev/null && several=(-n "$2" --dist worksteal)
+  (($2 > 1)) && "$PYTHON" -c 'import xdist' 2>/dev/null && several=(-n "$2" --dist worksteal)
   PYGEN_TEST_BACKENDS=$1 OMP_NUM_THREADS=1 "$PYTHON" -m pytest -v --tb=short -p no:cacheprovider -o addopts= --maxfail=25 \
     "${several[@]}" "${@:3}"
 }
@@ -150,7 +150,7 @@ limited() {
 # verdict CODE SECONDS LIMIT LOG: one line about a command that has ended.
 verdict() {
   local last
-  last=$(grep -v '^[[:space:]]*$' "$4" | tail -1 | cut -c 1-160)
+  last=$(grep -v '^[[:space:]]*$' "$4" | tail -1 | tr -s ' ' | cut -c 1-160)
   case $1 in
     0) echo "ok in $2 s: $last" ;;
     77) echo "not run: $last" ;;
@@ -243,56 +243,67 @@ stopped() {
 
 # ---- The command line. ----
 
-OUT="" ONLY="" DEVICE=""
-while (($#)); do
-  case $1 in
-    --list) printf '%s\n' "${PARTS[@]}" | tr '|' '\t'; exit 0 ;;
-    --only) ONLY=,${2:?--only needs names},; shift ;;
-    --device) DEVICE=${2:?--device needs cpu or cuda}; shift ;;
-    -*) usage ;;
-    *) OUT=$1 ;;
-  esac
-  shift
-done
-[[ -n $OUT ]] || usage
-for name in ${ONLY//,/ }; do
-  printf '%s\n' "${PARTS[@]}" | grep -q "^$name|" || { echo "no part $name; --list prints the parts" >&2; exit 2; }
-done
+# A function, so that bash has read the whole file before it runs anything, and the file may change meanwhile.
+main() {
+  OUT="" ONLY="" DEVICE=""
+  while (($#)); do
+    case $1 in
+      --list) printf '%s\n' "${PARTS[@]}" | tr '|' '\t'; exit 0 ;;
+      --only) ONLY=,${2:?--only needs names},; shift ;;
+      --device) DEVICE=${2:?--device needs cpu or cuda}; shift ;;
+      -*) usage ;;
+      *) OUT=$1 ;;
+    esac
+    shift
+  done
+  [[ -n $OUT ]] || usage
+  for name in ${ONLY//,/ }; do
+    printf '%s\n' "${PARTS[@]}" | grep -q "^$name|" || { echo "no part $name; --list prints the parts" >&2; exit 2; }
+  done
 
-mkdir -p "$OUT"
-OUT=$(cd "$OUT" && pwd)
-LOGS=$(mktemp -d)
-STARTED=$SECONDS NAMES=() RESULTS=() RUNNING="" CHILD="" GROUP=() BESIDE=() VERDICTS=()
-export OUT LOGS OPS_LIST="${OPS[*]}" PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" TRITON_CACHE_DIR="$PWD/build/gpu-suite/triton"
-while read -r _ _ name; do export -f "${name?}"; done < <(declare -F)
-trap stopped TERM INT
+  mkdir -p "$OUT"
+  OUT=$(cd "$OUT" && pwd)
+  LOGS=$(mktemp -d)
+  STARTED=$SECONDS NAMES=() RESULTS=() RUNNING="" CHILD="" GROUP=() BESIDE=() VERDICTS=()
+  export OUT LOGS OPS_LIST="${OPS[*]}" PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" TRITON_CACHE_DIR="$PWD/build/gpu-suite/triton"
+  while read -r _ _ name; do export -f "${name?}"; done < <(declare -F)
+  trap stopped TERM INT
 
-timeout 60 "$PYTHON" -m benchmarks.machine >"$LOGS/machine.log" 2>&1
-GPU=$(sed -n 's/^gpu: //p' "$LOGS/machine.log")
-[[ $DEVICE == cpu ]] && GPU=""
-[[ $DEVICE == cuda && -z $GPU ]] && { cat "$LOGS/machine.log"; echo "torch finds no CUDA device" >&2; exit 2; }
-FACTOR=1
-if [[ -n $GPU ]]; then
-  export DEVICE=cuda PYGEN_CUDA_ARCHS=${PYGEN_CUDA_ARCHS:-$(sed -n 's/^capability: //p' "$LOGS/machine.log")}
-else
-  # A small machine that does other work, too, takes longer, and a rehearsal has time.
-  export DEVICE=cpu
-  FACTOR=20
-fi
-[[ -z ${PYGEN_SUITE_SECONDS:-} ]] && LIMIT=$((LIMIT * FACTOR))
+  timeout 120 "$PYTHON" -m benchmarks.machine >"$LOGS/machine.log" 2>&1
+  GPU=$(sed -n 's/^gpu: //p' "$LOGS/machine.log")
+  [[ $DEVICE == cpu ]] && GPU=""
+  # A machine with a GPU should not spend its minutes on a rehearsal.
+  if [[ -z $GPU && $DEVICE != cpu ]] && { [[ $DEVICE == cuda ]] || nvidia-smi -L 2>/dev/null | grep -q ^GPU; }; then
+    cat "$LOGS/machine.log"
+    echo "torch finds no CUDA device; --device cpu rehearses" >&2
+    exit 2
+  fi
+  FACTOR=1
+  if [[ -n $GPU ]]; then
+    export DEVICE=cuda PYGEN_CUDA_ARCHS=${PYGEN_CUDA_ARCHS:-$(sed -n 's/^capability: //p' "$LOGS/machine.log")}
+  else
+    # A small machine that does other work, too, takes longer, and a rehearsal has time.
+    export DEVICE=cpu
+    FACTOR=20
+  fi
+  [[ -z ${PYGEN_SUITE_SECONDS:-} ]] && LIMIT=$((LIMIT * FACTOR))
 
-for line in "${PARTS[@]}"; do
-  IFS='|' read -r name seconds _ <<<"$line"
-  [[ -z $ONLY || $ONLY == *",$name,"* ]] && part "$name" $((seconds * FACTOR))
-done
+  for line in "${PARTS[@]}"; do
+    IFS='|' read -r name seconds _ <<<"$line"
+    [[ -z $ONLY || $ONLY == *",$name,"* ]] && part "$name" $((seconds * FACTOR))
+  done
 
-for csv in "$OUT"/*.csv; do
-  [[ -e $csv ]] && "$PYTHON" -m benchmarks.report "$csv" >"${csv%.csv}.json" 2>>"$LOGS/report.log"
-done
-save
-cat "$OUT/summary.txt"
-# Once more, because only the end of a long output may come back.
-printf '\n== in short\n'
-parts_so_far
-rm -rf "$LOGS"
-! printf '%s\n' "${RESULTS[@]}" | grep -q '^\(FAILED\|STOPPED\)'
+  for csv in "$OUT"/*.csv; do
+    [[ -e $csv ]] && "$PYTHON" -m benchmarks.report "$csv" >"${csv%.csv}.json" 2>>"$LOGS/report.log"
+  done
+  save
+  cat "$OUT/summary.txt"
+  # Once more, because only the end of a long output may come back.
+  printf '\n== in short\n'
+  parts_so_far
+  rm -rf "$LOGS"
+  ! printf '%s\n' "${RESULTS[@]}" | grep -q '^\(FAILED\|STOPPED\)'
+}
+
+main "$@"
+exit

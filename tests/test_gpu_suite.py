@@ -128,9 +128,14 @@ def test_commands_side_by_side(suite: Any, tmp_path: Path) -> None:
     assert "memcheck-sample" not in printed
 
 
-def test_wrong_requests_are_refused(suite: Any) -> None:
+def test_wrong_requests_are_refused(suite: Any, tmp_path: Path) -> None:
     assert suite("--only", "smok").wait() == 2
     assert suite("--device", "cuda").wait() == 2
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H200'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    seen = suite("--only", "smoke", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert "an abacus" in seen.communicate()[0] and seen.returncode == 2
+    assert suite("--only", "smoke", "--device", "cpu", PATH=f"{tmp_path}:{os.environ['PATH']}").wait() == 0
 
 
 def test_commands_on_a_gpu(
