@@ -10,9 +10,10 @@ Two sources give the exponential noise E of an element (row, token id):
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from weakref import WeakKeyDictionary
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -27,8 +28,9 @@ _PHILOX_ROUNDS = 10
 TARGET_STREAM, ACCEPTANCE_STREAM = 0, 2  # 1 stays reserved for the draws of a draft model
 
 
-# Weak references, so that a lock lives as long as its generator.
-_locks: WeakKeyDictionary[torch.Generator, threading.RLock] = WeakKeyDictionary()
+# By id of the generator, which torch 2.11 gives no weak references. A lock lives while a thread has it, or is recent.
+_locks: WeakValueDictionary[int, threading.RLock] = WeakValueDictionary()
+_recent: deque[threading.RLock] = deque(maxlen=64)
 _locks_lock = threading.Lock()
 
 
@@ -38,10 +40,11 @@ def lock_of(generator: torch.Generator) -> threading.RLock:
     A kernel with torch's noise reads the generator's state, runs, and writes the advanced state back. Another thread
     that drew in between would get the same noise, so the lock serialises draws from one generator.
     """
-    lock = _locks.get(generator)
+    lock = _locks.get(id(generator))
     if lock is None:
         with _locks_lock:
-            lock = _locks.setdefault(generator, threading.RLock())
+            lock = _locks.setdefault(id(generator), threading.RLock())
+            _recent.append(lock)
     return lock
 
 
