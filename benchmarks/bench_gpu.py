@@ -77,14 +77,15 @@ def sample_work(settings: Settings, dtype: torch.dtype, rows: int, vocab_size: i
         buffers = rotation(logits, "cold", MOST_BUFFERS)
         step = TransformersStep(settings, input_ids)
         ways = [Way(BASELINE, "torch", lambda: [step.tokens(buffer) for buffer in buffers])]
+        theirs = flashinfer_call(settings) if device.type == "cuda" else None
+        wanted = limit_us is not None and settings.do_sample
         target = Target(
             time_us=limit_us,
-            speedup=SPEEDUPS.get(backend) if rows == 64 and limit_us is not None and settings.do_sample else None,
-            flashinfer_speedup=FLASHINFER_SPEEDUP if backend == "cuda" and limit_us and settings.do_sample else None,
+            speedup=SPEEDUPS.get(backend) if rows == 64 and wanted else None,
+            flashinfer_speedup=FLASHINFER_SPEEDUP if theirs is not None and backend == "cuda" and wanted else None,
         )
         ways += both_ways(backend, prepared, buffers, target, fault)
-        theirs = flashinfer_call(settings)
-        if theirs is not None and device.type == "cuda":
+        if theirs is not None:
             ways += both_ways("flashinfer", theirs, buffers, Target(), "")
         moved = logits.numel() * logits.element_size() + 12 * rows
         return timed(job, buffers, ways, moved, options)
