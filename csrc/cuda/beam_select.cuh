@@ -5,8 +5,7 @@
 // bias or token_bitmask touch every token; then only the tiles that reach the K-th largest of those maxima.
 #pragma once
 
-#include "common/beam_params.h"
-#include "cuda/best_first.cuh"
+#include "cuda/beam_merge.cuh"
 #include "cuda/geometry.h"
 
 namespace pygen::cuda {
@@ -36,7 +35,7 @@ class BeamSelection {
     const Geometry& geometry = plan.geometry;
     return RowSmem::kBytes + Scores::shared_bytes(geometry, 0, false, true) +
            Scores::shared_bytes(geometry, plan.table_slots, plan.dense, kDraws) + 16 +
-           BestOf::bytes(params.num_candidates);
+           BestOf<kDraws>::bytes(params.num_candidates);
   }
 
   PYGEN_DEVICE void run() {
@@ -166,7 +165,7 @@ class BeamSelection {
   }
 
   // Where no list is enough. Takes `self` by value, so that only the copy leaves the registers, and returns the best.
-  PYGEN_COLD static BestOf draw_from_row(BeamSelection self, Filters filters, float largest) {
+  PYGEN_COLD static BestOf<kDraws> draw_from_row(BeamSelection self, Filters filters, float largest) {
     const RowNoise noise(self.params_, self.beam_, step_of(self.params_));
     RowView<kDType> view(self.scores_, self.team_, filters.temperature, largest);
     if (has_filters(filters)) apply_filters(view, filters, largest);
@@ -283,7 +282,7 @@ class BeamSelection {
     team_.sync();
     if (!team_.leads()) return;
     for (int rank = 1; rank < team_.cluster(); ++rank) {
-      const Ranking theirs = best_.ranking().of_block(rank);
+      const Ranking<kDraws> theirs = best_.ranking().of_block(rank);
       const int count = best_.size().of_block(rank).get(0);
       for (int first = 0; first < count; first += kThreads) {
         const int i = first + thread_index();
@@ -298,15 +297,18 @@ class BeamSelection {
     const int count = best_.keep_best();
     auto* const out = static_cast<Candidate*>(params_.best_of_row) + beam_ * params_.num_candidates;
     const int32_t parent = static_cast<int32_t>(beam_ % params_.num_beams);
-    const Ranking& ranking = best_.ranking();
+    const Ranking<kDraws>& ranking = best_.ranking();
+    uint32_t highest = 0;
     for (int i = thread_index(); i < count; i += kThreads) {
       // The origin differs between beams: only score and noise can be compared.
       const double above = kDraws ? static_cast<double>(ranking.score(i)) - origin_ : 0.0;
       out[i] = {value_of_key(ranking.key(i)) - above, ranking.score(i), parent, ranking.index(i)};
+      if (kDraws) highest = Larger{}(highest, ordered_key(ranking.score(i)));
     }
+    if (kDraws) highest = static_cast<uint32_t>(block_reduce(uint64_t{highest}, Larger{}, smem_.reduce));
     if (thread_index() != 0) return;
     params_.status[row_] = status;
-    params_.count_of_row[beam_] = count;
+    params_.count_of_row[beam_] = list_facts(count, highest);
   }
 
   const BeamParams& params_;
@@ -317,7 +319,7 @@ class BeamSelection {
   RowTeam team_;
   Scores raw_, scores_;
   Shared<int> count_;
-  BestOf best_;
+  BestOf<kDraws> best_;
 };
 
 }  // namespace pygen::cuda

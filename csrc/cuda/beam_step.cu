@@ -19,6 +19,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 PYGEN_DEVICE void take_candidates(const BeamParams& params, int64_t prompt, const PromptCandidates& candidates) {
+#pragma unroll 1
   for (int i = thread_index(); i < params.num_candidates; i += kThreads) {
     const int64_t at = prompt * params.num_candidates + i;
     candidates.ids.set(i, params.candidate_ids[at]);
@@ -29,6 +30,7 @@ PYGEN_DEVICE void take_candidates(const BeamParams& params, int64_t prompt, cons
 }
 
 PYGEN_DEVICE void give_candidates(const BeamParams& params, int64_t prompt, const PromptCandidates& candidates) {
+#pragma unroll 1
   for (int i = thread_index(); i < params.num_candidates; i += kThreads) {
     const int64_t at = prompt * params.num_candidates + i;
     params.candidate_ids[at] = candidates.ids.get(i);
@@ -39,33 +41,39 @@ PYGEN_DEVICE void give_candidates(const BeamParams& params, int64_t prompt, cons
 
 PYGEN_DEVICE void stay(const BeamParams& params, int64_t prompt) {
   const int64_t first = prompt * params.num_beams;
+#pragma unroll 1
   for (int64_t row = first + thread_index(); row < first + params.num_beams; row += kThreads)
     give_unmoved_row(params, row);
 }
 
+// What the first block does for all prompts.
+PYGEN_DEVICE void finish_call(const BeamParams& params) {
+  if (blockIdx.x != 0 || threadIdx.x != 0) return;
+  const bool drew = params.select && params.do_sample && params.rng == Rng::kTorch;
+  if (drew && params.torch_noise.generator != nullptr)
+    params.torch_noise.generator[1] += static_cast<uint64_t>(params.torch_noise.increment);
+  if (params.advance && params.shaping.rows == 0) *params.unfinished = 0;
+}
+
 __global__ void __launch_bounds__(kThreads, 1)
     finish_step(const __grid_constant__ BeamParams params, BeamTotals* totals) {
-  wait_for_previous_kernel();
-  if (params.shaping.rows > 0 && comes_too_late(params)) return stay(params, blockIdx.x);
-  if (blockIdx.x == 0 && threadIdx.x == 0) {
-    const bool drew = params.select && params.do_sample && params.rng == Rng::kTorch;
-    if (drew && params.torch_noise.generator != nullptr)
-      params.torch_noise.generator[1] += static_cast<uint64_t>(params.torch_noise.increment);
-    if (params.advance && params.shaping.rows == 0) *params.unfinished = 0;
-  }
-  if (params.shaping.rows == 0) return;
-
+  if (params.shaping.rows == 0) return finish_call(params);
   const int64_t prompt = blockIdx.x;
   SharedMemory memory;
   const PromptCandidates candidates(memory, static_cast<int>(params.num_candidates));
   PromptMerge merge(params, prompt, memory);
+  const PromptUpdate update(params, prompt, candidates, merge.ranking(), memory);
+  if (params.advance) update.prepare();
+  wait_for_previous_kernel();
+  if (comes_too_late(params)) return stay(params, prompt);
+  finish_call(params);
   if (params.select) {
     merge.run(candidates);
     give_candidates(params, prompt, candidates);
   } else {
     take_candidates(params, prompt, candidates);
   }
-  if (params.advance) PromptUpdate(params, prompt, candidates, merge.ranking(), memory).run(totals);
+  if (params.advance) update.run(totals);
 }
 
 template <DType kDType, bool kDraws>
@@ -90,7 +98,7 @@ Error launch_finish(const BeamParams& params, const Context& context) {
   launch.blocks = static_cast<unsigned>(prompts > 0 ? prompts : 1);
   launch.threads = kThreads;
   launch.shared = static_cast<unsigned>(PromptCandidates::bytes(params.num_candidates) + PromptMerge::bytes(params) +
-                                        (params.advance ? PromptUpdate::bytes(params) : 0));
+                                        PromptUpdate::bytes(params));
   launch.dependent = params.select && params.shaping.rows > 0 && context.device.major >= 9;
   launch.stream = context.stream;
   return launch_kernel(finish_step, launch, params, static_cast<BeamTotals*>(context.workspace));

@@ -2,20 +2,10 @@
 // rows. csrc/cpu/beam_update.h does the same with loops.
 #pragma once
 
-#include <climits>
-
 #include "cuda/beam_merge.cuh"
+#include "cuda/beam_rows.cuh"
 
 namespace pygen::cuda {
-
-// Entries of the table of shared positions that the choice of rows keeps in shared memory.
-constexpr int kStagedShared = 8192;
-
-PYGEN_HOST_DEVICE int staged_shared(int64_t num_beams) {
-  return static_cast<int>(num_beams * num_beams < kStagedShared ? num_beams * num_beams
-                          : num_beams > kStagedShared           ? num_beams
-                                                                : kStagedShared);
-}
 
 // Sums over the prompts, and how many have added theirs. In the workspace, zero between launches.
 struct BeamTotals {
@@ -28,75 +18,31 @@ struct BeamTotals {
 class PromptUpdate {
  public:
   PYGEN_DEVICE PromptUpdate(const BeamParams& params, int64_t prompt, const PromptCandidates& candidates,
-                            const Ranking& ranking, SharedMemory& memory)
+                            const Ranking<false>& ranking, SharedMemory& memory)
       : params_(params),
         step_(step_of(params)),
-        is_last_(is_last_step(params, step_)),
         prompt_(prompt),
         first_(prompt * params.num_beams),
         n_(static_cast<int>(params.num_beams)),
         count_(static_cast<int>(params.num_candidates)),
         candidates_(candidates),
         ranking_(ranking),
+        rows_(params, prompt, memory),
         ends_(memory.take<int>(count_)),
         pool_scores_(memory.take<float>(n_)),
         pool_steps_(memory.take<int64_t>(n_)),
         pool_tokens_(memory.take<int64_t>(n_)),
         pool_parents_(memory.take<int>(n_)),
         pool_finished_(memory.take<int>(n_)),
-        sources_(memory.take<int>(n_)),
-        rows_(memory.take<int>(n_)),
-        owner_(memory.take<int>(n_)),
-        origin_(memory.take<int>(n_)),
-        common_(memory.take<int>(n_)),
-        movers_(memory.take<int>(n_)),
-        num_movers_(memory.take<int>(1)),
-        staged_(memory.take<int>(staged_shared(params.num_beams))) {}
-
-  // Entries that the ranking has to hold.
-  static int64_t ranked(const BeamParams& params) { return params.num_beams + params.num_candidates; }
+        num_finished_(memory.take<int>(1)) {}
   static size_t bytes(const BeamParams& params) {
-    return params.num_candidates * 4 + params.num_beams * (4 + 8 + 8 + 8 * 4) + staged_shared(params.num_beams) * 4 +
-           15 * 16;
+    return BeamRows::bytes(params) + params.num_candidates * 4 + params.num_beams * (4 + 8 + 8 + 4 + 4) + 7 * 16;
   }
 
-  PYGEN_DEVICE void run(BeamTotals* totals) const {
-    const bool was_open = params_.open[prompt_] != 0;
-    const bool all_ended = find_ends();
-    const int finished = update_finished(was_open);
-    update_running();
-    const bool open =
-        was_open && stays_open(ranking_score(), params_.finished_scores[first_ + n_ - 1], finished > 0, finished == n_);
-    move_rows();
-    report(was_open, finished);
-    count_step();
-    if (thread_index() != 0) return;
-    params_.open[prompt_] = open;
-    add_to_totals(totals, open, !all_ended, finished < n_);
-  }
-
- private:
-  PYGEN_DEVICE bool exists(int i) const { return candidates_.ids.get(i) >= 0; }
-
-  PYGEN_DEVICE void rank(int i, float score) const {
-    ranking_.set(i, ordered_key(static_cast<double>(score)), i, score);
-  }
-
-  // Whether every candidate ends.
-  PYGEN_DEVICE bool find_ends() const {
-    bool all = true;
-    for (int i = thread_index(); i < count_; i += kThreads) {
-      const bool criteria = params_.ends[prompt_ * count_ + i] != 0;
-      const bool ends = candidate_ends(params_, candidates_.ids.get(i), is_last_, criteria);
-      ends_.set(i, ends);
-      all &= ends;
-    }
-    return __syncthreads_and(all) != 0;
-  }
-
-  // Returns how many finished hypotheses the prompt has afterwards.
-  PYGEN_DEVICE int update_finished(bool was_open) const {
-    bool all = true;
+  // Reads the state, which no kernel in front writes. A barrier has to follow.
+  PYGEN_DEVICE void prepare() const {
+    rows_.prepare(step_);
+#pragma unroll 1
     for (int i = thread_index(); i < n_; i += kThreads) {
       const int64_t at = first_ + i;
       pool_scores_.set(i, params_.finished_scores[at]);
@@ -104,30 +50,111 @@ class PromptUpdate {
       pool_tokens_.set(i, params_.finished_tokens[at]);
       pool_parents_.set(i, params_.finished_parents[at]);
       pool_finished_.set(i, params_.finished[at]);
-      all &= params_.finished[at] != 0;
     }
-    const bool is_full = __syncthreads_and(all) != 0 && params_.stops_when_full;
-    for (int i = thread_index(); i < n_; i += kThreads) rank(i, pool_scores_.get(i));
-    for (int i = thread_index(); i < count_; i += kThreads) rank(n_ + i, score_if_finished(i, is_full, was_open));
-    ranking_.sort(n_ + count_);
-    int finished = 0;
-    for (int first = 0; first < n_; first += kThreads) {
-      const int i = first + thread_index();
-      bool holds = false;
-      if (i < n_) {
-        const int index = ranking_.index(i);
-        holds = index < n_ ? keep(i, index) : join(i, index - n_, is_full, was_open);
-      }
-      finished += __syncthreads_count(holds);
-    }
-    return finished;
+    if (thread_index() == 0) num_finished_.set(0, 0);
   }
 
+  // After a barrier.
+  PYGEN_DEVICE void run(BeamTotals* totals) const {
+    const bool was_open = params_.open[prompt_] != 0;
+    const bool is_full = params_.stops_when_full && is_pool_full();
+    // Hypotheses and running beams are ranked at once where warps sort both, each in a group.
+    const int pool = n_ + count_;
+    const bool at_once = pool <= 2 * kKept && count_ <= kKept;
+    const int group = pool <= kWarp ? kWarp : pool <= kKept ? kKept : 2 * kKept;
+    const int running = at_once ? group : 0;
+    const bool ends = find_ends();
+    rank_finished(is_full, was_open);
+    if (at_once) {
+#pragma unroll 1
+      for (int i = pool + thread_index(); i < group; i += kThreads) ranking_.set(i, RankedEntry());
+      rank_running(running);
+    }
+    const bool all_ended = __syncthreads_and(ends) != 0;
+    if (at_once) {
+      ranking_.sort_groups(running + count_, group);
+    } else {
+      ranking_.sort(pool, n_);
+      write_finished(thread_index(), kThreads);
+      __syncthreads();
+      rank_running(running);
+      __syncthreads();
+      ranking_.sort(count_, n_);
+    }
+    if (warp_index() == 0) {
+      rows_.choose(step_, [&](int j) { return parent_of(j, running); });
+    } else if (at_once) {
+      write_finished(thread_index() - kWarp, kThreads - kWarp);
+    }
+    __syncthreads();
+    write_running(running);
+    copy_rows();
+    rows_.mix_shared(step_);
+    finish(totals, was_open, all_ended, running);
+  }
+
+ private:
+  static constexpr int kKept = Ranking<false>::kMaxKept;
+
+  PYGEN_DEVICE bool exists(int i) const { return candidates_.ids.get(i) >= 0; }
+
+  PYGEN_DEVICE void rank(int to, int i, float score) const {
+    RankedEntry entry;
+    entry.key = ordered_key(static_cast<double>(score));
+    entry.index = static_cast<uint32_t>(i);
+    ranking_.set(to, entry);
+  }
+
+  PYGEN_DEVICE bool is_pool_full() const {
+    bool all = true;
+#pragma unroll 1
+    for (int i = thread_index(); i < n_; i += kThreads) all &= pool_finished_.get(i) != 0;
+    return __syncthreads_and(all) != 0;
+  }
+
+  // Whether every candidate of the thread ends.
+  PYGEN_DEVICE bool find_ends() const {
+    const bool is_last = is_last_step(params_, step_);
+    bool all = true;
+#pragma unroll 1
+    for (int i = thread_index(); i < count_; i += kThreads) {
+      const bool criteria = params_.ends[prompt_ * count_ + i] != 0;
+      const bool ends = candidate_ends(params_, candidates_.ids.get(i), is_last, criteria);
+      ends_.set(i, ends);
+      all &= ends;
+    }
+    return all;
+  }
+
+  // Of the finished hypotheses, and behind them the candidates.
+  PYGEN_DEVICE void rank_finished(bool is_full, bool was_open) const {
+#pragma unroll 1
+    for (int i = thread_index(); i < n_; i += kThreads) rank(i, i, pool_scores_.get(i));
+#pragma unroll 1
+    for (int i = thread_index(); i < count_; i += kThreads)
+      rank(n_ + i, n_ + i, score_if_finished(i, is_full, was_open));
+  }
   PYGEN_DEVICE bool joins(int i) const { return i < n_ && exists(i) && ends_.get(i) != 0; }
   PYGEN_DEVICE float score_if_finished(int i, bool is_full, bool was_open) const {
     return finished_score(candidates_.scores.get(i), params_.normalisers[step_], is_full, !was_open, joins(i));
   }
+  PYGEN_DEVICE void rank_running(int first) const {
+#pragma unroll 1
+    for (int i = thread_index(); i < count_; i += kThreads)
+      rank(first + i, i, running_score(candidates_.scores.get(i), ends_.get(i) != 0));
+  }
 
+  // By threads `thread` of `threads`, whole warps.
+  PYGEN_DEVICE void write_finished(int thread, int threads) const {
+    int finished = 0;
+#pragma unroll 1
+    for (int i = thread; i < n_; i += threads) {
+      const int index = ranking_.index(i);
+      finished += index < n_ ? keep(i, index) : join(i, index - n_);
+    }
+    finished = warp_reduce(finished, Add{});
+    if (lane_index() == 0 && finished > 0) num_finished_.add(0, finished);
+  }
   PYGEN_DEVICE bool keep(int to, int from) const {
     const int64_t at = first_ + to;
     params_.finished_scores[at] = pool_scores_.get(from);
@@ -137,10 +164,9 @@ class PromptUpdate {
     params_.finished[at] = static_cast<uint8_t>(pool_finished_.get(from) != 0);
     return pool_finished_.get(from) != 0;
   }
-
-  PYGEN_DEVICE bool join(int to, int from, bool is_full, bool was_open) const {
+  PYGEN_DEVICE bool join(int to, int from) const {
     const int64_t at = first_ + to;
-    params_.finished_scores[at] = score_if_finished(from, is_full, was_open);
+    params_.finished_scores[at] = ranking_.score(to);
     params_.finished_steps[at] = step_;
     params_.finished_tokens[at] = candidates_.ids.get(from);
     params_.finished_parents[at] = static_cast<int32_t>(first_ + candidates_.parents.get(from));
@@ -148,164 +174,67 @@ class PromptUpdate {
     return joins(from);
   }
 
-  PYGEN_DEVICE float score_if_running(int i) const {
-    return running_score(candidates_.scores.get(i), ends_.get(i) != 0);
+  // From here on, `running`: where the ranking of the running beams begins.
+  PYGEN_DEVICE int parent_of(int j, int running) const {
+    const int i = ranking_.index(running + j);
+    return exists(i) ? candidates_.parents.get(i) : j;
   }
 
-  PYGEN_DEVICE void update_running() const {
-    for (int i = thread_index(); i < count_; i += kThreads) rank(i, score_if_running(i));
-    ranking_.sort(count_);
+  PYGEN_DEVICE void write_running(int running) const {
     const int64_t at_step = step_ * params_.shaping.rows + first_;
-    for (int j = thread_index(); j < n_; j += kThreads) {
-      const int i = ranking_.index(j);
-      const int parent = exists(i) ? candidates_.parents.get(i) : j;
-      params_.running_scores[first_ + j] = score_if_running(i);
-      params_.step_tokens[at_step + j] = token_of(j);
-      params_.step_parents[at_step + j] = static_cast<int32_t>(first_ + parent);
-      sources_.set(j, static_cast<int>(params_.slots[first_ + parent] - first_));
-    }
-  }
-
-  // That the beam of rank j feeds to the model, while the ranking is that of the running beams.
-  PYGEN_DEVICE int64_t token_of(int j) const {
-    const int i = ranking_.index(j);
-    return exists(i) ? candidates_.ids.get(i) : params_.pad_token_id;
-  }
-
-  // Of the best running beam, at the length at which it is compared.
-  PYGEN_DEVICE float ranking_score() const {
-    return score_if_running(ranking_.index(0)) / params_.normalisers[params_.max_new_tokens + step_];
-  }
-
-  // The first child of a beam stays in its row. Every other one takes, of the rows whose beam left no child, the one
-  // that has most in common with its parent's.
-  PYGEN_DEVICE void move_rows() const {
-    for (int r = thread_index(); r < n_; r += kThreads) {
-      owner_.set(r, INT_MAX);
-      origin_.set(r, r);
-      common_.set(r, static_cast<int>(step_));
-    }
-    __syncthreads();
-    for (int j = thread_index(); j < n_; j += kThreads) owner_.min(sources_.get(j), j);
-    __syncthreads();
-    for (int j = thread_index(); j < n_; j += kThreads)
-      rows_.set(j, owner_.get(sources_.get(j)) == j ? sources_.get(j) : -1);
-    __syncthreads();
-    list_movers();
-    __syncthreads();
-    const int movers = num_movers_.get(0);
-    choose_rows(movers);
-    copy_rows(movers);
-    mix_shared(movers);
     const int64_t column = params_.prompt_length + step_;
+#pragma unroll 1
     for (int j = thread_index(); j < n_; j += kThreads) {
-      const int64_t row = first_ + rows_.get(j);
+      const int i = ranking_.index(running + j);
+      const int64_t token = exists(i) ? candidates_.ids.get(i) : params_.pad_token_id;
+      const int64_t row = first_ + rows_.row(j);
+      params_.running_scores[first_ + j] = ranking_.score(running + j);
+      params_.step_tokens[at_step + j] = token;
+      params_.step_parents[at_step + j] = static_cast<int32_t>(first_ + parent_of(j, running));
       params_.slots[first_ + j] = row;
-      params_.append[row * params_.append_stride + column] = token_of(j);
-      if (params_.history != nullptr) params_.history[row * params_.history_stride + column] = token_of(j);
-      params_.token_ids[row] = token_of(j);
+      params_.append[row * params_.append_stride + column] = token;
+      if (params_.history != nullptr) params_.history[row * params_.history_stride + column] = token;
+      params_.token_ids[row] = token;
     }
+#pragma unroll 1
     for (int r = thread_index(); r < n_; r += kThreads) {
-      params_.source_rows[first_ + r] = first_ + origin_.get(r);
-      params_.shared_out[first_ + r] = common_.get(r);
+      params_.source_rows[first_ + r] = first_ + rows_.origin(r);
+      params_.shared_out[first_ + r] = rows_.common(r);
     }
   }
-
-  // The beams without a row, best first.
-  PYGEN_DEVICE void list_movers() const {
-    if (thread_index() >= kWarp) return;
-    int movers = 0;
-    for (int first = 0; first < n_; first += kWarp) {
-      const int j = first + thread_index();
-      const bool moves = j < n_ && rows_.get(j) < 0;
-      const unsigned mask = __ballot_sync(kAllLanes, moves);
-      if (moves) movers_.set(movers + __popc(mask & ((1u << lane_index()) - 1)), j);
-      movers += __popc(mask);
-    }
-    if (thread_index() == 0) num_movers_.set(0, movers);
-  }
-
-  PYGEN_DEVICE const int32_t* shared_of(int row) const { return params_.shared + (first_ + row) * n_; }
-
-  PYGEN_DEVICE void choose_rows(int movers) const {
-    const int at_once = staged_shared(n_) / n_;
-    for (int first = 0; first < movers; first += at_once) {
-      const int count = movers - first < at_once ? movers - first : at_once;
-      for (int i = thread_index(); i < count * n_; i += kThreads) {
-        const int mover = i / n_;
-        staged_.set(i, shared_of(sources_.get(movers_.get(first + mover)))[i - mover * n_]);
-      }
-      __syncthreads();
-      if (thread_index() < kWarp)
-        for (int i = 0; i < count; ++i) choose_row(movers_.get(first + i), staged_.from(i * n_));
-      __syncthreads();
-    }
-  }
-
-  // One after the other, by one warp: what a beam takes is gone for the next.
-  PYGEN_DEVICE void choose_row(int j, const Shared<int>& common) const {
-    int best = -1, row = INT_MAX;
-    for (int r = thread_index(); r < n_; r += kWarp) {
-      if (owner_.get(r) != INT_MAX || common.get(r) <= best) continue;
-      best = common.get(r);
-      row = r;
-    }
-    const int max_common = __reduce_max_sync(kAllLanes, best);
-    const int target = __reduce_min_sync(kAllLanes, best == max_common ? row : INT_MAX);
-    __syncwarp();
-    if (thread_index() == 0) {
-      owner_.set(target, j);
-      rows_.set(j, target);
-      origin_.set(target, sources_.get(j));
-      common_.set(target, max_common);
-    }
-    __syncwarp();
-  }
-
-  PYGEN_DEVICE int target_of(int mover) const { return rows_.get(movers_.get(mover)); }
 
   // No source is a target.
-  PYGEN_DEVICE void copy_rows(int movers) const {
-    for (int i = warp_index(); i < movers; i += kThreads / kWarp) {
-      const int target = target_of(i);
-      const int source = origin_.get(target);
-      copy_columns(params_.append, params_.append_stride, source, target);
-      if (params_.history != nullptr) copy_columns(params_.history, params_.history_stride, source, target);
+  PYGEN_DEVICE void copy_rows() const {
+#pragma unroll 1
+    for (int i = warp_index(); i < rows_.movers(); i += kWarps) {
+      const int target = rows_.target(i);
+      copy_columns(params_.append, params_.append_stride, target);
+      if (params_.history != nullptr) copy_columns(params_.history, params_.history_stride, target);
     }
   }
-
-  PYGEN_DEVICE void copy_columns(int64_t* table, int64_t stride, int source, int target) const {
-    const int64_t* const from = table + (first_ + source) * stride + params_.prompt_length;
+  PYGEN_DEVICE void copy_columns(int64_t* table, int64_t stride, int target) const {
+    const int64_t* const from = table + (first_ + rows_.origin(target)) * stride + params_.prompt_length;
     int64_t* const to = table + (first_ + target) * stride + params_.prompt_length;
-    for (int64_t i = common_.get(target) + lane_index(); i < step_; i += kWarp) to[i] = from[i];
+    for (int64_t i = rows_.common(target) + lane_index(); i < step_; i += kWarp) to[i] = from[i];
   }
 
-  // A row that moved has in common with others what its source had, and with its source everything.
-  PYGEN_DEVICE void mix_shared(int movers) const {
-    int32_t* const shared = params_.shared + first_ * n_;
-    for (int i = thread_index(); i < movers * n_; i += kThreads) {
-      const int mover = i / n_, r = i - mover * n_;
-      const int target = target_of(mover);
-      const int source = origin_.get(target), other = origin_.get(r);
-      const int32_t common = r == target       ? 0
-                             : other == source ? static_cast<int32_t>(step_)
-                                               : shared[static_cast<int64_t>(source) * n_ + other];
-      shared[static_cast<int64_t>(target) * n_ + r] = common;
-      shared[static_cast<int64_t>(r) * n_ + target] = common;
-    }
-  }
-
-  PYGEN_DEVICE void report(bool was_open, int finished) const {
+  PYGEN_DEVICE void finish(BeamTotals* totals, bool was_open, bool all_ended, int running) const {
+    const int finished = num_finished_.get(0);
     const bool stuck = !exists(0) && finished == 0;
-    for (int r = thread_index(); r < n_; r += kThreads)
-      params_.status[first_ + r] = reported_status(params_.status[first_ + r], was_open, stuck);
-  }
-
-  // All rows but the first, where prompts that come later find the step.
-  PYGEN_DEVICE void count_step() const {
-    if (params_.steps == nullptr) return;
-    for (int r = thread_index(); r < n_; r += kThreads)
-      if (first_ + r > 0) ++params_.steps[first_ + r];
+#pragma unroll 1
+    for (int r = thread_index(); r < n_; r += kThreads) {
+      const int64_t row = first_ + r;
+      params_.status[row] = reported_status(params_.status[row], was_open, stuck);
+      // Of row 0 the last prompt to arrive counts the step, so that all prompts find the same.
+      if (params_.steps != nullptr && row > 0) ++params_.steps[row];
+    }
+    if (thread_index() != 0) return;
+    // At the length at which the best running beam is compared.
+    const float attainable = ranking_.score(running) / params_.normalisers[params_.max_new_tokens + step_];
+    const bool open =
+        was_open && stays_open(attainable, params_.finished_scores[first_ + n_ - 1], finished > 0, finished == n_);
+    params_.open[prompt_] = open;
+    add_to_totals(totals, open, !all_ended, finished < n_);
   }
 
   // The last prompt to arrive writes how many are left.
@@ -326,23 +255,16 @@ class PromptUpdate {
 
   const BeamParams& params_;
   const int64_t step_;
-  const bool is_last_;
   const int64_t prompt_, first_;
   const int n_, count_;
   const PromptCandidates& candidates_;
-  const Ranking& ranking_;
+  const Ranking<false>& ranking_;
+  const BeamRows rows_;
   const Shared<int> ends_;
   const Shared<float> pool_scores_;
   const Shared<int64_t> pool_steps_, pool_tokens_;
   const Shared<int> pool_parents_, pool_finished_;
-  const Shared<int> sources_;  // by new beam: the row of its parent
-  const Shared<int> rows_;     // by new beam: its own row
-  const Shared<int> owner_;    // by row: the beam that has it, or INT_MAX
-  const Shared<int> origin_;   // by row: the row that its history comes from
-  const Shared<int> common_;   // by row: how many generated positions it had in common with that
-  const Shared<int> movers_;   // beams that take another row than their parent's
-  const Shared<int> num_movers_;
-  const Shared<int> staged_;
+  const Shared<int> num_finished_;
 };
 
 }  // namespace pygen::cuda

@@ -1,7 +1,8 @@
 // Sorting in shared memory, and the K best of many.
 #pragma once
 
-#include "cuda/reduce.cuh"
+#include "cuda/cold.cuh"
+#include "cuda/warp_sort.cuh"
 
 namespace pygen {
 
@@ -23,38 +24,115 @@ PYGEN_HOST_DEVICE int power_of_two_from(int count) {
   return power;
 }
 
-// Entries of a key, an index and a score, the larger key first and among equals the lower index.
+// Entries of a key, an index and, where kScored, a score beside the key's value: the larger key first and among equals
+// the lower index.
+template <bool kScored>
 class Ranking {
  public:
-  static constexpr int kBytesPerEntry = 16;
+  static constexpr int kBytesPerEntry = kScored ? 16 : 12;
+  // Warps sort up to kMaxSorted entries in registers and keep up to kMaxKept of them, in less than ten barriers.
+  static constexpr int kMaxSorted = kThreads;
+  static constexpr int kMaxKept = 4 * kWarp;
 
   // `capacity`: a power of two.
   PYGEN_DEVICE Ranking(SharedMemory& memory, int capacity)
       : keys_(memory.take<uint64_t>(capacity)),
         indices_(memory.take<uint32_t>(capacity)),
-        scores_(memory.take<float>(capacity)) {}
+        scores_(memory.take<float>(kScored ? capacity : 0)) {}
 
   PYGEN_DEVICE uint64_t key(int i) const { return keys_.get(i); }
   PYGEN_DEVICE int index(int i) const { return static_cast<int>(indices_.get(i)); }
-  PYGEN_DEVICE float score(int i) const { return scores_.get(i); }
-  PYGEN_DEVICE void set(int i, uint64_t key, int index, float score) const {
-    keys_.set(i, key);
-    indices_.set(i, static_cast<uint32_t>(index));
-    scores_.set(i, score);
+  PYGEN_DEVICE float score(int i) const {
+    return kScored ? scores_.get(i) : static_cast<float>(value_of_key(keys_.get(i)));
+  }
+  PYGEN_DEVICE void set(int i, const RankedEntry& entry) const {
+    keys_.set(i, entry.key);
+    indices_.set(i, entry.index);
+    if constexpr (kScored) scores_.set(i, entry.score);
+  }
+  PYGEN_DEVICE RankedEntry get(int i) const {
+    RankedEntry entry;
+    entry.key = keys_.get(i);
+    entry.index = indices_.get(i);
+    if constexpr (kScored) entry.score = scores_.get(i);
+    return entry;
   }
   PYGEN_DEVICE Ranking of_block(unsigned rank) const {
     return Ranking(keys_.of_block(rank), indices_.of_block(rank), scores_.of_block(rank));
   }
 
-  // Sorts the first `count` entries and overwrites those behind them, up to a power of two. All threads of the block,
-  // between barriers of its own.
-  PYGEN_DEVICE void sort(int count) const {
-    const int size = power_of_two_from(count);
-    for (int i = count + thread_index(); i < size; i += kThreads) set(i, 0, -1, 0.0f);
+  // The best `wanted` of the first `count` entries, in order, at the start; what follows them is lost, up to a power of
+  // two from `count` and kWarp. All threads of the block, after a barrier; ends with one.
+  PYGEN_DEVICE void sort(int count, int wanted) const {
+    const bool by_warps = count <= kMaxSorted && wanted <= kMaxKept;
+    sort_apart(*this, count, by_warps ? kMaxSorted : 0);
+  }
+
+  // Sorts every `group` of the first `count` entries, at most kMaxSorted, by itself, and keeps the best kMaxKept of it
+  // at its start. `group`: kWarp or a power of two from kMaxKept on. Barriers as above.
+  PYGEN_DEVICE void sort_groups(int count, int group) const { sort_apart(*this, count, group); }
+
+ private:
+  // Group 0: sorts all.
+  PYGEN_COLD static void sort_apart(Ranking ranking, int count, int group) {
+    if (group > 0) {
+      ranking.sort_by_warps(count, group);
+    } else {
+      ranking.sort_all(count);
+    }
+  }
+
+  PYGEN_DEVICE void sort_by_warps(int count, int group) const {
+    const int run = warp_index() * kWarp, list = warp_index() * kMaxKept;
+    if (run < count) sort_run(run, count);
     __syncthreads();
-    // Batcher's bitonic network. A warp looks after 64 neighbours, so that short strides need no barrier of the block.
+    if (group == kWarp || count <= kWarp) return;
+    WarpEntries<kMaxKept / kWarp, kScored> entries;
+    if (list < count) {
+      const int end = (count + kWarp - 1) / kWarp * kWarp;  // of the last run
+      entries.load([&](int i) { return list + i < end ? get(list + i) : RankedEntry(); });
+      entries.merge_runs();
+      __syncwarp();
+      put(entries, list);
+    }
+    __syncthreads();
+    for (int distance = kMaxKept; distance < group && distance < count; distance *= 2) {
+      if (list % (2 * distance) == 0 && list + distance < count) {
+        entries.merge_best([&](int i) { return get(list + distance + i); });
+        __syncwarp();
+        put(entries, list);
+      }
+      __syncthreads();
+    }
+  }
+
+  PYGEN_DEVICE Ranking(Shared<uint64_t> keys, Shared<uint32_t> indices, Shared<float> scores)
+      : keys_(keys), indices_(indices), scores_(scores) {}
+
+  PYGEN_DEVICE void sort_run(int first, int count) const {
+    WarpEntries<1, kScored> entries;
+    entries.load([&](int i) { return first + i < count ? get(first + i) : RankedEntry(); });
+    entries.sort_runs();
+    __syncwarp();
+    put(entries, first);
+  }
+
+  template <int kWords>
+  PYGEN_DEVICE void put(const WarpEntries<kWords, kScored>& entries, int first) const {
+    entries.store([&](int i, const RankedEntry& entry) { set(first + i, entry); });
+  }
+
+  // Batcher's bitonic network in shared memory. A warp looks after 64 neighbours, so that short strides need no barrier
+  // of the block.
+  PYGEN_DEVICE void sort_all(int count) const {
+    const int size = power_of_two_from(count);
+    for (int i = count + thread_index(); i < size; i += kThreads) set(i, RankedEntry());
+    __syncthreads();
+#pragma unroll 1
     for (int run = 2; run <= size; run *= 2) {
+#pragma unroll 1
       for (int stride = run / 2; stride > 0; stride /= 2) {
+#pragma unroll 1
         for (int pair = thread_index(); pair < size / 2; pair += kThreads) {
           const int i = 2 * pair - (pair & (stride - 1));
           exchange(i, i + stride, (i & run) == 0);
@@ -70,18 +148,11 @@ class Ranking {
     __syncthreads();
   }
 
- private:
-  PYGEN_DEVICE Ranking(Shared<uint64_t> keys, Shared<uint32_t> indices, Shared<float> scores)
-      : keys_(keys), indices_(indices), scores_(scores) {}
-
   PYGEN_DEVICE void exchange(int i, int j, bool best_first) const {
-    const uint64_t key_i = keys_.get(i), key_j = keys_.get(j);
-    const uint32_t index_i = indices_.get(i), index_j = indices_.get(j);
-    const bool in_order = key_i != key_j ? key_i > key_j : index_i < index_j;
-    if (in_order == best_first) return;
-    const float score_i = scores_.get(i), score_j = scores_.get(j);
-    set(i, key_j, static_cast<int>(index_j), score_j);
-    set(j, key_i, static_cast<int>(index_i), score_i);
+    const RankedEntry first = get(i), second = get(j);
+    if (first.comes_before(second) == best_first) return;
+    set(i, second);
+    set(j, first);
   }
 
   Shared<uint64_t> keys_;
@@ -94,6 +165,7 @@ PYGEN_HOST_DEVICE int capacity_for(int wanted) { return power_of_two_from(wanted
 
 // The best `wanted` of entries that a block offers in any order. It keeps more until its array is full, and then
 // drops the worse ones.
+template <bool kScored>
 class BestOf {
  public:
   PYGEN_DEVICE BestOf(SharedMemory& memory, int wanted)
@@ -105,10 +177,10 @@ class BestOf {
     __syncthreads();
   }
   static size_t bytes(int64_t wanted) {
-    return capacity_for(static_cast<int>(wanted)) * static_cast<size_t>(Ranking::kBytesPerEntry) + 16;
+    return capacity_for(static_cast<int>(wanted)) * static_cast<size_t>(Ranking<kScored>::kBytesPerEntry) + 16;
   }
 
-  PYGEN_DEVICE const Ranking& ranking() const { return ranking_; }
+  PYGEN_DEVICE const Ranking<kScored>& ranking() const { return ranking_; }
   PYGEN_DEVICE const Shared<int>& size() const { return size_; }
 
   // Whether an entry may be among the best; a key of 0 never is.
@@ -121,39 +193,41 @@ class BestOf {
     bar_index_ = -1;
   }
 
-  // Every thread offers kCount entries with indices from `first` on; key 0 means no entry. All threads of the block.
+  // Every thread offers kCount entries with indices from `first` on; key 0 means no entry. All threads of the block;
+  // ends with a barrier.
   template <int kCount>
   PYGEN_DEVICE void offer(const uint64_t (&keys)[kCount], int first, const float (&scores)[kCount]) {
-    int count = 0;
+    uint32_t offered = 0;  // a bit each
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) count += may_enter(keys[i], first + i);
-    const int before = size_.get(0);
-    __syncthreads();
-    int at = count > 0 ? size_.add(0, count) : 0;
-    __syncthreads();
-    if (size_.get(0) <= capacity_) {
+    for (int i = 0; i < kCount; ++i) offered |= static_cast<uint32_t>(may_enter(keys[i], first + i)) << i;
+    while (true) {
+      int at = reserve(__popc(offered));
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        if ((offered >> i & 1u) == 0) continue;
+        if (at < capacity_) {
+          RankedEntry entry;
+          entry.key = keys[i];
+          entry.index = static_cast<uint32_t>(first + i);
+          entry.score = scores[i];
+          ranking_.set(at, entry);
+          offered ^= 1u << i;
+        }
+        ++at;
+      }
+      if (__syncthreads_or(offered != 0) == 0) return;
+      keep_best();
 #pragma unroll
       for (int i = 0; i < kCount; ++i)
-        if (may_enter(keys[i], first + i)) ranking_.set(at++, keys[i], first + i, scores[i]);
-      __syncthreads();
-      return;
-    }
-    __syncthreads();
-    if (thread_index() == 0) size_.set(0, before);
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      if (size_.get(0) + kThreads > capacity_) keep_best();
-      __syncthreads();
-      if (may_enter(keys[i], first + i)) ranking_.set(size_.add(0, 1), keys[i], first + i, scores[i]);
-      __syncthreads();
+        if (!may_enter(keys[i], first + i)) offered &= ~(1u << i);
     }
   }
 
   // Sorts what came and returns how many there are, at most `wanted`.
   PYGEN_DEVICE int keep_best() {
-    const int count = size_.get(0);
-    ranking_.sort(count);
+    const int size = size_.get(0);
+    const int count = size < capacity_ ? size : capacity_;
+    ranking_.sort(count, wanted_);
     const int kept = count < wanted_ ? count : wanted_;
     if (count >= wanted_) {
       bar_ = ranking_.key(wanted_ - 1);
@@ -165,7 +239,21 @@ class BestOf {
   }
 
  private:
-  Ranking ranking_;
+  // Room for `count` entries of every lane; returns where the lane's begin. All lanes of a warp.
+  PYGEN_DEVICE int reserve(int count) const {
+    if (__ballot_sync(kAllLanes, count > 0) == 0) return 0;
+    int end = count;
+#pragma unroll
+    for (int distance = 1; distance < kWarp; distance *= 2) {
+      const int before = __shfl_up_sync(kAllLanes, end, distance);
+      if (lane_index() >= distance) end += before;
+    }
+    int first = 0;
+    if (lane_index() == kWarp - 1) first = size_.add(0, end);
+    return __shfl_sync(kAllLanes, first, kWarp - 1) + end - count;
+  }
+
+  Ranking<kScored> ranking_;
   Shared<int> size_;
   int wanted_, capacity_;
   uint64_t bar_ = 0;

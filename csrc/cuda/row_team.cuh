@@ -1,15 +1,9 @@
 // The blocks that share a row: a cluster, whose block of rank 0 leads, or one block.
 #pragma once
 
+#include "cuda/cold.cuh"
 #include "cuda/row_scores.cuh"
 #include "cuda/wide_sums.cuh"
-
-// A function that is not inlined: rows that do not need it pay no registers for it.
-#if defined(__CUDACC__)
-#define PYGEN_COLD __device__ __noinline__
-#else
-#define PYGEN_COLD inline
-#endif
 
 namespace pygen::cuda {
 
