@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from pygen.triton_kernels import _specialization
 from pygen.triton_kernels._specialization import Specialization, launch, signature_of
 
 from tests.helpers import triton_launches
@@ -71,6 +72,13 @@ def test_integers_are_parameters(tmp_path: Path) -> None:
     )
     with pytest.raises(AssertionError, match="`tensors` must have pointers only"):
         run_compiled(tmp_path, "-c", script)
+
+
+def test_a_launch_settles_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    settled: list[None] = []
+    monkeypatch.setattr(_specialization, "settle", lambda: settled.append(None))
+    launch(KERNEL, (1,), torch.zeros(1), Tables(torch.zeros(1), torch.zeros(1)), 0.5, num_warps=4, BLOCK=64)
+    assert len(settled) == 1
 
 
 class FakeKernel:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pygen.triton_kernels._keys import settle
 
 # Of the kernels that have one program per row.
 ROW_WARPS = 8
@@ -83,6 +84,7 @@ def launch(
         launched = Specialization(kernel.__name__, kernel, signature, constexprs, num_warps, max_registers)
         for observe in observers:
             observe(launched)
+    settle()
     options = _options(num_warps, max_registers)
     device = arguments[0].device
     if device.type == "cuda" and device.index != torch.cuda.current_device():
