@@ -1,8 +1,8 @@
 // The K best continuations of one beam, sorted, by the blocks of a cluster.
 //
-// One pass over the raw logits gives the maxima of the tiles and the sums of their e^(x - maximum), so the row's
-// log-sum-exp. For the maxima of the processed scores it reads again only tiles with a penalized token, or all where
-// bias or token_bitmask touch every token; then only the tiles that reach the K-th largest of those maxima.
+// One pass over the logits gives maxima and sums of the tiles, so the row's log-sum-exp, and the maxima without the extra
+// tokens. The row is read again where bias or token_bitmask touch every token, and where a nucleus needs the sums of the
+// scores; elsewhere only the tiles that reach the K-th largest of the maxima.
 #pragma once
 
 #include "cuda/beam_merge.cuh"
@@ -10,37 +10,38 @@
 
 namespace pygen::cuda {
 
-template <DType kDType, bool kDraws>
+template <DType kDType, bool kDraws, bool kShaped>
 class BeamSelection {
  public:
-  using Scores = RowScores<kDType>;
+  using Scores = RowScores<kDType, kShaped>;
   static constexpr int kCount = Scores::kCount;
 
-  // `words`: (rows, vocab_size) of the workspace, where the penalized tokens are there.
-  PYGEN_DEVICE BeamSelection(const BeamParams& params, const RowLaunch& plan, int64_t beam, uint32_t* words,
+  // `far`: the workspace for extra tokens.
+  PYGEN_DEVICE BeamSelection(const BeamParams& params, const RowLaunch& plan, int64_t beam, uint32_t* far,
                              SharedMemory& memory)
       : params_(params),
         beam_(beam),
         row_(params.slots[beam]),
         running_(params.running_scores[beam]),
-        smem_(memory),
+        smem_(plan.geometry, memory),
         team_(plan.geometry.cluster, smem_),
-        raw_(without_shaping(params.shaping), plan.geometry, row_, 0, nullptr, /*sums=*/true, memory),
-        scores_(params.shaping, plan.geometry, row_, plan.table_slots,
-                plan.dense ? words + row_ * params.shaping.vocab_size : nullptr, kDraws, memory),
+        scores_(params.shaping, plan, row_, rank_in_row(plan.geometry), far + row_ * plan.extra.far_words, smem_.slots,
+                memory),
+        of_tiles_(memory.take<float>(tiles_of(plan.geometry))),
         count_(memory.take<int>(1)),
         best_(memory, static_cast<int>(params.num_candidates)) {}
 
   static size_t bytes(const BeamParams& params, const RowLaunch& plan) {
-    const Geometry& geometry = plan.geometry;
-    return RowSmem::kBytes + Scores::shared_bytes(geometry, 0, false, true) +
-           Scores::shared_bytes(geometry, plan.table_slots, plan.dense, kDraws) + 16 +
-           BestOf<kDraws>::bytes(params.num_candidates);
+    return RowSmem::bytes(plan.geometry) + Scores::shared_bytes(plan, params.shaping.vocab_size) +
+           static_cast<size_t>(tiles_of(plan.geometry)) * 4 + 16 + BestOf<kDraws>::bytes(params.num_candidates);
   }
 
   PYGEN_DEVICE void run() {
+    scores_.start();
+    // The blocks write to each other's shared memory, once all have started.
+    if (team_.cluster() > 1) cluster_arrive();
+    scores_.hide_extra(params_.shaping, row_, team_.leads(), smem_.reduce);
     Filters filters = kDraws ? filters_of(params_.shaping, row_) : Filters();
-    team_.sync();
     const RowFacts facts = scan(filters);
     if (facts.status == kOk && running_ != -kInfinity) {
       if constexpr (kDraws) {
@@ -54,112 +55,141 @@ class BeamSelection {
     trigger_next_kernel();
     bring_together();
     team_.sync();  // other blocks may still read this block's shared memory
-    scores_.penalized().release(params_.shaping, row_, scores_.layout());
     if (team_.leads()) write(facts.status);
   }
 
  private:
-  PYGEN_DEVICE static ShapingParams without_shaping(const ShapingParams& params) {
-    ShapingParams raw;
-    raw.vocab_size = params.vocab_size;
-    raw.logits = params.logits;
-    raw.logits_stride = params.logits_stride;
-    return raw;
-  }
-
-  // Makes the maxima of the processed scores.
+  // Makes the maxima of the processed scores, and their facts for all threads of the row.
   PYGEN_DEVICE RowFacts scan(const Filters& filters) {
-    const auto nothing = [](const float (&)[kCount], int, float) {};
-    // A nucleus needs the sums of the processed scores.
-    bool whole = kDraws && first_filter(filters) == FirstFilter::kNucleus;
-    float max_logit = 0.0f, log_sum = 0.0f;
     if (params_.normalized) {
-      whole = true;
+      scores_.template scan<Keep::kSums>(filters.temperature, NoVisit{});
+      if (team_.cluster() > 1) cluster_wait();
     } else {
-      const RowFacts facts = facts_of_scan(raw_, team_, raw_.scan(1.0f, nothing));
-      if (facts.status != kOk) return facts;
-      max_logit = facts.max_score;
-      log_sum = log_sum_of_tiles(max_logit);
-      scores_.normalize(max_logit, log_sum);
-    }
-    const bool nan = whole ? scores_.scan(filters.temperature, nothing) : make_maxima(max_logit, log_sum);
-    return facts_of_scan(scores_, team_, nan);
-  }
-
-  // ln of the sum of e^(logit - max_score). Integers, so that it does not depend on how the row was split.
-  PYGEN_DEVICE float log_sum_of_tiles(float max_score) {
-    uint64_t sum = 0;
-    for (int tile = raw_.layout().first_tile() + thread_index(); tile < raw_.layout().last_tile(); tile += kThreads) {
-      const float largest = raw_.maxima().get(tile);
-      if (largest == -kInfinity) continue;
-      const double mass = static_cast<double>(raw_.sums().get(tile)) * exp_nonpositive(largest - max_score);
-      sum += static_cast<uint64_t>(mass * kMassUnits);
-    }
-    sum = team_.reduce(sum, Add{});
-    return static_cast<float>(log(static_cast<double>(sum) / kMassUnits));
-  }
-
-  // The maxima of the scores from those of the logits; whether the thread saw a NaN.
-  PYGEN_DEVICE bool make_maxima(float max_logit, float log_sum) {
-    const RowLayout<kDType>& layout = scores_.layout();
-    const bool everywhere = params_.shaping.bias != nullptr || params_.shaping.token_bitmask != nullptr;
-    const int lanes = 1 << layout.log2_lanes();
-    bool nan = false;
-    for (int vector = layout.first_vector() + thread_index(); vector < layout.last_vector(); vector += kThreads) {
-      const int tile = layout.tile_of(vector);
-      float max_score = (raw_.maxima().get(tile) - max_logit) - log_sum;
-      const bool look = everywhere || (scores_.penalized().any() && scores_.penalized().near(layout.token_of(vector)));
-      if (__ballot_sync(kAllLanes, look) != 0) {
-        float x[kCount];
-        scores_.look_again(vector, x);
-        max_score = -kInfinity;
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-          nan |= x[i] != x[i];
-          max_score = fmaxf(max_score, x[i]);
-        }
-        max_score = warp_reduce(max_score, Larger{}, lanes);
+      scores_.template scan<Keep::kRaw>(1.0f, NoVisit{}, of_tiles_);
+      if (team_.cluster() > 1) cluster_wait();
+      const RowFacts of_logits = facts_of_logits();
+      if (of_logits.status != kOk) return of_logits;
+      normalize(of_logits.max_score);
+      // A nucleus needs the sums of the scores.
+      if (kShaped || (kDraws && first_filter(filters) == FirstFilter::kNucleus)) {
+        scores_.look_again(filters.temperature);
+      } else {
+        normalize_maxima();
       }
-      if (lane_index() % lanes != 0) continue;
-      scores_.maxima().set(tile, max_score);
-      if (!team_.leads()) scores_.maxima().of_block(0).set(tile, max_score);
     }
-    return nan && everywhere;
+    if (team_.leads()) scores_.score_extra();
+    scores_.bring_together(team_.cluster());
+    uint64_t words[2] = {};
+    if (team_.leads()) {
+      const RowFacts facts = facts_of_row(scores_, smem_);
+      words[0] = bits_of(facts.max_score);
+      words[1] = static_cast<uint64_t>(facts.status);
+    }
+    team_.take_from_leader(words);
+    return {float_of(static_cast<uint32_t>(words[0])), static_cast<RowStatus>(words[1])};
   }
 
-  PYGEN_DEVICE float bound_of_best(Shared<float> maxima) {
+  // Calls visit(logit) for the row's edges. All threads of the block that leads.
+  template <typename Visit>
+  PYGEN_DEVICE void for_each_edge(const Visit& visit) const {
+    if (!team_.leads()) return;
+#pragma unroll 1
+    for (int i = thread_index(); i < scores_.layout().edges(); i += kThreads)
+      visit(scores_.layout().logit_at(scores_.layout().edge(i)));
+  }
+
+  PYGEN_DEVICE RowFacts facts_of_logits() {
+    uint32_t max_key = ordered_key(-kInfinity);
+    bool nan = false;
+    const auto look = [&](float logit) {
+      nan |= logit != logit;
+      max_key = Larger{}(max_key, ordered_key(logit != logit ? -kInfinity : logit));
+    };
+    for_each_tile([&](int tile) { look(of_tiles_.get(tile)); });
+    for_each_edge(look);
+    const uint64_t found =
+        team_.reduce(static_cast<uint64_t>(max_key) << 1 | static_cast<uint64_t>(nan), LargerAndFlag{});
+    RowFacts facts{value_of_key(static_cast<uint32_t>(found >> 1)), kOk};
+    if ((found & 1) != 0) {
+      facts.status = kNan;
+    } else if (facts.max_score == kInfinity) {
+      facts.status = kPosInf;
+    } else if (facts.max_score == -kInfinity) {
+      facts.status = kAllMasked;
+    }
+    return facts;
+  }
+
+  // The log-sum-exp of integers, so that it does not depend on how the row was split.
+  PYGEN_DEVICE void normalize(float max_logit) {
+    uint64_t sum = 0;
+    const auto add = [&](float largest, float of_largest) {
+      if (largest == -kInfinity) return;
+      const double mass = static_cast<double>(of_largest) * exp_nonpositive(largest - max_logit);
+      sum += static_cast<uint64_t>(mass * kMassUnits);
+    };
+    for_each_tile([&](int tile) { add(of_tiles_.get(tile), scores_.sums().get(tile)); });
+    for_each_edge([&](float logit) { add(logit, 1.0f); });
+    sum = team_.reduce(sum, Add{});
+    scores_.normalize(max_logit, static_cast<float>(log(static_cast<double>(sum) / kMassUnits)));
+  }
+
+  PYGEN_DEVICE void normalize_maxima() const {
+    for_each_tile([&](int tile) { scores_.maxima().set(tile, scores_.normalized(scores_.maxima().get(tile))); });
+  }
+
+  // Calls visit(tile) for the thread's tiles of the slice.
+  template <typename Visit>
+  PYGEN_DEVICE void for_each_tile(const Visit& visit) const {
+#pragma unroll 1
+    for (int group = scores_.layout().first_group(); group < scores_.layout().last_group(); ++group)
+      visit(group * kThreads + thread_index());
+  }
+
+  // A bound of the K largest of value(0) to value(count - 1), which the block that leads knows.
+  template <typename Value>
+  PYGEN_DEVICE float bound_of_best(const Value& value, int count) {
     float bound = 0.0f;
-    if (team_.leads())
-      bound =
-          bound_of_largest(maxima, scores_.layout().tiles(), static_cast<int>(params_.num_candidates), smem_.reduce);
+    if (team_.leads()) bound = bound_of_largest(value, count, static_cast<int>(params_.num_candidates), smem_);
     return float_of(static_cast<uint32_t>(team_.from_leader(bits_of(bound))));
   }
 
   PYGEN_DEVICE void take_largest() {
-    const float bound = bound_of_best(scores_.maxima()) + running_;
+    const float bound = bound_of_best([&](int i) { return scores_.candidate(i); }, scores_.candidates()) + running_;
     const float running = running_;
     if (bound > -kInfinity) best_.raise_bar(ordered_key(static_cast<double>(bound)));
+    const auto key_of = [](float sum) { return sum > -kInfinity ? ordered_key(static_cast<double>(sum)) : 0; };
     const int vectors = list_tiles(scores_.maxima(), [=](float max_score) { return max_score + running >= bound; });
     for (int first = 0; first < vectors; first += kThreads) {
       uint64_t keys[kCount] = {};
       float sums[kCount] = {};
       int token = 0;
       if (const int i = first + thread_index(); i < vectors) {
-        token = look_again(i, sums);
+        token = look_at(i, sums);
 #pragma unroll
         for (int j = 0; j < kCount; ++j) {
           sums[j] = sums[j] + running;
-          keys[j] = sums[j] > -kInfinity ? ordered_key(static_cast<double>(sums[j])) : 0;
+          keys[j] = key_of(sums[j]);
         }
       }
       best_.offer(keys, token, sums);
     }
+    if (!team_.leads()) return;
+    for (int first = 0; first < scores_.extra().count(); first += kThreads) {
+      const int i = first + thread_index();
+      const bool some = i < scores_.extra().count();
+      const float sum[] = {some ? scores_.extra().score(i) + running : -kInfinity};
+      const uint64_t key[] = {key_of(sum[0])};
+      best_.offer(key, some ? scores_.extra().token(i) : 0, sum);
+    }
   }
 
   PYGEN_DEVICE void draw(const Filters& filters, float largest) {
-    const bool listed = filter_list(scores_, team_, filters, largest, 0,
-                                    [&](const SortedList& list, double) { offer_draws(list.begin(), list.end()); });
-    if (listed) return;
+    bool listed = false;
+    if (team_.leads())
+      listed = filter_list(scores_, smem_, filters, largest, 0,
+                           [&](const SortedList& list, double) { offer_draws(list.begin(), list.end()); });
+    if (team_.from_leader(static_cast<uint64_t>(listed)) != 0) return;
     best_ = draw_from_row(*this, filters, largest);
     team_.sync();
   }
@@ -167,12 +197,16 @@ class BeamSelection {
   // Where no list is enough. Takes `self` by value, so that only the copy leaves the registers, and returns the best.
   PYGEN_COLD static BestOf<kDraws> draw_from_row(BeamSelection self, Filters filters, float largest) {
     const RowNoise noise(self.params_, self.beam_, step_of(self.params_));
-    RowView<kDType> view(self.scores_, self.team_, filters.temperature, largest);
+    RowView<Scores> view(self.scores_, self.team_, filters.temperature, largest);
     if (has_filters(filters)) apply_filters(view, filters, largest);
     self.team_.sync();
     self.find_races(view.interval(), filters.temperature, noise);
     self.team_.sync();
-    const float bound = self.bound_of_best(self.raw_.maxima());
+    if (self.team_.leads() && self.team_.cluster() > 1) {
+      self.scores_.take_tiles(self.of_tiles_);
+      __syncthreads();
+    }
+    const float bound = self.bound_of_best([&](int i) { return self.of_tiles_.get(i); }, self.scores_.layout().tiles());
     self.offer_races(view.interval(), filters.temperature, noise, bound > -kInfinity ? bar_below(bound) : bound);
     return self.best_;
   }
@@ -200,48 +234,49 @@ class BeamSelection {
     return value_about((score + running_) - running_, noise.about(token));
   }
 
-  // Where the survivors are too many for a list: replaces the maxima of tiles in `raw_` by the best values in them.
+  // Where the survivors are too many for a list: the best values in tiles.
   PYGEN_DEVICE void find_races(const Interval& survivors, float temperature, const RowNoise& noise) {
-    const RowLayout<kDType>& layout = scores_.layout();
-    const Shared<float> races = raw_.maxima();
-    const int lanes = 1 << layout.log2_lanes();
-    for (int vector = layout.first_vector() + thread_index(); vector < layout.last_vector(); vector += kThreads) {
-      const int tile = layout.tile_of(vector);
+    for_each_tile([&](int tile) {
       const float largest = scores_.maxima().get(tile);
-      float max_score = -kInfinity;
+      float best = -kInfinity;
       if (largest > -kInfinity && largest / temperature >= survivors.low) {
-        float x[kCount];
-        scores_.look_again(vector, x);
+        for (int sweep = 0; sweep < scores_.layout().tile_sweeps(); ++sweep) {
+          const int vector = scores_.layout().vector_of(tile, sweep);
+          float x[kCount];
+          scores_.look(vector, x);
 #pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-          const int token = layout.token_of(vector) + i;
-          const float score = x[i] / temperature;
-          if (survivors.keeps(score, token)) max_score = fmaxf(max_score, value_in_race(score, token, noise));
+          for (int i = 0; i < kCount; ++i) {
+            const int token = scores_.layout().token_of(vector) + i;
+            const float score = x[i] / temperature;
+            if (survivors.keeps(score, token)) best = fmaxf(best, value_in_race(score, token, noise));
+          }
         }
       }
-      max_score = warp_reduce(max_score, Larger{}, lanes);
-      if (lane_index() % lanes != 0) continue;
-      races.set(tile, max_score);
-      if (!team_.leads()) races.of_block(0).set(tile, max_score);
-    }
+      of_tiles_.set(tile, best);
+    });
   }
 
   // Offers the survivors whose value reaches the bar, a list at a time.
   PYGEN_DEVICE void offer_races(const Interval& survivors, float temperature, const RowNoise& noise, float bar) {
     constexpr int kAtOnce = kListCapacity / kCount < kThreads ? kListCapacity / kCount : kThreads;
-    const int vectors = list_tiles(raw_.maxima(), [=](float max_score) { return max_score >= bar; });
-    for (int first = 0; first < vectors; first += kAtOnce) {
+    const int vectors = list_tiles(of_tiles_, [=](float best) { return best >= bar; });
+    const int extra = team_.leads() ? scores_.extra().count() : 0;
+    for (int first = 0; first < vectors + extra; first += kAtOnce) {
       if (thread_index() == 0) count_.set(0, 0);
       __syncthreads();
-      if (const int i = first + thread_index(); thread_index() < kAtOnce && i < vectors) {
+      const auto offer = [&](float score, int token) {
+        score = score / temperature;
+        if (survivors.keeps(score, token) && value_in_race(score, token, noise) >= bar)
+          smem_.list.set(count_.add(0, 1), list_entry(score, token));
+      };
+      const int i = first + thread_index();
+      if (thread_index() < kAtOnce && i < vectors) {
         float x[kCount];
-        const int token = look_again(i, x);
+        const int token = look_at(i, x);
 #pragma unroll
-        for (int j = 0; j < kCount; ++j) {
-          const float score = x[j] / temperature;
-          if (survivors.keeps(score, token + j) && value_in_race(score, token + j, noise) >= bar)
-            smem_.list.set(count_.add(0, 1), list_entry(score, token + j));
-        }
+        for (int j = 0; j < kCount; ++j) offer(x[j], token + j);
+      } else if (thread_index() < kAtOnce && i < vectors + extra) {
+        offer(scores_.extra().score(i - vectors), scores_.extra().token(i - vectors));
       }
       __syncthreads();
       offer_draws(0, count_.get(0));
@@ -249,30 +284,29 @@ class BeamSelection {
     }
   }
 
-  // Overwrites the sums with a list of the slice's tiles whose maximum is `wanted`; returns the number of their
-  // vectors.
+  // Overwrites the sums with a list of the slice's tiles whose number is `wanted`; returns how many vectors they have.
   template <typename Wanted>
-  PYGEN_DEVICE int list_tiles(Shared<float> maxima, const Wanted& wanted) {
-    const RowLayout<kDType>& layout = scores_.layout();
+  PYGEN_DEVICE int list_tiles(Shared<float> tiles, const Wanted& wanted) {
+    __syncthreads();
     if (thread_index() == 0) count_.set(0, 0);
     __syncthreads();
-    for (int tile = layout.first_tile() + thread_index(); tile < layout.last_tile(); tile += kThreads) {
-      const float max_score = maxima.get(tile);
+    for_each_tile([&](int tile) {
+      const float max_score = tiles.get(tile);
       if (max_score > -kInfinity && wanted(max_score))
-        raw_.sums().set(count_.add(0, 1), float_of(static_cast<uint32_t>(tile)));
-    }
+        scores_.sums().set(count_.add(0, 1), float_of(static_cast<uint32_t>(tile)));
+    });
     __syncthreads();
-    const int vectors = count_.get(0) << layout.log2_lanes();
+    const int vectors = count_.get(0) * scores_.layout().tile_sweeps();
     __syncthreads();
     return vectors;
   }
 
   // The scores of vector i of the listed tiles; returns its first token.
-  PYGEN_DEVICE int look_again(int i, float (&x)[kCount]) const {
-    const int log2_lanes = scores_.layout().log2_lanes();
-    const int tile = static_cast<int>(bits_of(raw_.sums().get(i >> log2_lanes)));
-    const int vector = (tile << log2_lanes) + (i & ((1 << log2_lanes) - 1));
-    scores_.look_again(vector, x);
+  PYGEN_DEVICE int look_at(int i, float (&x)[kCount]) const {
+    const int sweeps = scores_.layout().tile_sweeps(), at = i / sweeps;
+    const int tile = static_cast<int>(bits_of(scores_.sums().get(at)));
+    const int vector = scores_.layout().vector_of(tile, i - at * sweeps);
+    scores_.look(vector, x);
     return scores_.layout().token_of(vector);
   }
 
@@ -317,7 +351,8 @@ class BeamSelection {
   float origin_ = 0.0f;  // about the largest sum; see exact_value
   RowSmem smem_;
   RowTeam team_;
-  Scores raw_, scores_;
+  Scores scores_;
+  Shared<float> of_tiles_;  // maxima of the logits; later the best values of a race
   Shared<int> count_;
   BestOf<kDraws> best_;
 };

@@ -9,13 +9,13 @@ namespace {
 
 constexpr size_t kTotalsBytes = 256;
 
-template <DType kDType, bool kDraws>
+template <DType kDType, bool kDraws, bool kShaped>
 __global__ void __launch_bounds__(kThreads, 1)
     select_continuations(const __grid_constant__ BeamParams params, const __grid_constant__ RowLaunch plan,
                          void* workspace) {
-  auto* words = reinterpret_cast<uint32_t*>(static_cast<char*>(workspace) + kTotalsBytes);
+  auto* far = reinterpret_cast<uint32_t*>(static_cast<char*>(workspace) + kTotalsBytes);
   SharedMemory memory;
-  BeamSelection<kDType, kDraws>(params, plan, blockIdx.x / plan.geometry.cluster, words, memory).run();
+  BeamSelection<kDType, kDraws, kShaped>(params, plan, blockIdx.x / plan.geometry.cluster, far, memory).run();
 }
 
 PYGEN_DEVICE void take_candidates(const BeamParams& params, int64_t prompt, const PromptCandidates& candidates) {
@@ -76,20 +76,22 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (params.advance) update.run(totals);
 }
 
-template <DType kDType, bool kDraws>
+template <DType kDType, bool kDraws, bool kShaped>
 Error launch_selection(const BeamParams& params, const Context& context) {
-  const RowLaunch plan = plan_rows<kDType>(params.shaping, context.device,
-                                           address_of(select_continuations<kDType, kDraws>), /*sums=*/false,
-                                           /*rereads=*/false);
-  const Launch launch =
-      launch_of_rows(params.shaping.rows, plan.geometry, BeamSelection<kDType, kDraws>::bytes(params, plan), context);
-  return launch_kernel(select_continuations<kDType, kDraws>, launch, params, plan, context.workspace);
+  const auto kernel = select_continuations<kDType, kDraws, kShaped>;
+  RowLaunch plan =
+      plan_rows<kDType>(params.shaping, context.device, address_of(kernel), /*sums=*/true, /*rereads=*/false);
+  plan.sums = true;  // the log-sum-exp needs them
+  const Launch launch = launch_of_rows(params.shaping.rows, plan.geometry,
+                                       BeamSelection<kDType, kDraws, kShaped>::bytes(params, plan), context);
+  return launch_kernel(kernel, launch, params, plan, context.workspace);
 }
 
 template <DType kDType>
 Error launch_selection(const BeamParams& params, const Context& context) {
-  return params.do_sample ? launch_selection<kDType, true>(params, context)
-                          : launch_selection<kDType, false>(params, context);
+  if (params.do_sample) return launch_selection<kDType, true, true>(params, context);
+  return is_shaped<kDType>(params.shaping, context.device) ? launch_selection<kDType, false, true>(params, context)
+                                                           : launch_selection<kDType, false, false>(params, context);
 }
 
 Error launch_finish(const BeamParams& params, const Context& context) {
@@ -110,7 +112,7 @@ size_t beam_step_workspace(const BeamParams& params, const Device& device) {
   ShapingParams longest = params.shaping;
   const int64_t capacity = params.prompt_length + params.max_new_tokens;
   if (longest.history_length < capacity) longest.history_length = capacity;
-  return kTotalsBytes + penalties_workspace(longest, device);
+  return kTotalsBytes + extra_workspace(longest, device);
 }
 
 Error beam_step(const BeamParams& params, const Context& context) {

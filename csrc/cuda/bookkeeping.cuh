@@ -23,6 +23,7 @@ PYGEN_DEVICE int64_t extend_sequence(const StateParams& state, int64_t row, int6
   if (finished) {
     token = state.pad_token_id;
   } else {
+#pragma unroll 1
     for (int64_t i = threadIdx.x % kWarp; i < state.eos_count; i += kWarp) ends |= token == state.eos_token_ids[i];
   }
   ends = __ballot_sync(kAllLanes, ends) != 0;

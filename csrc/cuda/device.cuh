@@ -55,6 +55,11 @@ class Shared {
   PYGEN_DEVICE uint4 get_vector(int i) const { return *reinterpret_cast<const uint4*>(data_ + i); }
   PYGEN_DEVICE void set_vector(int i, uint4 value) const { *reinterpret_cast<uint4*>(data_ + i) = value; }
   PYGEN_DEVICE Shared from(int offset) const { return Shared(data_ + offset); }
+  // The same memory as numbers of another type.
+  template <typename U>
+  PYGEN_DEVICE Shared<U> as() const {
+    return Shared<U>(reinterpret_cast<U*>(data_));
+  }
   // The same array of the block with this rank in the cluster.
   PYGEN_DEVICE Shared of_block(unsigned rank) const {
 #if __CUDA_ARCH__ >= 900
@@ -164,6 +169,39 @@ PYGEN_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "m
 template <int kPending>
 PYGEN_DEVICE void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// The larger; NaN where one is NaN. Of a word's two numbers, place by place, in the others.
+PYGEN_DEVICE float max_or_nan(float a, float b) {
+  float larger;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+  return larger;
+}
+PYGEN_DEVICE uint32_t max_or_nan_of_halves(uint32_t a, uint32_t b) {
+  uint32_t larger;
+  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
+  return larger;
+}
+PYGEN_DEVICE uint32_t max_or_nan_of_bfloats(uint32_t a, uint32_t b) {
+  uint32_t larger;
+  asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
+  return larger;
+}
+
+// Each hexadecimal digit of kBytes names a byte of the result, the lowest first: 8 + i is the sign of byte i of `word`,
+// in all its bits.
+template <unsigned kBytes>
+PYGEN_DEVICE uint32_t spread_signs(uint32_t word) {
+  uint32_t spread;
+  asm("prmt.b32 %0, %1, %1, %2;" : "=r"(spread) : "r"(word), "n"(kBytes));
+  return spread;
+}
+
+// 2^x within 2 ulp; 0 where it is below 2^-126.
+PYGEN_DEVICE float exp2_about(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
 }
 
 PYGEN_DEVICE float float_from_half_bits(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }

@@ -12,13 +12,6 @@ constexpr int64_t kLeastSlice = 4096;
 // Up to here a list of 2,048 scores holds what top_k keeps, unless thousands of scores tie: no second look at the row.
 constexpr int64_t kSmallTopK = 256;
 
-struct RowLaunch {
-  Geometry geometry;
-  int table_slots = 0;
-  bool dense = false;  // the penalized tokens are in the workspace
-  bool sums = false;   // the scan also sums the tiles' masses; without them a nucleus needs the whole row
-};
-
 template <typename T>
 bool may_differ(const Knob<T>& knob, T neutral) {
   return knob.per_row != nullptr || knob.value != neutral;
@@ -51,49 +44,90 @@ inline bool has_history_rules(const ShapingParams& p) {
           may_differ(p.frequency_penalty, 0.0f) || may_differ(p.no_repeat_ngram_size, int64_t{0}));
 }
 
-// Up to so many ids the table of penalized tokens is in shared memory. It has twice as many slots of 8 bytes, and the
-// rest of a row of 2^20 tokens has to fit beside it.
-inline int64_t max_table_ids(const Device& device) { return device.shared_per_block >= 150 * 1024 ? 4096 : 1024; }
+// Up to so many ids the extra tokens of a row are in shared memory, 8 bytes each.
+inline int64_t max_near_ids(const Device& device) { return device.shared_per_block >= 150 * 1024 ? 8192 : 1024; }
 
-// Bytes of workspace for the tables of all rows, where they are too large for shared memory.
-inline size_t penalties_workspace(const ShapingParams& p, const Device& device) {
-  if (max_penalized_ids(p) <= max_table_ids(device)) return 0;
-  return static_cast<size_t>(p.rows) * static_cast<size_t>(p.vocab_size) * 4;
+// Where the extra tokens of a row are.
+template <DType kType>
+ExtraPlan plan_extra(const ShapingParams& p, const Device& device, bool history) {
+  constexpr int64_t kEdges = 2 * LogitVector<kType>::kCount;
+  const int64_t ids = history ? max_penalized_ids(p) : 0;
+  ExtraPlan plan;
+  plan.history = ids > 0;
+  plan.capacity = static_cast<int>((ids < p.vocab_size ? ids : p.vocab_size) + kEdges);
+  if (!plan.history) return plan;
+  const int64_t words = words_of_bits(p.vocab_size + LogitVector<kType>::kCount);
+  plan.bits_far = words * 4 > device.shared_per_block * 3 / 5;
+  plan.tokens_far = plan.bits_far || ids > max_near_ids(device);
+  plan.far_words = (plan.bits_far ? words : 0) + (plan.tokens_far ? 2 * plan.capacity : 0);
+  return plan;
 }
 
-template <DType kDType>
-size_t shared_of(const RowLaunch& launch) {
-  return RowScores<kDType>::shared_bytes(launch.geometry, launch.table_slots, launch.dense, launch.sums) +
-         RowSmem::kBytes + RaceSmem::kBytes + 16;
+template <DType kType>
+ExtraPlan plan_extra(const ShapingParams& p, const Device& device) {
+  return plan_extra<kType>(p, device, has_history_rules(p) || p.suppress != nullptr);
 }
 
-template <DType kDType>
-void cut(RowLaunch& launch, int64_t vocab_size, int cluster) {
-  using Vector = LogitVector<kDType>;
-  constexpr int kMaxLog2Tile = Vector::kLog2Count + 5;  // a stripe
-  Geometry& g = launch.geometry;
-  const int64_t positions = vocab_size + Vector::kCount - 1;
-  g.log2_tile = 3;
-  while (g.log2_tile < kMaxLog2Tile && (positions >> g.log2_tile) >= kMaxTiles) ++g.log2_tile;
-  const int64_t stripes = (positions + RowLayout<kDType>::kStripe - 1) / RowLayout<kDType>::kStripe;
+// Bytes of workspace for the extra tokens of all rows, where they are too many for shared memory.
+inline size_t extra_workspace(const ShapingParams& p, const Device& device) {
+  return static_cast<size_t>(p.rows) * static_cast<size_t>(plan_extra<DType::kBFloat16>(p, device, true).far_words) * 4;
+}
+
+// Whether a kernel for shaped rows has to run: any token may need more than its logit and the marks of extra tokens in
+// shared memory.
+template <DType kType>
+bool is_shaped(const ShapingParams& p, const Device& device) {
+  return p.bias != nullptr || p.token_bitmask != nullptr || plan_extra<kType>(p, device).far_words > 0;
+}
+
+template <DType kType>
+size_t shared_of(const RowLaunch& launch, int64_t vocab_size) {
+  return RowScores<kType, true>::shared_bytes(launch, vocab_size) + RowSmem::bytes(launch.geometry) + RaceSmem::kBytes +
+         16;
+}
+
+// Sweeps that a kernel copies ahead: kDepth of the code that the device runs. The code for tests has the same for all.
+inline int depth_of(const Device& device) {
+#if defined(__CUDACC__)
+  return device.major == 9 || device.major == 10 ? 8 : 4;
+#else
+  (void)device;
+  return kDepth;
+#endif
+}
+
+// Cuts rows into slices; `resident`: the slots hold one.
+template <DType kType>
+Geometry cut(int64_t vocab_size, int slices, bool resident, const Device& device) {
+  using Vector = LogitVector<kType>;
+  const int64_t vectors = (vocab_size + 2 * (Vector::kCount - 1)) / Vector::kCount;
+  const auto sweeps = static_cast<int>((vectors + kThreads - 1) / kThreads);
+  Geometry g;
+  g.slices = slices;
+  g.sweeps = (sweeps + slices - 1) / slices;
+  g.tile_sweeps = g.sweeps < kTileSweeps ? g.sweeps : kTileSweeps;
+  const auto groups = [&] { return (g.sweeps + g.tile_sweeps - 1) / g.tile_sweeps; };
+  while (slices * groups() * kThreads > kMaxTiles) g.tile_sweeps += kTileSweeps;
+  g.groups = groups();
+  g.resident = resident;
+  g.slots = resident || g.sweeps < depth_of(device) ? g.sweeps : depth_of(device);
+  return g;
+}
+template <DType kType>
+Geometry cut_for_cluster(int64_t vocab_size, int cluster, bool resident, const Device& device) {
+  Geometry g = cut<kType>(vocab_size, cluster, resident, device);
   g.cluster = cluster;
-  g.stripes = static_cast<int>((stripes + cluster - 1) / cluster);
-  g.tiles = static_cast<int>((stripes * RowLayout<kDType>::kStripe) >> g.log2_tile);
+  return g;
 }
 
 // Blocks per row: as many as can run at once, each alone on a multiprocessor. Where the kernel may read the row again
 // (`rereads`), as many as it takes to keep the row in shared memory.
-template <DType kDType>
+template <DType kType>
 RowLaunch plan_rows(const ShapingParams& params, const Device& device, Kernel kernel, bool sums, bool rereads) {
   RowLaunch launch;
   launch.sums = sums;
-  if (has_history_rules(params) || params.suppress != nullptr) {
-    const int64_t ids = max_penalized_ids(params);
-    launch.dense = ids > max_table_ids(device);
-    if (!launch.dense && ids > 0)
-      for (launch.table_slots = 64; launch.table_slots < 2 * ids;) launch.table_slots *= 2;
-  }
-  const int max_cluster = device.major >= 9 ? RowSmem::kMaxBlocks : 1;
+  launch.extra = plan_extra<kType>(params, device);
+  const int max_cluster = device.major >= 9 && !launch.extra.bits_far ? RowSmem::kMaxBlocks : 1;
   // With all the shared memory of a multiprocessor, which no second block can share then.
   const auto clusters = [&](int size) {
     return clusters_at_once(kernel, static_cast<unsigned>(size), kThreads,
@@ -103,16 +137,37 @@ RowLaunch plan_rows(const ShapingParams& params, const Device& device, Kernel ke
   while (cluster < max_cluster && params.vocab_size >= kLeastSlice * cluster * 2 &&
          params.rows <= clusters(cluster * 2))
     cluster *= 2;
-  cut<kDType>(launch, params.vocab_size, cluster);
-  if (shared_of<kDType>(launch) > static_cast<size_t>(device.shared_per_block)) launch.sums = false;
-  if (!rereads || device.major < 9) return launch;
+  const auto fits = [&](const RowLaunch& tried) {
+    return shared_of<kType>(tried, params.vocab_size) <= static_cast<size_t>(device.shared_per_block);
+  };
+  launch.geometry = cut_for_cluster<kType>(params.vocab_size, cluster, false, device);
+  if (!fits(launch)) launch.sums = false;
+  if (!rereads || max_cluster == 1) return launch;
   for (int wider = cluster; wider <= max_cluster && (wider == 1 || clusters(wider) > 0); wider *= 2) {
     RowLaunch resident = launch;
-    resident.geometry.resident = true;
-    cut<kDType>(resident, params.vocab_size, wider);
-    if (shared_of<kDType>(resident) <= static_cast<size_t>(device.shared_per_block)) return resident;
+    resident.geometry = cut_for_cluster<kType>(params.vocab_size, wider, true, device);
+    if (fits(resident)) return resident;
   }
   return launch;
+}
+
+// From so many rows on, where a row needs no second look, one kernel scans and another draws. Fewer rows are scanned
+// faster by clusters, which read a row with up to eight multiprocessors; here a cluster has four at most, and the time of
+// a draw, in which one block of a cluster works, is no longer small beside the scan.
+constexpr int64_t kManyRows = 32;
+
+// Blocks that scan one of many rows: two on each multiprocessor at once.
+inline int slices_of_many(const ShapingParams& p, const Device& device) {
+  int slices = 1;
+  while (slices < RowSmem::kMaxBlocks && p.rows * slices * 2 <= int64_t{2} * device.multiprocessors &&
+         p.vocab_size >= kLeastSlice * slices * 2)
+    slices *= 2;
+  return slices;
+}
+
+// Bytes of workspace for what the scan of many rows leaves, at most.
+inline size_t tiles_workspace(const ShapingParams& p) {
+  return p.rows < kManyRows ? 0 : static_cast<size_t>(p.rows) * kMaxTiles * 2 * sizeof(float);
 }
 
 // A launch with the blocks of a geometry for every row.

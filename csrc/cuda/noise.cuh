@@ -7,9 +7,15 @@
 #include "common/ordered_key.h"
 #include "common/philox.h"
 #include "common/sample_params.h"
-#include "cuda/device.cuh"
+#include "cuda/reduce.cuh"
 
 namespace pygen::cuda {
+
+// Called rather than inlined in many places: a kernel's code is small, and few rows get here.
+PYGEN_COLD float torch_exponential_at(const TorchCudaNoise* noise, uint64_t seed, uint64_t offset, int64_t n) {
+  return torch_cuda_exponential(torch_cuda_word(*noise, seed, offset, n));
+}
+PYGEN_COLD double exponential_of_word(uint32_t word) { return -log1p(-static_cast<double>(uniform_from_word(word))); }
 
 // Of one row. `row` is that of the noise: a beam for beam_step.
 class RowNoise {
@@ -44,8 +50,7 @@ class RowNoise {
   }
 
   PYGEN_DEVICE double exponential(int token) const {
-    if (kind_ == Rng::kPhilox)
-      return -log1p(-static_cast<double>(uniform_from_word(noise_word(seed_, step_, kTargetDraws, token))));
+    if (kind_ == Rng::kPhilox) return exponential_of_word(noise_word(seed_, step_, kTargetDraws, token));
     return other(token);
   }
   // The same within a few units of float32's last place.
@@ -65,7 +70,7 @@ class RowNoise {
  private:
   PYGEN_DEVICE float other(int token) const {
     if (kind_ == Rng::kGiven) return given_[token];
-    return torch_cuda_exponential(torch_cuda_word(*torch_, seed_, offset_, first_ + token));
+    return torch_exponential_at(torch_, seed_, offset_, first_ + token);
   }
 
   Rng kind_;

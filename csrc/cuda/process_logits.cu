@@ -10,116 +10,172 @@ namespace {
 // The part of a row that is written.
 struct Kept {
   Interval interval;
-  bool all;           // everything, NaN too
-  float temperature;  // the divisor of the scores
+  bool all = true;  // everything, NaN too
+  float temperature = 1.0f;
+
+  static constexpr int kWords = 4;
+  PYGEN_DEVICE void write(uint64_t (&words)[kWords]) const {
+    words[0] = list_entry(interval.low, interval.last_id);
+    words[1] = list_entry(interval.high, interval.after_id);
+    words[2] = static_cast<uint64_t>(interval.first_id) << 32 | static_cast<uint32_t>(interval.until_id);
+    words[3] = static_cast<uint64_t>(all) << 32 | bits_of(temperature);
+  }
+  PYGEN_DEVICE static Kept read(const uint64_t (&words)[kWords]) {
+    const Interval interval{score_of_entry(words[0]),         score_of_entry(words[1]),
+                            static_cast<int>(words[2] >> 32), token_of_entry(words[0]),
+                            token_of_entry(words[1]),         static_cast<int>(words[2] & 0xFFFFFFFFu)};
+    return {interval, words[3] >> 32 != 0, float_of(static_cast<uint32_t>(words[3]))};
+  }
 };
 
-// Where no list is enough.
-template <DType kDType>
-PYGEN_COLD Interval filter_whole_row(RowScores<kDType> row, RowTeam team, Filters filters, float largest) {
-  RowView<kDType> view(row, team, filters.temperature, largest);
-  apply_filters(view, filters, largest);
-  return view.interval();
-}
-
-// All threads of the row.
-template <DType kDType>
-PYGEN_DEVICE Kept shape_row(const ShapingParams& params, int64_t row, const RowScores<kDType>& scores, RowTeam& team) {
+// The filters of a row of which a list is enough; false: they need the whole row. All threads of the block that leads.
+template <typename Scores>
+PYGEN_DEVICE bool decide(const ShapingParams& params, int64_t row, Scores& scores, const RowSmem& smem, Kept& kept) {
+  const RowFacts facts = facts_of_row(scores, smem);
+  if (facts.status != kOk) return true;
   Filters filters = filters_of(params, row);
-  const bool nan = scores.scan(filters.temperature, [](const auto&, int, float) {});
-  const RowFacts facts = facts_of_scan(scores, team, nan);
-  if (facts.status != kOk) return {Interval{}, true, 1.0f};
   filters.temperature = fitting_temperature(filters.temperature, facts.max_score);
-  if (!has_filters(filters)) return {Interval{}, true, filters.temperature};
+  kept.temperature = filters.temperature;
+  if (!has_filters(filters)) return true;
+  kept.all = false;
   const float largest = facts.max_score / filters.temperature;
-  uint64_t broadcast[3] = {};
-  const bool listed = filter_list(scores, team, filters, largest, 0, [&](const SortedList& list, double) {
-    const Interval interval = list.interval();
-    broadcast[0] = list_entry(interval.low, interval.last_id);
-    broadcast[1] = list_entry(interval.high, interval.after_id);
-    broadcast[2] = static_cast<uint64_t>(interval.first_id) << 32 | static_cast<uint32_t>(interval.until_id);
-  });
-  if (!listed) return {filter_whole_row(scores, team, filters, largest), false, filters.temperature};
-  team.take_from_leader(broadcast);
-  const Interval interval{score_of_entry(broadcast[0]),         score_of_entry(broadcast[1]),
-                          static_cast<int>(broadcast[2] >> 32), token_of_entry(broadcast[0]),
-                          token_of_entry(broadcast[1]),         static_cast<int>(broadcast[2] & 0xFFFFFFFFu)};
-  return {interval, false, filters.temperature};
+  kept.interval.low = facts.max_score;  // where no list is enough, what the others need of the row
+  return filter_list(scores, smem, filters, largest, 0,
+                     [&](const SortedList& list, double) { kept.interval = list.interval(); });
 }
 
 template <int kCount>
-PYGEN_DEVICE void write_scores(float* out, int token, int vocab_size, const float (&x)[kCount]) {
-  float* const to = out + token;
-  if (token >= 0 && token + kCount <= vocab_size && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
+PYGEN_DEVICE void write_scores(float* to, const float (&x)[kCount]) {
+  if (reinterpret_cast<uintptr_t>(to) % 16 == 0) {
 #pragma unroll
     for (int i = 0; i < kCount; i += 4) *reinterpret_cast<float4*>(to + i) = float4{x[i], x[i + 1], x[i + 2], x[i + 3]};
     return;
   }
 #pragma unroll
-  for (int i = 0; i < kCount; ++i)
-    if (token + i >= 0 && token + i < vocab_size) to[i] = x[i];
+  for (int i = 0; i < kCount; ++i) to[i] = x[i];
 }
 
-template <DType kDType>
+// A row's shared memory and scores, which a function that is not inlined builds again.
+template <DType kType, bool kShaped>
+struct ProcessRow {
+  int64_t row;
+  SharedMemory shared;
+  RowSmem smem;
+  RowTeam team;
+  RowScores<kType, kShaped> scores;
+
+  PYGEN_DEVICE ProcessRow(const ProcessParams& params, const RowLaunch& launch, void* workspace, int turn = 0)
+      : row(blockIdx.x / launch.geometry.cluster),
+        smem(launch.geometry, shared),
+        team(launch.geometry.cluster, smem, turn),
+        scores(params.shaping, launch, row, rank_in_row(launch.geometry),
+               static_cast<uint32_t*>(workspace) + kCounterBytes / 4 + row * launch.extra.far_words, smem.slots,
+               shared) {}
+};
+
+// Where no list is enough. All threads of the row.
+template <DType kType, bool kShaped>
+PYGEN_COLD void filter_whole_row(const ProcessParams& params, const RowLaunch& launch, void* workspace, float max_score,
+                                 float temperature, int extra_count, int turn, uint64_t (&words)[Kept::kWords]) {
+  ProcessRow<kType, kShaped> self(params, launch, workspace, turn);
+  self.scores.resume(extra_count);
+  Filters filters = filters_of(params.shaping, self.row);
+  filters.temperature = temperature;
+  const float largest = max_score / temperature;
+  RowView<RowScores<kType, kShaped>> view(self.scores, self.team, temperature, largest);
+  apply_filters(view, filters, largest);
+  Kept{view.interval(), false, temperature}.write(words);
+}
+
+template <DType kType, bool kShaped>
 __global__ void __launch_bounds__(kThreads, 1) process_rows(const __grid_constant__ ProcessParams params,
                                                             const __grid_constant__ RowLaunch launch, void* workspace) {
-  constexpr int kCount = RowScores<kDType>::kCount;
-  const int cluster = launch.geometry.cluster;
-  const int64_t row = blockIdx.x / cluster;
-  auto* words = reinterpret_cast<uint32_t*>(static_cast<char*>(workspace) + kCounterBytes);
-  uint32_t* dense = launch.dense ? words + row * params.shaping.vocab_size : nullptr;
-
-  SharedMemory shared;
-  const RowSmem smem(shared);
-  RowTeam team(cluster, smem);
-  const RowScores<kDType> scores(params.shaping, launch.geometry, row, launch.table_slots, dense, launch.sums, shared);
-  team.sync();
-  const Filters filters = filters_of(params.shaping, row);
+  constexpr int kCount = LogitVector<kType>::kCount;
+  ProcessRow<kType, kShaped> self(params, launch, workspace);
+  auto& scores = self.scores;
+  const bool leads = self.team.leads();
+  const Filters filters = filters_of(params.shaping, self.row);
   // Nothing is removed and nothing divided: no scan is needed.
   const bool as_it_is = is_greedy(filters) || (filters.temperature == 1.0f && !has_filters(filters));
-  const Kept kept = as_it_is ? Kept{Interval{}, true, 1.0f} : shape_row(params.shaping, row, scores, team);
-
-  float* out = params.out + row * params.out_stride;
-  const RowLayout<kDType>& layout = scores.layout();
-  for (int vector = layout.first_vector() + thread_index(); vector < layout.last_vector(); vector += kThreads) {
-    float x[kCount];
-    const int token = layout.token_of(vector);
-    const bool none =
-        !kept.all && !(scores.maxima().get(layout.tile_of(vector)) / kept.temperature >= kept.interval.low);
-    if (none) {
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) x[i] = -kInfinity;
-    } else if (as_it_is) {
-      scores.look(vector, x);
+  if (!as_it_is) scores.start();
+  scores.hide_extra(params.shaping, self.row, leads, self.smem.reduce);
+  if (leads) scores.score_extra();
+  Kept kept;
+  if (!as_it_is) {
+    if (scores.has_sums()) {
+      scores.template scan<Keep::kSums>(filters.temperature, NoVisit{});
     } else {
-      scores.look_again(vector, x);
+      scores.template scan<Keep::kMaxima>(filters.temperature, NoVisit{});
     }
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      x[i] = x[i] / kept.temperature;
-      if (!kept.all && !kept.interval.keeps(x[i], token + i)) x[i] = -kInfinity;
+    scores.bring_together(launch.geometry.cluster);
+    uint64_t words[Kept::kWords] = {};
+    bool decided = true;
+    if (leads) {
+      decided = decide(params.shaping, self.row, scores, self.smem, kept);
+      kept.write(words);
     }
-    write_scores(out, token, layout.vocab_size(), x);
+    decided = self.team.from_leader(static_cast<uint64_t>(decided)) != 0;
+    self.team.take_from_leader(words);
+    kept = Kept::read(words);
+    if (!decided) {
+      filter_whole_row<kType, kShaped>(params, launch, workspace, kept.interval.low, kept.temperature,
+                                       scores.extra().count(), self.team.turn(), words);
+      kept = Kept::read(words);
+      self.team.sync();
+    }
   }
-  __syncthreads();
-  scores.penalized().release(params.shaping, row, layout);
+
+  float* out = params.out + self.row * params.out_stride;
+  const RowLayout<kType>& layout = scores.layout();
+  for (int group = layout.first_group(); group < layout.last_group(); ++group) {
+    const int tile = group * kThreads + thread_index();
+    const bool none = !kept.all && !(scores.maxima().get(tile) / kept.temperature >= kept.interval.low);
+    for (int i = 0; i < layout.tile_sweeps(); ++i) {
+      const int vector = layout.vector_of(tile, i);
+      if (!layout.is_full(vector)) continue;
+      const int token = layout.token_of(vector);
+      float x[kCount];
+      if (none) {
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) x[j] = -kInfinity;
+      } else {
+        scores.look(vector, x);
+      }
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) {
+        x[j] = x[j] / kept.temperature;
+        if (!kept.all && !kept.interval.keeps(x[j], token + j)) x[j] = -kInfinity;
+      }
+      write_scores(out + token, x);
+    }
+  }
+  self.team.sync();
+  if (!leads) return;
+  for (int i = thread_index(); i < scores.extra().count(); i += kThreads) {
+    const int token = scores.extra().token(i);
+    const float score = scores.extra().score(i) / kept.temperature;
+    out[token] = kept.all || kept.interval.keeps(score, token) ? score : -kInfinity;
+  }
 }
 
-template <DType kDType>
+template <DType kType>
 Error launch_process(const ProcessParams& params, const Context& context) {
   const ShapingParams& shaping = params.shaping;
   const bool small = first_filter_is_small(shaping);
   const bool sums = may_differ(shaping.top_p, 1.0f) && !small;
   const bool rereads = !small && (may_have_filters(shaping) || may_differ(shaping.temperature, 1.0f));
-  const RowLaunch rows = plan_rows<kDType>(shaping, context.device, address_of(process_rows<kDType>), sums, rereads);
-  const Launch launch = launch_of_rows(shaping.rows, rows.geometry, shared_of<kDType>(rows), context);
-  return launch_kernel(process_rows<kDType>, launch, params, rows, context.workspace);
+  const auto kernel =
+      is_shaped<kType>(shaping, context.device) ? process_rows<kType, true> : process_rows<kType, false>;
+  const RowLaunch rows = plan_rows<kType>(shaping, context.device, address_of(kernel), sums, rereads);
+  const Launch launch =
+      launch_of_rows(shaping.rows, rows.geometry, shared_of<kType>(rows, shaping.vocab_size), context);
+  return launch_kernel(kernel, launch, params, rows, context.workspace);
 }
 
 }  // namespace
 
 size_t process_logits_workspace(const ProcessParams& params, const Device& device) {
-  return kCounterBytes + penalties_workspace(params.shaping, device);
+  return kCounterBytes + extra_workspace(params.shaping, device);
 }
 
 Error process_logits(const ProcessParams& params, const Context& context) {

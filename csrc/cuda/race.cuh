@@ -10,8 +10,6 @@
 
 namespace pygen::cuda {
 
-constexpr float kLowestFloat = -3.402823466e38f;
-
 // A token whose value in float32 is below this cannot beat one whose value is `best`.
 PYGEN_DEVICE float bar_below(float best) {
   if (best >= -kLowestFloat) return -kLowestFloat;
@@ -24,7 +22,7 @@ PYGEN_DEVICE float value_about(float score, float exponential) {
   return fmaxf(score - logf(exponential), kLowestFloat);
 }
 // `origin`: near the largest score, so that a double holds both score - origin and the noise.
-PYGEN_DEVICE double exact_value(float score, float origin, double exponential) {
+PYGEN_COLD double exact_value(float score, float origin, double exponential) {
   return fmax((static_cast<double>(score) - origin) - log(exponential), -1.7976931348623157e308);
 }
 
@@ -117,6 +115,16 @@ PYGEN_DEVICE void race_vector(const float (&x)[kCount], int token, float max_sco
   if (__ballot_sync(kAllLanes, hopeful) != 0) bar = bar_below(warp_reduce(racer.best, Larger{}));
 }
 
+// Races the extra tokens. All threads of the block that leads.
+template <typename Extra, typename R>
+PYGEN_DEVICE void race_extra(const Extra& extra, float temperature, const RowNoise& noise, R& racer) {
+#pragma unroll 1
+  for (int i = thread_index(); i < extra.count(); i += kThreads) {
+    const float score = extra.score(i) / temperature;
+    if (score > -kInfinity) racer.offer(value_about(score, noise.about(extra.token(i))), extra.token(i), score);
+  }
+}
+
 // Shared memory for the racers and winners of a block's warps and of the blocks of a row.
 struct RaceSmem {
   Shared<Racer> racers;
@@ -172,23 +180,11 @@ PYGEN_DEVICE Racer race_exactly(const View& view, float largest, const RowNoise&
 }
 
 // The winner of the whole row's survivors. All threads of the row.
-template <DType kDType>
-PYGEN_DEVICE Racer race_row(const RowScores<kDType>& row, const RowView<kDType>& view, float temperature, float largest,
-                            const RowNoise& noise, RowTeam& team, const RaceSmem& smem) {
-  constexpr int kCount = RowScores<kDType>::kCount;
+template <typename View>
+PYGEN_DEVICE Racer race_row(const View& view, float largest, const RowNoise& noise, RowTeam& team,
+                            const RaceSmem& smem) {
   Racer racer;
-  float bar = -kInfinity;
-  const Interval& interval = view.interval();
-  row.for_each_vector([&](float max_score) { return max_score / temperature >= interval.low; },
-                      [&](float (&x)[kCount], int token) {
-                        float max_score = -kInfinity;
-#pragma unroll
-                        for (int i = 0; i < kCount; ++i) {
-                          if (!interval.keeps(x[i] / temperature, token + i)) x[i] = -kInfinity;
-                          max_score = fmaxf(max_score, x[i]);
-                        }
-                        race_vector(x, token, max_score, temperature, noise, racer, bar);
-                      });
+  view.for_each([&](float score, int token) { racer.offer(value_about(score, noise.about(token)), token, score); });
   send_best(racer, FasterRacer{}, team, smem.racers);
   team.sync();
   racer = best_of_blocks(FasterRacer{}, team, smem.racers);
@@ -199,12 +195,14 @@ PYGEN_DEVICE Racer race_row(const RowScores<kDType>& row, const RowView<kDType>&
 // that holds it.
 PYGEN_DEVICE Racer race_list(const SortedList& list, const RowNoise& noise, const RaceSmem& smem) {
   Racer racer;
+#pragma unroll 1
   for (int i = list.begin() + thread_index(); i < list.end(); i += kThreads)
     racer.offer(value_about(list.score(i), noise.about(list.token(i))), list.token(i), list.score(i));
   racer = block_reduce(racer, FasterRacer{}, smem.racers);
   if (racer.clear()) return racer;
   const float bar = bar_below(racer.best);
   Winner own;
+#pragma unroll 1
   for (int i = list.begin() + thread_index(); i < list.end(); i += kThreads) {
     if (value_about(list.score(i), noise.about(list.token(i))) < bar) continue;
     const double value = exact_value(list.score(i), list.score(list.begin()), noise.exponential(list.token(i)));

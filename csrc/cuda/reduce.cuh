@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/ordered_key.h"
+#include "cuda/cold.cuh"
 #include "cuda/device.cuh"
 
 namespace pygen::cuda {
@@ -53,6 +54,15 @@ PYGEN_DEVICE T block_reduce(T value, const Op& op, Shared<T> smem) {
   if (lane_index() == 0) smem.set(warp_index(), value);
   __syncthreads();
   return warp_reduce(smem.get(lane_index() % kWarps), op, kWarps);
+}
+
+template <typename Op>
+PYGEN_COLD uint64_t block_reduce_words(uint64_t value, Shared<uint64_t> smem) {
+  return block_reduce<uint64_t, Op>(value, Op{}, smem);
+}
+template <typename Op>
+PYGEN_DEVICE uint64_t block_reduce(uint64_t value, const Op&, Shared<uint64_t> smem) {
+  return block_reduce_words<Op>(value, smem);
 }
 
 // The sum over this thread and those before it; `total` is the block's. `smem`: kWarps elements.

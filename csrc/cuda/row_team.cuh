@@ -7,8 +7,18 @@
 
 namespace pygen::cuda {
 
-// Arrays in the shared memory of every block of the row, all taken in the same order.
+constexpr int kListWords = 4 * kListCapacity;
+
+// Of the slots, and where they are free for it, of the list and its sums.
+PYGEN_HOST_DEVICE int slot_words(const Geometry& geometry) {
+  const int words = geometry.slots * kWordsPerSweep;
+  return geometry.resident || words > kListWords ? words : kListWords;
+}
+
+// Arrays in the shared memory of every block of the row, all taken in the same order. Unless the slots of the scan hold
+// the slice for a second look, they are where the list and its sums are later.
 struct RowSmem {
+  Shared<uint32_t> slots;     // of the scan
   Shared<uint64_t> list;      // kListCapacity
   WideSums sums;              // kListCapacity: masses of the list, digits of a selection, tiles of a gathering
   Shared<uint64_t> reduce;    // kWarps
@@ -19,26 +29,38 @@ struct RowSmem {
   static constexpr int kBroadcastWords = 4;
   static constexpr int kBoardWords = 2 * kMaxBlocks + 2 * kBroadcastWords;
 
-  PYGEN_DEVICE explicit RowSmem(SharedMemory& shared)
-      : list(shared.take<uint64_t>(kListCapacity)),
-        sums{shared.take<uint32_t>(kListCapacity), shared.take<uint32_t>(kListCapacity)},
-        reduce(shared.take<uint64_t>(kWarps)),
-        board(shared.take<uint64_t>(kBoardWords)),
-        counters(shared.take<uint32_t>(2)) {
-    if (thread_index() < 2) counters.set(thread_index(), 0);
+  PYGEN_DEVICE RowSmem(const Geometry& geometry, SharedMemory& shared) {
+    slots = shared.take<uint32_t>(slot_words(geometry));
+    const Shared<uint32_t> lists = geometry.resident ? shared.take<uint32_t>(kListWords) : slots;
+    list = lists.as<uint64_t>();
+    sums = WideSums{lists.from(2 * kListCapacity), lists.from(3 * kListCapacity)};
+    reduce = shared.take<uint64_t>(kWarps);
+    board = shared.take<uint64_t>(kBoardWords);
+    counters = shared.take<uint32_t>(2);
   }
-  static constexpr size_t kBytes = kListCapacity * 16 + kWarps * 8 + kBoardWords * 8 + 16;
+  static size_t bytes(const Geometry& geometry) {
+    const int words = slot_words(geometry) + (geometry.resident ? kListWords : 0);
+    return static_cast<size_t>(words) * 4 + kWarps * 8 + kBoardWords * 8 + 16;
+  }
 };
+
+// Of a block among those that share its row; kAllSlices where other blocks have scanned it.
+PYGEN_DEVICE int rank_in_row(const Geometry& geometry) {
+  if (geometry.cluster > 1) return static_cast<int>(cluster_rank());
+  return geometry.slices > 1 ? kAllSlices : 0;
+}
 
 // What the blocks of a row do together. All their threads call, and all get the result.
 class RowTeam {
  public:
-  PYGEN_DEVICE RowTeam(int cluster, const RowSmem& smem) : cluster_(cluster), smem_(smem) {}
+  // `turn`: of a team that this one goes on for.
+  PYGEN_DEVICE RowTeam(int cluster, const RowSmem& smem, int turn = 0) : cluster_(cluster), smem_(smem), turn_(turn) {}
 
   PYGEN_DEVICE int cluster() const { return cluster_; }
   PYGEN_DEVICE bool leads() const { return cluster_ == 1 || cluster_rank() == 0; }
   PYGEN_DEVICE void sync() const { row_sync(cluster_); }
   PYGEN_DEVICE const RowSmem& smem() const { return smem_; }
+  PYGEN_DEVICE int turn() const { return turn_; }
 
   // A barrier of the row, too.
   template <typename Op>
@@ -78,7 +100,7 @@ class RowTeam {
  private:
   int cluster_;
   RowSmem smem_;
-  int turn_ = 0;  // two boards in turn: a late block may still read the one before
+  int turn_;  // two boards in turn: a late block may still read the one before
 };
 
 }  // namespace pygen::cuda

@@ -8,28 +8,25 @@
 
 namespace pygen::cuda {
 
-template <DType kDType>
+template <typename Scores>
 class RowView {
  public:
   // `row` was scanned and is ok; `largest`: its largest score over the temperature.
-  PYGEN_DEVICE RowView(const RowScores<kDType>& row, RowTeam& team, float temperature, float largest)
+  PYGEN_DEVICE RowView(const Scores& row, RowTeam& team, float temperature, float largest)
       : row_(row), team_(team), temperature_(temperature), largest_(largest) {}
 
   PYGEN_DEVICE const Interval& interval() const { return interval_; }
   PYGEN_DEVICE void restrict_to(const Interval& interval) { interval_ = interval; }
 
-  // Calls f(score over temperature, token) for the survivors of the slice.
+  // Calls f(score over temperature, token) for the survivors of the slice, and for the extra tokens in the block that
+  // leads.
   template <typename F>
   PYGEN_DEVICE void for_each(const F& f) const {
-    row_.for_each_vector([&](float max_score) { return max_score / temperature_ >= interval_.low; },
-                         [&](float (&x)[RowScores<kDType>::kCount], int token) {
-#pragma unroll
-                           for (int i = 0; i < RowScores<kDType>::kCount; ++i) {
-                             if (!(x[i] > -kInfinity)) continue;
-                             const float score = temperature_ == 1.0f ? x[i] : x[i] / temperature_;
-                             if (interval_.keeps(score, token + i)) f(score, token + i);
-                           }
-                         });
+    row_.for_each_score(Scores::below_quotient(interval_.low, temperature_), team_.leads(),
+                        [&](float score, int token) {
+                          score = temperature_ == 1.0f ? score : score / temperature_;
+                          if (interval_.keeps(score, token)) f(score, token);
+                        });
   }
 
   PYGEN_DEVICE uint64_t mass() const { return total(Total::kMass, 0.0f); }
@@ -163,7 +160,7 @@ class RowView {
   enum class Stay { kLowestIds, kHighestIds };
 
   // The largest survivors up to a weight.
-  PYGEN_DEVICE void keep_first(Weight weight, uint64_t target, double share, Stay stay) {
+  PYGEN_COLD void keep_first(Weight weight, uint64_t target, double share, Stay stay) {
     const Boundary boundary = boundary_of(weight, target, share, stay);
     if (boundary.known) {
       if (boundary.score > -kInfinity) keep_down_to(boundary.score, boundary.token, stay);
@@ -340,7 +337,7 @@ class RowView {
     return digit;
   }
 
-  const RowScores<kDType>& row_;
+  const Scores& row_;
   RowTeam& team_;
   float temperature_;
   float largest_;

@@ -38,7 +38,7 @@ struct Interval {
 };
 
 // Sorts downwards; the entries of a list are distinct. All threads of the block; has barriers before and after.
-PYGEN_DEVICE void sort_list(Shared<uint64_t> list, int count) {
+PYGEN_COLD void sort_list(Shared<uint64_t> list, int count) {
   __syncthreads();
   if (count <= kRankedDirectly) {
     constexpr int kShare = kThreads / kRankedDirectly;
@@ -72,6 +72,21 @@ PYGEN_DEVICE void sort_list(Shared<uint64_t> list, int count) {
   }
 }
 
+// The running sums of the masses of a sorted list. All threads of the block; a barrier behind.
+PYGEN_COLD void sum_masses(Shared<uint64_t> list, int count, WideSums masses, Shared<uint64_t> smem, float largest) {
+  uint64_t before = 0;
+#pragma unroll 1
+  for (int first = 0; first < count; first += kThreads) {
+    const int i = first + thread_index();
+    uint64_t of_round;
+    const uint64_t own = i < count ? mass_of(score_of_entry(list.get(i)), largest) : uint64_t{0};
+    const uint64_t sum = block_inclusive_sum(own, smem, of_round);
+    if (i < count) masses.set(i, before + sum);
+    before += of_round;
+  }
+  __syncthreads();
+}
+
 // A view of common/filters.h, shared by the threads of one block.
 class SortedList {
  public:
@@ -82,15 +97,7 @@ class SortedList {
                           float largest, double total)
       : list_(list), masses_(masses), smem_(smem), end_(count), largest_(largest), total_(total) {
     sort_list(list, count);
-    uint64_t before = 0;
-    for (int first = 0; first < count; first += kThreads) {
-      const int i = first + thread_index();
-      uint64_t of_round;
-      const uint64_t sum = block_inclusive_sum(i < count ? mass_of(score(i), largest_) : uint64_t{0}, smem_, of_round);
-      if (i < count) masses_.set(i, before + sum);
-      before += of_round;
-    }
-    __syncthreads();
+    sum_masses(list, count, masses, smem, largest);
   }
 
   // The survivors are entries [begin, end), largest first, the lower id first where scores tie.

@@ -21,59 +21,88 @@ PYGEN_DEVICE void write_logprobs(const LogprobParams& params, int64_t row, RowSt
   }
 }
 
-// By value, so that in the kernel the arguments stay in registers.
-template <DType kDType>
-PYGEN_COLD void write_top_of_row(TopLogprobs top, RowScores<kDType> scores, RowTeam team, float largest,
-                                 const LogSum& log_sum) {
-  RowView<kDType> view(scores, team, 1.0f, largest);
-  write_top_of_view(top, view, team, largest, log_sum);
+// A row's shared memory and scores, which a function that is not inlined builds again.
+template <DType kType>
+struct LogprobRow {
+  int64_t row;
+  SharedMemory shared;
+  RowSmem smem;
+  RowTeam team;
+  RowScores<kType, false> scores;
+
+  PYGEN_DEVICE LogprobRow(const ShapingParams& logits, const RowLaunch& launch, int turn = 0)
+      : row(blockIdx.x / launch.geometry.cluster),
+        smem(launch.geometry, shared),
+        team(launch.geometry.cluster, smem, turn),
+        scores(logits, launch, row, rank_in_row(launch.geometry), nullptr, smem.slots, shared) {}
+};
+
+PYGEN_DEVICE TopLogprobs top_of(const LogprobParams& params, int64_t row) {
+  return {params.top_ids + row * params.num_top, params.top_logprobs + row * params.num_top, params.num_top};
+}
+
+// Where no list is enough. All threads of the row.
+template <DType kType>
+PYGEN_COLD void write_top_of_row(const LogprobParams& params, const ShapingParams& logits, const RowLaunch& launch,
+                                 float largest, const LogSum& log_sum, int extra_count, int turn) {
+  LogprobRow<kType> self(logits, launch, turn);
+  self.scores.resume(extra_count);
+  RowView<RowScores<kType, false>> view(self.scores, self.team, 1.0f, largest);
+  write_top_of_view(top_of(params, self.row), view, self.team, largest, log_sum);
+  self.team.sync();
 }
 
 // Without the best tokens a row needs so few registers that several blocks share a multiprocessor.
-template <DType kDType, bool kWithTop>
+template <DType kType, bool kWithTop>
 __global__ void __launch_bounds__(kThreads, kWithTop ? 1 : 2)
-    score_rows(const LogprobParams params, const ShapingParams logits, const RowLaunch launch) {
-  const int64_t row = blockIdx.x / launch.geometry.cluster;
-  SharedMemory shared;
-  const RowSmem smem(shared);
-  RowTeam team(launch.geometry.cluster, smem);
-  const RowScores<kDType> scores(logits, launch.geometry, row, 0, nullptr, true, shared);
-  team.sync();
-  const bool nan = scores.scan(1.0f, [](const float (&)[RowScores<kDType>::kCount], int, float) {});
-  const RowFacts facts = facts_of_scan(scores, team, nan);
+    score_rows(const __grid_constant__ LogprobParams params, const __grid_constant__ ShapingParams logits,
+               const __grid_constant__ RowLaunch launch) {
+  LogprobRow<kType> self(logits, launch);
+  self.scores.start();
+  const bool leads = self.team.leads();
+  self.scores.hide_extra(logits, self.row, leads, self.smem.reduce);
+  if (leads) self.scores.score_extra();
+  self.scores.template scan<Keep::kSums>(1.0f, NoVisit{});
+  self.scores.bring_together(launch.geometry.cluster);
 
   LogSum log_sum;
-  if (team.leads()) {
+  RowFacts facts{0.0f, kOk};
+  bool listed = true;
+  if (leads) {
+    facts = facts_of_row(self.scores, self.smem);
     if (facts.status == kOk)
-      log_sum =
-          log_sum_exp(facts.max_score, masses_of_tiles(scores, 1.0f, facts.max_score, kInfinity, smem.reduce).all);
-    write_logprobs<kDType>(params, row, facts.status, log_sum);
+      log_sum = log_sum_exp(facts.max_score,
+                            masses_of_row(self.scores, 1.0f, facts.max_score, kInfinity, self.smem.reduce).all);
+    write_logprobs<kType>(params, self.row, facts.status, log_sum);
+    if (kWithTop && facts.status == kOk) {
+      const int also = static_cast<int>(params.num_top < params.vocab_size ? params.num_top : params.vocab_size);
+      listed =
+          filter_list(self.scores, self.smem, Filters(), facts.max_score, also,
+                      [&](const SortedList& list, double) { top_of(params, self.row).write(list, 0, true, log_sum); });
+    } else if (kWithTop) {
+      top_of(params, self.row).write_none();
+    }
   }
-  if constexpr (!kWithTop) return;
-  const TopLogprobs top{params.top_ids + row * params.num_top, params.top_logprobs + row * params.num_top,
-                        params.num_top};
-  if (facts.status != kOk) {
-    if (team.leads()) top.write_none();
-    return;
-  }
-  const int also = static_cast<int>(params.num_top < params.vocab_size ? params.num_top : params.vocab_size);
-  const bool listed = filter_list(scores, team, Filters(), facts.max_score, also,
-                                  [&](const SortedList& list, double) { top.write(list, 0, true, log_sum); });
-  if (!listed) write_top_of_row(top, scores, team, facts.max_score, log_sum);
+  // The block that leads reads the others' shared memory until here.
+  uint64_t words[2] = {static_cast<uint64_t>(listed), static_cast<uint64_t>(bits_of(facts.max_score))};
+  self.team.take_from_leader(words);
+  if (!kWithTop || words[0] != 0) return;
+  write_top_of_row<kType>(params, logits, launch, float_of(static_cast<uint32_t>(words[1])), log_sum,
+                          self.scores.extra().count(), self.team.turn());
 }
 
-template <DType kDType>
+template <DType kType>
 Error launch_rows(const LogprobParams& params, const Context& context) {
   ShapingParams logits;
   logits.rows = params.rows;
   logits.vocab_size = params.vocab_size;
-  logits.dtype = kDType;
+  logits.dtype = kType;
   logits.logits = params.logits;
   logits.logits_stride = params.logits_stride;
   const bool rereads = params.num_top > kMaxWanted && params.vocab_size > kListCapacity;
-  const auto kernel = params.num_top > 0 ? score_rows<kDType, true> : score_rows<kDType, false>;
-  const RowLaunch rows = plan_rows<kDType>(logits, context.device, address_of(kernel), true, rereads);
-  const Launch launch = launch_of_rows(params.rows, rows.geometry, shared_of<kDType>(rows), context);
+  const auto kernel = params.num_top > 0 ? score_rows<kType, true> : score_rows<kType, false>;
+  const RowLaunch rows = plan_rows<kType>(logits, context.device, address_of(kernel), true, rereads);
+  const Launch launch = launch_of_rows(params.rows, rows.geometry, shared_of<kType>(rows, params.vocab_size), context);
   return launch_kernel(kernel, launch, params, logits, rows);
 }
 

@@ -19,6 +19,7 @@ struct TopLogprobs {
   PYGEN_DEVICE void write(const SortedList& list, int64_t first, bool last, const LogSum& log_sum) const {
     const int64_t found = list.end() - list.begin();
     const int64_t end = last || first + found > count ? count : first + found;
+#pragma unroll 1
     for (int64_t i = first + thread_index(); i < end; i += kThreads) {
       const int from = list.begin() + static_cast<int>(i - first);
       ids[i] = i - first < found ? list.token(from) : -1;
@@ -27,6 +28,7 @@ struct TopLogprobs {
   }
   // Of a row that is not OK.
   PYGEN_DEVICE void write_none() const {
+#pragma unroll 1
     for (int64_t i = thread_index(); i < count; i += kThreads) {
       ids[i] = -1;
       logprobs[i] = __builtin_nanf("");
@@ -35,8 +37,8 @@ struct TopLogprobs {
 };
 
 // The best of the survivors of a view that are too many for one list, a list at a time. All threads of the row.
-template <DType kDType>
-PYGEN_DEVICE void write_top_of_view(const TopLogprobs& top, RowView<kDType>& view, RowTeam& team, float largest,
+template <typename Scores>
+PYGEN_DEVICE void write_top_of_view(const TopLogprobs& top, RowView<Scores>& view, RowTeam& team, float largest,
                                     const LogSum& log_sum) {
   Interval rest = view.interval();
   for (int64_t first = 0; first < top.count;) {

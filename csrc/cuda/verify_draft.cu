@@ -1,6 +1,8 @@
 // verify_draft: the blocks of a row check its positions until a draft is refused. A position costs one read of the
 // target's logits, which gives log-sum-exp and the maxima of tiles, and one of the draft's. The race for the token
 // behind the accepted drafts reads the target's once more.
+#include <algorithm>
+
 #include "common/speculative.h"
 #include "cuda/geometry.h"
 #include "cuda/logit_at.cuh"
@@ -30,24 +32,48 @@ PYGEN_HOST_DEVICE ShapingParams one_row(const void* logits, int64_t vocab_size) 
   return params;
 }
 
+template <DType kType>
+using PositionScores = RowScores<kType, false>;
+
 template <DType kDType>
 PYGEN_DEVICE const void* position_at(const void* logits, int64_t offset) {
   return static_cast<const char*>(logits) + offset * LogitVector<kDType>::kBytes;
 }
 
-// Scans a position. All threads of the row, which get the result; orders its shared memory.
-template <DType kDType>
-PYGEN_COLD LogSoftmax scan_position(RowScores<kDType> scores, const void* logits, float temperature, RowTeam team) {
-  const bool nan = scores.scan(temperature, [](const float (&)[RowScores<kDType>::kCount], int, float) {});
-  const RowFacts facts = facts_of_scan(scores, team, nan);
-  if (facts.status == kOk) temperature = fitting_temperature(temperature, facts.max_score);
-  const float largest = facts.max_score / temperature;
-  double log_sum = 0.0;
-  if (team.leads() && facts.status == kOk)
-    log_sum = log(masses_of_tiles(scores, temperature, largest, kInfinity, team.smem().reduce).all / kMassUnits);
-  log_sum = __longlong_as_double(
-      static_cast<long long>(team.from_leader(static_cast<uint64_t>(__double_as_longlong(log_sum)))));
-  return {logits, kDType, temperature, facts.max_score, largest, log_sum, facts.status};
+// Scans a position. All threads of the row, which get the result.
+template <DType kType>
+PYGEN_COLD LogSoftmax scan_position(PositionScores<kType>& scores, const ShapingParams& position, float temperature,
+                                    RowTeam& team) {
+  const RowSmem& smem = team.smem();
+  scores.start();
+  scores.hide_extra(position, 0, team.leads(), smem.reduce);
+  if (team.leads()) scores.score_extra();
+  scores.template scan<Keep::kSums>(temperature, NoVisit{});
+  scores.bring_together(team.cluster());
+  uint64_t words[3] = {};
+  if (team.leads()) {
+    const RowFacts facts = facts_of_row(scores, smem);
+    double log_sum = 0.0;
+    if (facts.status == kOk) {
+      const float fitting = fitting_temperature(temperature, facts.max_score);
+      const float largest = facts.max_score / fitting;
+      log_sum = log(masses_of_row(scores, fitting, largest, kInfinity, smem.reduce).all / kMassUnits);
+    }
+    words[0] = static_cast<uint64_t>(__double_as_longlong(log_sum));
+    words[1] = bits_of(facts.max_score);
+    words[2] = static_cast<uint64_t>(facts.status);
+  }
+  team.take_from_leader(words);
+  const float max_score = float_of(static_cast<uint32_t>(words[1]));
+  const auto status = static_cast<RowStatus>(words[2]);
+  if (status == kOk) temperature = fitting_temperature(temperature, max_score);
+  return {position.logits,
+          kType,
+          temperature,
+          max_score,
+          max_score / temperature,
+          __longlong_as_double(static_cast<long long>(words[0])),
+          status};
 }
 
 // What a token's probability in the race is made of.
@@ -76,43 +102,24 @@ struct Share {
   }
 };
 
-// A racer that runs with a share of its weight.
-class SharedRacer : private Racer {
- public:
-  using Racer::best;
-
-  PYGEN_DEVICE explicit SharedRacer(const Share& share) : share_(share) {}
-  PYGEN_DEVICE const Racer& racer() const { return *this; }
-
-  PYGEN_DEVICE void offer(float value, int id, float of_score) {
-    // A share is at most 1: nearly all end here.
-    if (value < bar_below(best)) return;
-    const float own = share_.about(of_score, id);
-    if (own > -kInfinity) Racer::offer(fmaxf(value + own, kLowestFloat), id, of_score);
-  }
-
- private:
-  const Share& share_;
-};
-
 // The token that wins; -1 where none has a share. All threads of the row.
-template <DType kDType>
-PYGEN_COLD int race_shares(RowScores<kDType> scores, Share share, RowNoise noise, RowTeam team, RaceSmem smem) {
+template <DType kType>
+PYGEN_COLD int race_shares(const PositionScores<kType>& scores, const Share& share, const RowNoise& noise,
+                           RowTeam& team, const RaceSmem& smem) {
   const float temperature = share.target.temperature;
-  SharedRacer own(share);
-  float bar = -kInfinity;
-  scores.for_each_vector([](float) { return true; },
-                         [&](const float (&x)[RowScores<kDType>::kCount], int token) {
-                           float max_score = -kInfinity;
-#pragma unroll
-                           for (int i = 0; i < RowScores<kDType>::kCount; ++i) max_score = fmaxf(max_score, x[i]);
-                           race_vector(x, token, max_score, temperature, noise, own, bar);
-                         });
-  send_best(own.racer(), FasterRacer{}, team, smem.racers);
+  const RowView<PositionScores<kType>> view(scores, team, temperature, share.target.largest);
+  Racer own;
+  view.for_each([&](float score, int token) {
+    const float value = value_about(score, noise.about(token));
+    // A share is at most 1: nearly all end here.
+    if (value < bar_below(own.best)) return;
+    const float of_share = share.about(score, token);
+    if (of_share > -kInfinity) own.offer(fmaxf(value + of_share, kLowestFloat), token, score);
+  });
+  send_best(own, FasterRacer{}, team, smem.racers);
   team.sync();
   const Racer racer = best_of_blocks(FasterRacer{}, team, smem.racers);
   if (racer.token < 0 || racer.clear()) return racer.token;
-  const RowView<kDType> view(scores, team, temperature, share.target.largest);
   return race_exactly(view, share.target.largest, noise, racer, team, smem, share).token;
 }
 
@@ -159,12 +166,16 @@ class Verification {
     const void* logits = position_at<kDType>(
         params_.target, row_ * params_.target_row_stride + position * params_.target_position_stride);
     SharedMemory shared = shared_;
-    const RowScores<kDType> scores(one_row(logits, params_.vocab_size), target_.geometry, 0, 0, nullptr, true, shared);
+    const ShapingParams target_position = one_row(logits, params_.vocab_size);
+    PositionScores<kDType> scores(target_position, target_, 0, rank_in_row(target_.geometry), nullptr,
+                                  team_.smem().slots, shared);
     const float temperature = greedy ? 1.0f : temperature_;
-    const LogSoftmax target = scan_position(scores, logits, temperature, team_);
+    const LogSoftmax target = scan_position(scores, target_position, temperature, team_);
     status_ = target.status == kOk && has_scores ? draft.status : target.status;
     if (status_ != kOk || greedy) {
-      token_ = lowest_token_of(scores, team_, target.max_score);
+      uint64_t token = 0;
+      if (team_.leads()) token = static_cast<uint64_t>(lowest_token_of(scores, team_.smem(), target.max_score));
+      token_ = static_cast<int>(team_.from_leader(token));
       return status_ == kOk && token_ == draft_id;
     }
 
@@ -195,8 +206,10 @@ class Verification {
     const void* logits =
         position_at<kDraft>(params_.draft, row_ * params_.draft_row_stride + position * params_.draft_position_stride);
     SharedMemory shared = shared_;
-    const RowScores<kDraft> scores(one_row(logits, params_.vocab_size), draft_.geometry, 0, 0, nullptr, true, shared);
-    return scan_position(scores, logits, temperature_, team_);
+    const ShapingParams position_of_draft = one_row(logits, params_.vocab_size);
+    PositionScores<kDraft> scores(position_of_draft, draft_, 0, rank_in_row(draft_.geometry), nullptr,
+                                  team_.smem().slots, shared);
+    return scan_position(scores, position_of_draft, temperature_, team_);
   }
 
   const DraftParams& params_;
@@ -215,10 +228,9 @@ template <DType kDType>
 __global__ void __launch_bounds__(kThreads)
     verify_rows(const DraftParams params, const RowLaunch target, const RowLaunch draft) {
   SharedMemory shared;
-  const RowSmem smem(shared);
+  const RowSmem smem(target.geometry, shared);
   const RaceSmem race_smem(shared);
   RowTeam team(target.geometry.cluster, smem);
-  team.sync();
   const int64_t row = blockIdx.x / target.geometry.cluster;
   Verification<kDType>(params, row, target, draft, team, race_smem, shared).run();
 }
@@ -233,13 +245,16 @@ RowLaunch plan(const DraftParams& params, const Device& device, Kernel kernel) {
 template <DType kDType>
 Error launch_rows(const DraftParams& params, const Context& context) {
   const Kernel kernel = address_of(verify_rows<kDType>);
-  const RowLaunch target = plan<kDType>(params, context.device, kernel);
+  RowLaunch target = plan<kDType>(params, context.device, kernel);
   // Both half types are cut alike.
   const bool half = params.draft_dtype != DType::kFloat32;
-  const RowLaunch draft = half ? plan<DType::kFloat16>(params, context.device, kernel)
-                               : plan<DType::kFloat32>(params, context.device, kernel);
-  const size_t of_target = shared_of<kDType>(target);
-  const size_t of_draft = half ? shared_of<DType::kFloat16>(draft) : shared_of<DType::kFloat32>(draft);
+  RowLaunch draft = half ? plan<DType::kFloat16>(params, context.device, kernel)
+                         : plan<DType::kFloat32>(params, context.device, kernel);
+  // Both are read through the same slots.
+  target.geometry.slots = draft.geometry.slots = std::max(target.geometry.slots, draft.geometry.slots);
+  const size_t of_target = shared_of<kDType>(target, params.vocab_size);
+  const size_t of_draft = half ? shared_of<DType::kFloat16>(draft, params.vocab_size)
+                               : shared_of<DType::kFloat32>(draft, params.vocab_size);
   const Launch launch =
       launch_of_rows(params.rows, target.geometry, of_target > of_draft ? of_target : of_draft, context);
   return launch_kernel(verify_rows<kDType>, launch, params, target, draft);

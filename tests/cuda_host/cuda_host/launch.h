@@ -46,6 +46,26 @@ PYGEN_FORWARD T load_scalar(const T* p) {
 
 PYGEN_FORWARD float float_from_half_bits(uint16_t bits) { return host::half_to_float(bits); }
 
+inline float max_or_nan(float a, float b) { return a != a ? a : b != b || b > a ? b : a; }
+uint32_t max_or_nan_of_halves(uint32_t a, uint32_t b);
+uint32_t max_or_nan_of_bfloats(uint32_t a, uint32_t b);
+
+template <unsigned kBytes>
+inline uint32_t spread_signs(uint32_t word) {
+  uint32_t spread = 0;
+  for (int i = 0; i < 4; ++i) {
+    const unsigned digit = kBytes >> 4 * i & 15u;
+    static_assert(kBytes < 0x10000u, "four digits");
+    if ((word >> (8 * (digit & 3) + 7) & 1u) != 0) spread |= 0xFFu << 8 * i;
+  }
+  return spread;
+}
+
+inline float exp2_about(float x) {
+  const float power = exp2f(x);
+  return power < 0x1p-126f ? 0.0f : power;
+}
+
 PYGEN_FORWARD void wait_for_previous_kernel() { host::wait_for_previous(); }
 PYGEN_FORWARD void trigger_next_kernel() {}
 

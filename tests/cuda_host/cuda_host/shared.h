@@ -64,6 +64,10 @@ class Shared {
     *static_cast<uint4*>(touch_bytes(i, 16, host::Access::kWrite)) = value;
   }
   PYGEN_FORWARD Shared from(long long offset) const { return Shared(array_, first_ + offset); }
+  template <typename U>
+  PYGEN_FORWARD Shared<U> as() const {
+    return Shared<U>(array_, first_ * static_cast<long long>(sizeof(T)) / static_cast<long long>(sizeof(U)));
+  }
   PYGEN_FORWARD Shared of_block(unsigned rank) const { return Shared(host::shared_of_block(array_, rank), first_); }
 
  private:
