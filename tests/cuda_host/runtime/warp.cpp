@@ -124,16 +124,19 @@ void carry_out(WarpOp op, Warp& warp, unsigned mask) {
   }
 }
 
+// Called at every warp function, so it makes no text before there is a failure.
 void check_mask(WarpOp op, const Thread& thread, unsigned mask, int width, const void* place) {
-  char words[16];
-  std::snprintf(words, sizeof(words), "0x%08x", mask);
   const unsigned size = thread.warp->size;
-  const std::string call = std::string(name_of(op)) + " with mask " + words;
-  if ((mask >> thread.lane & 1u) == 0) fail("mask", &thread, place, call + " is called by a lane outside of it");
+  const auto refuse = [&](const std::string& rule) {
+    char words[16];
+    std::snprintf(words, sizeof(words), "0x%08x", mask);
+    fail("mask", &thread, place, std::string(name_of(op)) + " with mask " + words + rule);
+  };
+  if ((mask >> thread.lane & 1u) == 0) refuse(" is called by a lane outside of it");
   if (size < kWarp && mask >> size != 0)
-    fail("mask", &thread, place, call + " names lanes that a warp of " + std::to_string(size) + " threads lacks");
+    refuse(" names lanes that a warp of " + std::to_string(size) + " threads lacks");
   if (width < 1 || width > kWarp || (width & (width - 1)) != 0)
-    fail("mask", &thread, place, call + " has width " + std::to_string(width) + ", which is no power of two up to 32");
+    refuse(" has width " + std::to_string(width) + ", which is no power of two up to 32");
 }
 
 }  // namespace
