@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -37,9 +38,16 @@ def run_compiled(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture(scope="session")
 def usages(tmp_path_factory: pytest.TempPathFactory) -> list[Usage]:
-    folder = tmp_path_factory.mktemp("compiled")
-    print(run_compiled(folder, "-m", "tests.helpers.triton_compile", "--json", str(folder / "usages.json")))
-    return [Usage(*values) for values in json.loads((folder / "usages.json").read_text())]
+    """Returns the usage of every form; the processes of `pytest -n` share one compilation."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    result = folder / "usages.json"
+    with open(folder / "usages.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not result.exists():
+            print(run_compiled(folder, "-m", "tests.helpers.triton_compile", "--json", str(result)))
+    return [Usage(*values) for values in json.loads(result.read_text())]
 
 
 @pytest.mark.parametrize("arch", SHARED_LIMITS)
