@@ -101,7 +101,8 @@ def row_workspaces(
     strides = (_workspace.f32_words(vocab_size), _workspace.i32_words(vocab_size, counted))
     f32 = torch.empty(rows * strides[0], dtype=torch.float32, device=device)
     i32 = torch.empty(rows * strides[1], dtype=torch.int32, device=device)
-    return Workspace(f32, i32, f32 if scores is None else scores), strides
+    marks = torch.zeros(rows, dtype=torch.int32, device=device)
+    return Workspace(f32, i32, f32 if scores is None else scores, marks), strides
 
 
 def _float_knobs(shaping: Shaping) -> dict[str, Tensor]:

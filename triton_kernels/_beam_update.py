@@ -20,6 +20,7 @@ from pygen.triton_kernels._beam_rows import copy_histories, find_rows, share_his
 from pygen.triton_kernels._select import LANES, TILE
 from pygen.triton_kernels._specialization import Specialization, launch, signature_of
 from torch import Tensor
+from triton.language.extra.cuda import gdc_wait
 
 from pygen.ops._beam_call import BeamCall, BeamWorkspace
 
@@ -101,11 +102,14 @@ def update_beams_kernel(
     i64_stride: tl.int64, num_beams: tl.int32, num_candidates: tl.int32, modes: tl.int32, step: tl.int64,
     max_new_tokens: tl.int64, eos_count: tl.int32, pad_token_id: tl.int64,
     token_ids_stride: tl.int64, history_stride: tl.int64, prompt_length: tl.int64,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (prompts,). SELECT merges the candidates, ADVANCE updates the state with them.
 
     normalisers: (2, max_new_tokens) float32, by step.
     """
+    if PDL:
+        gdc_wait()
     prompt = tl.program_id(0).to(tl.int64)
     prompts = tl.num_programs(0)
     first = prompt * num_beams
@@ -272,7 +276,7 @@ def prepare_update(call: BeamCall, work: BeamWorkspace, best: Tensor) -> Callabl
     def update(step: int, halves: int) -> None:
         launch(
             update_beams_kernel, (prompts,), *pointers, words, n, count, modes | halves, step, *numbers,
-            num_warps=_NUM_WARPS,
+            num_warps=_NUM_WARPS, dependent=True,
         )  # fmt: skip
 
     return update
@@ -289,4 +293,5 @@ def update_specialization() -> Specialization:
         "candidates": CANDIDATES_TYPES,
         "out": Outputs("i64", "i64", "i64", "i32"),
     }  # fmt: skip
-    return Specialization("prompts", update_beams_kernel, signature_of(update_beams_kernel, types), {}, _NUM_WARPS)
+    signature = signature_of(update_beams_kernel, types)
+    return Specialization("prompts", update_beams_kernel, signature, {}, _NUM_WARPS, dependent=True)

@@ -5,13 +5,7 @@ import triton.language as tl
 from pygen.triton_kernels._philox import exponentials_of
 from pygen.triton_kernels._scan import LARGE_ID, race_value
 from pygen.triton_kernels._scores import reread
-from pygen.triton_kernels._select import LEAST_KEY, TILE, distribution_of, ordered_key, score_of_key
-
-
-@triton.jit
-def ids_at(at, ids, listed):
-    """The token ids at indices of an array: `ids` has the first `listed`; beyond, an index is the id."""
-    return tl.where(at < listed, tl.load(ids + at, mask=at < listed, other=0), at)
+from pygen.triton_kernels._select import LEAST_KEY, TILE, distribution_of, ids_at, ordered_key, score_of_key
 
 
 @triton.jit

@@ -22,7 +22,9 @@ from pygen.triton_kernels._knobs import (
 )
 from pygen.triton_kernels._select import (
     ALL,
+    OTHERS,
     TILE,
+    compact,
     cut_of,
     distribution_of,
     keep_from,
@@ -31,7 +33,7 @@ from pygen.triton_kernels._select import (
     score_of_key,
     standard_deviation_of,
 )
-from pygen.triton_kernels._workspace import TOP_H_CAPACITY, TOP_H_TOKENS
+from pygen.triton_kernels._workspace import LIST_CAPACITY, TOP_H_CAPACITY, TOP_H_TOKENS
 
 TYPICAL_P = tl.constexpr(FILTERS.index("typical_p"))
 EPSILON_CUTOFF = tl.constexpr(FILTERS.index("epsilon_cutoff"))
@@ -58,17 +60,21 @@ def row_filters(knobs, int_knobs, row, flags):
 
 
 @triton.jit
-def apply_filters(array, size, filters, largest, total_mass, top_h_scratch):
-    """Applies every filter of a row to `array`, in place; returns the largest score left.
+def apply_filters(array, listed, size, filters, largest, total_mass, work):
+    """Applies every filter of a row to an array of its scores, in place.
+
+    Between filters, the survivors of more than a tile move to the row's list where that makes them few.
+    Returns (array, listed, size, largest) of what is left, where listed > 0 if the array is the list.
 
     array: (size,) float32, ids ascending. largest: that of the array. total_mass: sum of e^(score - largest) over the
-    whole row before the first filter, for a top_p that comes first; negative: the array's own. top_h_scratch:
-    (2 * TOP_H_CAPACITY,) float32.
+    whole row before the first filter, for a top_p that comes first; negative: the array's own. work: the row's.
     """
     min_tokens_to_keep = filters.min_tokens_to_keep
     none = min_tokens_to_keep * 0
     for i in range(NUM_FILTERS):
         stage = none + i
+        # 0, which the compiler cannot know: else it computes what rare filters need before the loop, and keeps it.
+        hidden = tl.where(min_tokens_to_keep < 0, stage, 0)
         if ((filters.flags >> stage) & 1) != 0:
             value = tl.load(filters.knobs + stage)
             by_distance = stage == TYPICAL_P
@@ -119,10 +125,16 @@ def apply_filters(array, size, filters, largest, total_mass, top_h_scratch):
                     elif found == cut:
                         kept = tl.maximum(kept, at_cut)
                     if first & (stage == TOP_H):
-                        target = _count_top_h(array, size, cut, kept, value, largest, top_h_scratch)
-            largest = keep_from(array, size, cut, kept, stage == TOP_P, by_distance, center)
+                        target = _count_top_h(array, size, cut, kept, value, largest, work.top_h_scratch + hidden)
+            largest, left = keep_from(array, size, cut, kept, stage == TOP_P, by_distance, center)
             total_mass = total_mass * 0.0 - 1.0
-    return largest
+            others_follow = (filters.flags >> (stage + 1)) != 0
+            if others_follow & (size > TILE) & (left <= LIST_CAPACITY) & (left <= size // 2):
+                compact(array, work.list_ids, listed, size, work.list_scores, work.list_ids)
+                array = work.list_scores
+                listed = left
+                size = left
+    return array, listed, size, largest
 
 
 @triton.jit
@@ -149,23 +161,25 @@ def _count_top_h(array, size, cut, kept, top_h, largest, scratch):
         count += tl.sum(taken.to(tl.int32))
     tl.debug_barrier()
 
+    # Best first, as the other backends add them up: a sum may equal its bound.
     score = tl.load(scratch + lane)
-    # Beside a certain token all terms may be tiny, so the largest is their unit.
-    exists = score > float("-inf")
-    below = tl.where(exists, score.to(tl.float64) - largest.to(tl.float64), 0.0)
-    log_total = tl.log(tl.sum(tl.where(exists, tl.exp(below), 0.0)))
-    log_p = below - log_total
-    term = tl.where(exists, tl.abs(tl.exp(log_p) * log_p), 0.0)
-    unit = tl.max(term)
-    # Without the way through memory every thread would compute the terms of its many pairs.
-    tl.store(scratch + TOP_H_CAPACITY + lane, (term / tl.where(unit > 0.0, unit, 1.0)).to(tl.float32))
+    rank = tl.zeros((TOP_H_CAPACITY,), tl.int32)
+    for start in range(0, count, OTHERS):
+        at = start + tl.arange(0, OTHERS)
+        other = tl.load(scratch + at)
+        earlier = (other[:, None] == score[None, :]) & (at[:, None] < lane[None, :])
+        rank += tl.sum(((other[:, None] > score[None, :]) | earlier).to(tl.int32), axis=0)
+    below = tl.where(lane < count, score.to(tl.float64) - largest.to(tl.float64), 0.0)
+    log_p = below - tl.log(tl.sum(tl.where(lane < count, tl.exp(below), 0.0)))
+    terms = (scratch + TOP_H_CAPACITY).to(tl.pointer_type(tl.float64), bitcast=True)
+    tl.store(terms + rank, -(tl.exp(log_p) * log_p), mask=lane < count)
     tl.debug_barrier()
-    term = tl.load(scratch + TOP_H_CAPACITY + lane)
-    score = tl.load(scratch + lane)
-    other = tl.load(scratch + lane)
-    precedes = (score[:, None] > other[None, :]) | (
-        (score[:, None] == other[None, :]) & (lane[:, None] <= lane[None, :])
-    )
-    reached = tl.sum(tl.where(precedes, term[:, None], 0.0), axis=0)
-    within = (reached <= top_h * tl.max(reached)) & (other > float("-inf"))
-    return tl.maximum(tl.sum(within.to(tl.int32)), 1).to(tl.float64)
+    entropy = top_h.to(tl.float64) * 0.0
+    for i in range(count):
+        entropy += tl.load(terms + i)
+    reached = entropy * 0.0
+    within = count * 0
+    for i in range(count):
+        reached += tl.load(terms + i)
+        within += (reached <= top_h.to(tl.float64) * entropy).to(tl.int32)
+    return tl.maximum(within, 1).to(tl.float64)

@@ -31,6 +31,10 @@ STORES = tl.constexpr(64)  # the scan writes the scores it sees
 EXTENDS = tl.constexpr(128)  # the draws extend sequences
 HISTORY_GROWS = tl.constexpr(256)  # by the steps of the row, which an extension of its sequence counts
 
+# From here on the programs of a row take longer to read its history each than to wait for one of them.
+LONG_HISTORY = tl.constexpr(4096)
+_IS_MARKED = tl.constexpr(2**16)  # above the number of programs
+
 
 class RowTables(NamedTuple):
     """The tables of all rows, as a kernel takes them; pointers."""
@@ -115,11 +119,27 @@ def row_step(tables, numbers, row):
 
 
 @triton.jit
-def mark_row(tables, work, numbers, row, flags, begin, end, length):
-    """Marks the tokens [begin, end) of a row whose history has `length` tokens."""
-    mark_tokens(
-        work.seen, work.banned, work.counts, begin, end, numbers.vocab_size, flags,
-        tables.int_knobs + row * NUM_INT_KNOBS,
-        tables.history + row * numbers.history_stride, length,
-        tables.suppress + row * numbers.suppress_stride, numbers.suppress_count, numbers.modes,
-    )  # fmt: skip
+def mark_row(tables, workspace, work, numbers, row, flags, begin, end, length):
+    """Marks a row whose history has `length` tokens, as far as the program that owns the tokens [begin, end) reads it.
+
+    Every program of the row marks its own tokens, for which it reads the whole history. A long one is read once: the
+    first program to come marks the whole row, and the others wait. It runs already, so that they cannot wait forever.
+    """
+    shares = (length >= LONG_HISTORY) & (tl.num_programs(1) > 1)
+    progress = workspace.marks + row
+    came = length * 0
+    if shares:
+        came = tl.atomic_add(progress, 1, sem="relaxed")
+    if came == 0:
+        mark_tokens(
+            work.seen, work.banned, work.counts, tl.where(shares, 0, begin), tl.where(shares, numbers.vocab_size, end),
+            numbers.vocab_size, flags, tables.int_knobs + row * NUM_INT_KNOBS,
+            tables.history + row * numbers.history_stride, length,
+            tables.suppress + row * numbers.suppress_stride, numbers.suppress_count, numbers.modes,
+        )  # fmt: skip
+    if shares:
+        if came == 0:
+            tl.atomic_add(progress, _IS_MARKED, sem="release")
+        while came > 0:
+            came = tl.where(tl.atomic_add(progress, 0, sem="acquire") >= _IS_MARKED, 0, 1)
+        tl.debug_barrier()

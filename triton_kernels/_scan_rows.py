@@ -17,6 +17,7 @@ from pygen.triton_kernels._row import (
 )
 from pygen.triton_kernels._scan import SCAN_TILE, scan
 from pygen.triton_kernels._workspace import Workspace, row_workspace
+from triton.language.extra.cuda import gdc_launch_dependents
 
 SCAN_WARPS = 8
 
@@ -31,7 +32,7 @@ def scan_part(row, part, begin, end, logits, tables, workspace, numbers):
     if (numbers.modes & HISTORY_GROWS) != 0:
         length += tl.load(tables.steps + row).to(tl.int32)
     if (flags & MARKED) != 0:
-        mark_row(tables, work, numbers, row, flags, begin, tl.minimum(end, numbers.vocab_size), length)
+        mark_row(tables, workspace, work, numbers, row, flags, begin, end, length)
     scan(
         scores, work, row_noise(tables, numbers, row, row_step(tables, numbers, row)),
         begin, end, numbers.vocab_size, part, tl.load(tables.knobs + row * NUM_FLOAT_KNOBS + TEMPERATURE),
@@ -50,9 +51,11 @@ def scan_rows_kernel(
     logits_stride: tl.int64, vocab_size: tl.int32, history_stride: tl.int64, length: tl.int32, bias_stride: tl.int64,
     suppress_stride: tl.int64, suppress_count: tl.int32, bitmask_stride: tl.int64, modes: tl.int32,
     noise_stride: tl.int64, step: tl.int32, f32_stride: tl.int64, i32_stride: tl.int64, scores_stride: tl.int64,
-    tokens: tl.int32, ALIGNED: tl.constexpr,
+    tokens: tl.int32, ALIGNED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows, parts): program (row, part) scans `tokens` tokens, a multiple of SCAN_TILE."""
+    if PDL:
+        gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     if ALIGNED:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from pygen.triton_kernels._keys import settle
 
 # Of the kernels that have one program per row.
 ROW_WARPS = 8
-ROW_REGISTERS = 255
+ROW_REGISTERS = 128  # two programs on a multiprocessor
+_LEAST_ARCH_OF_DEPENDENT_LAUNCHES = 90
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Specialization:
     signature: the type of every argument that is no constexpr, in order: "*fp16", "i64", "fp32", or a tuple of such.
     constexprs: the value of every constexpr.
     max_registers: of a thread. Without it, ptxas may spill rather than give up a second block on a multiprocessor.
+    dependent: a launch may start before the one in front of it ends, for which its programs then wait.
     """
 
     name: str
@@ -30,11 +33,19 @@ class Specialization:
     constexprs: dict[str, object]
     num_warps: int
     max_registers: int | None = None
+    dependent: bool = False
 
-    @property
-    def options(self) -> dict[str, object]:
-        """The options of Triton's compiler."""
-        return _options(self.num_warps, self.max_registers)
+    def on(self, arch: int) -> tuple[dict[str, object], dict[str, object]]:
+        """The constexprs, and the options of Triton's compiler, on a GPU of compute capability arch / 10."""
+        # Results have to be those of the other backends, so a product is rounded before it is added.
+        options: dict[str, object] = {"num_warps": self.num_warps, "enable_fp_fusion": False}
+        if self.max_registers is not None:
+            options["maxnreg"] = self.max_registers
+        overlaps = arch >= _LEAST_ARCH_OF_DEPENDENT_LAUNCHES
+        if self.dependent and overlaps:
+            options["launch_pdl"] = True
+        overlap = {"PDL": overlaps} if "PDL" in self.kernel.arg_names else {}
+        return {**self.constexprs, **overlap}, options
 
 
 # Called before every launch with what is launched; for tests.
@@ -74,19 +85,24 @@ def launch(
     *arguments: Any,
     num_warps: int,
     max_registers: int | None = None,
+    dependent: bool = False,
     **constexprs: object,
 ) -> None:
-    """Runs `kernel` over `grid` on the device of its first argument, a tensor; the others follow in its order."""
+    """Runs `kernel` over `grid` on the device of its first argument, a tensor; the others follow in its order.
+
+    A kernel with the constexpr PDL (programmatic dependent launch) is told whether the GPU has it.
+    """
     if observers:
-        names = [name for name in kernel.arg_names if name not in constexprs]
+        names = [name for name in kernel.arg_names if name not in constexprs and name != "PDL"]
         types = {name: _types_of(value) for name, value in zip(names, arguments, strict=True)}
         signature = signature_of(kernel, {name: kind for name, kind in types.items() if kind is not None})
-        launched = Specialization(kernel.__name__, kernel, signature, constexprs, num_warps, max_registers)
+        launched = Specialization(kernel.__name__, kernel, signature, constexprs, num_warps, max_registers, dependent)
         for observe in observers:
             observe(launched)
     settle()
-    options = _options(num_warps, max_registers)
     device = arguments[0].device
+    form = Specialization("", kernel, {}, constexprs, num_warps, max_registers, dependent)
+    constexprs, options = form.on(_arch(device))
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
             kernel[grid](*arguments, **constexprs, **options)
@@ -101,7 +117,10 @@ def _types_of(argument: Any) -> Any:
     return spelled(argument.dtype) if hasattr(argument, "data_ptr") else None
 
 
-def _options(num_warps: int, max_registers: int | None) -> dict[str, object]:
-    # Results have to be those of the other backends, so a product is rounded before it is added.
-    options: dict[str, object] = {"num_warps": num_warps, "enable_fp_fusion": False}
-    return options if max_registers is None else {**options, "maxnreg": max_registers}
+@lru_cache
+def _arch(device: torch.device) -> int:
+    """Ten times the compute capability; 0 in the interpreter."""
+    if device.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor

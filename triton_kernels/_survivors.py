@@ -18,25 +18,40 @@ from pygen.triton_kernels._knobs import (
 )
 from pygen.triton_kernels._scan import LARGE_ID
 from pygen.triton_kernels._scores import reread
-from pygen.triton_kernels._select import LEAST_KEY, TILE, cut_of, key_at_least, score_of_key
+from pygen.triton_kernels._select import LEAST_KEY, TILE, bound_of, key_at_least, score_of_key
 from pygen.triton_kernels._workspace import BLOCK, LIST_CAPACITY, MAX_PARTS, TOP_H_TOKENS
 
 _NUCLEUS_BLOCKS = tl.constexpr(256)  # at most as many blocks are tried for a top_p that comes first
 _LIST_BLOCKS = tl.constexpr(1024)  # at most as many blocks are read for a list
 _LARGEST_FLOAT = tl.constexpr(3.4028234663852886e38)
 _TWO_TO_MINUS_100 = tl.constexpr(2.0**-100)
+_TINY = tl.constexpr(1e-37)
 
 
 @triton.jit
 def row_facts(block_max, blocks, part_nan, parts):
     """The largest score that is no NaN, and whether some score is NaN."""
-    largest = tl.full((TILE,), float("-inf"), tl.float32)
-    for start in range(0, blocks, TILE):
-        block = start + tl.arange(0, TILE)
-        largest = tl.maximum(largest, tl.load(block_max + block, mask=block < blocks, other=float("-inf")))
     part = tl.arange(0, MAX_PARTS)
     nan = tl.max(tl.load(part_nan + part, mask=part < parts, other=0)) != 0
-    return tl.max(largest), nan
+    return tl.max(group_maxima(block_max, blocks)), nan
+
+
+@triton.jit
+def group_size(blocks):
+    """How many consecutive blocks share one of the TILE maxima of the second level."""
+    return (blocks + TILE - 1) // TILE
+
+
+@triton.jit
+def group_maxima(block_max, blocks):
+    """The maxima of the second level, each of a group of blocks; a tile."""
+    size = group_size(blocks)
+    first = tl.arange(0, TILE) * size
+    largest = tl.full((TILE,), float("-inf"), tl.float32)
+    for i in range(size):
+        of_block = tl.load(block_max + first + i, mask=first + i < blocks, other=float("-inf"))
+        largest = tl.maximum(largest, of_block)
+    return largest
 
 
 @triton.jit
@@ -87,12 +102,6 @@ def mass_of_row(work, blocks, temperature, largest):
 
 
 @triton.jit
-def threshold_of(cut, temperature):
-    """The score over temperature of a key that `cut_of` found."""
-    return tl.where(cut == LEAST_KEY, float("-inf"), tl.math.div_rn(score_of_key(cut), temperature))
-
-
-@triton.jit
 def gather_or_fill(scores, work, filters, vocab_size, temperature, largest):
     """The scores over temperature that the filters start from.
 
@@ -120,20 +129,21 @@ def gather_or_fill(scores, work, filters, vocab_size, temperature, largest):
         total_mass = mass_of_row(work, blocks, temperature, largest)
         # Over a temperature that did not fit, the sums of blocks are NaN. Then a list with all ties has all the mass.
         total_mass = tl.where(total_mass == total_mass, total_mass, -1.0)
-    threshold = largest * 0.0 + float("inf")
+    reread_from = largest * 0.0 + float("inf")
     listed = blocks * 0
     size = vocab_size
     bounded = (first > TOP_N_SIGMA_ACTS) & (first <= MIN_P_ACTS)
-    if bounded & (wanted <= _LIST_BLOCKS // 2) & (wanted <= blocks // 2):
-        cut, _ = cut_of(work.block_max, blocks, wanted.to(tl.float64), False, False, largest, 0.0)
-        lowest = threshold_of(cut, temperature)
+    if bounded & (wanted <= _LIST_BLOCKS // 2) & (wanted <= blocks // group_size(blocks) // 4 * 3):
+        least = largest * 0.0 + float("inf")
         if by_value:
             min_p = tl.load(filters.knobs + MIN_P).to(tl.float64)
-            least = score_of_key(key_at_least(largest.to(tl.float64) + tl.log(min_p)))
-            lowest = tl.minimum(lowest, least)
-        found = list_blocks(work.block_max, blocks, temperature, lowest, work.block_list)
+            least = score_of_key(key_at_least(largest.to(tl.float64) + tl.log(min_p))) * temperature
+            # Products round.
+            least -= tl.abs(least) * 1e-6 + _TINY
+        lowest, found = list_best_blocks(work, blocks, wanted, least)
         if found <= _LIST_BLOCKS:
-            threshold = lowest
+            reread_from = lowest
+            threshold = tl.math.div_rn(lowest, temperature)
             length = found * 0
             mass = total_mass * 0.0
             for start in range(0, found * BLOCK, TILE):
@@ -163,7 +173,7 @@ def gather_or_fill(scores, work, filters, vocab_size, temperature, largest):
             token = start + tl.arange(0, TILE)
             inside = token < vocab_size
             top = tl.load(work.block_max + token // BLOCK, mask=inside, other=float("-inf"))
-            done = (top > float("-inf")) & (tl.math.div_rn(top, temperature) >= threshold)
+            done = (top > float("-inf")) & (top >= reread_from)
             x = reread(scores, token, inside & (done == 0))
             tl.store(scores.stored + token, tl.math.div_rn(x, temperature), mask=inside & (done == 0))
         tl.debug_barrier()
@@ -171,15 +181,44 @@ def gather_or_fill(scores, work, filters, vocab_size, temperature, largest):
 
 
 @triton.jit
-def list_blocks(block_max, blocks, temperature, threshold, block_list):
-    """Lists the blocks whose largest score over the temperature reaches a threshold; returns their number."""
-    found = blocks * 0
-    for start in range(0, blocks, TILE):
-        block = start + tl.arange(0, TILE)
-        top = tl.load(block_max + block, mask=block < blocks, other=float("-inf"))
-        reaches = (top > float("-inf")) & (tl.math.div_rn(top, temperature) >= threshold)
-        index = found + tl.cumsum(reaches.to(tl.int32), axis=0) - 1
-        tl.store(block_list + index, block, mask=reaches)
-        found += tl.sum(reaches.to(tl.int32))
+def list_best_blocks(work, blocks, wanted, least):
+    """Lists the blocks that reach a score, at most `least`, which `wanted` blocks reach and seldom many more.
+
+    Returns that score, -inf if there are fewer, and the number of listed blocks.
+    """
+    maxima = group_maxima(work.block_max, blocks)
+    lowest = least
+    found = blocks
+    narrows = blocks * 0 + 1
+    while narrows != 0:
+        bound = bound_of(maxima, wanted)
+        lowest = tl.minimum(tl.where(bound == LEAST_KEY, float("-inf"), score_of_key(bound)), least)
+        before = found
+        found = list_blocks(work.block_max, blocks, lowest, work.block_list)
+        # The best blocks may share groups. Then the maxima of the listed ones say more than those of groups.
+        narrows = ((lowest < least) & (found > 2 * wanted) & (found < before) & (found <= TILE)).to(tl.int32)
+        if narrows != 0:
+            lane = tl.arange(0, TILE)
+            block = tl.load(work.block_list + lane, mask=lane < found, other=0)
+            maxima = tl.load(work.block_max + block, mask=lane < found, other=float("-inf"))
+            tl.debug_barrier()
+    return lowest, found
+
+
+@triton.jit
+def list_blocks(block_max, blocks, lowest, block_list):
+    """Lists the blocks whose largest score is at least `lowest` and not -inf; returns their number."""
+    size = group_size(blocks)
+    first = tl.arange(0, TILE) * size
+    found = tl.full((TILE,), 0, tl.int32)
+    for i in range(size):
+        top = tl.load(block_max + first + i, mask=first + i < blocks, other=float("-inf"))
+        found += ((top > float("-inf")) & (top >= lowest)).to(tl.int32)
+    index = tl.cumsum(found, axis=0) - found
+    for i in range(size):
+        top = tl.load(block_max + first + i, mask=first + i < blocks, other=float("-inf"))
+        reaches = (top > float("-inf")) & (top >= lowest)
+        tl.store(block_list + index, first + i, mask=reaches)
+        index += reaches.to(tl.int32)
     tl.debug_barrier()
-    return found
+    return tl.sum(found)

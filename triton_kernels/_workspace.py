@@ -19,9 +19,10 @@ class Workspace(NamedTuple):
     f32: Any
     i32: Any
     scores: Any  # (rows, vocab_size) float32
+    marks: Any  # (rows,) int32, zero between calls: how far the programs of a row are with its marks, see `mark_row`
 
 
-WORKSPACE_TYPES = Workspace("fp32", "i32", "fp32")
+WORKSPACE_TYPES = Workspace("fp32", "i32", "fp32", "i32")
 
 
 class RowWorkspace(NamedTuple):
@@ -30,7 +31,7 @@ class RowWorkspace(NamedTuple):
     block_max: Any  # (blocks,) float32
     block_sum: Any  # (blocks,) float32
     part_value: Any  # (MAX_PARTS,) float32
-    top_h_scratch: Any  # (2 * TOP_H_CAPACITY,) float32
+    top_h_scratch: Any  # (TOP_H_CAPACITY,) float32, then as many float64
     list_scores: Any  # (LIST_CAPACITY,) float32
     seen: Any  # (ceil(vocab_size / 32),) int32, a bit per token
     banned: Any  # the same
@@ -43,7 +44,7 @@ class RowWorkspace(NamedTuple):
 
 def f32_words(vocab_size: int) -> int:
     """float32 words that a row needs; the order is that of `row_workspace`."""
-    fixed = MAX_PARTS.value + 2 * TOP_H_CAPACITY.value + LIST_CAPACITY.value
+    fixed = MAX_PARTS.value + 3 * TOP_H_CAPACITY.value + LIST_CAPACITY.value
     return 2 * -(-vocab_size // int(BLOCK.value)) + int(fixed)
 
 
@@ -70,7 +71,7 @@ def row_workspace(f32, f32_stride, i32, i32_stride, row, vocab_size):
         block_sum=block_max + blocks,
         part_value=part_value,
         top_h_scratch=top_h_scratch,
-        list_scores=top_h_scratch + 2 * TOP_H_CAPACITY,
+        list_scores=top_h_scratch + 3 * TOP_H_CAPACITY,
         seen=seen,
         banned=seen + words,
         part_id=part_id,

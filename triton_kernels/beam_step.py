@@ -13,7 +13,6 @@ import triton
 import triton.language as tl
 from pygen.triton_kernels import _arguments as arguments
 from pygen.triton_kernels._beam_update import SELECT, prepare_update, update_specialization
-from pygen.triton_kernels._draw import ids_at
 from pygen.triton_kernels._filters import Filters, apply_filters, row_filters
 from pygen.triton_kernels._knobs import (
     MARKED,
@@ -36,11 +35,12 @@ from pygen.triton_kernels._row import (
 )
 from pygen.triton_kernels._scan import LEAST_VALUE, SCAN_TILE, scan
 from pygen.triton_kernels._scores import plain_scores, scores_of
-from pygen.triton_kernels._select import LEAST_KEY, TILE, cut_of, keep_from
+from pygen.triton_kernels._select import LEAST_KEY, TILE, cut_of, ids_at, keep_from
 from pygen.triton_kernels._specialization import Specialization, launch, signature_of
 from pygen.triton_kernels._survivors import fitting_temperature, gather_or_fill, mass_of_row, row_facts, status_of
 from pygen.triton_kernels._workspace import BLOCK, WORKSPACE_TYPES, Workspace, row_workspace
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents
 
 from pygen.backends import BackendError
 from pygen.ops._beam_call import BeamCall, BeamWorkspace
@@ -107,11 +107,14 @@ def expand_beams_kernel(
     suppress_stride: tl.int64, suppress_count: tl.int32, bitmask_stride: tl.int64, modes: tl.int32,
     noise_stride: tl.int64, step: tl.int32, f32_stride: tl.int64, i32_stride: tl.int64, scores_stride: tl.int64,
     tokens: tl.int32, beams: Beams, num_candidates: tl.int32, normalized: tl.int32, DRAWS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (beams, parts): program (beam, part) scans `tokens` tokens, a multiple of SCAN_TILE, of the beam's row.
 
     Writes the best continuations of a beam by id: score, score, id; with DRAWS -ln E, score, id.
     """
+    if PDL:
+        gdc_launch_dependents()
     beam = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     parts = tl.num_programs(1)
@@ -135,7 +138,7 @@ def expand_beams_kernel(
     begin = tl.multiple_of(part * tokens, SCAN_TILE)
     end = tl.minimum(begin + tokens, vocab_size)
     if (flags & MARKED) != 0:
-        mark_row(tables, work, numbers, row, flags, begin, end, length)
+        mark_row(tables, workspace, work, numbers, row, flags, begin, end, length)
     if normalized == 0:
         scan(
             plain_scores(scores.logits, work, scores.stored, False), work, noise, begin, end, vocab_size, part, 1.0,
@@ -146,6 +149,7 @@ def expand_beams_kernel(
     if tl.atomic_add(beams.tickets + row, 1, sem="acq_rel") == parts - 1:
         tl.debug_barrier()
         tl.store(beams.tickets + row, parts * 0)
+        tl.store(workspace.marks + row, parts * 0)
         blocks = (vocab_size + BLOCK - 1) // BLOCK
         temperature = tl.load(tables.knobs + row * NUM_FLOAT_KNOBS + TEMPERATURE)
         running = tl.load(beams.running_scores + beam)
@@ -184,7 +188,9 @@ def expand_beams_kernel(
                     if listed > 0:
                         array = work.list_scores
                     if filters.flags != 0:
-                        largest = apply_filters(array, size, filters, largest, total_mass, work.top_h_scratch)
+                        array, listed, size, largest = apply_filters(
+                            array, listed, size, filters, largest, total_mass, work
+                        )
                     largest = take_part_in_race(
                         array, listed, size, work.list_ids, running, largest, work.block_max, noise
                     )

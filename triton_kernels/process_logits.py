@@ -16,6 +16,7 @@ from pygen.triton_kernels._specialization import ROW_REGISTERS, ROW_WARPS, Speci
 from pygen.triton_kernels._survivors import fitting_temperature, gather_or_fill, row_facts, status_of
 from pygen.triton_kernels._workspace import BLOCK, WORKSPACE_TYPES, Workspace, row_workspace
 from torch import Tensor
+from triton.language.extra.cuda import gdc_wait
 
 from pygen.ops._prepared import Run
 from pygen.ops._shaping import Shaping
@@ -33,7 +34,10 @@ def prepare(shaping: Shaping, out: Tensor) -> Run:
         aligned = arguments.is_aligned(logits)
         row_arguments = of_rows.of_call(logits, 0, length)
         launch(scan_rows_kernel, (rows, parts), *row_arguments, tokens, num_warps=SCAN_WARPS, ALIGNED=aligned)
-        launch(filter_rows_kernel, (rows,), *filters, parts, num_warps=ROW_WARPS, max_registers=ROW_REGISTERS)
+        launch(
+            filter_rows_kernel, (rows,), *filters, parts,
+            num_warps=ROW_WARPS, max_registers=ROW_REGISTERS, dependent=True,
+        )  # fmt: skip
 
     return run
 
@@ -42,12 +46,17 @@ def prepare(shaping: Shaping, out: Tensor) -> Run:
 def filter_rows_kernel(
     knobs, int_knobs, workspace: Workspace,
     vocab_size: tl.int32, f32_stride: tl.int64, i32_stride: tl.int64, scores_stride: tl.int64, parts: tl.int32,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows,): the temperature and the filters, on the scores that the scan left in `workspace.scores`."""
     row = tl.program_id(0).to(tl.int64)
     temperature = tl.load(knobs + row * NUM_FLOAT_KNOBS + TEMPERATURE)
     work = row_workspace(workspace.f32, f32_stride, workspace.i32, i32_stride, row, vocab_size)
     stored = workspace.scores + row * scores_stride
+    if PDL:
+        # What follows reads what the scan wrote.
+        gdc_wait()
+    tl.store(workspace.marks + row, parts * 0)
     largest, nan = row_facts(work.block_max, (vocab_size + BLOCK - 1) // BLOCK, work.part_nan, parts)
     if (status_of(largest, nan) == 0) & (temperature > 0.0):
         temperature = fitting_temperature(temperature, largest)
@@ -60,7 +69,7 @@ def filter_rows_kernel(
         if listed > 0:
             array = work.list_scores
         if filters.flags != 0:
-            apply_filters(array, size, filters, largest, total_mass, work.top_h_scratch)
+            array, listed, size, _largest = apply_filters(array, listed, size, filters, largest, total_mass, work)
         if listed > 0:
             for start in range(0, vocab_size, TILE):
                 token = start + tl.arange(0, TILE)
@@ -76,4 +85,4 @@ def filter_rows_kernel(
 def specializations() -> list[Specialization]:
     """The launch that filters; `sample` lists the scan."""
     signature = signature_of(filter_rows_kernel, {"knobs": "fp32", "int_knobs": "i32", "workspace": WORKSPACE_TYPES})
-    return [Specialization("filter", filter_rows_kernel, signature, {}, ROW_WARPS, ROW_REGISTERS)]
+    return [Specialization("filter", filter_rows_kernel, signature, {}, ROW_WARPS, ROW_REGISTERS, dependent=True)]

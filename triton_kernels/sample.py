@@ -33,6 +33,7 @@ from pygen.triton_kernels._specialization import ROW_REGISTERS, ROW_WARPS, Speci
 from pygen.triton_kernels._survivors import first_largest, fitting_temperature, gather_or_fill, row_facts, status_of
 from pygen.triton_kernels._workspace import BLOCK, MAX_PARTS, WORKSPACE_TYPES, Workspace, row_workspace
 from torch import Tensor
+from triton.language.extra.cuda import gdc_wait
 
 from pygen.backends import BackendError
 from pygen.ops._noise import Noise, given_by_torch
@@ -43,6 +44,8 @@ from pygen.ops._state import DecodeState
 
 # From here on float32 loses too much of the noise beside a score that the scan raced.
 _LARGEST_WITH_NOISE = tl.constexpr(4096.0)
+
+_REGISTERS_OF_SCANS = 255
 
 
 class Results(NamedTuple):
@@ -83,10 +86,15 @@ def prepare(shaping: Shaping, noise: Noise, num_logprobs: int, out: SampleOutput
         column = 0 if state is None else state.prompt_length + (step if state.steps is None else 0)
         launch(
             sample_rows_kernel, (rows,), *row_arguments, parts, results, num_logprobs,
-            sequences, *numbers_of_sequences, column, num_warps=ROW_WARPS, max_registers=ROW_REGISTERS,
+            sequences, *numbers_of_sequences, column,
+            num_warps=ROW_WARPS, max_registers=_registers(small), dependent=not small, SCANS=small,
         )  # fmt: skip
 
     return run
+
+
+def _registers(scans: bool) -> int:
+    return _REGISTERS_OF_SCANS if scans else ROW_REGISTERS
 
 
 def _results(out: SampleOutput, device: torch.device) -> Results:
@@ -125,26 +133,31 @@ def sample_rows_kernel(
     noise_stride: tl.int64, step: tl.int32, f32_stride: tl.int64, i32_stride: tl.int64, scores_stride: tl.int64,
     parts: tl.int32, results: Results, num_logprobs: tl.int32,
     sequences: Sequences, sequences_stride: tl.int64, sequences_history_stride: tl.int64, eos_count: tl.int32,
-    pad_token_id: tl.int64, column: tl.int64,
+    pad_token_id: tl.int64, column: tl.int64, SCANS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Grid (rows,): everything after the scan; where the modes say STORES, the scan too."""
+    """Grid (rows,): everything after the scan; where SCANS, the scan too, which stores the scores."""
     row = tl.program_id(0).to(tl.int64)
     numbers = Numbers(
         logits_stride, vocab_size, history_stride, length, bias_stride, suppress_stride, suppress_count,
         bitmask_stride, modes, noise_stride, step, f32_stride, i32_stride, scores_stride,
     )  # fmt: skip
-    if (modes & STORES) != 0:
+    if SCANS:
         scan_part(row, 0, 0, vocab_size, logits, tables, workspace, numbers)
         tl.debug_barrier()
 
     flags = row_flags(tables, row)
     races = (flags & RACES) != 0
     work = row_workspace(workspace.f32, f32_stride, workspace.i32, i32_stride, row, vocab_size)
-    scores = row_scores(logits, tables, workspace, work, numbers, row, flags, (modes & STORES) != 0)
+    scores = row_scores(logits, tables, workspace, work, numbers, row, flags, SCANS)
     noise = row_noise(tables, numbers, row, row_step(tables, numbers, row))
+    temperature = tl.load(tables.knobs + row * NUM_FLOAT_KNOBS + TEMPERATURE)
+    if PDL:
+        # What follows reads what the scan wrote.
+        gdc_wait()
+    tl.store(workspace.marks + row, parts * 0)
     largest, nan = row_facts(work.block_max, (vocab_size + BLOCK - 1) // BLOCK, work.part_nan, parts)
     row_status = status_of(largest, nan)
-    temperature = fitting_temperature(tl.load(tables.knobs + row * NUM_FLOAT_KNOBS + TEMPERATURE), largest)
+    temperature = fitting_temperature(temperature, largest)
     tl.store(results.status + row, row_status)
     drawn = (row_status == 0) & (temperature > 0.0)
     token = vocab_size * 0
@@ -158,9 +171,6 @@ def sample_rows_kernel(
         token = tl.min(tl.where(value == tl.max(value), best, LARGE_ID))
     if drawn == 0:
         token = first_largest(scores, work.block_max, vocab_size, largest)
-    logprobs = results.logprobs + row
-    top_ids = results.top_ids + row * num_logprobs
-    top_logprobs = results.top_logprobs + row * num_logprobs
     if (drawn & (races == 0)) | ((row_status == 0) & (num_logprobs > 0)):
         divisor = tl.where(drawn, temperature, 1.0)
         largest = tl.math.div_rn(largest, divisor)
@@ -171,14 +181,18 @@ def sample_rows_kernel(
             array = work.list_scores
         if drawn:
             if filters.flags != 0:
-                largest = apply_filters(array, size, filters, largest, total_mass, work.top_h_scratch)
+                array, listed, size, largest = apply_filters(array, listed, size, filters, largest, total_mass, work)
             token = race(array, work.list_ids, listed, size, largest, noise)
         if num_logprobs > 0:
             write_logprobs(
-                array, work.list_ids, listed, size, largest, token, num_logprobs, logprobs, top_ids, top_logprobs
-            )
+                array, work.list_ids, listed, size, largest, token, num_logprobs, results.logprobs + row,
+                results.top_ids + row * num_logprobs, results.top_logprobs + row * num_logprobs,
+            )  # fmt: skip
     if (row_status != 0) & (num_logprobs > 0):
-        write_no_logprobs(num_logprobs, logprobs, top_ids, top_logprobs)
+        write_no_logprobs(
+            num_logprobs, results.logprobs + row, results.top_ids + row * num_logprobs,
+            results.top_logprobs + row * num_logprobs,
+        )  # fmt: skip
 
     taken = token.to(tl.int64)
     if (modes & EXTENDS) != 0:
@@ -200,5 +214,12 @@ def specializations() -> list[Specialization]:
             listed.append(Specialization(name, scan_rows_kernel, signature, constexprs, SCAN_WARPS))
         pointers |= {"results": RESULTS_TYPES, "sequences": SEQUENCES_TYPES}
         signature = signature_of(sample_rows_kernel, pointers)
-        listed.append(Specialization(f"rows {dtype}", sample_rows_kernel, signature, {}, ROW_WARPS, ROW_REGISTERS))
+        for scans in (False, True):
+            name = f"rows {dtype}{' scanned' if scans else ''}"
+            constexprs = {"SCANS": scans}
+            listed.append(
+                Specialization(
+                    name, sample_rows_kernel, signature, constexprs, ROW_WARPS, _registers(scans), dependent=not scans
+                )
+            )
     return listed

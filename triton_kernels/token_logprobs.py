@@ -10,9 +10,9 @@ from pygen.triton_kernels import _arguments as arguments
 from pygen.triton_kernels._philox import Noise
 from pygen.triton_kernels._scan import SCAN_TILE, scan
 from pygen.triton_kernels._scores import plain_scores
-from pygen.triton_kernels._select import LANES, LEAST_KEY, TILE, cut_of, ordered_key, rank_of
+from pygen.triton_kernels._select import LANES, LEAST_KEY, TILE, ordered_key, rank_of
 from pygen.triton_kernels._specialization import Specialization, launch, signature_of
-from pygen.triton_kernels._survivors import list_blocks, mass_of_row, row_facts, status_of, threshold_of
+from pygen.triton_kernels._survivors import list_best_blocks, mass_of_row, row_facts, status_of
 from pygen.triton_kernels._workspace import BLOCK, WORKSPACE_TYPES, Workspace, row_workspace
 from torch import Tensor
 
@@ -144,8 +144,7 @@ def token_logprobs_kernel(
             list_ids = scratch.list_ids + row * num_top
             length = parts * 0
             if is_ok:
-                cut, _above = cut_of(work.block_max, blocks, num_top.to(tl.float64), False, False, largest, 0.0)
-                listed = list_blocks(work.block_max, blocks, 1.0, threshold_of(cut, 1.0), work.block_list)
+                _score, listed = list_best_blocks(work, blocks, num_top, largest * 0.0 + float("inf"))
                 length = list_best(logits, vocab_size, work.block_list, listed, num_top, list_scores, list_ids)
             write_ranked(
                 list_scores, list_ids, length, num_top, log_sum, is_ok,

@@ -177,7 +177,7 @@ def launch_form(specialization: Any) -> None:
     from pygen.triton_kernels._specialization import launch
 
     arguments = [_argument(kind) for kind in specialization.signature.values()]
-    options = {"num_warps": specialization.num_warps, "max_registers": specialization.max_registers}
+    options = {name: getattr(specialization, name) for name in ("num_warps", "max_registers", "dependent")}
     launch(specialization.kernel, (1,), *arguments, **options, **specialization.constexprs)
 
 

@@ -35,6 +35,8 @@ class Usage(NamedTuple):
     stack: int = 0  # bytes of spilled registers and local memory
     shared: int = 0  # bytes
     error: str = ""
+    releases: int = 0  # instructions that let a dependent launch start
+    waits: int = 0  # instructions that wait for the launch in front
 
 
 def ops() -> list[str]:
@@ -78,7 +80,8 @@ def usage(op: str, specialization: Any, arch: int, **options: Any) -> Usage:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kernel, constexprs = specialization.kernel, specialization.constexprs
+    kernel = specialization.kernel
+    constexprs, defaults = specialization.on(arch)
     signature: dict[str, Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
     for i, parameter in enumerate(kernel.params):
@@ -98,10 +101,12 @@ def usage(op: str, specialization: Any, arch: int, **options: Any) -> Usage:
     source = ASTSource(
         kernel, signature, {(kernel.arg_names.index(name),): constexprs[name] for name in constexprs}, attributes
     )
-    options = {**specialization.options, **options}
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={**defaults, **options})
     registers, stack = resources(compiled.asm["cubin"])
-    return Usage(op, specialization.name, arch, registers, stack, compiled.metadata.shared)
+    releases, waits = (compiled.asm["ptx"].count(f"griddepcontrol.{name};") for name in ("launch_dependents", "wait"))
+    return Usage(
+        op, specialization.name, arch, registers, stack, compiled.metadata.shared, releases=releases, waits=waits
+    )
 
 
 def _flat(kind: Any, path: tuple[int, ...]) -> dict[tuple[int, ...], str]:

@@ -35,5 +35,7 @@ def _form(specialization: Specialization) -> tuple[object, ...]:
         specialization.kernel,
         specialization.signature,
         specialization.constexprs,
-        tuple(specialization.options.items()),
+        specialization.num_warps,
+        specialization.max_registers,
+        specialization.dependent,
     )
