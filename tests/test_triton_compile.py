@@ -16,7 +16,7 @@ import torch
 from pygen.triton_kernels import _specialization
 from pygen.triton_kernels._specialization import Specialization, launch, signature_of
 
-from tests.helpers import triton_launches
+from tests.helpers import triton_compile, triton_launches
 from tests.helpers.triton_compile import SHARED_LIMITS, Usage, ops
 from tests.helpers.triton_launches import only_listed_launches
 
@@ -60,6 +60,35 @@ def test_ahead_of_time(usages: list[Usage], op: str, arch: int) -> None:
         assert usage.stack == 0, f"{usage.name} spills {usage.stack} bytes"
         assert usage.shared <= SHARED_LIMITS[arch], f"{usage.name} takes {usage.shared} bytes of shared memory"
         assert 0 < usage.registers <= MOST_REGISTERS, f"{usage.name} takes {usage.registers} registers"
+
+
+# The two launches of an op, by the first word of the names of their forms.
+PAIRS = [
+    ("sample", "scan", "sample", "rows"),
+    ("sample", "scan", "process_logits", "filter"),
+    ("beam_step", "beams", "beam_step", "prompts"),
+    ("verify_draft", "facts", "verify_draft", "rows"),
+]
+
+
+@pytest.mark.parametrize("arch", SHARED_LIMITS)
+@pytest.mark.parametrize("pair", PAIRS, ids=" ".join)
+def test_the_second_launch_starts_early_and_waits(usages: list[Usage], pair: tuple[str, ...], arch: int) -> None:
+    """From compute capability 9.0 on. Every program waits, because the launch after theirs relies on it."""
+    first, second = (
+        [usage for usage in usages if (usage.op, usage.arch) == (op, arch) and usage.name.split()[0] == form]
+        for op, form in (pair[:2], pair[2:])
+    )
+    assert first and {(usage.releases, usage.waits) for usage in first} == {(int(arch >= 90), 0)}
+    assert second and {(usage.releases, usage.waits) for usage in second} == {(0, int(arch >= 90))}
+
+
+@pytest.mark.parametrize("arch", [80, 89, 90, 120])
+def test_only_second_launches_are_dependent(arch: int) -> None:
+    forms = [(op, one) for op in ops() for one in triton_compile.specializations(op)]
+    dependent = {(op, one.name.split()[0]) for op, one in forms if "launch_pdl" in one.on(arch)[1]}
+    assert dependent == ({pair[2:] for pair in PAIRS} if arch >= 90 else set())
+    assert {one.on(arch)[0].get("PDL", arch >= 90) for _, one in forms} == {arch >= 90}
 
 
 def test_ahead_of_time_sees_spills(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Counts, in Triton's interpreter, the launches of a `sample` call and the loads of each logit.
+"""Counts, in Triton's interpreter, the launches of a call and the loads of each logit, score, draft or history token.
 
     TRITON_INTERPRET=1 python -m tests.helpers.triton_traffic
 
-prints one JSON object per case of CASES: {"launches", "most", "least", "torch_ops"}.
+prints one JSON object per case: {"case", "launches", "most", "least", ...}.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pygen.ops import prepare_sample
+from pygen.ops import prepare_sample, verify_draft
 from tests.helpers.logits import make_history, make_logits
 
 # One launch scans rows of up to SMALL tokens and draws from them.
@@ -49,6 +49,17 @@ CASES = [
     *((logits, knobs, LARGE) for logits in LOGITS for knobs in ("common", "nucleus", "min_p")),
     *(("half", knobs, LARGE) for knobs in ("neutral", "greedy", "many", "typical_p", "top_h", "logprobs", "penalties")),
 ]
+
+# The programs of a row share the reading of a history from 4,096 tokens on.
+HISTORIES = [4095, 4096, 5000]
+# By logits and name, filters of which the first reads whole rows.
+FILTERS: dict[tuple[str, str], dict[str, Any]] = {
+    ("spread", "one"): {"typical_p": 0.5},
+    ("spread", "two"): {"typical_p": 0.5, "epsilon_cutoff": 1e-3},
+    ("ties", "one"): {"typical_p": 0.5},
+    ("ties", "two"): {"typical_p": 0.5, "epsilon_cutoff": 1e-5},
+}
+DRAFTS = [(passing, temperature) for passing in (0, 2, 3) for temperature in (0.0, 0.7)]
 
 
 @contextmanager
@@ -85,17 +96,25 @@ class _TorchOps(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def measure(kind: str, setting: str, size: int) -> dict[str, Any]:
+@contextmanager
+def observed_launches() -> Iterator[list[Any]]:
     from pygen.triton_kernels import _specialization
+
+    launched: list[Any] = []
+    _specialization.observers.append(launched.append)
+    try:
+        yield launched
+    finally:
+        _specialization.observers.remove(launched.append)
+
+
+def measure(kind: str, setting: str, size: int) -> dict[str, Any]:
     from pygen.triton_kernels import sample as kernels
 
     logits = LOGITS[kind](size).contiguous()
     prepared = prepare_sample(logits, **KNOBS[setting], input_ids=make_history(2, 9, size), seed=1, backend="triton")
-    launched: list[Any] = []
-    _specialization.observers.append(launched.append)
-    with counted_loads(logits) as counts:
+    with observed_launches() as launched, counted_loads(logits) as counts:
         prepared(logits)
-    _specialization.observers.remove(launched.append)
 
     launch, kernels.launch = kernels.launch, lambda *arguments, **keywords: None
     with _TorchOps() as ops:
@@ -109,6 +128,56 @@ def measure(kind: str, setting: str, size: int) -> dict[str, Any]:
     }
 
 
+def measure_history(length: int) -> dict[str, Any]:
+    """The loads of each history token by the scan, whose programs share the row."""
+    from pygen.triton_kernels import _arguments
+
+    logits, history = make_logits("normal", 1, LARGE), make_history(1, length, LARGE)
+    prepared = prepare_sample(logits, repetition_penalty=1.3, input_ids=history, seed=1, backend="triton")
+    with counted_loads(history) as counts:
+        prepared(logits)
+        prepared(logits)
+    programs, _ = _arguments.parts_of_rows(1, LARGE, logits.device)
+    return {"programs": programs, "most": int(counts.max()) / 2, "least": int(counts.min()) / 2}
+
+
+def measure_filters(kind: str, knobs: dict[str, Any]) -> dict[str, Any]:
+    """The loads of each score of a row that the first filter reads whole."""
+    from pygen.triton_kernels import sample as kernels
+
+    logits = LOGITS[kind](LARGE)
+    seen: list[Tensor] = []
+    launch, kernels.launch = kernels.launch, lambda *arguments, **keywords: seen.append(arguments[4].scores)
+    prepared = prepare_sample(logits, **knobs, seed=1, backend="triton")
+    prepared(logits)
+    kernels.launch = launch
+    with counted_loads(seen[0]) as counts:
+        prepared(logits)
+    return {"most": int(counts.max()), "least": int(counts.min())}
+
+
+def measure_drafts(passing: int, temperature: float) -> dict[str, Any]:
+    """Of two rows with three drafts each, of which `passing` pass: the loads of each logit of target and drafts."""
+    target = make_logits("normal", 8, LARGE).view(2, 4, LARGE).contiguous()
+    drafts = target[:, :3].contiguous()
+    ids = target[:, :3].argmax(dim=-1)
+    target[torch.arange(2)[:, None], torch.arange(passing, 3), ids[:, passing:]] = -math.inf
+    found: dict[str, Any] = {}
+    for name, tensor in (("target", target), ("drafts", drafts)):
+        with observed_launches() as launched, counted_loads(tensor) as counts:
+            out = verify_draft(target, ids, drafts, temperature=temperature, seed=3, backend="triton")
+        found |= {f"{name}_most": int(counts.max()), f"{name}_least": int(counts.min()), "launches": len(launched)}
+    same = verify_draft(target, ids, drafts, temperature=temperature, seed=3, backend="torch")
+    assert torch.equal(out.accepted_lengths, same.accepted_lengths) and torch.equal(out.token_ids, same.token_ids)
+    return {**found, "passed": out.accepted_lengths.tolist()}
+
+
 if __name__ == "__main__":
     for case in CASES:
         print(json.dumps({"case": case, **measure(*case)}), flush=True)
+    for length in HISTORIES:
+        print(json.dumps({"case": ("history", length), **measure_history(length)}), flush=True)
+    for filters in FILTERS:
+        print(json.dumps({"case": ("filters", *filters), **measure_filters(filters[0], FILTERS[filters])}), flush=True)
+    for draft_case in DRAFTS:
+        print(json.dumps({"case": ("drafts", *draft_case), **measure_drafts(*draft_case)}), flush=True)
