@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.gpu_small_ops import RUNS, Scope
 from pygen import _C, BackendError
-from pygen.ops import _cuda, sample
+from pygen.ops import BeamOutput, BeamState, _cuda, beam_finalize, sample
 from tests.helpers.stand_in_gpu import Launches, RefusedKernels, stand_in_gpu
 from tests.helpers.triton_launches import only_listed_launches
 
@@ -32,10 +32,15 @@ GPU_TESTS = sorted(path.stem for path in (Path(__file__).parents[1] / "gpu").glo
 
 def run(op: str, backend: str) -> int:
     """Runs the small calls of an op; returns how many."""
-    calls = 0
-    for _ in RUNS[op](Scope(torch.device("cuda"), backend, few=False)):
-        calls += 1
-    return calls
+    scope = Scope(torch.device("cuda"), backend, few=False)
+    # That of the suite searches on the CPU first, which needs values.
+    calls = finalized(scope) if op == "beam_finalize" else RUNS[op](scope)
+    return sum(1 for _ in calls)
+
+
+def finalized(scope: Scope) -> Iterator[BeamOutput]:
+    state = BeamState.create(torch.ones(2, 3, dtype=torch.int64, device=scope.device), 6, 4, eos_token_ids=[2])
+    yield beam_finalize(state, 2, backend=scope.backend)
 
 
 @pytest.fixture(scope="module")

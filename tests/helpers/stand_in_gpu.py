@@ -77,6 +77,7 @@ def stand_in_gpu() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for owner, name, value in (
             (torch.cuda, "current_device", lambda: 0),
+            (torch.cuda, "device_count", lambda: 1),
             (torch.cuda, "current_stream", lambda device=None: stream),
             (torch.cuda, "device", _Device),
             (torch.cuda, "get_device_capability", lambda device=None: (9, 0)),
