@@ -25,6 +25,7 @@ class BeamSelection {
         running_(params.running_scores[beam]),
         smem_(plan.geometry, memory),
         team_(plan.geometry.cluster, smem_),
+        view_(memory),
         scores_(params.shaping, plan, row_, rank_in_row(plan.geometry), far + row_ * plan.extra.far_words, smem_.slots,
                 memory),
         of_tiles_(memory.take<float>(tiles_of(plan.geometry))),
@@ -32,8 +33,9 @@ class BeamSelection {
         best_(memory, static_cast<int>(params.num_candidates)) {}
 
   static size_t bytes(const BeamParams& params, const RowLaunch& plan) {
-    return RowSmem::bytes(plan.geometry) + Scores::shared_bytes(plan, params.shaping.vocab_size) +
-           static_cast<size_t>(tiles_of(plan.geometry)) * 4 + 16 + BestOf<kDraws>::bytes(params.num_candidates);
+    return RowSmem::bytes(plan.geometry) + ViewSmem<Scores>::kBytes +
+           Scores::shared_bytes(plan, params.shaping.vocab_size) + static_cast<size_t>(tiles_of(plan.geometry)) * 4 +
+           16 + BestOf<kDraws>::bytes(params.num_candidates);
   }
 
   PYGEN_DEVICE void run() {
@@ -197,7 +199,7 @@ class BeamSelection {
   // Where no list is enough. Takes `self` by value, so that only the copy leaves the registers, and returns the best.
   PYGEN_COLD static BestOf<kDraws> draw_from_row(BeamSelection self, Filters filters, float largest) {
     const RowNoise noise(self.params_, self.beam_, step_of(self.params_));
-    RowView<Scores> view(self.scores_, self.team_, filters.temperature, largest);
+    RowView<Scores> view(self.view_, self.scores_, self.team_, filters.temperature, largest);
     if (has_filters(filters)) apply_filters(view, filters, largest);
     self.team_.sync();
     self.find_races(view.interval(), filters.temperature, noise);
@@ -351,6 +353,7 @@ class BeamSelection {
   float origin_ = 0.0f;  // about the largest sum; see exact_value
   RowSmem smem_;
   RowTeam team_;
+  ViewSmem<Scores> view_;
   Scores scores_;
   Shared<float> of_tiles_;  // maxima of the logits; later the best values of a race
   Shared<int> count_;

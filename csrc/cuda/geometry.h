@@ -83,7 +83,7 @@ bool is_shaped(const ShapingParams& p, const Device& device) {
 template <DType kType>
 size_t shared_of(const RowLaunch& launch, int64_t vocab_size) {
   return RowScores<kType, true>::shared_bytes(launch, vocab_size) + RowSmem::bytes(launch.geometry) + RaceSmem::kBytes +
-         16;
+         ViewSmem<RowScores<kType, true>>::kBytes + 16;
 }
 
 // Sweeps that a kernel copies ahead: kDepth of the code that the device runs. The code for tests has the same for all.

@@ -62,12 +62,14 @@ struct ProcessRow {
   SharedMemory shared;
   RowSmem smem;
   RowTeam team;
+  ViewSmem<RowScores<kType, kShaped>> view;
   RowScores<kType, kShaped> scores;
 
   PYGEN_DEVICE ProcessRow(const ProcessParams& params, const RowLaunch& launch, void* workspace, int turn = 0)
       : row(blockIdx.x / launch.geometry.cluster),
         smem(launch.geometry, shared),
         team(launch.geometry.cluster, smem, turn),
+        view(shared),
         scores(params.shaping, launch, row, rank_in_row(launch.geometry),
                static_cast<uint32_t*>(workspace) + kCounterBytes / 4 + row * launch.extra.far_words, smem.slots,
                shared) {}
@@ -82,7 +84,7 @@ PYGEN_COLD void filter_whole_row(const ProcessParams& params, const RowLaunch& l
   Filters filters = filters_of(params.shaping, self.row);
   filters.temperature = temperature;
   const float largest = max_score / temperature;
-  RowView<RowScores<kType, kShaped>> view(self.scores, self.team, temperature, largest);
+  RowView<RowScores<kType, kShaped>> view(self.view, self.scores, self.team, temperature, largest);
   apply_filters(view, filters, largest);
   Kept{view.interval(), false, temperature}.write(words);
 }

@@ -179,16 +179,14 @@ PYGEN_DEVICE Racer race_exactly(const View& view, float largest, const RowNoise&
   return {racer.best, racer.second, winner.token, winner.score};
 }
 
-// The winner of the whole row's survivors. All threads of the row.
+// The best of the whole row's survivors, in float32. All threads of the row.
 template <typename View>
-PYGEN_DEVICE Racer race_row(const View& view, float largest, const RowNoise& noise, RowTeam& team,
-                            const RaceSmem& smem) {
+PYGEN_DEVICE Racer race_about(const View& view, const RowNoise& noise, RowTeam& team, const RaceSmem& smem) {
   Racer racer;
   view.for_each([&](float score, int token) { racer.offer(value_about(score, noise.about(token)), token, score); });
   send_best(racer, FasterRacer{}, team, smem.racers);
   team.sync();
-  racer = best_of_blocks(FasterRacer{}, team, smem.racers);
-  return racer.clear() ? racer : race_exactly(view, largest, noise, racer, team, smem);
+  return best_of_blocks(FasterRacer{}, team, smem.racers);
 }
 
 // The winner of a list's survivors, which begin with the largest unless `typical` removed it. All threads of the block

@@ -1,4 +1,4 @@
-// A view of common/filters.h over the whole row, for rows whose survivors are too many for a list: shared by all
+// RowView: a view of common/filters.h over the whole row, for rows whose survivors are too many for a list, shared by all
 // threads of all blocks of the row. Selections count digits, or steps and then list one of them; weights are integers,
 // so the result is exact and the same however the row is split.
 #pragma once
@@ -8,131 +8,48 @@
 
 namespace pygen::cuda {
 
+// Calls f(score over temperature, token) for the survivors of the slice, and for the extra tokens in the block that
+// leads.
+template <typename Scores, typename F>
+PYGEN_DEVICE void for_each_survivor(const Scores& row, const RowTeam& team, float temperature,
+                                    const Interval& survivors, const F& f) {
+  row.for_each_score(Scores::below_quotient(survivors.low, temperature), team.leads(), [&](float score, int token) {
+    score = temperature == 1.0f ? score : score / temperature;
+    if (survivors.keeps(score, token)) f(score, token);
+  });
+}
+
+// What a pass over a row needs, in shared memory: the functions below are not inlined, and as arguments these objects
+// would be in local memory. The same in all threads of a block.
 template <typename Scores>
-class RowView {
+struct ViewState {
+  Scores row;
+  RowSmem smem;
+  int cluster;
+  float temperature, largest;
+};
+
+template <typename Scores>
+struct ViewSmem {
+  Shared<ViewState<Scores>> state;
+  Shared<Interval> interval;  // of the survivors
+
+  PYGEN_DEVICE explicit ViewSmem(SharedMemory& shared)
+      : state(shared.take<ViewState<Scores>>(1)), interval(shared.take<Interval>(1)) {}
+  static constexpr size_t kBytes = (sizeof(ViewState<Scores>) + 15) / 16 * 16 + (sizeof(Interval) + 15) / 16 * 16;
+};
+
+// The passes over a row's survivors and what selections make of them: the code of a RowView that its callers share. All
+// threads of the row; barriers of the row before and behind.
+template <typename Scores>
+class ViewPasses {
  public:
-  // `row` was scanned and is ok; `largest`: its largest score over the temperature.
-  PYGEN_DEVICE RowView(const Scores& row, RowTeam& team, float temperature, float largest)
-      : row_(row), team_(team), temperature_(temperature), largest_(largest) {}
-
-  PYGEN_DEVICE const Interval& interval() const { return interval_; }
-  PYGEN_DEVICE void restrict_to(const Interval& interval) { interval_ = interval; }
-
-  // Calls f(score over temperature, token) for the survivors of the slice, and for the extra tokens in the block that
-  // leads.
-  template <typename F>
-  PYGEN_DEVICE void for_each(const F& f) const {
-    row_.for_each_score(Scores::below_quotient(interval_.low, temperature_), team_.leads(),
-                        [&](float score, int token) {
-                          score = temperature_ == 1.0f ? score : score / temperature_;
-                          if (interval_.keeps(score, token)) f(score, token);
-                        });
-  }
-
-  PYGEN_DEVICE uint64_t mass() const { return total(Total::kMass, 0.0f); }
-  PYGEN_DEVICE Distribution distribution() const { return distribution_of(mass(), total(Total::kEnergy, 0.0f)); }
-  PYGEN_COLD double standard_deviation() const {
-    uint64_t least = 0xFFFFFFFFu;
-    for_each([&](float score, int) {
-      const uint64_t key = ordered_key(score);
-      least = key < least ? key : least;
-    });
-    least = team_.reduce(least, Smaller{});
-    const double range = static_cast<double>(largest_) - value_of_key(static_cast<uint32_t>(least));
-    if (range == 0) return 0;
-    uint64_t count = 0, depth = 0, squared = 0;
-    for_each([&](float score, int) {
-      ++count;
-      depth += depth_of(score, largest_, range);
-      squared += squared_depth_of(score, largest_, range);
-    });
-    count = team_.reduce(count, Add{});
-    depth = team_.reduce(depth, Add{});
-    squared = team_.reduce(squared, Add{});
-    return standard_deviation_of(count, depth, squared, range);
-  }
-  PYGEN_DEVICE bool holds_at_least(float low, int n) const {
-    return total(Total::kCount, low) >= static_cast<uint64_t>(n);
-  }
-
-  PYGEN_DEVICE void keep_at_least(float low) { interval_.raise_low(low); }
-
-  PYGEN_DEVICE void keep_largest_and_ties(int n) {
-    const Boundary boundary = boundary_of(Weight::kCount, n, 0.0, Stay::kLowestIds);
-    if (boundary.known) {
-      keep_at_least(boundary.score);
-      return;
-    }
-    const Cut cut = select(Key::kScore, Weight::kCount, n, 0.0, 0.0f, 0.0f);
-    if (cut.found) keep_at_least(value_of_key(cut.key));
-  }
-
-  PYGEN_DEVICE void keep_largest(int n) { keep_first(Weight::kCount, n, 0.0, Stay::kLowestIds); }
-
-  PYGEN_DEVICE bool keep_nucleus(float p, int n) {
-    const Interval before = interval_;
-    if (p > 0) keep_first(Weight::kMass, 0, p, Stay::kHighestIds);
-    if (p == 0 || (n > 1 && !holds_at_least(-kInfinity, n))) {
-      interval_ = before;
-      keep_first(Weight::kCount, n, 0.0, Stay::kHighestIds);
-    }
-    return true;
-  }
-
-  PYGEN_DEVICE void keep_typical(float center, float p, int n) {
-    const Cut by_mass = select(Key::kNearness, Weight::kMass, 0, p, center, 0.0f);
-    uint32_t bar = by_mass.found ? by_mass.key : 0;
-    uint64_t excess = 0;
-    if (n > 1) {
-      const Cut by_count = select(Key::kNearness, Weight::kCount, n, 0.0, center, 0.0f);
-      if (by_count.found && by_count.key < bar) excess = by_count.above + by_count.at - n;
-      bar = !by_count.found ? 0 : by_count.key < bar ? by_count.key : bar;
-    }
-    uint64_t low = 0xFFFFFFFFu, high = 0;
-    for_each([&](float score, int) {
-      if (nearness(score, center) < bar) return;
-      const uint64_t key = ordered_key(score);
-      low = key < low ? key : low;
-      high = key > high ? key : high;
-    });
-    low = team_.reduce(low, Smaller{});
-    high = team_.reduce(high, Larger{});
-    keep_at_least(value_of_key(static_cast<uint32_t>(low)));
-    interval_.high = value_of_key(static_cast<uint32_t>(high));
-    if (excess > 0) drop_outermost(bar, center, excess);
-  }
-
-  // Sends the survivors, at most kListCapacity, to the leader's list, and returns how many.
-  PYGEN_COLD int list_survivors() const {
-    const RowSmem& smem = team_.smem();
-    if (thread_index() < 2) smem.counters.set(thread_index(), 0);
-    team_.sync();
-    const Shared<uint32_t> counters = team_.cluster() == 1 ? smem.counters : smem.counters.of_block(0);
-    const Shared<uint64_t> list = team_.cluster() == 1 ? smem.list : smem.list.of_block(0);
-    for_each([&](float score, int token) {
-      const uint32_t at = counters.add(0, 1);
-      if (at < kListCapacity) list.set(static_cast<int>(at), list_entry(score, token));
-    });
-    team_.sync();
-    return static_cast<int>(team_.from_leader(smem.counters.get(0)));
-  }
-
-  PYGEN_DEVICE void keep_top_h(float top_h) {
-    keep_largest(kTopHTokens);
-    const int count = list_survivors();
-    int kept = 0;
-    if (team_.leads()) {
-      SortedList list(team_.smem().list, count, team_.smem().sums, team_.smem().reduce, largest_, -1);
-      list.keep_top_h(top_h);
-      kept = list.end();
-    }
-    keep_largest(static_cast<int>(team_.from_leader(static_cast<uint64_t>(kept))));
-  }
-
- private:
+  using Smem = ViewSmem<Scores>;
   enum class Key { kScore, kNearness, kLowId, kHighId };
   enum class Weight { kCount, kMass };
   enum class Total { kMass, kEnergy, kCount };
+  // Which of the scores that equal the last stay.
+  enum class Stay { kLowestIds, kHighestIds, kAll };
 
   // The largest key at which the weight of all keys >= it reaches the target.
   struct Cut {
@@ -146,82 +63,192 @@ class RowView {
   PYGEN_DEVICE static uint32_t nearness(float score, float center) { return ~bits_of(fabsf(score - center)); }
 
   // Over the survivors; kCount: over those that reach `low`.
-  PYGEN_COLD uint64_t total(Total of, float low) const {
+  PYGEN_COLD static uint64_t total(Smem smem, Total of, float low) {
+    ViewPasses self(smem);
     uint64_t sum = 0;
-    for_each([&](float score, int) {
-      sum += of == Total::kMass     ? mass_of(score, largest_)
-             : of == Total::kEnergy ? energy_of(score, largest_)
+    self.for_each([&](float score, int) {
+      sum += of == Total::kMass     ? mass_of(score, self.largest_)
+             : of == Total::kEnergy ? energy_of(score, self.largest_)
                                     : static_cast<uint64_t>(score >= low);
     });
-    return team_.reduce(sum, Add{});
+    sum = self.team_.reduce(sum, Add{});
+    self.team_.sync();
+    return sum;
   }
 
-  // Which of equal scores stay where not all do.
-  enum class Stay { kLowestIds, kHighestIds };
+  PYGEN_COLD static double standard_deviation(Smem smem) {
+    ViewPasses self(smem);
+    uint64_t least = 0xFFFFFFFFu;
+    self.for_each([&](float score, int) {
+      const uint64_t key = ordered_key(score);
+      least = key < least ? key : least;
+    });
+    least = self.team_.reduce(least, Smaller{});
+    const double range = static_cast<double>(self.largest_) - value_of_key(static_cast<uint32_t>(least));
+    uint64_t count = 0, depth = 0, squared = 0;
+    if (range != 0)
+      self.for_each([&](float score, int) {
+        ++count;
+        depth += depth_of(score, self.largest_, range);
+        squared += squared_depth_of(score, self.largest_, range);
+      });
+    count = self.team_.reduce(count, Add{});
+    depth = self.team_.reduce(depth, Add{});
+    squared = self.team_.reduce(squared, Add{});
+    self.team_.sync();
+    return range == 0 ? 0 : standard_deviation_of(count, depth, squared, range);
+  }
 
-  // The largest survivors up to a weight.
-  PYGEN_COLD void keep_first(Weight weight, uint64_t target, double share, Stay stay) {
-    const Boundary boundary = boundary_of(weight, target, share, stay);
+  // Keeps the largest survivors up to a weight.
+  PYGEN_COLD static void keep_first(Smem smem, Weight weight, uint64_t target, double share, Stay stay) {
+    ViewPasses self(smem);
+    const Boundary boundary = self.boundary_of(weight, target, share, stay);
+    self.team_.sync();
     if (boundary.known) {
-      if (boundary.score > -kInfinity) keep_down_to(boundary.score, boundary.token, stay);
+      if (boundary.score > -kInfinity) keep_down_to(smem, boundary.score, boundary.token, stay);
       return;
     }
-    const Cut cut = select(Key::kScore, weight, target, share, 0.0f, 0.0f);
+    const Cut cut = select(smem, Key::kScore, weight, target, share, 0.0f, 0.0f);
     if (!cut.found) return;
     const float score = value_of_key(cut.key);
-    const uint64_t each = weight == Weight::kCount ? 1 : mass_of(score, largest_);
+    const uint64_t each = weight == Weight::kCount ? 1 : mass_of(score, self.largest_);
     const uint64_t kept = (cut.target - cut.above + each - 1) / each;
-    keep_at_least(score);
-    if (kept >= cut.at / each) return;
+    change(smem, [&](Interval& interval) { interval.raise_low(score); });
+    if (stay == Stay::kAll || kept >= cut.at / each) return;
     const bool lowest = stay == Stay::kLowestIds;
-    const Cut ids = select(lowest ? Key::kLowId : Key::kHighId, Weight::kCount, kept, 0.0, score, score);
-    keep_down_to(score, static_cast<int>(lowest ? ~ids.key : ids.key), stay);
+    const Cut ids = select(smem, lowest ? Key::kLowId : Key::kHighId, Weight::kCount, kept, 0.0, score, score);
+    keep_down_to(smem, score, static_cast<int>(lowest ? ~ids.key : ids.key), stay);
+  }
+
+  PYGEN_COLD static void keep_typical(Smem smem, float center, float p, int n) {
+    const Cut by_mass = select(smem, Key::kNearness, Weight::kMass, 0, p, center, 0.0f);
+    uint32_t bar = by_mass.found ? by_mass.key : 0;
+    uint64_t excess = 0;
+    if (n > 1) {
+      const Cut by_count = select(smem, Key::kNearness, Weight::kCount, n, 0.0, center, 0.0f);
+      if (by_count.found && by_count.key < bar) excess = by_count.above + by_count.at - n;
+      bar = !by_count.found ? 0 : by_count.key < bar ? by_count.key : bar;
+    }
+    ViewPasses self(smem);
+    uint64_t low = 0xFFFFFFFFu, high = 0;
+    self.for_each([&](float score, int) {
+      if (nearness(score, center) < bar) return;
+      const uint64_t key = ordered_key(score);
+      low = key < low ? key : low;
+      high = key > high ? key : high;
+    });
+    low = self.team_.reduce(low, Smaller{});
+    high = self.team_.reduce(high, Larger{});
+    self.team_.sync();
+    change(smem, [&](Interval& interval) {
+      interval.raise_low(value_of_key(static_cast<uint32_t>(low)));
+      interval.high = value_of_key(static_cast<uint32_t>(high));
+    });
+    if (excess > 0) drop_outermost(smem, bar, center, excess);
+  }
+
+  // Sends the survivors, at most kListCapacity, to the leader's list, and returns how many.
+  PYGEN_COLD static int list_survivors(Smem smem) {
+    ViewPasses self(smem);
+    const RowSmem& of_row = self.team_.smem();
+    if (thread_index() < 2) of_row.counters.set(thread_index(), 0);
+    self.team_.sync();
+    self.for_each([&](float score, int token) { self.send(score, token); });
+    self.team_.sync();
+    const int count = static_cast<int>(self.team_.from_leader(of_row.counters.get(0)));
+    self.team_.sync();
+    return count;
+  }
+
+  // Changes the survivors; the same in all threads of a block.
+  template <typename Change>
+  PYGEN_DEVICE static void change(const Smem& smem, const Change& how) {
+    Interval interval = smem.interval.get(0);
+    how(interval);
+    __syncthreads();
+    if (thread_index() == 0) smem.interval.set(0, interval);
+    __syncthreads();
+  }
+
+ private:
+  PYGEN_DEVICE explicit ViewPasses(const Smem& smem) : ViewPasses(smem.state.get(0), smem.interval.get(0)) {
+    team_.sync();
+  }
+  PYGEN_DEVICE ViewPasses(const ViewState<Scores>& state, const Interval& interval)
+      : row_(state.row),
+        team_(state.cluster, state.smem),
+        temperature_(state.temperature),
+        largest_(state.largest),
+        interval_(interval) {}
+
+  template <typename F>
+  PYGEN_DEVICE void for_each(const F& f) const {
+    for_each_survivor(row_, team_, temperature_, interval_, f);
+  }
+
+  // To the list of the block that leads.
+  PYGEN_DEVICE void send(float score, int token) const {
+    const RowSmem& smem = team_.smem();
+    const Shared<uint32_t> counters = team_.cluster() == 1 ? smem.counters : smem.counters.of_block(0);
+    const Shared<uint64_t> list = team_.cluster() == 1 ? smem.list : smem.list.of_block(0);
+    const uint32_t at = counters.add(0, 1);
+    if (at < kListCapacity) list.set(static_cast<int>(at), list_entry(score, token));
   }
 
   // `token`: the last, or the first, to stay of the survivors with this score.
-  PYGEN_DEVICE void keep_down_to(float score, int token, Stay stay) {
-    keep_at_least(score);
-    (stay == Stay::kLowestIds ? interval_.last_id : interval_.first_id) = token;
+  PYGEN_DEVICE static void keep_down_to(const Smem& smem, float score, int token, Stay stay) {
+    change(smem, [&](Interval& interval) {
+      interval.raise_low(score);
+      if (stay == Stay::kAll) return;
+      (stay == Stay::kLowestIds ? interval.last_id : interval.first_id) = token;
+    });
   }
 
   // Removes `excess` of the two outermost scores, the highest ids of both, where their nearness is `bar`.
-  PYGEN_DEVICE void drop_outermost(uint32_t bar, float center, uint64_t excess) {
-    const bool low_too = nearness(interval_.low, center) == bar, high_too = nearness(interval_.high, center) == bar;
-    const float low = low_too ? interval_.low : interval_.high, high = high_too ? interval_.high : interval_.low;
-    const Cut cut = select(Key::kHighId, Weight::kCount, excess, 0.0, low, high);
+  PYGEN_DEVICE static void drop_outermost(const Smem& smem, uint32_t bar, float center, uint64_t excess) {
+    const Interval survivors = smem.interval.get(0);
+    const bool low_too = nearness(survivors.low, center) == bar, high_too = nearness(survivors.high, center) == bar;
+    const float low = low_too ? survivors.low : survivors.high, high = high_too ? survivors.high : survivors.low;
+    const Cut cut = select(smem, Key::kHighId, Weight::kCount, excess, 0.0, low, high);
     if (!cut.found) return;
     const int last = static_cast<int>(cut.key) - 1;
-    if (low_too) interval_.last_id = last < interval_.last_id ? last : interval_.last_id;
-    if (high_too) interval_.until_id = last;
+    change(smem, [&](Interval& interval) {
+      if (low_too) interval.last_id = last < interval.last_id ? last : interval.last_id;
+      if (high_too) interval.until_id = last;
+    });
   }
 
   // `share`: of the weight of all survivors; 0: `target` is the weight. `about`: the center of kNearness; of kLowId and
   // kHighId only tokens with scores equal to `about` or `also` count.
-  PYGEN_COLD Cut select(Key kind, Weight weight, uint64_t target, double share, float about, float also) const {
+  PYGEN_COLD static Cut select(Smem smem, Key kind, Weight weight, uint64_t target, double share, float about,
+                               float also) {
+    ViewPasses self(smem);
     constexpr int kDigits = kListCapacity;
-    const WideSums& sums = team_.smem().sums;
+    const WideSums& sums = self.team_.smem().sums;
     Cut cut{true, 0, 0, 0, target};
     int shift = 32;
-    for (const int bits : {11, 11, 10}) {
-      const int known = shift;
+#pragma unroll 1
+    while (shift > 0) {
+      const int known = shift, bits = shift > 10 ? 11 : 10;
       shift -= bits;
       for (int i = thread_index(); i < kDigits; i += kThreads) sums.set(i, 0);
       __syncthreads();
-      for_each([&](float score, int token) {
+      self.for_each([&](float score, int token) {
         if ((kind == Key::kLowId || kind == Key::kHighId) && score != about && score != also) return;
         const uint32_t key = kind == Key::kScore      ? ordered_key(score)
                              : kind == Key::kNearness ? nearness(score, about)
                              : kind == Key::kLowId    ? ~static_cast<uint32_t>(token)
                                                       : static_cast<uint32_t>(token);
         if (known < 32 && key >> known != cut.key >> known) return;
-        const uint64_t own = weight == Weight::kCount ? 1 : mass_of(score, largest_);
+        const uint64_t own = weight == Weight::kCount ? 1 : mass_of(score, self.largest_);
         if (own > 0) sums.add(static_cast<int>(key >> shift & ((1u << bits) - 1)), own);
       });
-      const uint64_t digit = take_digit(share, cut);
-      if (!cut.found) return cut;
+      const uint64_t digit = self.take_digit(share, cut);
+      if (!cut.found) break;
       cut.key |= static_cast<uint32_t>(digit) << shift;
       share = 0.0;
     }
+    self.team_.sync();
     return cut;
   }
 
@@ -243,35 +270,39 @@ class RowView {
 
   // The survivor, largest first, at which a weight is reached. Unlike `select` it also finds the id, but only where few
   // scores share a step: it counts steps, once or twice, and lists the scores of one.
-  PYGEN_COLD Boundary boundary_of(Weight weight, uint64_t target, double share, Stay stay) const {
+  PYGEN_DEVICE Boundary boundary_of(Weight weight, uint64_t target, double share, Stay stay) {
     const RowSmem& smem = team_.smem();
     const auto weight_of = [&](float score) { return weight == Weight::kCount ? 1 : mass_of(score, largest_); };
     Cut cut{true, 0, 0, 0, target};
     int step = 0, part = -1;
-    for (int round = 0; round < 2; ++round) {
-      for (int i = thread_index(); i < kListCapacity; i += kThreads) smem.sums.set(i, 0);
-      if (thread_index() < 2) smem.counters.set(thread_index(), 0);
+    // Counts steps, then perhaps the parts of one, and lists what is left: one loop, so that the pass is there once.
+#pragma unroll 1
+    for (int round = 0;; ++round) {
+      const bool lists = round == 2;
+      if (!lists)
+        for (int i = thread_index(); i < kListCapacity; i += kThreads) smem.sums.set(i, 0);
+      if (thread_index() < 2 && round == 0) smem.counters.set(thread_index(), 0);
       __syncthreads();
-      for_each([&](float score, int) {
-        if (round == 1 && step_of(score, false) != step) return;
+      for_each([&](float score, int token) {
+        if (round > 0 && step_of(score, false) != step) return;
+        if (lists && part >= 0 && step_of(score, true) != part) return;
         const uint64_t own = weight_of(score);
-        if (own > 0) smem.sums.add(kListCapacity - 1 - step_of(score, round == 1), own);
+        if (own == 0) return;
+        if (lists) {
+          send(score, token);
+        } else {
+          smem.sums.add(kListCapacity - 1 - step_of(score, round == 1), own);
+        }
       });
+      if (lists) break;
       const uint64_t digit = take_digit(share, cut);
       if (!cut.found) return {true, -kInfinity, 0};
       (round == 0 ? step : part) = kListCapacity - 1 - static_cast<int>(digit);
       if (step == kListCapacity - 1) return {false, 0.0f, 0};
       const uint64_t least = weight_of(largest_ - (step + 1) / kStepsPerUnit);
-      if (least > 0 && cut.at / least <= kListCapacity) break;
+      if (least > 0 && cut.at / least <= kListCapacity) round = 1;
       share = 0.0;
     }
-    const Shared<uint32_t> counters = team_.cluster() == 1 ? smem.counters : smem.counters.of_block(0);
-    const Shared<uint64_t> to = team_.cluster() == 1 ? smem.list : smem.list.of_block(0);
-    for_each([&](float score, int token) {
-      if (step_of(score, false) != step || (part >= 0 && step_of(score, true) != part) || weight_of(score) == 0) return;
-      const uint32_t at = counters.add(0, 1);
-      if (at < kListCapacity) to.set(static_cast<int>(at), list_entry(score, token));
-    });
     team_.sync();
     uint64_t entry = 0;
     if (const int count = static_cast<int>(smem.counters.get(0)); team_.leads() && count <= kListCapacity) {
@@ -286,7 +317,7 @@ class RowView {
 
   // The end of a count of digits: the digit at which the target is reached, the leader's for all. `share`: where it is
   // not 0, of all that was counted, the target.
-  PYGEN_DEVICE uint64_t take_digit(double share, Cut& cut) const {
+  PYGEN_DEVICE uint64_t take_digit(double share, Cut& cut) {
     const WideSums& sums = team_.smem().sums;
     team_.sync();
     if (!team_.leads()) {
@@ -337,11 +368,90 @@ class RowView {
     return digit;
   }
 
+  const Scores row_;
+  RowTeam team_;
+  const float temperature_, largest_;
+  const Interval interval_;
+};
+
+template <typename Scores>
+class RowView {
+ public:
+  using Passes = ViewPasses<Scores>;
+
+  // `row` was scanned and is ok; `largest`: its largest score over the temperature.
+  PYGEN_DEVICE RowView(const ViewSmem<Scores>& smem, const Scores& row, const RowTeam& team, float temperature,
+                       float largest)
+      : smem_(smem), row_(row), team_(team), temperature_(temperature), largest_(largest) {
+    if (thread_index() == 0) {
+      smem_.state.set(0, ViewState<Scores>{row, team.smem(), team.cluster(), temperature, largest});
+      smem_.interval.set(0, Interval{});
+    }
+    __syncthreads();
+  }
+
+  PYGEN_DEVICE Interval interval() const { return smem_.interval.get(0); }
+  PYGEN_DEVICE void restrict_to(const Interval& to) {
+    Passes::change(smem_, [&](Interval& interval) { interval = to; });
+  }
+
+  // Calls f(score over temperature, token) for the survivors of the slice, and for the extra tokens in the block that
+  // leads.
+  template <typename F>
+  PYGEN_DEVICE void for_each(const F& f) const {
+    for_each_survivor(row_, team_, temperature_, interval(), f);
+  }
+
+  PYGEN_DEVICE uint64_t mass() const { return Passes::total(smem_, Passes::Total::kMass, 0.0f); }
+  PYGEN_DEVICE Distribution distribution() const {
+    return distribution_of(mass(), Passes::total(smem_, Passes::Total::kEnergy, 0.0f));
+  }
+  PYGEN_DEVICE double standard_deviation() const { return Passes::standard_deviation(smem_); }
+  PYGEN_DEVICE bool holds_at_least(float low, int n) const {
+    return Passes::total(smem_, Passes::Total::kCount, low) >= static_cast<uint64_t>(n);
+  }
+  PYGEN_DEVICE int list_survivors() const { return Passes::list_survivors(smem_); }
+
+  PYGEN_DEVICE void keep_at_least(float low) {
+    Passes::change(smem_, [&](Interval& interval) { interval.raise_low(low); });
+  }
+  PYGEN_DEVICE void keep_largest_and_ties(int n) {
+    Passes::keep_first(smem_, Passes::Weight::kCount, n, 0.0, Passes::Stay::kAll);
+  }
+  PYGEN_DEVICE void keep_largest(int n) {
+    Passes::keep_first(smem_, Passes::Weight::kCount, n, 0.0, Passes::Stay::kLowestIds);
+  }
+  PYGEN_DEVICE bool keep_nucleus(float p, int n) {
+    const Interval before = interval();
+    if (p > 0) Passes::keep_first(smem_, Passes::Weight::kMass, 0, p, Passes::Stay::kHighestIds);
+    if (p == 0 || (n > 1 && !holds_at_least(-kInfinity, n))) {
+      restrict_to(before);
+      Passes::keep_first(smem_, Passes::Weight::kCount, n, 0.0, Passes::Stay::kHighestIds);
+    }
+    return true;
+  }
+  PYGEN_DEVICE void keep_typical(float center, float p, int n) { Passes::keep_typical(smem_, center, p, n); }
+
+  PYGEN_DEVICE void keep_top_h(float top_h) {
+    keep_largest(kTopHTokens);
+    const int count = list_survivors();
+    RowTeam team(team_);
+    int kept = 0;
+    if (team.leads()) {
+      SortedList list(team.smem().list, count, team.smem().sums, team.smem().reduce, largest_, -1);
+      list.keep_top_h(top_h);
+      kept = list.end();
+    }
+    kept = static_cast<int>(team.from_leader(static_cast<uint64_t>(kept)));
+    team.sync();
+    keep_largest(kept);
+  }
+
+ private:
+  const ViewSmem<Scores> smem_;
   const Scores& row_;
-  RowTeam& team_;
-  float temperature_;
-  float largest_;
-  Interval interval_;
+  const RowTeam& team_;
+  const float temperature_, largest_;
 };
 
 }  // namespace pygen::cuda

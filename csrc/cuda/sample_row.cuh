@@ -85,6 +85,7 @@ struct SampleRow {
   RowSmem smem;
   RaceSmem race;
   RowTeam team;
+  ViewSmem<Scores> view;
   Scores scores;
 
   PYGEN_DEVICE SampleRow(const SampleParams& all, const RowLaunch& launch, void* workspace, int turn = 0)
@@ -93,6 +94,7 @@ struct SampleRow {
         smem(launch.geometry, shared),
         race(shared),
         team(launch.geometry.cluster, smem, turn),
+        view(shared),
         scores(all.shaping, launch, row, rank_in_row(launch.geometry),
                static_cast<uint32_t*>(workspace) + kCounterBytes / 4 + row * launch.extra.far_words, smem.slots,
                shared) {}
@@ -223,13 +225,14 @@ PYGEN_COLD int draw_from_row(const SampleParams& params, const RowLaunch& launch
   const float largest = decision.max_score / filters.temperature;
   const RowNoise noise = self.noise();
   Racer racer = decision.racer;
-  RowView<typename SampleRow<kType, kRows>::Scores> view(self.scores, self.team, filters.temperature, largest);
+  RowView<typename SampleRow<kType, kRows>::Scores> view(self.view, self.scores, self.team, filters.temperature,
+                                                         largest);
   if (decision.draw == Draw::kFilter) {
     apply_filters(view, filters, largest);
-    racer = race_row(view, largest, noise, self.team, self.race);
-  } else if (decision.draw == Draw::kFinishRace) {
-    racer = race_exactly(view, largest, noise, racer, self.team, self.race);
+    racer = race_about(view, noise, self.team, self.race);
   }
+  if (decision.draw != Draw::kKnown && !racer.clear())
+    racer = race_exactly(view, largest, noise, racer, self.team, self.race);
   if (results.wants_logprobs()) {
     const LogSum log_sum = log_sum_exp(largest, static_cast<double>(view.mass()));
     if (self.team.leads()) results.write_logprob(racer.score, log_sum);

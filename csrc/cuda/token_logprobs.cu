@@ -28,12 +28,14 @@ struct LogprobRow {
   SharedMemory shared;
   RowSmem smem;
   RowTeam team;
+  ViewSmem<RowScores<kType, false>> view;
   RowScores<kType, false> scores;
 
   PYGEN_DEVICE LogprobRow(const ShapingParams& logits, const RowLaunch& launch, int turn = 0)
       : row(blockIdx.x / launch.geometry.cluster),
         smem(launch.geometry, shared),
         team(launch.geometry.cluster, smem, turn),
+        view(shared),
         scores(logits, launch, row, rank_in_row(launch.geometry), nullptr, smem.slots, shared) {}
 };
 
@@ -47,7 +49,7 @@ PYGEN_COLD void write_top_of_row(const LogprobParams& params, const ShapingParam
                                  float largest, const LogSum& log_sum, int extra_count, int turn) {
   LogprobRow<kType> self(logits, launch, turn);
   self.scores.resume(extra_count);
-  RowView<RowScores<kType, false>> view(self.scores, self.team, 1.0f, largest);
+  RowView<RowScores<kType, false>> view(self.view, self.scores, self.team, 1.0f, largest);
   write_top_of_view(top_of(params, self.row), view, self.team, largest, log_sum);
   self.team.sync();
 }

@@ -104,10 +104,10 @@ struct Share {
 
 // The token that wins; -1 where none has a share. All threads of the row.
 template <DType kType>
-PYGEN_COLD int race_shares(const PositionScores<kType>& scores, const Share& share, const RowNoise& noise,
-                           RowTeam& team, const RaceSmem& smem) {
+PYGEN_COLD int race_shares(const ViewSmem<PositionScores<kType>>& view_smem, const PositionScores<kType>& scores,
+                           const Share& share, const RowNoise& noise, RowTeam& team, const RaceSmem& smem) {
   const float temperature = share.target.temperature;
-  const RowView<PositionScores<kType>> view(scores, team, temperature, share.target.largest);
+  const RowView<PositionScores<kType>> view(view_smem, scores, team, temperature, share.target.largest);
   Racer own;
   view.for_each([&](float score, int token) {
     const float value = value_about(score, noise.about(token));
@@ -128,13 +128,15 @@ template <DType kDType>
 class Verification {
  public:
   PYGEN_DEVICE Verification(const DraftParams& params, int64_t row, const RowLaunch& target, const RowLaunch& draft,
-                            RowTeam& team, const RaceSmem& race_smem, const SharedMemory& shared)
+                            RowTeam& team, const RaceSmem& race_smem, const ViewSmem<PositionScores<kDType>>& view,
+                            const SharedMemory& shared)
       : params_(params),
         row_(row),
         target_(target),
         draft_(draft),
         team_(team),
         race_smem_(race_smem),
+        view_(view),
         shared_(shared),
         temperature_(knob_at(params.temperature, row)) {}
 
@@ -186,10 +188,10 @@ class Verification {
       weights = has_scores ? Weights::kResidual : Weights::kOthers;
     }
     const RowNoise noise(params_, row_, draft_step(params_, row_, position));
-    token_ = race_shares(scores, Share{weights, target, draft, draft_id}, noise, team_, race_smem_);
+    token_ = race_shares(view_, scores, Share{weights, target, draft, draft_id}, noise, team_, race_smem_);
     // Through rounding there may be no residual; and given noise may be NaN everywhere.
     if (token_ < 0 && draft_id >= 0)
-      token_ = race_shares(scores, Share{Weights::kTarget, target, draft, draft_id}, noise, team_, race_smem_);
+      token_ = race_shares(view_, scores, Share{Weights::kTarget, target, draft, draft_id}, noise, team_, race_smem_);
     if (token_ < 0) token_ = 0;
     return false;
   }
@@ -218,6 +220,7 @@ class Verification {
   const RowLaunch& draft_;
   RowTeam& team_;
   const RaceSmem& race_smem_;
+  const ViewSmem<PositionScores<kDType>>& view_;
   const SharedMemory& shared_;  // free for the scores of one position after the other
   const float temperature_;
   int token_ = 0;
@@ -230,9 +233,10 @@ __global__ void __launch_bounds__(kThreads)
   SharedMemory shared;
   const RowSmem smem(target.geometry, shared);
   const RaceSmem race_smem(shared);
+  const ViewSmem<PositionScores<kDType>> view(shared);
   RowTeam team(target.geometry.cluster, smem);
   const int64_t row = blockIdx.x / target.geometry.cluster;
-  Verification<kDType>(params, row, target, draft, team, race_smem, shared).run();
+  Verification<kDType>(params, row, target, draft, team, race_smem, view, shared).run();
 }
 
 template <DType kDType>
