@@ -57,7 +57,7 @@ class Kernel:
     name: str
     registers: int
     stack: int  # with the functions that it calls
-    shared: int  # static
+    shared: int  # static, with the 1,024 bytes that CUDA takes from every block
     max_threads: int  # launch bounds; 1024 without
     size: int
     symbol: int
@@ -96,7 +96,7 @@ def kernels(cubin: bytes) -> list[Kernel]:
             continue
         kernel = name_.removeprefix(".text.")
         symbol = functions[kernel]
-        threads, shared = 1024, 0
+        threads, shared = 1024, 1024
         for other, its in zip(names, sections, strict=True):
             if other == f".nv.info.{kernel}":
                 for attribute, data in _attributes(cubin[its.offset : its.offset + its.size]):

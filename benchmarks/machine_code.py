@@ -1,6 +1,7 @@
 """Counts in the machine code of the CUDA kernels: instructions per logit, loads in flight, registers, size.
 
-python -m benchmarks.machine_code --kernel sample     # the loops of the built extension that read logits
+python -m benchmarks.machine_code --table             # the counts with limits, in the built extension
+python -m benchmarks.machine_code --kernel sample     # its loops that read logits
 python -m benchmarks.machine_code --cubin FILE        # those of another cubin, object file or extension
 """
 
@@ -11,7 +12,7 @@ import re
 from collections.abc import Sized
 from pathlib import Path
 
-from benchmarks import cubin
+from benchmarks import code_table, cubin
 from benchmarks.scans import Scan, blocks_per_multiprocessor, scans
 
 
@@ -64,16 +65,28 @@ def short(name: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="print the table of benchmarks/README.md")
+    parser.add_argument("--write", action="store_true", help="write that table")
     parser.add_argument("--kernel", default="", help="regular expression: which mangled names")
-    parser.add_argument(
-        "--cubin", type=Path, help="a cubin, an object file or an extension; default: the built extension"
-    )
+    files = "cubins, object files or extensions; default: the built extension"
+    parser.add_argument("--cubin", type=Path, nargs="+", help=files)
     parser.add_argument("--without", nargs="*", default=[], help="leave out blocks with an instruction that matches")
     parser.add_argument("--shared", type=int, default=0, help="dynamic shared memory of a block, in bytes")
     parser.add_argument("--arch", default="sm_90")
     parser.add_argument("--listing", action="store_true", help="print the instructions that were counted")
     arguments = parser.parse_args()
-    for content in cubin.cubins(arguments.cubin or cubin.extension(), arguments.arch):
+    paths = arguments.cubin or [cubin.extension()]
+    if arguments.write:
+        code_table.write(code_table.Code(*paths))
+    elif arguments.table:
+        print(code_table.table(code_table.Code(*paths)), end="")
+    else:
+        for path in paths:
+            report(path, arguments)
+
+
+def report(path: Path, arguments: argparse.Namespace) -> None:
+    for content in cubin.cubins(path, arguments.arch):
         for kernel in cubin.kernels(content):
             if not re.search(arguments.kernel, kernel.name):
                 continue

@@ -14,6 +14,7 @@ _FUNCTION = re.compile(r"^\s*\.type\s+(\S+),@function")
 _TARGET = re.compile(r"`\((\.L_\w+)\)")
 # A converged warp never takes the branch of BRA.DIV, which leads to a slow form of a shuffle or vote.
 _NEVER_TAKEN = "BRA.DIV"
+_ENDS = ("EXIT", "RET.REL.NODEC", "RET.ABS.NODEC")
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Function:
 
     def whole(self) -> Loop:
         """The function as a loop of one turn: from its entry to any end."""
-        ends = {at for at, block in self.blocks.items() if not block.after}
+        ends = {at for at, block in self.blocks.items() if block.code[-1].opcode in _ENDS or not block.after}
         return Loop(self.entry, ends, set(self.blocks), self.loops)
 
     def frame(self) -> int:

@@ -11,13 +11,12 @@ from benchmarks import cubin, sass
 # A multiprocessor of sm_90.
 REGISTERS = 65_536
 SHARED = 233_472
-SHARED_RESERVED = 1_024  # per block
 THREADS = 2_048
 BLOCKS = 32
 
 VECTOR = 16  # bytes of a load
-_COPY = r"\bLDGSTS\S*\.128"
-LOAD = r"\bLDG\.\S*128|" + _COPY
+COPY = r"\bLDGSTS\S*\.128"
+LOAD = r"\bLDG\.\S*128|" + COPY
 _CONVERSION = r"^(I2F|F2I|I2FP|F2F)\b"
 
 
@@ -26,7 +25,7 @@ def blocks_per_multiprocessor(kernel: cubin.Kernel, shared: int) -> int:
     warps = -(-kernel.max_threads // 32)
     of_warp = -(-kernel.registers * 32 // 256) * 256
     by_registers = 4 * (REGISTERS // 4 // of_warp) // warps
-    by_shared = SHARED // (kernel.shared + shared + SHARED_RESERVED)
+    by_shared = SHARED // (kernel.shared + shared)
     return min(by_registers, by_shared, THREADS // (32 * warps), BLOCKS)
 
 
@@ -95,7 +94,7 @@ def count(code: Sequence[sass.Instruction], pattern: str) -> int:
 
 def _copies_in_flight(code: Sequence[sass.Instruction]) -> int:
     """Asynchronous copies in flight before the wait: it lets the newest groups run on."""
-    groups, copies = count(code, r"^LDGDEPBAR"), count(code, _COPY)
+    groups, copies = count(code, r"^LDGDEPBAR"), count(code, COPY)
     waits = [int(match[1], 16) for one in code if (match := re.match(r"DEPBAR\.LE SB0, (0x\w+)", one.text))]
     return (max(waits) + 1) * copies // groups if waits and groups else copies
 

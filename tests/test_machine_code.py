@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import cubin, sass, scans
+from benchmarks import code_table, cubin, machine_code, sass, scans
+from pygen import _C
 
 # A loop as nvdisasm prints it: a rare branch of two instructions that joins again, an inner loop, a slow form of a
 # shuffle that a converged warp never takes, and a copy that the loop waits for seven turns later.
@@ -37,7 +38,7 @@ kernel:
 
 
 def scan_of(listing: str, without: tuple[str, ...] = ()) -> scans.Scan:
-    kernel = cubin.Kernel("kernel", registers=64, stack=0, shared=0, max_threads=512, size=0, symbol=0, cubin=b"")
+    kernel = cubin.Kernel("kernel", registers=64, stack=0, shared=1024, max_threads=512, size=0, symbol=0, cubin=b"")
     kernel.__dict__["functions"] = sass.parse(listing)
     (scan,) = scans.scans(kernel, without)
     return scan
@@ -141,3 +142,46 @@ def test_ways_through_a_whole_function() -> None:
     assert [one.address for one in fewer.code] == [0x0, 0x10, 0x20, 0x30, 0x40]
     assert [one.address for one in function.before(barrier, scans.LOAD)] == [0x50]
     assert function.frame() == 32
+
+
+@pytest.fixture(scope="module")
+def code() -> code_table.Code:
+    build = _C.build_info()
+    if not build["cuda"]:
+        pytest.skip(f"built without CUDA: {build['cuda_reason']}")
+    if "sm_90" not in build["cuda_archs"]:
+        pytest.skip(f"built for {', '.join(build['cuda_archs'])}, not for sm_90")
+    return code_table.Code(cubin.extension())
+
+
+@pytest.mark.parametrize("row", code_table.COUNTS, ids=lambda row: row.what)
+def test_limits(row: code_table.Count, code: code_table.Code, capsys: pytest.CaptureFixture[str]) -> None:
+    for dtype in code_table.DTYPES:
+        subject = row.subject(code, dtype)
+        value = row.value(subject)
+        with capsys.disabled():
+            print(f"\n{row.what}, {dtype}: {value:,.0f}, must be {row.rule}")
+            if isinstance(subject, scans.Scan):
+                print(machine_code.describe(subject, shared=0))
+        if isinstance(subject, scans.Scan):
+            print(*subject.way.code, sep="\n")
+        if dtype in row.binding:
+            assert row.holds(value), f"{row.what}, {dtype}: {value:,.1f}, must be {row.rule}"
+
+
+def test_the_table_in_the_readme(code: code_table.Code) -> None:
+    """Within a tenth: another compiler or a small change may move a count a little."""
+    written = code_table.README.read_text().split(code_table.BEGIN)[1].split(code_table.END)[0].splitlines()
+    built = code_table.table(code).splitlines()
+    assert written[:2] == built[:2]
+    for was, now in zip(written[2:], built[2:], strict=True):
+        (*words, was_counts), (*built_words, now_counts) = split(was), split(now)
+        hint = f"run `{code_table.COMMAND}`"
+        assert words == built_words, hint
+        assert was_counts == pytest.approx(now_counts, rel=0.1), f"{was}, now {now}: {hint}"
+
+
+def split(line: str) -> tuple[str, str, list[float]]:
+    """The words of a row of the table, its rule and its counts."""
+    _, what, rule, *counts, _ = line.split("|")
+    return what, rule, [float(one.replace(",", "")) for one in counts]
