@@ -16,15 +16,17 @@ class BeamSelection {
   using Scores = RowScores<kDType, kShaped>;
   static constexpr int kCount = Scores::kCount;
 
-  // `far`: the workspace for extra tokens.
+  // `far`: the workspace for extra tokens. `turn`: of the team of an object that this one goes on for.
   PYGEN_DEVICE BeamSelection(const BeamParams& params, const RowLaunch& plan, int64_t beam, uint32_t* far,
-                             SharedMemory& memory)
+                             SharedMemory& memory, int turn = 0)
       : params_(params),
+        plan_(plan),
+        far_(far),
         beam_(beam),
         row_(params.slots[beam]),
         running_(params.running_scores[beam]),
         smem_(plan.geometry, memory),
-        team_(plan.geometry.cluster, smem_),
+        team_(plan.geometry.cluster, smem_, turn),
         view_(memory),
         scores_(params.shaping, plan, row_, rank_in_row(plan.geometry), far + row_ * plan.extra.far_words, smem_.slots,
                 memory),
@@ -192,25 +194,35 @@ class BeamSelection {
       listed = filter_list(scores_, smem_, filters, largest, 0,
                            [&](const SortedList& list, double) { offer_draws(list.begin(), list.end()); });
     if (team_.from_leader(static_cast<uint64_t>(listed)) != 0) return;
-    best_ = draw_from_row(*this, filters, largest);
-    team_.sync();
+    draw_from_row(params_, plan_, beam_, far_, filters.temperature, largest, scores_.log_softmax(),
+                  scores_.extra().count(), team_.turn());
   }
 
-  // Where no list is enough. Takes `self` by value, so that only the copy leaves the registers, and returns the best.
-  PYGEN_COLD static BestOf<kDraws> draw_from_row(BeamSelection self, Filters filters, float largest) {
-    const RowNoise noise(self.params_, self.beam_, step_of(self.params_));
-    RowView<Scores> view(self.view_, self.scores_, self.team_, filters.temperature, largest);
+  // Where no list is enough. Builds the selection again, in which nothing was offered so far: as an argument it would be
+  // in local memory.
+  PYGEN_COLD static void draw_from_row(const BeamParams& params, const RowLaunch& plan, int64_t beam, uint32_t* far,
+                                       float temperature, float largest, float2 log_softmax, int extra_count,
+                                       int turn) {
+    SharedMemory memory;
+    BeamSelection self(params, plan, beam, far, memory, turn);
+    self.scores_.resume(extra_count);
+    if (!params.normalized) self.scores_.normalize(log_softmax.x, log_softmax.y);
+    self.origin_ = largest + self.running_;
+    Filters filters = filters_of(params.shaping, self.row_);
+    filters.temperature = temperature;
+    const RowNoise noise(params, beam, step_of(params));
+    RowView<Scores> view(self.view_, self.scores_, self.team_, temperature, largest);
     if (has_filters(filters)) apply_filters(view, filters, largest);
     self.team_.sync();
-    self.find_races(view.interval(), filters.temperature, noise);
+    self.find_races(view.interval(), temperature, noise);
     self.team_.sync();
     if (self.team_.leads() && self.team_.cluster() > 1) {
       self.scores_.take_tiles(self.of_tiles_);
       __syncthreads();
     }
     const float bound = self.bound_of_best([&](int i) { return self.of_tiles_.get(i); }, self.scores_.layout().tiles());
-    self.offer_races(view.interval(), filters.temperature, noise, bound > -kInfinity ? bar_below(bound) : bound);
-    return self.best_;
+    self.offer_races(view.interval(), temperature, noise, bound > -kInfinity ? bar_below(bound) : bound);
+    self.team_.sync();
   }
 
   // Entries [begin, end) of the block's list.
@@ -348,6 +360,8 @@ class BeamSelection {
   }
 
   const BeamParams& params_;
+  const RowLaunch& plan_;
+  uint32_t* const far_;
   const int64_t beam_, row_;
   const float running_;
   float origin_ = 0.0f;  // about the largest sum; see exact_value

@@ -122,6 +122,8 @@ class RowScores {
     max_logit_ = max_logit;
     log_sum_ = log_sum;
   }
+  // What `normalize` got.
+  PYGEN_DEVICE float2 log_softmax() const { return {max_logit_, log_sum_}; }
   PYGEN_DEVICE float normalized(float logit) const { return normalized_ ? (logit - max_logit_) - log_sum_ : logit; }
 
   // What the block that leads knows once the row was scanned: the maxima of tiles [0, tiles()), and behind them the
