@@ -24,7 +24,7 @@ _SUM = r"^MUFU\.EX2"
 # Reads the bits that hide penalised ids. Rows without such ids skip the block.
 _HIDDEN = r"^LDS R\d"
 # Calls a function for rows whose survivors are too many for a list.
-_RARE = r"^CALL.*draw_from_row"
+_RARE = r"^CALL.*(draw_from_row|race_list_exactly|write_list|log_sum_exp)"
 
 
 class Code:

@@ -189,26 +189,39 @@ PYGEN_DEVICE Racer race_about(const View& view, const RowNoise& noise, RowTeam& 
   return best_of_blocks(FasterRacer{}, team, smem.racers);
 }
 
+// The winner by exact values among entries [begin, end) of a sorted list near the best, where float32 is not enough. All
+// threads of the block that holds it.
+template <typename Params>
+PYGEN_COLD Winner race_list_exactly(Shared<uint64_t> list, int begin, int end, const Params& params, int64_t row,
+                                    float best, Shared<Winner> smem) {
+  const RowNoise noise(params, row, knob_at(params.step, row));
+  const float bar = bar_below(best), origin = score_of_entry(list.get(begin));
+  Winner own;
+#pragma unroll 1
+  for (int i = begin + thread_index(); i < end; i += kThreads) {
+    const float score = score_of_entry(list.get(i));
+    const int token = token_of_entry(list.get(i));
+    if (value_about(score, noise.about(token)) < bar) continue;
+    const Winner other{exact_value(score, origin, noise.exponential(token)), token, score};
+    if (own.loses_to(other)) own = other;
+  }
+  return block_reduce(own, BetterWinner{}, smem);
+}
+
 // The winner of a list's survivors, which begin with the largest unless `typical` removed it. All threads of the block
 // that holds it.
-PYGEN_DEVICE Racer race_list(const SortedList& list, const RowNoise& noise, const RaceSmem& smem) {
+template <typename Params>
+PYGEN_DEVICE Racer race_list(const SortedList& list, const Params& params, int64_t row, const RaceSmem& smem) {
+  const RowNoise noise(params, row, knob_at(params.step, row));
   Racer racer;
 #pragma unroll 1
   for (int i = list.begin() + thread_index(); i < list.end(); i += kThreads)
     racer.offer(value_about(list.score(i), noise.about(list.token(i))), list.token(i), list.score(i));
   racer = block_reduce(racer, FasterRacer{}, smem.racers);
   if (racer.clear()) return racer;
-  const float bar = bar_below(racer.best);
-  Winner own;
-#pragma unroll 1
-  for (int i = list.begin() + thread_index(); i < list.end(); i += kThreads) {
-    if (value_about(list.score(i), noise.about(list.token(i))) < bar) continue;
-    const double value = exact_value(list.score(i), list.score(list.begin()), noise.exponential(list.token(i)));
-    const Winner other{value, list.token(i), list.score(i)};
-    if (own.loses_to(other)) own = other;
-  }
-  own = block_reduce(own, BetterWinner{}, smem.winners);
-  return {racer.best, racer.second, own.token, own.score};
+  const Winner winner =
+      race_list_exactly(list.entries(), list.begin(), list.end(), params, row, racer.best, smem.winners);
+  return {racer.best, racer.second, winner.token, winner.score};
 }
 
 }  // namespace pygen::cuda

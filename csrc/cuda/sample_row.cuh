@@ -186,7 +186,7 @@ struct SampleRow {
     const float largest = facts.max_score / own.temperature;
     const bool listed =
         filter_list(scores, smem, own, largest, results.wanted_tops(), [&](const SortedList& list, double mass) {
-          if (!known) racer = race_list(list, noise(), race);
+          if (!known) racer = race_list(list, params, row, race);
           if (!results.wants_logprobs()) return;
           const LogSum log_sum = log_sum_exp(largest, mass);
           results.write_logprob(racer.score, log_sum);

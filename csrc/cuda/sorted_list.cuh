@@ -101,6 +101,7 @@ class SortedList {
   }
 
   // The survivors are entries [begin, end), largest first, the lower id first where scores tie.
+  PYGEN_DEVICE Shared<uint64_t> entries() const { return list_; }
   PYGEN_DEVICE int begin() const { return begin_; }
   PYGEN_DEVICE int end() const { return end_; }
   PYGEN_DEVICE float score(int i) const { return score_of_entry(list_.get(i)); }

@@ -7,7 +7,7 @@
 namespace pygen::cuda {
 
 // Of a sum of masses, in units, of scores of which the largest is `largest`.
-PYGEN_DEVICE LogSum log_sum_exp(float largest, double mass) { return {largest, log(mass / kMassUnits)}; }
+PYGEN_COLD LogSum log_sum_exp(float largest, double mass) { return {largest, log(mass / kMassUnits)}; }
 
 // Writes the `count` best of a row. The threads of the leader call.
 struct TopLogprobs {
@@ -17,14 +17,7 @@ struct TopLogprobs {
 
   // Writes the survivors of a list, the next best, from index `first` on. `last`: no others follow.
   PYGEN_DEVICE void write(const SortedList& list, int64_t first, bool last, const LogSum& log_sum) const {
-    const int64_t found = list.end() - list.begin();
-    const int64_t end = last || first + found > count ? count : first + found;
-#pragma unroll 1
-    for (int64_t i = first + thread_index(); i < end; i += kThreads) {
-      const int from = list.begin() + static_cast<int>(i - first);
-      ids[i] = i - first < found ? list.token(from) : -1;
-      logprobs[i] = i - first < found ? log_probability(list.score(from), log_sum) : -kInfinity;
-    }
+    if (count > 0) write_list(*this, list.entries(), list.begin(), list.end(), first, last, log_sum);
   }
   // Of a row that is not OK.
   PYGEN_DEVICE void write_none() const {
@@ -32,6 +25,20 @@ struct TopLogprobs {
     for (int64_t i = thread_index(); i < count; i += kThreads) {
       ids[i] = -1;
       logprobs[i] = __builtin_nanf("");
+    }
+  }
+
+ private:
+  PYGEN_COLD static void write_list(TopLogprobs to, Shared<uint64_t> list, int begin, int end, int64_t first, bool last,
+                                    LogSum log_sum) {
+    const int64_t found = end - begin;
+    const int64_t stop = last || first + found > to.count ? to.count : first + found;
+#pragma unroll 1
+    for (int64_t i = first + thread_index(); i < stop; i += kThreads) {
+      const bool some = i - first < found;
+      const uint64_t entry = some ? list.get(begin + static_cast<int>(i - first)) : 0;
+      to.ids[i] = some ? token_of_entry(entry) : -1;
+      to.logprobs[i] = some ? log_probability(score_of_entry(entry), log_sum) : -kInfinity;
     }
   }
 };
