@@ -34,10 +34,13 @@ class BeamSelection {
         count_(memory.take<int>(1)),
         best_(memory, static_cast<int>(params.num_candidates)) {}
 
-  static size_t bytes(const BeamParams& params, const RowLaunch& plan) {
-    return RowSmem::bytes(plan.geometry) + ViewSmem<Scores>::kBytes +
-           Scores::shared_bytes(plan, params.shaping.vocab_size) + static_cast<size_t>(tiles_of(plan.geometry)) * 4 +
-           16 + BestOf<kDraws>::bytes(params.num_candidates);
+  // Of shared memory: the log-sum-exp takes the sums.
+  static RowNeeds needs(int64_t num_candidates) {
+    RowNeeds needs;
+    needs.sums = true;
+    needs.more_per_tile = 1;
+    needs.bytes = BestOf<kDraws>::bytes(num_candidates);
+    return needs;
   }
 
   PYGEN_DEVICE void run() {
@@ -124,7 +127,7 @@ class BeamSelection {
     return facts;
   }
 
-  // The log-sum-exp of integers, so that it does not depend on how the row was split.
+  // The tiles' masses are added as integers, in any order.
   PYGEN_DEVICE void normalize(float max_logit) {
     uint64_t sum = 0;
     const auto add = [&](float largest, float of_largest) {

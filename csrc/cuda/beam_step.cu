@@ -79,19 +79,21 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <DType kDType, bool kDraws, bool kShaped>
 Error launch_selection(const BeamParams& params, const Context& context) {
   const auto kernel = select_continuations<kDType, kDraws, kShaped>;
-  RowLaunch plan =
-      plan_rows<kDType>(params.shaping, context.device, address_of(kernel), /*sums=*/true, /*rereads=*/false);
-  plan.sums = true;  // the log-sum-exp needs them
+  const RowNeeds needs = BeamSelection<kDType, kDraws, kShaped>::needs(params.num_candidates);
+  const RowLaunch plan = plan_rows<kDType>(params.shaping, context.device, address_of(kernel), needs, /*sums=*/true,
+                                           /*rereads=*/false);
   const Launch launch = launch_of_rows(params.shaping.rows, plan.geometry,
-                                       BeamSelection<kDType, kDraws, kShaped>::bytes(params, plan), context);
+                                       shared_of<kDType>(plan, params.shaping.vocab_size, needs), context);
   return launch_kernel(kernel, launch, params, plan, context.workspace);
 }
 
 template <DType kDType>
 Error launch_selection(const BeamParams& params, const Context& context) {
   if (params.do_sample) return launch_selection<kDType, true, true>(params, context);
-  return is_shaped<kDType>(params.shaping, context.device) ? launch_selection<kDType, false, true>(params, context)
-                                                           : launch_selection<kDType, false, false>(params, context);
+  const RowNeeds needs = BeamSelection<kDType, false, false>::needs(params.num_candidates);
+  return is_shaped<kDType>(params.shaping, context.device, needs)
+             ? launch_selection<kDType, false, true>(params, context)
+             : launch_selection<kDType, false, false>(params, context);
 }
 
 Error launch_finish(const BeamParams& params, const Context& context) {
@@ -112,7 +114,9 @@ size_t beam_step_workspace(const BeamParams& params, const Device& device) {
   ShapingParams longest = params.shaping;
   const int64_t capacity = params.prompt_length + params.max_new_tokens;
   if (longest.history_length < capacity) longest.history_length = capacity;
-  return kTotalsBytes + extra_workspace(longest, device);
+  // A draw needs the most.
+  const RowNeeds needs = BeamSelection<DType::kBFloat16, true, true>::needs(params.num_candidates);
+  return kTotalsBytes + extra_workspace(longest, device, needs);
 }
 
 Error beam_step(const BeamParams& params, const Context& context) {

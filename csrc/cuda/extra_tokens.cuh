@@ -28,6 +28,8 @@ struct ExtraPlan {
 
 // Words for the bits of so many positions: whole groups of eight.
 PYGEN_HOST_DEVICE int64_t words_of_bits(int64_t positions) { return (positions / 256 + 1) * 8; }
+// Enough for a row of any dtype, wherever its first logit is.
+PYGEN_HOST_DEVICE int64_t words_of_row(int64_t vocab_size) { return words_of_bits(vocab_size + 8); }
 
 // `kFar`: they may be in the workspace.
 template <DType kType, bool kFar>
@@ -38,7 +40,7 @@ class ExtraTokens {
   // `far`: the row's words of the workspace.
   PYGEN_DEVICE ExtraTokens(const ShapingParams& params, const ExtraPlan& plan, uint32_t* far, SharedMemory& shared)
       : any_(plan.history), capacity_(plan.capacity) {
-    const int words = plan.history ? static_cast<int>(words_of_bits(params.vocab_size + 8)) : 0;
+    const int words = plan.history ? static_cast<int>(words_of_row(params.vocab_size)) : 0;
     bits_ = shared.take<uint32_t>(plan.bits_far ? 0 : words);
     ranks_ = shared.take<uint32_t>(words / 8);
     tokens_ = shared.take<uint32_t>(plan.tokens_far ? 0 : capacity_);
@@ -52,7 +54,7 @@ class ExtraTokens {
 
   static size_t bytes(const ExtraPlan& plan, int64_t vocab_size) {
     const auto rounded = [](size_t size) { return (size + 15) / 16 * 16; };
-    const size_t words = plan.history ? static_cast<size_t>(words_of_bits(vocab_size + 8)) : 0;
+    const size_t words = plan.history ? static_cast<size_t>(words_of_row(vocab_size)) : 0;
     return (plan.bits_far ? 0 : words * 4) + rounded(words / 8 * 4) +
            (plan.tokens_far ? 0 : 2 * rounded(static_cast<size_t>(plan.capacity) * 4));
   }

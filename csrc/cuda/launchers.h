@@ -26,7 +26,7 @@ struct Device {
 struct Context {
   Device device;
   CUstream_st* stream = nullptr;
-  // Zero before the first launch; every launch leaves it zero. Launches that share it must not overlap.
+  // Zero before the first launch; every launch leaves its counters zero. Launches that share it must not overlap.
   void* workspace = nullptr;
 };
 

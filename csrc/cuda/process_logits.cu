@@ -168,7 +168,7 @@ Error launch_process(const ProcessParams& params, const Context& context) {
   const bool rereads = !small && (may_have_filters(shaping) || may_differ(shaping.temperature, 1.0f));
   const auto kernel =
       is_shaped<kType>(shaping, context.device) ? process_rows<kType, true> : process_rows<kType, false>;
-  const RowLaunch rows = plan_rows<kType>(shaping, context.device, address_of(kernel), sums, rereads);
+  const RowLaunch rows = plan_rows<kType>(shaping, context.device, address_of(kernel), RowNeeds(), sums, rereads);
   const Launch launch =
       launch_of_rows(shaping.rows, rows.geometry, shared_of<kType>(rows, shaping.vocab_size), context);
   return launch_kernel(kernel, launch, params, rows, context.workspace);

@@ -54,12 +54,17 @@ Error launch_many(const SampleParams& params, const Context& context) {
   const RowLaunch rows = plan_of<kType>(params, context.device, address_of(sample_draw<kType>));
   ManyLaunch both;
   both.far_bytes = extra_workspace(shaping, context.device);
-  both.scan.geometry = cut<kType>(shaping.vocab_size, slices_of_many(shaping, context.device), false, context.device);
-  both.scan.sums = rows.sums;
+  both.draw = rows;
+  const auto fits = [&](RowLaunch tried) {
+    tried.geometry.slots = 0;
+    return shared_of<kType>(tried, shaping.vocab_size) <= static_cast<size_t>(context.device.shared_per_block);
+  };
+  cut_to_fit<kType>(both.draw, shaping.vocab_size, slices_of_many(shaping, context.device), context.device, RowNeeds(),
+                    fits);
+  both.scan.geometry = both.draw.geometry;
+  both.scan.sums = both.draw.sums;
   both.scan.tiles_far = true;
   both.scan.extra.history = rows.extra.history;
-  both.draw = rows;
-  both.draw.geometry = both.scan.geometry;
   both.draw.geometry.slots = 0;
 
   Launch scan;
@@ -68,7 +73,7 @@ Error launch_many(const SampleParams& params, const Context& context) {
   scan.shared = static_cast<unsigned>(static_cast<size_t>(both.scan.geometry.slots) * kWordsPerSweep * 4 + kWarps * 8 +
                                       RowScores<kType, false>::shared_bytes(both.scan, shaping.vocab_size));
   scan.stream = context.stream;
-  const auto scanning = rows.sums ? sample_scan<kType, true> : sample_scan<kType, false>;
+  const auto scanning = both.draw.sums ? sample_scan<kType, true> : sample_scan<kType, false>;
   const Error error = launch_kernel(scanning, scan, params, both, context.workspace);
   if (error != 0) return error;
 

@@ -279,7 +279,7 @@ RowLaunch plan_of(const SampleParams& params, const Device& device, Kernel kerne
   const bool small = first_filter_is_small(shaping);
   const bool sums = params.logprobs != nullptr || (may_differ(shaping.top_p, 1.0f) && !small);
   const bool rereads = may_have_filters(shaping) && !small && shaping.vocab_size > kListCapacity;
-  return plan_rows<kType>(shaping, device, kernel, sums, rereads);
+  return plan_rows<kType>(shaping, device, kernel, RowNeeds(), sums, rereads);
 }
 
 template <DType kType, Rows kRows>

@@ -72,7 +72,7 @@ struct Masses {
 template <typename Scores>
 PYGEN_DEVICE Masses masses_of_row(const Scores& scores, float temperature, float largest, float low,
                                   Shared<uint64_t> smem) {
-  constexpr float kFiner = 0x1p10f;  // a tile has up to 512 tokens: coarser units keep the sum below 2^63
+  constexpr float kFiner = 0x1p10f;  // coarser units: a double holds every sum of 2^20 masses
   uint64_t all = 0, reaching = 0;
   for (int i = thread_index(); i < scores.candidates(); i += kThreads) {
     const float max_score = scores.candidate(i) / temperature;

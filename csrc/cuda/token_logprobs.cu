@@ -103,7 +103,9 @@ Error launch_rows(const LogprobParams& params, const Context& context) {
   logits.logits_stride = params.logits_stride;
   const bool rereads = params.num_top > kMaxWanted && params.vocab_size > kListCapacity;
   const auto kernel = params.num_top > 0 ? score_rows<kType, true> : score_rows<kType, false>;
-  const RowLaunch rows = plan_rows<kType>(logits, context.device, address_of(kernel), true, rereads);
+  RowNeeds needs;
+  needs.sums = true;
+  const RowLaunch rows = plan_rows<kType>(logits, context.device, address_of(kernel), needs, true, rereads);
   const Launch launch = launch_of_rows(params.rows, rows.geometry, shared_of<kType>(rows, params.vocab_size), context);
   return launch_kernel(kernel, launch, params, logits, rows);
 }

@@ -243,7 +243,9 @@ template <DType kDType>
 RowLaunch plan(const DraftParams& params, const Device& device, Kernel kernel) {
   ShapingParams logits = one_row(nullptr, params.vocab_size);
   logits.rows = params.rows;
-  return plan_rows<kDType>(logits, device, kernel, true, false);
+  RowNeeds needs;
+  needs.sums = true;
+  return plan_rows<kDType>(logits, device, kernel, needs, true, false);
 }
 
 template <DType kDType>
