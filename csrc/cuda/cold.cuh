@@ -2,7 +2,7 @@
 #pragma once
 
 #if defined(__CUDACC__)
-#define PYGEN_COLD __device__ __noinline__
+#define PYGEN_COLD inline __device__ __noinline__
 #else
 #define PYGEN_COLD inline
 #endif

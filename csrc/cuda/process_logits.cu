@@ -1,6 +1,7 @@
 // process_logits: writes the scores that `sample` draws from, -inf where a filter or a ban removed the token. It takes
 // the steps of sample up to the filters and reads the row once more. Bytes per row: one read of the logits and one
-// write of the scores where a cluster holds the row; elsewhere the second read goes through the cache.
+// write of the scores where a cluster holds the row; elsewhere the second read goes through the cache. All rows have the
+// scan of shaped ones: with twice the bytes of the logits to write, or more, it is not what limits the kernel.
 #include "cuda/bookkeeping.cuh"
 #include "cuda/geometry.h"
 
@@ -56,14 +57,14 @@ PYGEN_DEVICE void write_scores(float* to, const float (&x)[kCount]) {
 }
 
 // A row's shared memory and scores, which a function that is not inlined builds again.
-template <DType kType, bool kShaped>
+template <DType kType>
 struct ProcessRow {
   int64_t row;
   SharedMemory shared;
   RowSmem smem;
   RowTeam team;
-  ViewSmem<RowScores<kType, kShaped>> view;
-  RowScores<kType, kShaped> scores;
+  ViewSmem<RowScores<kType, true>> view;
+  RowScores<kType, true> scores;
 
   PYGEN_DEVICE ProcessRow(const ProcessParams& params, const RowLaunch& launch, void* workspace, int turn = 0)
       : row(blockIdx.x / launch.geometry.cluster),
@@ -76,24 +77,24 @@ struct ProcessRow {
 };
 
 // Where no list is enough. All threads of the row.
-template <DType kType, bool kShaped>
+template <DType kType>
 PYGEN_COLD void filter_whole_row(const ProcessParams& params, const RowLaunch& launch, void* workspace, float max_score,
                                  float temperature, int extra_count, int turn, uint64_t (&words)[Kept::kWords]) {
-  ProcessRow<kType, kShaped> self(params, launch, workspace, turn);
+  ProcessRow<kType> self(params, launch, workspace, turn);
   self.scores.resume(extra_count);
   Filters filters = filters_of(params.shaping, self.row);
   filters.temperature = temperature;
   const float largest = max_score / temperature;
-  RowView<RowScores<kType, kShaped>> view(self.view, self.scores, self.team, temperature, largest);
+  RowView<RowScores<kType, true>> view(self.view, self.scores, self.team, temperature, largest);
   apply_filters(view, filters, largest);
   Kept{view.interval(), false, temperature}.write(words);
 }
 
-template <DType kType, bool kShaped>
+template <DType kType>
 __global__ void __launch_bounds__(kThreads, 1) process_rows(const __grid_constant__ ProcessParams params,
                                                             const __grid_constant__ RowLaunch launch, void* workspace) {
   constexpr int kCount = LogitVector<kType>::kCount;
-  ProcessRow<kType, kShaped> self(params, launch, workspace);
+  ProcessRow<kType> self(params, launch, workspace);
   auto& scores = self.scores;
   const bool leads = self.team.leads();
   const Filters filters = filters_of(params.shaping, self.row);
@@ -120,8 +121,8 @@ __global__ void __launch_bounds__(kThreads, 1) process_rows(const __grid_constan
     self.team.take_from_leader(words);
     kept = Kept::read(words);
     if (!decided) {
-      filter_whole_row<kType, kShaped>(params, launch, workspace, kept.interval.low, kept.temperature,
-                                       scores.extra().count(), self.team.turn(), words);
+      filter_whole_row<kType>(params, launch, workspace, kept.interval.low, kept.temperature, scores.extra().count(),
+                              self.team.turn(), words);
       kept = Kept::read(words);
       self.team.sync();
     }
@@ -166,8 +167,7 @@ Error launch_process(const ProcessParams& params, const Context& context) {
   const bool small = first_filter_is_small(shaping);
   const bool sums = may_differ(shaping.top_p, 1.0f) && !small;
   const bool rereads = !small && (may_have_filters(shaping) || may_differ(shaping.temperature, 1.0f));
-  const auto kernel =
-      is_shaped<kType>(shaping, context.device) ? process_rows<kType, true> : process_rows<kType, false>;
+  const auto kernel = process_rows<kType>;
   const RowLaunch rows = plan_rows<kType>(shaping, context.device, address_of(kernel), RowNeeds(), sums, rereads);
   const Launch launch =
       launch_of_rows(shaping.rows, rows.geometry, shared_of<kType>(rows, shaping.vocab_size), context);

@@ -428,8 +428,16 @@ class RowScores {
       const float now = fmaxf(reference, largest);
       sum = sum * exp2_about((reference - now) * scale);
       reference = now;
+      // In pairs, so that few roundings follow each other.
+      float masses[kCount];
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) sum += exp2_about((x[i] - now) * scale);
+      for (int i = 0; i < kCount; ++i) masses[i] = exp2_about((x[i] - now) * scale);
+#pragma unroll
+      for (int width = kCount / 2; width > 0; width /= 2) {
+#pragma unroll
+        for (int i = 0; i < width; ++i) masses[i] = masses[i] + masses[i + width];
+      }
+      sum += masses[0];
     }
   };
 

@@ -126,7 +126,8 @@ PYGEN_DEVICE bool filter_list(const Scores& scores, const RowSmem& smem, const F
       const Masses masses = masses_of_row(scores, temperature, largest, low, smem.reduce);
       total = masses.all;
       // The tiles that would be gathered cannot hold the nucleus.
-      if (first == FirstFilter::kNucleus && masses.reaching < filters.top_p * total * (1 - 2 * kTileMassError))
+      if (first == FirstFilter::kNucleus &&
+          masses.reaching < filters.top_p * total * (1 - 2 * tile_mass_error(largest)))
         return false;
     }
   }
