@@ -60,7 +60,7 @@ def test_beam_step(backend: str, device: str, vocab_size: int, num_beams: int) -
     state.token_ids[:, 1:300] = history_of(logits, 299).clamp(min=0)
     state.token_ids[:, 0] = torch.arange(num_beams)
     state.running_scores.copy_(-torch.arange(num_beams, dtype=torch.float32)[None])
-    knobs = {"step": 0, "repetition_penalty": 1.4, "suppress": [5]}
+    knobs: dict[str, Any] = {"step": 0, "repetition_penalty": 1.4, "suppress": [5]}
     ours, wanted = (candidates_of(logits, state, **knobs, backend=b) for b in (backend, "cpu"))
     assert ours[0].equal(wanted[0]) and ours[1].equal(wanted[1])
 

@@ -42,12 +42,20 @@ def tables(rows: int, vocab_size: int) -> dict[str, Any]:
     return {"input_ids": history, "temperature": temperature, "suppress": suppress, "do_sample": sampled}
 
 
+def logprobs_of(output: SampleOutput) -> tuple[Tensor, Tensor]:
+    """The log-probabilities of the tokens, and the ids of the best ones."""
+    assert output.logprobs is not None
+    assert output.top_logprobs is not None
+    return output.logprobs, output.top_logprobs.token_ids
+
+
 def assert_equal(ours: SampleOutput, parts: list[SampleOutput]) -> None:
     assert ours.token_ids.equal(torch.cat([part.token_ids for part in parts]))
     assert ours.status.equal(torch.cat([part.status for part in parts]))
-    logprobs = torch.cat([part.logprobs for part in parts])
-    torch.testing.assert_close(ours.logprobs, logprobs, rtol=0, atol=1e-5, equal_nan=True)
-    assert ours.top_logprobs.token_ids.equal(torch.cat([part.top_logprobs.token_ids for part in parts]))
+    logprobs, best = logprobs_of(ours)
+    wanted_logprobs, wanted_best = (torch.cat(tensors) for tensors in zip(*map(logprobs_of, parts), strict=True))
+    torch.testing.assert_close(logprobs, wanted_logprobs, rtol=0, atol=1e-5, equal_nan=True)
+    assert best.equal(wanted_best)
 
 
 @pytest.mark.parametrize("case", KNOBS)
@@ -60,7 +68,9 @@ def test_rows_equal_those_of_small_batches(
 
     def of_rows(first: int, count: int) -> SampleOutput:
         part = slice(first, first + count)
-        knobs = {name: value[part] if isinstance(value, Tensor) else value for name, value in own.items()}
+        knobs: dict[str, Any] = {
+            name: value[part] if isinstance(value, Tensor) else value for name, value in own.items()
+        }
         return sample(logits[part], seed=seeds[part], logprobs=3, **knobs, backend=backend)
 
     assert_equal(of_rows(0, rows), [of_rows(first, FEW) for first in range(0, rows, FEW)])
