@@ -9,12 +9,11 @@
 #include <type_traits>
 
 #include "cuda/extra_tokens.cuh"
+#include "cuda/list_entry.cuh"
 #include "cuda/logit_stream.cuh"
+#include "cuda/tile_scan.cuh"
 
 namespace pygen::cuda {
-
-// Scores that a list can hold.
-constexpr int kListCapacity = 2048;
 
 // All threads of all blocks of a row.
 PYGEN_DEVICE void row_sync(int cluster) {
@@ -24,13 +23,6 @@ PYGEN_DEVICE void row_sync(int cluster) {
     __syncthreads();
   }
 }
-
-// A score and its token in one word: a larger word is a larger score, or an equal one of a lower id.
-PYGEN_DEVICE uint64_t list_entry(float score, int token) {
-  return static_cast<uint64_t>(ordered_key(score)) << 32 | (0xFFFFFFFFu - static_cast<uint32_t>(token));
-}
-PYGEN_DEVICE float score_of_entry(uint64_t entry) { return value_of_key(static_cast<uint32_t>(entry >> 32)); }
-PYGEN_DEVICE int token_of_entry(uint64_t entry) { return static_cast<int>(0xFFFFFFFFu - static_cast<uint32_t>(entry)); }
 
 struct RowLaunch {
   Geometry geometry;
@@ -47,13 +39,6 @@ struct FarTiles {
 
 // What a scan does with every vector beside its maximum: nothing.
 struct NoVisit {};
-
-// What a scan keeps of each tile.
-enum class Keep {
-  kMaxima,
-  kSums,  // and the sums of e^((score - maximum) / temperature)
-  kRaw,   // the maxima of the scores, and maxima and sums of the logits
-};
 
 // `kShaped`: a bias or a token_bitmask may act on every token, or the extra tokens may be in the workspace.
 template <DType kDType, bool kShaped_>
@@ -146,18 +131,18 @@ class RowScores {
   // without a barrier.
   template <Keep kKeep, typename Visit>
   PYGEN_DEVICE void scan(float temperature, const Visit& visit, Shared<float> raw_maxima = Shared<float>()) {
-    scan_to<kKeep>(temperature, visit, [&](int tile, const TileScan& of_tile) {
+    scan_to<kKeep>(temperature, visit, [&](int tile, const TileScan<kDType>& of_tile) {
       maxima_.set(tile, of_tile.largest());
-      if constexpr (kKeep != Keep::kMaxima) sums_.set(tile, of_tile.sum);
-      if constexpr (kKeep == Keep::kRaw) raw_maxima.set(tile, Vector::largest(of_tile.raw_top));
+      if constexpr (kKeep != Keep::kMaxima) sums_.set(tile, of_tile.sum());
+      if constexpr (kKeep == Keep::kRaw) raw_maxima.set(tile, of_tile.largest_logit());
     });
   }
   // The same for another kernel.
   template <Keep kKeep>
   PYGEN_DEVICE void scan(float temperature, const FarTiles& tiles) {
-    scan_to<kKeep>(temperature, NoVisit{}, [&](int tile, const TileScan& of_tile) {
+    scan_to<kKeep>(temperature, NoVisit{}, [&](int tile, const TileScan<kDType>& of_tile) {
       tiles.maxima[tile] = of_tile.largest();
-      if constexpr (kKeep != Keep::kMaxima) tiles.sums[tile] = of_tile.sum;
+      if constexpr (kKeep != Keep::kMaxima) tiles.sums[tile] = of_tile.sum();
     });
   }
   // What another kernel has left. All threads of a block; a barrier behind.
@@ -190,7 +175,7 @@ class RowScores {
 #pragma unroll 1
     for (int group = layout_.first_group(); group < layout_.last_group(); ++group) {
       const int tile = group * kThreads + thread_index();
-      TileScan of_tile;
+      TileScan<kDType> of_tile;
 #pragma unroll 1
       for (int i = 0; i < layout_.tile_sweeps(); ++i) {
         float x[kCount];
@@ -198,7 +183,7 @@ class RowScores {
         of_tile.template add_scores<Keep::kSums>(x, scale);
       }
       maxima_.set(tile, of_tile.largest());
-      if (with_sums_) sums_.set(tile, of_tile.sum);
+      if (with_sums_) sums_.set(tile, of_tile.sum());
     }
   }
 
@@ -373,74 +358,6 @@ class RowScores {
  private:
   static constexpr float kLog2E = 1.44269504088896341f;
 
-  // What a scan knows of the tile that it is in.
-  struct TileScan {
-    uint32_t top = Vector::kMinusInfinity, raw_top = Vector::kMinusInfinity;
-    float composed_top = -kInfinity;
-    float sum = 0.0f, reference = kLowestFloat;  // of the masses, relative to the largest so far
-
-    PYGEN_DEVICE float largest() const { return max_or_nan(composed_top, Vector::largest(top)); }
-
-    // A full vector.
-    template <Keep kKeep>
-    PYGEN_DEVICE void add(const RowScores& scores, int vector, const uint4& raw, float scale) {
-      const uint4 seen = scores.without_hidden(vector, raw);
-      if constexpr (kShaped) {
-        float x[kCount];
-        scores.compose(vector, seen, x);
-        add_scores<kKeep>(x, scale);
-        if constexpr (kKeep == Keep::kRaw) add_raw(raw, scale);
-      } else {
-        if constexpr (kKeep == Keep::kSums) {
-          const uint32_t largest = Vector::larger(seen);
-          top = Vector::larger(top, largest);
-          add_masses(seen, Vector::largest(largest), scale);
-        } else {
-          top = Vector::larger(top, seen);
-          if constexpr (kKeep == Keep::kRaw) add_raw(raw, scale);
-        }
-      }
-    }
-
-    // Composed scores. Returns the largest of them.
-    template <Keep kKeep>
-    PYGEN_DEVICE float add_scores(const float (&x)[kCount], float scale) {
-      float largest = x[0];
-#pragma unroll
-      for (int j = 1; j < kCount; ++j) largest = max_or_nan(largest, x[j]);
-      composed_top = max_or_nan(composed_top, largest);
-      if constexpr (kKeep == Keep::kSums) add_masses(x, largest, scale);
-      return largest;
-    }
-
-   private:
-    PYGEN_DEVICE void add_raw(const uint4& raw, float scale) {
-      const uint32_t largest = Vector::larger(raw);
-      raw_top = Vector::larger(raw_top, largest);
-      add_masses(raw, Vector::largest(largest), scale);
-    }
-    PYGEN_DEVICE void add_masses(const uint4& raw, float largest, float scale) {
-      float x[kCount];
-      Vector::unpack(raw, x);
-      add_masses(x, largest, scale);
-    }
-    PYGEN_DEVICE void add_masses(const float (&x)[kCount], float largest, float scale) {
-      const float now = fmaxf(reference, largest);
-      sum = sum * exp2_about((reference - now) * scale);
-      reference = now;
-      // In pairs, so that few roundings follow each other.
-      float masses[kCount];
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) masses[i] = exp2_about((x[i] - now) * scale);
-#pragma unroll
-      for (int width = kCount / 2; width > 0; width /= 2) {
-#pragma unroll
-        for (int i = 0; i < width; ++i) masses[i] = masses[i] + masses[i + width];
-      }
-      sum += masses[0];
-    }
-  };
-
   // A scan that calls leave(tile, TileScan) for every tile.
   template <Keep kKeep, typename Visit, typename Leave>
   PYGEN_DEVICE void scan_to(float temperature, const Visit& visit, const Leave& leave) {
@@ -449,7 +366,7 @@ class RowScores {
     int vector = layout_.first_vector() + thread_index();
     int tile = layout_.first_group() * kThreads + thread_index();
     for (int group = layout_.first_group(); group < layout_.last_group(); ++group, tile += kThreads) {
-      TileScan of_tile;
+      TileScan<kDType> of_tile;
       for (int first = 0; first < layout_.tile_sweeps(); first += kDepth) {
 #pragma unroll(kShaped || kVisits ? 1 : kDepth)
         for (int i = 0; i < kDepth; ++i) {
@@ -463,7 +380,15 @@ class RowScores {
             const float largest = of_tile.template add_scores<kKeep>(x, scale);
             visit(x, layout_.token_of(vector + i * kThreads), largest);
           } else if (full) {
-            of_tile.template add<kKeep>(*this, vector + i * kThreads, stream_.vector(i), scale);
+            const uint4 raw = stream_.vector(i), seen = without_hidden(vector + i * kThreads, raw);
+            if constexpr (kShaped) {
+              float x[kCount];
+              compose(vector + i * kThreads, seen, x);
+              of_tile.template add_scores<kKeep>(x, scale);
+              if constexpr (kKeep == Keep::kRaw) of_tile.add_raw(raw, scale);
+            } else {
+              of_tile.template add_logits<kKeep>(raw, seen, scale);
+            }
           }
           stream_.copy_next(i);
         }
