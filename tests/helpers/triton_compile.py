@@ -106,7 +106,9 @@ def usage(op: str, specialization: Any, arch: int, **options: Any) -> Usage:
     )
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={**defaults, **options})
     registers, stack = resources(compiled.asm["cubin"])
-    releases, waits = (compiled.asm["ptx"].count(f"griddepcontrol.{name};") for name in ("launch_dependents", "wait"))
+    releases, waits = (
+        len(re.findall(rf"griddepcontrol\.{name}\b", compiled.asm["ptx"])) for name in ("launch_dependents", "wait")
+    )
     return Usage(
         op, specialization.name, arch, registers, stack, compiled.metadata.shared, releases=releases, waits=waits
     )
