@@ -159,7 +159,7 @@ verdict() {
   esac
 }
 
-# beside NAME SECONDS COMMAND...: inside a part, starts a command in the background, with a log of its own.
+# beside NAME SECONDS COMMAND...: inside a part, starts a command in the background, which writes to a separate log.
 beside() {
   # Only the group of the part gets its signals, so the commands stay in it.
   GROUP=(--foreground)

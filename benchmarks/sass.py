@@ -127,7 +127,7 @@ class Function:
         return sorted(found, key=lambda one: one.address)
 
     def longest_way(self, loop: Loop, through: str, without: Sequence[str] = ()) -> Way | None:
-        """The longest way from the header of `loop` back to it; None if there is none.
+        """Returns the longest way from the header of `loop` back to it, or None if no way leads back.
 
         It takes as many instructions that match `through` as it can, and enters no block with an instruction that
         matches one of `without`. An inner loop counts as one turn.

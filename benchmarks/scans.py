@@ -45,7 +45,7 @@ class Scan:
 
     @property
     def per_8_logits(self) -> float:
-        """Instructions, with those of the loop around this one if it runs one turn of this one in each of its own."""
+        """Counts instructions; where the outer loop runs this loop once per turn, with those of the outer loop."""
         return (self.way.count + self.around) / self._logits * 8
 
     @property

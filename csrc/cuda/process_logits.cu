@@ -4,6 +4,7 @@
 // scan of shaped ones: with twice the bytes of the logits to write, or more, it is not what limits the kernel.
 #include "cuda/bookkeeping.cuh"
 #include "cuda/geometry.h"
+#include "cuda/scanned_row.cuh"
 
 namespace pygen::cuda {
 namespace {
@@ -56,24 +57,10 @@ PYGEN_DEVICE void write_scores(float* to, const float (&x)[kCount]) {
   for (int i = 0; i < kCount; ++i) to[i] = x[i];
 }
 
-// A row's shared memory and scores, which a function that is not inlined builds again.
 template <DType kType>
-struct ProcessRow {
-  int64_t row;
-  SharedMemory shared;
-  RowSmem smem;
-  RowTeam team;
-  ViewSmem<RowScores<kType, true>> view;
-  RowScores<kType, true> scores;
-
+struct ProcessRow : ScannedRow<kType, true> {
   PYGEN_DEVICE ProcessRow(const ProcessParams& params, const RowLaunch& launch, void* workspace, int turn = 0)
-      : row(blockIdx.x / launch.geometry.cluster),
-        smem(launch.geometry, shared),
-        team(launch.geometry.cluster, smem, turn),
-        view(shared),
-        scores(params.shaping, launch, row, rank_in_row(launch.geometry),
-               static_cast<uint32_t*>(workspace) + kCounterBytes / 4 + row * launch.extra.far_words, smem.slots,
-               shared) {}
+      : ScannedRow<kType, true>(params.shaping, launch, static_cast<uint32_t*>(workspace) + kCounterBytes / 4, turn) {}
 };
 
 // Where no list is enough. All threads of the row.

@@ -1,4 +1,4 @@
-// The kernels of `sample`, each in a file of its own: what sample.cu chooses from.
+// Launches of the kernels of `sample`, one kind per file. sample.cu chooses among them.
 #pragma once
 
 #include "cuda/launchers.h"

@@ -2,6 +2,7 @@
 // the best tokens are in the few tiles whose maximum reaches a bound. Bytes per row: one read of the logits.
 #include "cuda/geometry.h"
 #include "cuda/logit_at.cuh"
+#include "cuda/scanned_row.cuh"
 #include "cuda/top_logprobs.cuh"
 
 namespace pygen::cuda {
@@ -21,22 +22,10 @@ PYGEN_DEVICE void write_logprobs(const LogprobParams& params, int64_t row, RowSt
   }
 }
 
-// A row's shared memory and scores, which a function that is not inlined builds again.
 template <DType kType>
-struct LogprobRow {
-  int64_t row;
-  SharedMemory shared;
-  RowSmem smem;
-  RowTeam team;
-  ViewSmem<RowScores<kType, false>> view;
-  RowScores<kType, false> scores;
-
+struct LogprobRow : ScannedRow<kType, false> {
   PYGEN_DEVICE LogprobRow(const ShapingParams& logits, const RowLaunch& launch, int turn = 0)
-      : row(blockIdx.x / launch.geometry.cluster),
-        smem(launch.geometry, shared),
-        team(launch.geometry.cluster, smem, turn),
-        view(shared),
-        scores(logits, launch, row, rank_in_row(launch.geometry), nullptr, smem.slots, shared) {}
+      : ScannedRow<kType, false>(logits, launch, nullptr, turn) {}
 };
 
 PYGEN_DEVICE TopLogprobs top_of(const LogprobParams& params, int64_t row) {

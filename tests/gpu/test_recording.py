@@ -110,7 +110,7 @@ def test_gpus_take_turns() -> None:
 @several
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_an_op_runs_on_the_gpu_of_its_tensor(backend: str) -> None:
-    """Also where another GPU is current, and on the current stream of its own."""
+    """It runs on that GPU's current stream, even while another GPU is current."""
     logits = torch.randn(4, 50257, generator=torch.Generator().manual_seed(1))
     settings: dict[str, Any] = {"seed": 3, "top_k": 50, "top_p": 0.9}
     wanted = sample(logits, **settings, backend="torch").token_ids

@@ -55,7 +55,7 @@ def main() -> int:
         return 0
 
     def separate(op: str) -> int:
-        # Launches need a process with Triton's compiler, whatever this one has, and a driver of its own.
+        # A separate process launches: this one may have Triton's interpreter, and its driver stays as it is.
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         environment["TRITON_CACHE_DIR"] = str(CACHE)
         return subprocess.run([sys.executable, "-m", __spec__.name, "--op", op], env=environment).returncode

@@ -1,0 +1,31 @@
+// The shared memory and the scores of one row, for the ops that scan it. Built from a kernel's parameters alone, so that a
+// function that is not inlined builds it again instead of getting it through local memory.
+#pragma once
+
+#include "cuda/row_view.cuh"
+
+namespace pygen::cuda {
+
+template <DType kType, bool kShaped>
+struct ScannedRow {
+  using Scores = RowScores<kType, kShaped>;
+
+  int64_t row;
+  SharedMemory shared;
+  RowSmem smem;
+  RowTeam team;
+  ViewSmem<Scores> view;
+  Scores scores;
+
+  // `far`: the workspace for the extra tokens of all rows, or null. `turn`: of the team of an object that this one goes on
+  // for.
+  PYGEN_DEVICE ScannedRow(const ShapingParams& params, const RowLaunch& launch, uint32_t* far, int turn)
+      : row(blockIdx.x / launch.geometry.cluster),
+        smem(launch.geometry, shared),
+        team(launch.geometry.cluster, smem, turn),
+        view(shared),
+        scores(params, launch, row, rank_in_row(launch.geometry), far + row * launch.extra.far_words, smem.slots,
+               shared) {}
+};
+
+}  // namespace pygen::cuda
