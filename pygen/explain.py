@@ -22,7 +22,7 @@ from pygen.models.module import ModuleAdapter
 from pygen.models.versions import cache_parameter, given_cache
 from pygen.notices import collected
 from pygen.ops import DISPATCHERS
-from pygen.plan.plan import Plan, make_plan
+from pygen.plan.plan import Plan, make_plan, num_top_logprobs
 from pygen.plan.stages import Fused
 from pygen.rules import shown
 
@@ -242,6 +242,12 @@ def _searches_beams(call: Call) -> bool:
 
 def _ops(call: Call, plan: Plan) -> tuple[str, ...]:
     """The ops of a step, in the order in which they run."""
+    # Beams find all log-probabilities apart from the step's op.
+    apart = num_top_logprobs(call.config) is not None and (_searches_beams(call) or plan.num_raw_logprobs > 0)
+    return (*_choosing_ops(call, plan), *(("token_logprobs",) if apart else ()))
+
+
+def _choosing_ops(call: Call, plan: Plan) -> tuple[str, ...]:
     if _contrasts(call):
         return ("process_logits", "sample", *(() if call.config.low_memory else ("reorder_cache",)))
     shapes = plan.keep_scores or any(isinstance(stage, Fused) for s in plan.segments for stage in s.early)

@@ -154,7 +154,8 @@ def generate(
             `torch.manual_seed`.
         presence_penalty, frequency_penalty: subtracted from the scores of generated tokens, once and per occurrence.
         top_n_sigma: keeps the scores within so many standard deviations of the largest; the first of the filters.
-        output_logprobs, top_logprobs: log-probabilities of the tokens and of the n best, in the output class.
+        output_logprobs, top_logprobs: log-probabilities of the tokens and of the n best, in the output class: True or
+            "processed" in the distribution that tokens are drawn from, "raw" in that of the model's logits.
         on_invalid: for rows whose scores hold NaN, +inf or no allowed token: "raise" (RuntimeError naming row and
             step), "greedy" (take the best remaining token) or "eos" (end the row).
 

@@ -94,7 +94,8 @@ class GenerateOutput:
     finish_reason: per row "eos", "length", or "stop" (a stopping criterion, the time limit or `cancel`).
     logprobs: (N, T) float32, ln of each token's probability in the distribution it was drawn from, 0 after a row had
         finished, so that a row's sum is the log-probability of what it generated (`output_logprobs`). With beams
-        (N, L): the distribution is softmax of the processed scores of the beam that the token grew from.
+        (N, L): the distribution is softmax of the processed scores of the beam that the token grew from. With
+        `output_logprobs="raw"` the distribution is softmax of the model's logits, before any setting shapes them.
     top_logprobs: `token_ids` (N, T, n) int64 and `logprobs` (N, T, n) float32, the n best of that distribution; -1 and
         -inf where fewer exist and after a row had finished (`top_logprobs`). With beams L replaces T.
 

@@ -26,7 +26,7 @@ class StreamEvent:
 
     row: 0 to batch_size * num_return_sequences - 1, the copies of a prompt side by side.
     text: what the token adds to the row's text, often nothing while a character is incomplete; None without tokenizer.
-    logprob: ln of its probability in the distribution it was drawn from; None without `output_logprobs`.
+    logprob: ln of its probability as `output_logprobs` asks for it; None without.
     finish_reason: "eos", "stop" or "length" with the last token of a row, else None.
     """
 

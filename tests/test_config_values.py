@@ -70,6 +70,7 @@ INVALID = [
     ("frequency_penalty", "a", "a finite number"),
     ("seed", -1, r"an integer in \[0, 2\*\*64\)"),
     ("seed", 2**64, r"an integer in \[0, 2\*\*64\)"),
+    ("output_logprobs", "both", "a boolean, 'processed' or 'raw'"),
     ("top_logprobs", -1, "a 64-bit integer >= 0"),
     ("on_invalid", "stop", "one of 'raise', 'greedy', 'eos'"),
 ]

@@ -147,11 +147,17 @@ def test_stages_and_what_did_not_fuse() -> None:
     assert "steps 0 to 1:" in str(apart) and "from step 2:" in str(apart)
 
 
+LOGPROBS: tuple[dict[str, Any], ...] = ({}, {"output_logprobs": "raw"}, {"num_beams": 2})
+
+
 def test_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     beams = pygen.explain(counting_table(), IDS, num_beams=2, **LIMIT).backends
     assert beams == {"beam_step": "cpu", "reorder_cache": "cpu", "beam_finalize": "cpu"}
     constrained = pygen.explain(counting_table(), IDS, num_beams=2, force_words_ids=[[7]], **LIMIT).backends
     assert list(constrained) == ["process_logits", "reorder_cache", "beam_finalize"]
+    logprobs: dict[str, Any] = {**LIMIT, "return_dict_in_generate": True, "output_logprobs": True}
+    found = [pygen.explain(counting_table(), IDS, **{**logprobs, **of}).backends for of in LOGPROBS]
+    assert ["token_logprobs" in backends for backends in found] == [False, True, True]
     with pygen.use_backend("torch"):
         assert pygen.explain(counting_table(), IDS, **LIMIT).backends == {"sample": "torch"}
     monkeypatch.setenv("PYGEN_BACKEND", "triton")

@@ -114,6 +114,7 @@ MALFORMED: dict[str, list[str]] = {
     "top_n_sigma": ["-0.5", "true"],
     "seed": ["-1", "0.5", "[1, 2]"],
     "on_invalid": ['"exit"'],
+    "output_logprobs": ['"both"', "1"],
     # unknown settings: of any type, but finite, of bounded depth, and never an attribute of the class
     "alignment_heads": [
         "[[1, NaN]]",
@@ -161,7 +162,7 @@ def test_enough_malformed_files() -> None:
         "disable_compile",
     }
     assert METADATA_RULES.keys() <= MALFORMED.keys()
-    assert EXTENSION_RULES.keys() - MALFORMED.keys() == {"output_logprobs", "top_logprobs"}
+    assert EXTENSION_RULES.keys() - MALFORMED.keys() == {"top_logprobs"}
 
 
 @pytest.mark.parametrize(("key", "value"), CASES, ids=[f"{key}-{value[:20]}" for key, value in CASES])

@@ -175,7 +175,10 @@ EXTENSION_RULES: dict[str, Rule] = {
         lambda value: is_integral(value) and 0 <= value < 2**64,
         per_row=True,
     ),
-    "output_logprobs": _BOOLEAN,
+    "output_logprobs": Rule(
+        "a boolean, 'processed' or 'raw'",
+        lambda value: isinstance(value, bool) or (isinstance(value, str) and value in ("processed", "raw")),
+    ),
     "top_logprobs": integer(0),
     "on_invalid": one_of("raise", "greedy", "eos"),
     # Of later releases of transformers

@@ -57,7 +57,7 @@ def generate_assisted(call: Call) -> Tensor | GenerateOutput:
             state,
             lambda logits: bind(logits, state),
             lambda vocab_size: source.generator(state, vocab_size),
-            observer(call, state, recorder),
+            observer(call, plan, state, recorder),
             monitor,
             max_new_tokens=call.lengths.max_new_tokens,
         )

@@ -26,7 +26,7 @@ from pygen.plan.beam_logprobs import BeamLogprobs, Beams
 from pygen.plan.beam_pipeline import BeamBinding, SearchArguments
 from pygen.plan.noise import beam_noise
 from pygen.plan.pipeline import Pipeline, check_knobs
-from pygen.plan.plan import Plan, make_plan, num_top_logprobs
+from pygen.plan.plan import Plan, make_plan, num_top_logprobs, wants_raw_logprobs
 
 if TYPE_CHECKING:
     from pygen.graph.captures import Slot
@@ -196,7 +196,9 @@ class Search:
 
 def _logprobs(call: Call, state: Beams) -> BeamLogprobs | None:
     num_top = num_top_logprobs(call.config)
-    return None if num_top is None else BeamLogprobs(state, first_steps(call), num_top)
+    if num_top is None:
+        return None
+    return BeamLogprobs(state, first_steps(call), num_top, raw=wants_raw_logprobs(call.config))
 
 
 def sizes(call: Call) -> tuple[Tensor, int, int]:

@@ -52,8 +52,9 @@ class BeamRecorder:
             assert processed is not None
             self.scores += (processed[rows],)
         if self.logprobs is not None:
-            assert processed is not None
-            self.logprobs.see(processed)
+            scores = logits if self.logprobs.raw else processed
+            assert scores is not None
+            self.logprobs.see(scores)
 
     def add(self, step: int) -> None:
         """Takes what `step` has chosen, after the beams moved."""

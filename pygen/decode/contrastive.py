@@ -47,7 +47,7 @@ def generate_contrastively(call: Call) -> Tensor | GenerateOutput:
         engine = ContrastiveEngine(
             model,
             state,
-            observer(call, state, recorder),
+            observer(call, plan, state, recorder),
             lambda logits: CandidateChooser(plan, logits, state, count),
             lambda states: Context(states, _visible(call, states.shape[1]), call.lengths.max_new_tokens),
             penalty_alpha=penalty_alpha,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pygen.ops import DecodeState, RowStatus, TopLogprobs
+from pygen.ops import DecodeState, RowStatus, TopLogprobs, token_logprobs
 from pygen.ops._bookkeeping import end_invalid_rows, end_rows
 from pygen.ops._growth import first_capacity, grown_capacity, widened
 from pygen.plan.pipeline import StepResult
@@ -76,6 +76,7 @@ class StepObserver:
     criteria: callables (input_ids, scores) -> bool per row. Rows that they stop emit pad afterwards if `pads`.
     on_invalid: "raise" reports the rows without a choice, "greedy" keeps the token that the op fell back to, "eos" ends
         the row there.
+    num_raw_logprobs: see `Plan`.
     """
 
     unfinished: int
@@ -88,22 +89,27 @@ class StepObserver:
         criteria: Sequence[StoppingCriterion] = (),
         pads: bool = True,
         on_invalid: str = "raise",
+        num_raw_logprobs: int = 0,
     ) -> None:
         self._state = state
         self._recorder = recorder
         self._criteria = criteria
         self._pads = pads
         self._on_invalid = on_invalid
+        self._num_raw_logprobs = num_raw_logprobs
         self._stopped = torch.zeros_like(state.finished)
         self._base = state.rows + 1
 
     def observe(self, step: int, logits: Tensor, result: StepResult) -> None:
         """Queues the bookkeeping of `step`, which chose `result` from `logits`."""
         state, output = self._state, result.output
-        if self._recorder.keeps:
-            self._recorder.add(step, logits, result)
         if self._on_invalid == "eos":
             end_invalid_rows(state, output.token_ids, output.status, step, logits.shape[-1])
+        if self._num_raw_logprobs > 0:
+            raw = token_logprobs(logits, output.token_ids, top=self._num_raw_logprobs)
+            result = result._replace(output=output._replace(logprobs=raw.logprobs, top_logprobs=raw.top_logprobs))
+        if self._recorder.keeps:
+            self._recorder.add(step, logits, result)
         if self._criteria:
             self._apply_criteria(step)
         signal = state.unfinished if self._pads or not self._criteria else (~self._stopped).sum()

@@ -47,7 +47,7 @@ def generate_step_by_step(
             call.adapter,
             state,
             bind,
-            observer(call, state, recorder),
+            observer(call, plan, state, recorder),
             monitor,
             max_new_tokens=call.lengths.max_new_tokens,
             ahead=state.token_ids.device.type != "cpu" and call.adapter.can_rewind,
@@ -216,7 +216,7 @@ def generate_tokens(
     )
 
 
-def observer(call: Call, state: DecodeState, recorder: Recorder) -> StepObserver:
+def observer(call: Call, plan: Plan, state: DecodeState, recorder: Recorder) -> StepObserver:
     """The observer of an eager loop of `call`."""
     return StepObserver(
         state,
@@ -224,6 +224,7 @@ def observer(call: Call, state: DecodeState, recorder: Recorder) -> StepObserver
         criteria=call.criteria,
         pads=call.pads,
         on_invalid=vars(call.config)["on_invalid"],
+        num_raw_logprobs=plan.num_raw_logprobs,
     )
 
 

@@ -106,7 +106,13 @@ class CapturedSample(Captured):
         logits = adapter.prefill(state.tokens(0))
         length = slot.cache.length
         ops: dict[int, PreparedSample] = bind_ops(plan, logits, SampleBinding(plan, state), max_new_tokens)
-        form = static_sample.form_of([*ops.values()], state, num_logprobs=plan.num_logprobs, on_invalid=on_invalid)
+        form = static_sample.form_of(
+            [*ops.values()],
+            state,
+            num_logprobs=plan.num_logprobs,
+            num_raw_logprobs=plan.num_raw_logprobs,
+            on_invalid=on_invalid,
+        )
         step = slot.step(adapter, form, lambda: StaticSample(logits, form, slot.cache.capacity), compile_options)
         _, growing = adapter.decode_arguments()
         if max_new_tokens > 1:
@@ -203,7 +209,7 @@ class CapturedBeam(Captured):
             [*ops.values()],
             state,
             early_stopping=search["early_stopping"],
-            top_logprobs=None if logprobs is None else logprobs.num_top,
+            logprobs=logprobs,
         )
         capacity = slot.cache.capacity
         step = slot.step(adapter, form, lambda: StaticBeam(logits, form, slot.cache, capacity), compile_options)

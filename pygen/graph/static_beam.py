@@ -29,6 +29,7 @@ class BeamForm:
 
     num_eos: exactly, since it decides how many candidates are drawn. stops_when_full: `early_stopping` is True.
     top_logprobs: None keeps no log-probabilities, 0 those of the chosen tokens, n > 0 also the n best.
+    raw_logprobs: they are those of the model's logits.
     """
 
     knobs: KnobForm
@@ -40,12 +41,14 @@ class BeamForm:
     stops_when_full: bool
     sorts_draws: bool
     top_logprobs: int | None
+    raw_logprobs: bool
 
 
 def form_of(
-    ops: Sequence[PreparedBeamStep], state: BeamState, *, early_stopping: bool | str, top_logprobs: int | None
+    ops: Sequence[PreparedBeamStep], state: BeamState, *, early_stopping: bool | str, logprobs: BeamLogprobs | None
 ) -> BeamForm:
-    """`ops`: the call's, one per segment of its steps. state: what they are bound to."""
+    """`ops`: the call's, one per segment of its steps. state: what they are bound to. logprobs: the call's; None keeps
+    none."""
     noise = ops[0].noise
     assert noise is not None
     return BeamForm(
@@ -58,7 +61,8 @@ def form_of(
         pad_token_id=max(state.pad_token_id, 0),
         stops_when_full=early_stopping is True,
         sorts_draws=ops[0].sorts_draws,
-        top_logprobs=top_logprobs,
+        top_logprobs=None if logprobs is None else logprobs.num_top,
+        raw_logprobs=logprobs is not None and logprobs.raw,
     )
 
 
@@ -113,9 +117,9 @@ class StaticBeam:
         # One step more than there can be: what comes after the end is written behind the last.
         self.logprobs: BeamLogprobs | None = None
         if form.top_logprobs is not None:
-            self.logprobs = BeamLogprobs(self.state, capacity + 1, form.top_logprobs)
+            self.logprobs = BeamLogprobs(self.state, capacity + 1, form.top_logprobs, raw=form.raw_logprobs)
         self._process: PreparedProcessLogits | None = None
-        if form.top_logprobs is not None and form.knobs.act:
+        if form.top_logprobs is not None and form.knobs.act and not form.raw_logprobs:
             log_probs = torch.empty_like(example, dtype=torch.float32)
             knobs = form.knobs.arguments(device)
             self._process = prepare_process_logits(log_probs, **knobs, do_sample=form.draws, state=self.state)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pygen.graph.mailbox import Received, StepMessage
 from pygen.graph.static_knobs import NO_TOKEN, KnobForm, fill_prompts, generator_words, no_tokens, rounded_up
-from pygen.ops import DecodeState, SampleOutput, prepare_sample
+from pygen.ops import DecodeState, SampleOutput, TokenLogprobs, prepare_sample, token_logprobs
 from pygen.ops._bookkeeping import end_invalid_rows
 from pygen.ops._noise import Noise
 from pygen.ops._shaping import Shaping
@@ -22,18 +22,29 @@ _EOS_IDS = 8
 
 @dataclass(frozen=True)
 class SampleForm:
-    """What is fixed when a draw is captured; calls of equal form share it. draws: some row is not greedy."""
+    """What is fixed when a draw is captured; calls of equal form share it.
+
+    num_logprobs, num_raw_logprobs: see `Plan`. draws: some row is not greedy.
+    """
 
     knobs: KnobForm
     num_eos: int
     num_logprobs: int
+    num_raw_logprobs: int
     draws: bool
     rng: str
     pad_token_id: int
     on_invalid: str
 
 
-def form_of(draws: Sequence[PreparedSample], state: DecodeState, *, num_logprobs: int, on_invalid: str) -> SampleForm:
+def form_of(
+    draws: Sequence[PreparedSample],
+    state: DecodeState,
+    *,
+    num_logprobs: int,
+    num_raw_logprobs: int = 0,
+    on_invalid: str,
+) -> SampleForm:
     """`draws`: the call's ops, one per segment of its steps. state: what they are bound to."""
     noise = draws[0].noise
     assert noise is not None
@@ -41,6 +52,7 @@ def form_of(draws: Sequence[PreparedSample], state: DecodeState, *, num_logprobs
         knobs=KnobForm.of([draw.shaping for draw in draws], noise.draws),
         num_eos=0 if state.eos_token_ids is None else rounded_up(state.eos_token_ids.numel(), _EOS_IDS),
         num_logprobs=num_logprobs,
+        num_raw_logprobs=num_raw_logprobs,
         draws=noise.draws,
         rng=noise.rng if noise.draws else "philox",
         # The model may read a pad token in the overshoot, so it must be an id; a negative one is never returned.
@@ -61,7 +73,13 @@ class StaticSample:
         """`example`: logits (rows, vocab_size) like those that will come."""
         device, rows = example.device, form.knobs.rows
         self.form, self.capacity = form, capacity
-        self.message = StepMessage(rows, form.num_logprobs, device)
+        self.message = StepMessage(rows, form.num_logprobs or form.num_raw_logprobs, device)
+        output = self.message.output
+        self._raw_logprobs: TokenLogprobs | None = None
+        if form.num_raw_logprobs > 0:
+            assert output.logprobs is not None
+            self._raw_logprobs = TokenLogprobs(output.logprobs, output.top_logprobs, torch.empty_like(output.status))
+            output = output._replace(logprobs=None, top_logprobs=None)
         torch_noise = form.draws and form.rng == "torch"
         self.state = DecodeState(
             token_ids=torch.zeros((rows, 2 * capacity), dtype=torch.int64, device=device),
@@ -83,14 +101,16 @@ class StaticSample:
             seed=[0] * rows if form.draws and not torch_noise else None,
             logprobs=form.num_logprobs,
             state=self.state,
-            out=self.message.output,
+            out=output,
         )
 
     def __call__(self, logits: Tensor) -> SampleOutput:
         output = self._op(logits)
         if self.form.on_invalid == "eos":
             end_invalid_rows(self.state, output.token_ids, output.status, 0, logits.shape[1])
-        return output
+        if self._raw_logprobs is not None:
+            token_logprobs(logits, output.token_ids, top=self.form.num_raw_logprobs, out=self._raw_logprobs)
+        return self.message.output
 
     def begin(self, state: DecodeState, noise: Noise) -> None:
         """Takes over the prompts, the ids that end rows and the seeds of a call. Knobs come with `set_knobs`."""

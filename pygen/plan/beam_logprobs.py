@@ -28,16 +28,17 @@ class Beams(Protocol):
 
 
 class BeamLogprobs:
-    """Keeps, for every step, ln softmax of a beam's scores, everything applied, at the tokens that it grew by.
+    """Keeps, for every step, ln softmax of a beam's scores at the tokens that it grew by.
 
     In every step `see` comes before the beams move, and `add` after.
 
     num_top: how many of the best of every beam are kept, too.
+    raw: the scores are the model's logits; otherwise everything has been applied to them.
     """
 
-    def __init__(self, state: Beams, capacity: int, num_top: int) -> None:
+    def __init__(self, state: Beams, capacity: int, num_top: int, *, raw: bool = False) -> None:
         """capacity: steps; more make the tables grow, unless `add` gets the steps in tensors."""
-        self.num_top = num_top
+        self.num_top, self.raw = num_top, raw
         self._state = state
         self._num_beams = state.slots.shape[1]
         rows, device = state.slots.numel(), state.slots.device

@@ -34,6 +34,8 @@ class Plan:
     do_sample: one for all rows, or (rows,) bool.
     greedy_rows: 0.0, or (rows,) float32 with 0 for rows of temperature 0 and 1 for others; None without such rows.
     noise: the arguments of `ops.sample` that choose the noise.
+    num_logprobs, num_raw_logprobs: how many of the best tokens to report log-probabilities of, beside the chosen one;
+        of the scores that it is chosen by, or of the model's logits. 0 reports none.
     renormalize: return scores as log-probabilities; draws do not depend on it.
     ends_invalid_rows: ids to end a row without a valid choice; empty unless `on_invalid` is "eos".
     """
@@ -43,6 +45,7 @@ class Plan:
     greedy_rows: float | Tensor | None = None
     noise: Knobs = field(default_factory=dict)
     num_logprobs: int = 0
+    num_raw_logprobs: int = 0
     keep_scores: bool = False
     renormalize: bool = False
     ends_invalid_rows: tuple[int, ...] = ()
@@ -101,13 +104,15 @@ def make_plan(call: Call) -> Plan:
     knobs = {name: per_row(name, getattr(config, name, None)) for name in [knob.name for knob in SETTINGS]}
     greedy_rows = _greedy_rows(knobs["temperature"]) if samples else None
     do_sample = sampled_rows if samples and isinstance(sampled_rows, Tensor) else samples
-    top = num_top_logprobs(config)
+    top, raw = num_top_logprobs(config), wants_raw_logprobs(config)
+    num_logprobs = 0 if top is None else max(top, 1)
     return Plan(
         items=ordered_items(call, knobs, all_drawn=do_sample is True and greedy_rows is None),
         do_sample=do_sample,
         greedy_rows=greedy_rows,
         noise=row_noise(call) if (config.num_beams or 1) == 1 else {},
-        num_logprobs=0 if top is None else max(top, 1),
+        num_logprobs=0 if raw else num_logprobs,
+        num_raw_logprobs=num_logprobs if raw else 0,
         keep_scores=bool(config.return_dict_in_generate and config.output_scores),
         renormalize=config.renormalize_logits is True and (config.num_beams or 1) == 1,
         ends_invalid_rows=tuple(call.stopping.eos_token_ids or ()) if vars(config)["on_invalid"] == "eos" else (),
@@ -116,14 +121,19 @@ def make_plan(call: Call) -> Plan:
 
 def num_top_logprobs(config: GenerationConfig) -> int | None:
     """The number of best tokens to return log-probabilities of; None without log-probabilities."""
-    top = getattr(config, "top_logprobs", None)
-    if not getattr(config, "output_logprobs", None):
+    top, wanted = getattr(config, "top_logprobs", None), getattr(config, "output_logprobs", None)
+    if not wanted:
         if top:
             raise ValueError(f"`top_logprobs`={top} needs `output_logprobs=True`")
         return None
     if not config.return_dict_in_generate:
-        raise ValueError("`output_logprobs=True` needs `return_dict_in_generate=True`")
+        raise ValueError(f"`output_logprobs={wanted!r}` needs `return_dict_in_generate=True`")
     return top or 0
+
+
+def wants_raw_logprobs(config: GenerationConfig) -> bool:
+    """Whether log-probabilities are those of the model's logits, before anything shapes them."""
+    return getattr(config, "output_logprobs", None) == "raw"
 
 
 def _per_row(name: str, value: Any, batch_size: int, rows_per_prompt: int, device: torch.device) -> Any:

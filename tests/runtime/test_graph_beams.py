@@ -75,6 +75,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "log-probabilities": {"output_logprobs": True, "top_logprobs": 3, **ENDS},
     "log-probabilities of segments": {"output_logprobs": True, "min_new_tokens": 4, "repetition_penalty": 1.4, **ENDS},
     "log-probabilities of draws": {"output_logprobs": True, "do_sample": True, "top_k": 9, "temperature": 0.7, **ENDS},
+    "log-probabilities of the model": {"output_logprobs": "raw", "top_logprobs": 2, "repetition_penalty": 1.4, **ENDS},
     "log-probabilities, a bucket filled": {"max_new_tokens": 58, "output_logprobs": True},
     "tokens only": {"return_dict_in_generate": False, **ENDS},
     "static": {"cache_implementation": "static", "return_dict_in_generate": False},

@@ -100,6 +100,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "copies": {"do_sample": True, "num_return_sequences": 3, "seed": list(range(9)), "top_k": [3, 5, 9]},
     "log-probabilities": {"do_sample": True, "output_logprobs": True, "top_logprobs": 3},
     "log-probabilities of the tokens": {"output_logprobs": True},
+    "log-probabilities of the model": {**EVERY_KNOB, "seed": 7, "output_logprobs": "raw", "top_logprobs": 3},
     "segments": {"eos_token_id": list(range(40, 60)), "pad_token_id": 0, "min_new_tokens": 4, "do_sample": True},
     "one token": {"max_new_tokens": 1, "do_sample": True},
     "a bucket filled": {"max_new_tokens": 58, "do_sample": True},
