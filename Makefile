@@ -46,7 +46,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 CXX_FILES := find csrc tests/cuda_host tests/fuzz -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f)
-PYTHON_FOLDERS := docs pygen triton_kernels examples benchmarks tests cmake setup.py
+PYTHON_FOLDERS := docs pygen triton_kernels examples hub benchmarks tests cmake setup.py
 
 .PHONY: help build environments gpu-env gpu-prebuilt gpu-rehearsal wheel demo docs test test-compat test-clients test-triton test-cuda-host test-fuzz fuzz pytest bench lint format clean
 

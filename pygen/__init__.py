@@ -23,6 +23,7 @@ from pygen.decode.transition_scores import compute_transition_scores
 from pygen.explain import Explanation, explain
 from pygen.generate import generate
 from pygen.graph.releasing import release
+from pygen.integrations.transformers import custom_generate
 from pygen.mixin import GenerationMixin
 from pygen.outputs import (
     GenerateBeamDecoderOnlyOutput,
@@ -177,6 +178,7 @@ __all__ = [
     "build_info",
     "candidates",
     "compute_transition_scores",
+    "custom_generate",
     "explain",
     "generate",
     "ops",

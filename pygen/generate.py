@@ -170,6 +170,8 @@ def generate(
     Penalties and n-gram bans ignore prompt positions that `attention_mask` hides.
     """
     trust_remote_code = kwargs.pop("trust_remote_code", None)
+    if getattr(custom_generate, "__wrapped__", None) is generate:
+        custom_generate = None  # `pygen.custom_generate` is this function
     arguments = Arguments(
         model=model,
         inputs=inputs,

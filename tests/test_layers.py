@@ -44,6 +44,7 @@ LAYERS = (
     "pygen.mixin",
     "pygen.patching",
     "pygen.streaming",
+    "pygen.integrations",
     "pygen",
 )
 # The extension imports nothing, so every layer may use it.

@@ -14,7 +14,7 @@ from pygen.request.protocols import Streamer
 from pygen.stopping.criteria import Criterion
 
 # The parameters of `pygen.generate` that transformers does not have, with their defaults.
-_BEYOND = {"generator": None, "cancel": None, "progress": False, "runtime": "auto"}
+BEYOND = {"generator": None, "cancel": None, "progress": False, "runtime": "auto"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Arguments:
 
         streamer: replaces the caller's.
         """
-        own = {*_BEYOND, "custom_generate", "kwargs"}
+        own = {*BEYOND, "custom_generate", "kwargs"}
         passed = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in own}
-        beyond = {name: getattr(self, name) for name, default in _BEYOND.items() if getattr(self, name) != default}
+        beyond = {name: getattr(self, name) for name, default in BEYOND.items() if getattr(self, name) != default}
         return {**passed, **beyond, "streamer": streamer, **self.kwargs}
