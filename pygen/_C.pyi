@@ -22,7 +22,7 @@ class SamplePlan:
         generator_state_ptr: int,
         seed: int | None,
         tables: tuple[int, ...] | None,
-        outputs: tuple[int, int, int, int, int],
+        outputs: tuple[int, ...],
         /,
     ) -> None: ...
 

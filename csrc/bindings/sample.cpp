@@ -44,6 +44,11 @@ class SamplePlan {
     params_.logprobs = arguments.take_pointer<float>("logprobs_ptr");
     params_.top_ids = arguments.take_pointer<int64_t>("top_ids_ptr");
     params_.top_logprobs = arguments.take_pointer<float>("top_logprobs_ptr");
+    KeptParams& kept = params_.kept;
+    kept.limit = arguments.take<int64_t>("kept_limit");
+    kept.token_ids = arguments.take_pointer<int32_t>("kept_ids_ptr");
+    kept.counts = arguments.take_pointer<int32_t>("kept_counts_ptr");
+    kept.log_mass = arguments.take_pointer<float>("log_mass_ptr");
     StateParams& state = params_.state;
     state.token_ids = arguments.take_pointer<int64_t>("append_ptr");
     state.token_ids_stride = arguments.take<int64_t>("append_stride");
@@ -70,10 +75,11 @@ class SamplePlan {
     draw(params);
   }
 
-  // With the call's steps, tables, seeds and results. outputs: token_ids, status, logprobs, top_ids, top_logprobs.
+  // With the call's steps, tables, seeds and results. outputs: token_ids, status, logprobs, top_ids, top_logprobs, and
+  // kept.token_ids, kept.counts, kept.log_mass.
   void run_with(uintptr_t logits, int64_t logits_stride, int64_t step, uintptr_t steps, int threads,
                 uintptr_t generator_state, const std::optional<uint64_t>& seed, const std::optional<Tables>& tables,
-                const std::array<uintptr_t, 5>& outputs) const {
+                const std::array<uintptr_t, 8>& outputs) const {
     const std::vector<int64_t> seeds = row_seeds(seed, params_.shaping.rows);
     SampleParams params = params_of_call(logits, logits_stride, step, 0);
     set_tables(params.shaping, tables);
@@ -86,6 +92,9 @@ class SamplePlan {
     params.logprobs = pointer<float>(outputs[2]);
     params.top_ids = pointer<int64_t>(outputs[3]);
     params.top_logprobs = pointer<float>(outputs[4]);
+    params.kept.token_ids = pointer<int32_t>(outputs[5]);
+    params.kept.counts = pointer<int32_t>(outputs[6]);
+    params.kept.log_mass = pointer<float>(outputs[7]);
     draw(params);
   }
 

@@ -69,6 +69,14 @@ struct StateParams {
   int64_t* steps = nullptr;   // (rows,) the steps of the rows, counted up by the op; or null: the step of the call
 };
 
+// Where the tokens that survive all filters go. All pointers null: nowhere.
+struct KeptParams {
+  int64_t limit = 0;             // how many ids a row can store
+  int32_t* token_ids = nullptr;  // (rows, limit), ascending; unspecified beyond counts, or where counts > limit
+  int32_t* counts = nullptr;     // (rows,)
+  float* log_mass = nullptr;     // (rows,) ln of the sum of e^score, -inf without tokens
+};
+
 struct SampleParams {
   ShapingParams shaping;
   Rng rng = Rng::kPhilox;
@@ -84,6 +92,7 @@ struct SampleParams {
   float* logprobs = nullptr;      // (rows,) or null
   int64_t* top_ids = nullptr;     // (rows, num_logprobs) or null
   float* top_logprobs = nullptr;  // (rows, num_logprobs) or null
+  KeptParams kept;
   StateParams state;
 };
 

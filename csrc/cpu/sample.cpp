@@ -7,6 +7,7 @@
 
 #include "common/sample_params.h"
 #include "cpu/isa.h"
+#include "cpu/kept_tokens.h"
 #include "cpu/parallel.h"
 #include "cpu/race.h"
 #include "cpu/row_scores.h"
@@ -106,8 +107,9 @@ void sample_row(const SampleParams& params, int64_t row, int threads, MersenneTw
   Scratch& scratch = thread_scratch();
   RowScores scores(params.shaping, row, scratch);
   Filters filters = filters_of(params.shaping, row);
+  const KeptParams& kept = params.kept;
   bool unfiltered = !is_greedy(filters) && !has_filters(filters) && params.logprobs == nullptr &&
-                    filters.temperature >= kSmallestReciprocal;
+                    kept.counts == nullptr && filters.temperature >= kSmallestReciprocal;
   Winner winner;
   if (unfiltered) {
     std::optional<MersenneTwister> before;
@@ -126,6 +128,13 @@ void sample_row(const SampleParams& params, int64_t row, int threads, MersenneTw
   params.status[row] = status;
   if (status != kOk || is_greedy(filters)) {
     params.token_ids[row] = scores.argmax();
+    if (kept.counts != nullptr) {
+      if (status == kOk) {
+        write_one_kept(kept, row, params.token_ids[row], scores.max_score());
+      } else {
+        write_none_kept(kept, row);
+      }
+    }
     if (params.logprobs == nullptr) return;
     if (status != kOk) return write_no_logprobs(params, row);
     filters = Filters();
@@ -144,10 +153,11 @@ void sample_row(const SampleParams& params, int64_t row, int threads, MersenneTw
                       [&](const auto& noise) { return race_survivors(scores, survivors, noise, threads); });
   if (winner.token_id < 0) winner = largest_survivor(survivors);
   params.token_ids[row] = winner.token_id;
+  if (kept.counts != nullptr) write_kept(kept, row, scores, survivors);
   if (params.logprobs != nullptr) write_logprobs(params, row, survivors, winner.score, scratch);
 }
 
-// Appends the tokens; a finished row gets the pad token instead of its draw.
+// Appends the tokens; a finished row gets the pad token instead of its draw, and keeps no tokens.
 void extend_sequences(const SampleParams& params) {
   const StateParams& state = params.state;
   int64_t unfinished = 0;
@@ -155,6 +165,7 @@ void extend_sequences(const SampleParams& params) {
     int64_t& token = params.token_ids[row];
     if (state.finished[row] != 0) {
       token = state.pad_token_id;
+      if (params.kept.counts != nullptr) write_none_kept(params.kept, row);
     } else {
       ++state.num_generated[row];
       for (int64_t i = 0; i < state.eos_count; ++i)

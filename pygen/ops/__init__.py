@@ -6,6 +6,7 @@ from typing import Any
 
 from pygen.backends import Dispatcher
 from pygen.ops._beam_state import BeamState
+from pygen.ops._kept_tokens import KeptRows, KeptTokens
 from pygen.ops._outputs import (
     BeamOutput,
     BeamStepOutput,
@@ -37,6 +38,8 @@ __all__ = [
     "BeamStepOutput",
     "DecodeState",
     "DraftOutput",
+    "KeptRows",
+    "KeptTokens",
     "PreparedBeamStep",
     "PreparedProcessLogits",
     "PreparedSample",

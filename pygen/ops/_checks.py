@@ -80,11 +80,11 @@ def check_output(name: str, value: object, dtype: torch.dtype, words: str, shape
     check_contiguous(name, value)
 
 
-def count(name: str, value: object) -> int:
+def count(name: str, value: object, least: int = 0) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"`{name}` must be an int, got {type(value).__name__}")
-    if int(value) < 0:
-        raise ValueError(f"`{name}` must be >= 0, got {value}")
+    if int(value) < least:
+        raise ValueError(f"`{name}` must be >= {least}, got {value}")
     return int(value)
 
 

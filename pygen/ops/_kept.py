@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pygen.ops._kept_tokens import KeptRows
 from pygen.ops._noise import Noise
 from pygen.ops._outputs import SampleOutput, empty_output
 from pygen.ops._shaping import Shaping, TokenIds
@@ -17,7 +18,7 @@ Tables = tuple[Tensor | None, Tensor | None, TokenIds | None, Tensor | None]
 class KeptSample:
     """A reusable call of `sample`. Threads may share it."""
 
-    __slots__ = ("_num_logprobs", "_rng", "_rows", "_run", "_suppress")
+    __slots__ = ("_kept_width", "_num_logprobs", "_rng", "_rows", "_run", "_suppress")
 
     def __init__(self, arguments: dict[str, float], noise: Noise, num_logprobs: int, suppress: Tensor | None) -> None:
         """arguments: those of pygen._C.SamplePlan. suppress: the ids, unless they are a tensor of the caller's."""
@@ -27,6 +28,7 @@ class KeptSample:
         self._rng = noise.rng if noise.draws else None
         self._rows = len(noise.seeds)
         self._num_logprobs = num_logprobs
+        self._kept_width = int(arguments["kept_limit"])
         self._suppress = suppress
 
     def __call__(
@@ -40,7 +42,7 @@ class KeptSample:
         input_ids, bias, suppress, token_bitmask = tables
         input_ids = _int64_of(input_ids)
         banned = _int64_of(suppress) if self._suppress is None else self._suppress  # type: ignore[arg-type]
-        out = empty_output(self._rows, self._num_logprobs, logits.device)
+        out = empty_output(self._rows, self._num_logprobs, logits.device, self._kept_width)
         run, inputs = (
             self._run,
             (logits.data_ptr(), logits.stride()[0], *_step_arguments(step), torch.get_num_threads()),
@@ -65,26 +67,29 @@ class KeptSample:
         return out
 
 
-_NO_TENSORS = dict.fromkeys(
-    ("seeds_ptr", "steps_ptr", "token_ids_ptr", "status_ptr", "logprobs_ptr", "top_ids_ptr", "top_logprobs_ptr"), 0
+_OUTPUTS = (
+    "token_ids_ptr",
+    "status_ptr",
+    "logprobs_ptr",
+    "top_ids_ptr",
+    "top_logprobs_ptr",
+    "kept_ids_ptr",
+    "kept_counts_ptr",
+    "log_mass_ptr",
 )
+_NO_TENSORS = dict.fromkeys(("seeds_ptr", "steps_ptr", *_OUTPUTS), 0)
 
 
 def _step_arguments(step: int | Tensor) -> tuple[int, int]:
     return (0, step.data_ptr()) if isinstance(step, Tensor) else (step, 0)
 
 
-def _pointers(out: SampleOutput) -> tuple[int, int, int, int, int]:
-    if out.logprobs is None or out.top_logprobs is None:
-        return out.token_ids.data_ptr(), out.status.data_ptr(), 0, 0, 0
-    top_ids, top_logprobs = out.top_logprobs
-    return (
-        out.token_ids.data_ptr(),
-        out.status.data_ptr(),
-        out.logprobs.data_ptr(),
-        top_ids.data_ptr(),
-        top_logprobs.data_ptr(),
-    )
+def _pointers(out: SampleOutput) -> tuple[int, ...]:
+    """Returns the addresses of `_OUTPUTS`."""
+    top = out.logprobs, *(out.top_logprobs or (None, None))
+    kept = out.kept if isinstance(out.kept, KeptRows) else (None, None, None)
+    tensors = out.token_ids, out.status, *top, *kept
+    return tuple([0 if tensor is None else tensor.data_ptr() for tensor in tensors])
 
 
 class KeptScores:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pygen.ops import _checks as checks
 from pygen.ops._checks import Like
+from pygen.ops._kept_tokens import KeptRows, KeptTokens, check_kept_out, empty_kept, kept_arguments
 
 
 class RowStatus(IntEnum):
@@ -39,6 +40,7 @@ class SampleOutput(NamedTuple):
     logprobs: Tensor | None  # (rows,) float32
     top_logprobs: TopLogprobs | None
     status: Tensor  # (rows,) int32, values of `RowStatus`
+    kept: KeptTokens | KeptRows | None = None  # KeptRows in the result of a prepared op and in `out=`
 
 
 class BeamStepOutput(NamedTuple):
@@ -88,25 +90,27 @@ def check_beam_out(out: BeamStepOutput, like: Like) -> None:
         checks.check_output(f"out.{name}", value, dtype, "(rows,)", (like.rows,), like)
 
 
-def empty_output(rows: int, n: int, device: torch.device) -> SampleOutput:
-    """Allocates the result of a call with logprobs=n."""
+def empty_output(rows: int, n: int, device: torch.device, kept_width: int = 0) -> SampleOutput:
+    """Allocates the result of a call with logprobs=n, and with `kept_width` entries for the kept tokens of a row."""
     token_ids = torch.empty(rows, dtype=torch.int64, device=device)
     status = torch.empty(rows, dtype=torch.int32, device=device)
+    kept = empty_kept(rows, kept_width, device) if kept_width > 0 else None
     if n == 0:
-        return SampleOutput(token_ids, None, None, status)
+        return SampleOutput(token_ids, None, None, status, kept)
     top = TopLogprobs(
         torch.empty(rows, n, dtype=torch.int64, device=device), torch.empty(rows, n, dtype=torch.float32, device=device)
     )
-    return SampleOutput(token_ids, torch.empty(rows, dtype=torch.float32, device=device), top, status)
+    return SampleOutput(token_ids, torch.empty(rows, dtype=torch.float32, device=device), top, status, kept)
 
 
-def check_out(out: SampleOutput, n: int, like: Like) -> None:
-    """Checks `out=` of a call with logprobs=n."""
+def check_out(out: SampleOutput, n: int, like: Like, kept_width: int) -> None:
+    """Checks `out=` of a call with logprobs=n, and with `kept_width` entries for the kept tokens of a row."""
     if not isinstance(out, SampleOutput):
         raise TypeError(f"`out` must be a SampleOutput, got {type(out).__name__}")
     rows = like.rows
     checks.check_output("out.token_ids", out.token_ids, torch.int64, "(rows,)", (rows,), like)
     checks.check_output("out.status", out.status, torch.int32, "(rows,)", (rows,), like)
+    check_kept_out(out.kept, kept_width, like)
     if n == 0:
         if out.logprobs is not None or out.top_logprobs is not None:
             raise ValueError("`out.logprobs` and `out.top_logprobs` must be None with logprobs=0, got tensors")
@@ -124,7 +128,7 @@ def tensors_of(output: SampleOutput) -> list[Tensor]:
     tensors = [output.token_ids, output.status]
     if output.logprobs is not None and output.top_logprobs is not None:
         tensors += [output.logprobs, *output.top_logprobs]
-    return tensors
+    return [*tensors, *(output.kept or ())]
 
 
 def output_arguments(out: SampleOutput, n: int) -> dict[str, int]:
@@ -137,4 +141,5 @@ def output_arguments(out: SampleOutput, n: int) -> dict[str, int]:
         "logprobs_ptr": 0 if out.logprobs is None else out.logprobs.data_ptr(),
         "top_ids_ptr": 0 if top is None else top.token_ids.data_ptr(),
         "top_logprobs_ptr": 0 if top is None else top.logprobs.data_ptr(),
+        **kept_arguments(out.kept),
     }

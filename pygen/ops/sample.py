@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pygen.backends import Dispatcher
+from pygen.backends import BackendError, Dispatcher
 from pygen.knobs import BoolKnob, FloatKnob, IntKnob, ShapingKnobs
 from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
 from pygen.ops import _numbers as numbers
 from pygen.ops._kept import KeptSample
+from pygen.ops._kept_tokens import KeptRows, check_kept
 from pygen.ops._noise import Noise, check_noise
 from pygen.ops._outputs import SampleOutput, check_out, empty_output, output_arguments, tensors_of
 from pygen.ops._plans import Plans, scalars_of_ids
@@ -52,6 +53,8 @@ def _sample(
     rng: str = "philox",
     generator: torch.Generator | None = None,
     logprobs: int = 0,
+    output_kept: bool = False,
+    kept_limit: int = 1024,
     backend: str = "auto",
     out: SampleOutput | None = None,
     **knobs: Unpack[ShapingKnobs],
@@ -73,6 +76,8 @@ def _sample(
                 *knobs.values(),
                 rng,
                 logprobs,
+                output_kept,
+                kept_limit,
                 seed is None,
                 None if generator is None else generator.device,
                 *scalars_of_ids(suppress),
@@ -88,7 +93,7 @@ def _sample(
         )
         kept = _plans.find(key)
         if kept is not None and (seed is None or 0 <= seed < numbers.SEED_LIMIT):
-            return kept(logits, steps, (input_ids, bias, suppress, token_bitmask), seed, generator)
+            return _compressed(kept(logits, steps, (input_ids, bias, suppress, token_bitmask), seed, generator))
     draws_seed = seed is None and noise is None and rng == "philox" and do_sample is not False
     with seed_given_back(generator) if draws_seed else nullcontext():
         prepared = prepare_sample(
@@ -105,6 +110,8 @@ def _sample(
             rng=rng,
             generator=generator,
             logprobs=logprobs,
+            output_kept=output_kept,
+            kept_limit=kept_limit,
             backend=backend,
             out=out,
             **knobs,
@@ -115,7 +122,11 @@ def _sample(
         call = SampleCall(prepared.shaping, prepared.noise, logprobs, prepared.out, None)
         own_suppress = None if isinstance(suppress, Tensor) else prepared.shaping.suppress
         _plans.keep(key, KeptSample(_arguments(call, threads=1), prepared.noise, logprobs, own_suppress))
-    return result
+    return result if out is not None else _compressed(result)
+
+
+def _compressed(out: SampleOutput) -> SampleOutput:
+    return out._replace(kept=out.kept.compressed()) if isinstance(out.kept, KeptRows) else out
 
 
 @implemented_by(_sample)
@@ -148,6 +159,8 @@ def sample(
     rng: str = "philox",
     generator: torch.Generator | None = None,
     logprobs: int = 0,
+    output_kept: bool = False,
+    kept_limit: int = 1024,
     backend: str = "auto",
     out: SampleOutput | None = None,
 ) -> SampleOutput:
@@ -182,9 +195,12 @@ def sample(
             It does not advance if `do_sample` is False.
         logprobs: n > 0 also returns ln softmax(s) of the token, and the n best tokens with theirs. In a greedy row s is
             x.
-        out: a SampleOutput of contiguous tensors to write into, shaped like the result.
+        output_kept: True also returns the tokens that survive all filters, as `KeptTokens`. Tokens that bans, bias or
+            the bitmask set to -inf do not survive. At least one row must have a filter or a bitmask, or be greedy.
+        kept_limit: a row that keeps more tokens stores none of them, and `KeptTokens.complete` marks it.
+        out: a SampleOutput of contiguous tensors to write into, shaped like the result; its `kept` is a `KeptRows`.
 
-    Returns SampleOutput(token_ids, logprobs, top_logprobs, status).
+    Returns SampleOutput(token_ids, logprobs, top_logprobs, status, kept).
 
     Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError if the backend cannot run. A
     refused call changes nothing, not even the generator.
@@ -207,6 +223,8 @@ def prepare_sample(
     rng: str = "philox",
     generator: torch.Generator | None = None,
     logprobs: int = 0,
+    output_kept: bool = False,
+    kept_limit: int = 1024,
     backend: str = "auto",
     out: SampleOutput | None = None,
     state: DecodeState | None = None,
@@ -216,12 +234,13 @@ def prepare_sample(
 
     knobs: those of `process_logits`.
     step: (rows,) int64 that the noise of every call reads; None uses the step of the call.
+    output_kept: the result's `kept` is a `KeptRows`, whose `compressed()` is what `sample` returns.
     state: its sequences replace `input_ids` and its prompt length `prompt_lengths`. Every call extends them at column
         prompt_length + step: a finished row gets `pad_token_id`; the others get their token, count it in
         `num_generated`, and finish if it is one of `eos_token_ids`. The call then updates `unfinished`. The result
-        holds the tokens as appended; status and log-probabilities of a finished row are meaningless. If the state has
-        `steps`, row r is at steps[r] instead of the call's step, and every call adds 1 to them. If it has a
-        `generator_state`, torch's noise comes from that.
+        holds the tokens as appended; a finished row keeps no tokens, and its status and log-probabilities are
+        meaningless. If the state has `steps`, row r is at steps[r] instead of the call's step, and every call adds 1 to
+        them. If it has a `generator_state`, torch's noise comes from that.
     """
     shaping = check_shaping(
         logits,
@@ -237,11 +256,12 @@ def prepare_sample(
     if state is not None and step is not None:
         raise ValueError("`step` must be None where `state` has a column for every step, got a tensor")
     num_logprobs = checks.count("logprobs", logprobs)
+    kept_width = check_kept(output_kept, kept_limit, shaping)
     if out is not None:
-        check_out(out, num_logprobs, shaping.like)
+        check_out(out, num_logprobs, shaping.like, kept_width)
     name, entry = _dispatch.resolve(logits.device, backend)
     if out is None:
-        out = empty_output(shaping.like.rows, num_logprobs, logits.device)
+        out = empty_output(shaping.like.rows, num_logprobs, logits.device, kept_width)
     source = check_noise(
         shaping.like,
         draws=do_sample is not False,
@@ -286,6 +306,7 @@ def _cpu(call: SampleCall) -> Run:
 
 
 def _cuda(call: SampleCall) -> Run:
+    _without_kept(call, "cuda")
     plan = cuda.kernels().SamplePlan(**_arguments(call, threads=1))
     launch = cuda.Launches(plan, call.shaping.like.device)
     saved_state = _saved_state_ptr(call)
@@ -313,7 +334,13 @@ def _arguments(call: SampleCall, threads: int) -> dict[str, float]:
     }
 
 
+def _without_kept(call: SampleCall, backend: str) -> None:
+    if call.out.kept is not None:
+        raise BackendError(f"`sample`: backend {backend!r} cannot return kept tokens; backends 'cpu' and 'torch' can")
+
+
 def _triton(call: SampleCall) -> Run:
+    _without_kept(call, "triton")
     from pygen.triton_kernels import sample as kernels
 
     run: Run = kernels.prepare(call.shaping, call.noise, call.num_logprobs, call.out, call.state)
@@ -324,6 +351,8 @@ def _torch(call: SampleCall) -> Run:
     from pygen.ops import _bookkeeping as bookkeeping
     from pygen.reference import sample as reference
 
+    kept = call.out.kept
+
     @detached
     def run(logits: Tensor, step: int, length: int) -> None:
         with generator_of(call.state, call.noise.generator) as generator:
@@ -332,8 +361,12 @@ def _torch(call: SampleCall) -> Run:
                 **call.shaping.reference_arguments(length),
                 **{**call.noise.reference_arguments(step), "generator": generator},
                 logprobs=call.num_logprobs,
+                output_kept=kept is not None,
+                kept_limit=0 if kept is None else kept.token_ids.shape[1],
             )
         if call.state is not None:
+            if isinstance(result.kept, KeptRows):
+                result = result._replace(kept=result.kept.without(call.state.finished))
             bookkeeping.append_tokens(call.state, result.token_ids, step)
         for target, source in zip(tensors_of(call.out), tensors_of(result), strict=True):
             target.copy_(source)

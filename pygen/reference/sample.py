@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pygen import rng as noise_sources
 from pygen.knobs import ShapingKnobs
+from pygen.ops._kept_tokens import KeptRows
 from pygen.ops._outputs import RowStatus, SampleOutput, TopLogprobs
 from pygen.reference.process_logits import IntKnob, shape_rows
 
@@ -33,6 +34,8 @@ def sample(
     rng: str = "philox",
     generator: torch.Generator | None = None,
     logprobs: int = 0,
+    output_kept: bool = False,
+    kept_limit: int = 1024,
     **knobs: Unpack[ShapingKnobs],
 ) -> SampleOutput:
     """Draws from the survivors of `process_logits` with `race_winners`; rows without a draw take their best token."""
@@ -50,9 +53,23 @@ def sample(
     if do_sample is not False:
         exponential = exponential_noise(scores, seed=seed, step=step, noise=noise, rng=rng, generator=generator)
         token_ids = torch.where(drawn, race_winners(scores, exponential), token_ids)
+    kept = kept_tokens(scores, status, drawn, token_ids, kept_limit) if output_kept else None
     if logprobs == 0:
-        return SampleOutput(token_ids, None, None, status)
-    return SampleOutput(token_ids, *log_probabilities(scores, status, token_ids, logprobs), status)
+        return SampleOutput(token_ids, None, None, status, kept)
+    return SampleOutput(token_ids, *log_probabilities(scores, status, token_ids, logprobs), status, kept)
+
+
+def kept_tokens(scores: Tensor, status: Tensor, drawn: Tensor, token_ids: Tensor, limit: int) -> KeptRows:
+    """Returns the survivors of every row: of a drawn row its finite scores, of a greedy one its token; else nothing."""
+    vocab_size = scores.shape[1]
+    ids = torch.arange(vocab_size, device=scores.device)
+    survives = (
+        torch.where(drawn[:, None], scores > -math.inf, ids == token_ids[:, None]) & (status == RowStatus.OK)[:, None]
+    )
+    log_mass = scores.double().masked_fill(~survives, -math.inf).logsumexp(dim=1).float()
+    # Removed ids sort behind all others.
+    first = torch.where(survives, ids, vocab_size).sort(dim=1).values[:, :limit]
+    return KeptRows(first.masked_fill(first == vocab_size, -1).int(), survives.sum(dim=1).int(), log_mass)
 
 
 def exponential_noise(

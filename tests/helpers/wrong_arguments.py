@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 
 from pygen.knobs import KNOBS
-from pygen.ops import SampleOutput, TopLogprobs
+from pygen.ops import KeptRows, SampleOutput, TopLogprobs
 
 ROWS, VOCAB_SIZE = 2, 40
 
@@ -179,6 +179,11 @@ SHAPING: list[Wrong] = [
     ),
 ]
 
+KEPT = KeptRows(torch.zeros(2, VOCAB_SIZE, dtype=torch.int32), torch.zeros(2, dtype=torch.int32), torch.zeros(2))
+EVERY_TOKEN_SURVIVES = (
+    "`output_kept` must be False where no filter (top_n_sigma, top_h, top_k, top_p, min_p, typical_p, epsilon_cutoff, "
+    "eta_cutoff), `token_bitmask` or temperature 0 leaves fewer tokens, got True"
+)
 OUT = SampleOutput(torch.zeros(2, dtype=torch.int64), None, None, torch.zeros(2, dtype=torch.int32))
 TOP = TopLogprobs(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3))
 NOISE = torch.ones(ROWS, VOCAB_SIZE)
@@ -265,6 +270,33 @@ SAMPLE: list[Wrong] = [
         {"out": OUT._replace(logprobs=torch.zeros(2), top_logprobs=TOP), "logprobs": 2},
         ValueError,
         "`out.top_logprobs.token_ids` must have shape (rows, logprobs) = (2, 2), got (2, 3)",
+    ),
+    ({"output_kept": 1, "top_k": 3}, TypeError, "`output_kept` must be a bool, got int"),
+    ({"kept_limit": 0}, ValueError, "`kept_limit` must be >= 1, got 0"),
+    ({"kept_limit": -1}, ValueError, "`kept_limit` must be >= 1, got -1"),
+    ({"kept_limit": 8.0}, TypeError, "`kept_limit` must be an int, got float"),
+    ({"output_kept": True}, ValueError, EVERY_TOKEN_SURVIVES),
+    (
+        {"output_kept": True, "temperature": 0.5, "top_k": tensor(0, 0), "top_p": tensor(1.0, 1.0), "suppress": [3]},
+        ValueError,
+        EVERY_TOKEN_SURVIVES,
+    ),
+    ({"output_kept": True, "top_k": 3}, TypeError, "`out.kept` must be a KeptRows, got NoneType"),
+    ({"out": OUT._replace(kept=KEPT)}, ValueError, "`out.kept` must be None with output_kept=False, got a KeptRows"),
+    (
+        {"out": OUT._replace(kept=KEPT), "output_kept": True, "top_k": 3, "kept_limit": 8},
+        ValueError,
+        "`out.kept.token_ids` must have shape (rows, min(kept_limit, vocab_size)) = (2, 8), got (2, 40)",
+    ),
+    (
+        {"out": OUT._replace(kept=KEPT._replace(counts=OUT.token_ids)), "output_kept": True, "top_k": 3},
+        TypeError,
+        "`out.kept.counts` must be int32, got int64",
+    ),
+    (
+        {"out": OUT._replace(kept=KEPT._replace(log_mass=KEPT.log_mass[:1])), "output_kept": True, "top_k": 3},
+        ValueError,
+        "`out.kept.log_mass` must have shape (rows,) = (2,), got (1,)",
     ),
 ]
 

@@ -22,6 +22,7 @@ KNOBS: list[dict[str, Any]] = [
     {},
     {"do_sample": False, "logprobs": 3},
     {"temperature": 0.7, "top_k": 20, "top_p": 0.9, "logprobs": 2},
+    {"top_k": 20, "top_p": 0.9, "output_kept": True, "kept_limit": 12, "logprobs": 2},
     {"suppress": [3, 5, -1, 10**9]},
     {"repetition_penalty": 1.3, "prompt_lengths": 2, "input_ids": make_history(ROWS, 9, VOCAB_SIZE)},
     {"repetition_penalty": 1.3, "input_ids": make_history(ROWS, 9, VOCAB_SIZE).int()},
@@ -33,8 +34,8 @@ for _knobs in KNOBS:
         _knobs["token_bitmask"] = _knobs["token_bitmask"].to(torch.int32)
 
 
-def without_logprobs(knobs: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in knobs.items() if name != "logprobs"}
+def shaping_of(knobs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in knobs.items() if name not in ("logprobs", "output_kept", "kept_limit")}
 
 
 def leaves(value: Any) -> list[Any]:
@@ -65,7 +66,7 @@ def test_the_second_call_is_like_the_first(cpu_backend: str, knobs: dict[str, An
         torch.manual_seed(9)
         assert_same(actual, sample(logits, **given, **source, backend="torch"))
         assert torch.get_rng_state().equal(state)
-        shaping = without_logprobs(given)
+        shaping = shaping_of(given)
         scores = process_logits(logits, **shaping, backend=cpu_backend)
         torch.testing.assert_close(scores, process_logits(logits, **shaping, backend="torch"))
 

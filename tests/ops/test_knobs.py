@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pygen import rng
 from pygen.knobs import KNOBS
-from pygen.ops import process_logits, sample
+from pygen.ops import KeptTokens, process_logits, sample
 from tests.helpers.draws import assert_same_tokens
 from tests.helpers.extra_backends import EMULATED
 from tests.helpers.kept_sets import assert_same_scores, knobs_of_row, unfiltered
@@ -102,6 +102,15 @@ def test_kernel_equals_reference(kernel_backend: str, call: tuple[Tensor, dict[s
         torch.testing.assert_close(
             result.top_logprobs.logprobs, wanted.top_logprobs.logprobs, rtol=1e-5, atol=2e-6, equal_nan=True
         )
+        try:
+            kept = sample(logits, **knobs, seed=8, output_kept=True, kept_limit=90, backend=kernel_backend)
+        except ValueError:
+            return  # no filter acts
+        expected_kept = sample(logits, **knobs, noise=noise, output_kept=True, kept_limit=90, backend="torch").kept
+        assert isinstance(kept.kept, KeptTokens) and isinstance(expected_kept, KeptTokens)
+        assert kept.kept.token_ids.equal(expected_kept.token_ids) and kept.kept.offsets.equal(expected_kept.offsets)
+        assert kept.kept.complete.equal(expected_kept.complete) and kept.token_ids.equal(result.token_ids)
+        torch.testing.assert_close(kept.kept.log_mass, expected_kept.log_mass, rtol=1e-6, atol=2e-6)
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
