@@ -17,12 +17,15 @@ _collected: ContextVar[list[str] | None] = ContextVar("pygen_collected", default
 
 
 @contextmanager
-def one_call() -> Iterator[None]:
-    """Gives every message once within the block, nested calls included."""
+def one_call(said: set[str] | None = None) -> Iterator[None]:
+    """Gives every message once within the block, nested calls included.
+
+    said: messages of earlier blocks of the same call, to which the block adds its own.
+    """
     if _said.get() is not None:
         yield
         return
-    token = _said.set(set())
+    token = _said.set(set() if said is None else said)
     try:
         yield
     finally:

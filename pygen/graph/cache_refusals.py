@@ -49,13 +49,11 @@ def refusal(model: Any, cache_implementation: str | None = None) -> str | None:
         return f"`cache_implementation`={cache_implementation!r} {_OTHER_CACHES[cache_implementation]}"
     if not hasattr(getattr(model, "config", None), "get_text_config"):
         return f"{name} is not a model of transformers"
-    if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
-        return f"{name} keeps a cache of its own class"
+    reason = layers_refusal(model)
+    if reason is not None:
+        return reason
     config = model.config.get_text_config(decoder=True)
     kinds = layer_kinds(model.config)
-    others = [kind for kind in kinds if kind not in _HELD]
-    if others:
-        return f"{name} has layers of kind {others[0]!r}; only full and sliding-window attention can be held"
     if model.config.model_type == "t5gemma2":
         # Its masks of two caches are joined to one, and on 5.6.1 not where they were made before the forward.
         return f"{name} attends to its own text and the encoder's in one"
@@ -71,6 +69,17 @@ def refusal(model: Any, cache_implementation: str | None = None) -> str | None:
     devices = sorted({str(device) for device in (getattr(model, "hf_device_map", None) or {}).values()})
     if len(devices) > 1:
         return f"the weights of {name} are spread over {', '.join(devices)}"
+    return None
+
+
+def layers_refusal(model: Any) -> str | None:
+    """Why a cache of keys and values in columns cannot hold what the layers of `model` keep; None where it can."""
+    name = type(model).__name__
+    if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
+        return f"{name} keeps a cache of its own class"
+    others = [kind for kind in layer_kinds(model.config) if kind not in _HELD]
+    if others:
+        return f"{name} has layers of kind {others[0]!r}; only full and sliding-window attention can be held"
     return None
 
 

@@ -1,0 +1,184 @@
+"""`generate_batch`: many prompts through a few rows of one model."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from pygen.batch.batch import Batch
+from pygen.batch.progress import batch_progress
+from pygen.batch.request import failed, make_request
+from pygen.batch.results import BatchResult
+from pygen.models.devices import input_device
+from pygen.models.wrappers import inner
+from pygen.notices import one_call
+from pygen.ops import _checks as checks
+from pygen.request.protocols import GenerationSettings, Tokenizer
+
+DEFAULT_PREFIX_POSITIONS = 2048
+
+
+def generate_batch(
+    model: nn.Module,
+    prompts: Iterable[object],
+    generation_config: GenerationSettings | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    rows: int | None = None,
+    max_length: int | None = None,
+    prefill_chunk_size: int | None = None,
+    prefix_positions: int = DEFAULT_PREFIX_POSITIONS,
+    as_completed: bool = False,
+    progress: bool = False,
+    cancel: threading.Event | None = None,
+    **settings: Any,
+) -> Iterator[BatchResult]:
+    """Generates for many prompts with at most `rows` of them at a time: a row that ends makes room for the next prompt.
+
+        for result in pygen.generate_batch(model, texts, tokenizer=tokenizer, do_sample=True, max_new_tokens=256):
+            print(result.index, result.finish_reason, result.text)
+
+    Every prompt gets the tokens of `pygen.generate` for it alone under the same `seed`, whatever runs beside it; only
+    the rounding of the model's matrix products depends on the number of rows, which can decide between two tokens whose
+    scores are closer than it.
+
+    Arguments:
+        model: a decoder-only model of transformers whose layers have full or sliding-window attention.
+        prompts: token ids (a list of ints or a tensor), texts, or dicts with `prompt` or `input_ids` and settings of
+            their own, which override those of all prompts; also `tokenizer`, `generation_config`, `logits_processor`,
+            `stopping_criteria`, `prefix_allowed_tokens_fn` and `generator`. An iterator is read only as far ahead as
+            rows get free.
+        generation_config, settings: as in `generate`, for all prompts: greedy search or sampling with any knob, `seed`,
+            `max_new_tokens`, `eos_token_id`, `stop_strings`, `num_return_sequences`, `output_logprobs`, ... Without
+            `seed` every prompt draws one from `generator`, or torch's default, in the order of the prompts.
+        rows: texts at a time; None: 8 on a CPU, 64 on a GPU.
+        max_length: the most positions of a prompt with its tokens; a longer one is refused. None: those of the model.
+        prefill_chunk_size: reads prompts in pieces of at most so many ids, one piece a step, so that running rows never
+            wait for a long prompt; None reads a prompt at once.
+        prefix_positions: positions of earlier prompts to keep, so that a prompt which begins like one of them (16 ids
+            or more) reads only the rest; 0 keeps none.
+        as_completed: yields results as rows end, not in the order of the prompts.
+        progress: shows prompts and tokens per second.
+        cancel: once set, the rest ends with what it has (`finish_reason` "cancelled"), and `prompts` is read no more.
+
+    Yields a `BatchResult` for every returned sequence. A prompt that is refused, or whose callables fail, yields one
+    with `error`, and the others go on. An error of the model's forward, which concerns all rows, is raised.
+
+    Raises ValueError, TypeError and NotImplementedError at once for `model` and for settings of all prompts.
+    """
+    device = input_device(inner(model)) or torch.device("cpu")
+    if rows is None:
+        rows = 8 if device.type == "cpu" else 64
+    if checks.count("rows", rows) == 0:
+        raise ValueError("`rows` must be >= 1, got 0")
+    for name, value in (("max_length", max_length), ("prefill_chunk_size", prefill_chunk_size)):
+        if value is not None and checks.count(name, value) == 0:
+            raise ValueError(f"`{name}` must be >= 1, got 0")
+    checks.count("prefix_positions", prefix_positions)
+    if isinstance(prompts, (str, bytes, dict)) or not isinstance(prompts, Iterable):
+        raise TypeError(f"`prompts` must be an iterable of prompts, got {type(prompts).__name__}")
+    batch = Batch(model, rows=rows, prefill_chunk_size=prefill_chunk_size, prefix_positions=prefix_positions)
+    shared = {"generation_config": generation_config, "tokenizer": tokenizer, "settings": settings}
+    run = _Run(model, batch, iter(prompts), shared, max_length, in_order=not as_completed)
+    run.check_settings()
+    return run.results(cancel, progress)
+
+
+class _Run:
+    """One call of `generate_batch`; the sink of all its rows."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        prompts: Iterator[object],
+        shared: dict[str, Any],
+        max_length: int | None,
+        *,
+        in_order: bool,
+    ) -> None:
+        self._model, self._batch, self._prompts = model, batch, prompts
+        self._shared, self._max_length = shared, max_length
+        self._in_order = in_order
+        self._ended: deque[BatchResult] = deque()
+        # Results that wait for those of earlier prompts, and the number of sequences of every prompt not yet yielded.
+        self._later: dict[int, list[BatchResult]] = {}
+        self._copies: dict[int, int] = {}
+        self._next = self._read = 0
+        self._is_over = False
+        self._said: set[str] = set()
+
+    def check_settings(self) -> None:
+        """Raises for settings that no prompt can have."""
+        state = torch.get_rng_state()
+        try:
+            with one_call(self._said):
+                make_request(self._model, [0], index=0, sink=self, **self._shared)
+        finally:
+            torch.set_rng_state(state)
+
+    def results(self, cancel: threading.Event | None, progress: bool) -> Iterator[BatchResult]:
+        with batch_progress(progress) as bar:
+            while True:
+                if cancel is not None and cancel.is_set():
+                    self._is_over = True
+                    self._batch.cancel()
+                with torch.no_grad(), one_call(self._said):
+                    self._fill()
+                    if self._batch.is_busy:
+                        before = self._batch.stats.tokens
+                        self._batch.step()
+                        bar.add_tokens(self._batch.stats.tokens - before)
+                for result in self._due():
+                    bar.add_prompt()
+                    yield result
+                if self._is_over and not self._batch.is_busy:
+                    return
+
+    def _fill(self) -> None:
+        """Reads prompts for the rows that are free."""
+        while not self._is_over and self._batch.wants_more:
+            try:
+                prompt = next(self._prompts)
+            except StopIteration:
+                self._is_over = True
+                return
+            index, self._read = self._read, self._read + 1
+            queued = time.monotonic()
+            self._copies[index] = 1
+            try:
+                request = make_request(
+                    self._model, prompt, index=index, sink=self, max_length=self._max_length, **self._shared
+                )
+                self._batch.add(request)
+                self._copies[index] = request.num_copies
+            except Exception as error:
+                self._ended.append(failed(index, error, queued))
+
+    def _due(self) -> Iterator[BatchResult]:
+        """The results that can be yielded now."""
+        while self._ended:
+            result = self._ended.popleft()
+            if not self._in_order:
+                yield result
+                continue
+            self._later.setdefault(result.index, []).append(result)
+        while len(ready := self._later.get(self._next, ())) == self._copies.get(self._next, -1):
+            yield from sorted(ready, key=lambda result: result.copy)
+            del self._later[self._next], self._copies[self._next]
+            self._next += 1
+
+    def put_token(self, copy: int, token_id: int, logprob: float | None) -> None:
+        pass
+
+    def put_end(self, result: BatchResult) -> None:
+        self._ended.append(result)
+
+    def cancelled(self) -> bool:
+        return False

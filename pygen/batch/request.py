@@ -1,0 +1,215 @@
+"""One prompt of a batch with its settings, resolved as `generate` resolves a call."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pygen import rng
+from pygen.batch.results import BatchResult, BatchTimes
+from pygen.call.arguments import Arguments
+from pygen.call.call import Call
+from pygen.config.config import GenerationMode
+from pygen.generate import prepare_call
+from pygen.models.devices import input_device
+from pygen.models.wrappers import inner
+from pygen.notices import collected
+from pygen.plan.plan import Plan, make_plan
+
+# The arguments of `generate` that a prompt can have besides settings.
+_CALLABLES = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
+_MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+_NOT_KEPT = ("output_scores", "output_logits", "output_attentions", "output_hidden_states", "token_healing")
+_REFUSED = ("assistant_model", "streamer", "synced_gpus", "custom_generate", "negative_prompt_ids")
+_ALONE = "is not available for rows that come and go; `pygen.generate` has it"
+_PROMPT_NAMES = ("prompt", "input_ids")
+
+
+class Sink(Protocol):
+    """Where the tokens and the end of a row go."""
+
+    def put_token(self, copy: int, token_id: int, logprob: float | None) -> None: ...
+
+    def put_end(self, result: BatchResult) -> None: ...
+
+    def cancelled(self) -> bool:
+        """Whether nobody waits for the prompt's rows any more."""
+        ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt that was accepted.
+
+    call: of one row. plan: without noise, which the seeds give. seeds: one row seed for each returned sequence; empty
+        for greedy search.
+    """
+
+    index: int
+    prompt_ids: list[int]
+    call: Call
+    plan: Plan
+    num_copies: int
+    seed: int | list[int] | None
+    seeds: tuple[int, ...]
+    sink: Sink
+    tokenizer: Any
+    queued: float = field(default_factory=time.monotonic)
+
+    @property
+    def longest(self) -> int:
+        """Positions that a row of this prompt can reach."""
+        return len(self.prompt_ids) + self.call.lengths.max_new_tokens - 1
+
+    def plan_of(self, copy: int) -> Plan:
+        """The plan of one returned sequence."""
+        noise = {"rng": "philox", "seed": [self.seeds[copy]]} if self.seeds else {}
+        return dataclasses.replace(self.plan, noise=noise)
+
+
+def failed(index: int, error: Exception, queued: float, prompt_ids: Sequence[int] = ()) -> BatchResult:
+    """The result of a prompt that never got a row."""
+    times = BatchTimes(queued, None, time.monotonic())
+    return BatchResult(index, 0, [*prompt_ids], [], "error", times, error=error)
+
+
+def make_request(
+    model: nn.Module,
+    prompt: object,
+    *,
+    index: int,
+    sink: Sink,
+    generation_config: object = None,
+    tokenizer: Any = None,
+    settings: Mapping[str, Any],
+    max_length: int | None = None,
+) -> Request:
+    """Checks a prompt and its settings. Raises the errors of `generate`, and NotImplementedError for what rows that
+    come and go cannot do.
+
+    prompt: see `pygen.generate_batch`. settings: of all prompts; those of `prompt` override them.
+    """
+    prompt, own = _split(prompt)
+    tokenizer = own.pop("tokenizer", tokenizer)
+    prompt_ids = _ids(prompt, tokenizer)
+    kwargs = {**settings, **own, "return_dict_in_generate": True}
+    generator = kwargs.pop("generator", None)
+    callables = {name: kwargs.pop(name, None) for name in _CALLABLES}
+    _check_processors(callables["logits_processor"], is_shared="logits_processor" not in own)
+    if (allowed := callables["prefix_allowed_tokens_fn"]) is not None and "prefix_allowed_tokens_fn" not in own:
+        callables["prefix_allowed_tokens_fn"] = lambda _, ids: allowed(index, ids)
+    for name in _REFUSED:
+        if kwargs.pop(name, None):
+            raise NotImplementedError(f"`{name}` {_ALONE}")
+    arguments = Arguments(
+        model=model,
+        inputs=torch.tensor([prompt_ids], dtype=torch.int64, device=input_device(inner(model))),
+        generation_config=kwargs.pop("generation_config", generation_config),
+        kwargs={**kwargs, "tokenizer": tokenizer},
+        **callables,
+    )
+    call = prepare_call(arguments)
+    _check(call)
+    length = len(prompt_ids) + call.lengths.max_new_tokens - 1
+    if max_length is not None and length > max_length:
+        raise ValueError(f"`max_length` must be at least the {length} positions that the prompt and its tokens need, got {max_length}")
+    plan, num_copies, seed = make_plan(call), call.num_copies, None
+    if call.config.do_sample is True:
+        seed = getattr(call.config, "seed", None)
+        seed = rng.draw_seed(generator) if seed is None else seed
+    if num_copies > 1:
+        own_call = {**arguments.kwargs, "num_return_sequences": 1, "seed": None}
+        # It has said all its warnings.
+        with collected():
+            call = prepare_call(dataclasses.replace(arguments, kwargs=own_call))
+            plan = make_plan(call)
+    guided = next((item for item in plan.items if item.name == "guidance_scale"), None)
+    if guided is not None:
+        raise NotImplementedError(f"`guidance_scale` {_ALONE}: {guided.why}")
+    return Request(
+        index=index,
+        prompt_ids=prompt_ids,
+        call=call,
+        plan=plan,
+        num_copies=num_copies,
+        seed=seed,
+        seeds=_row_seeds(seed, num_copies),
+        sink=sink,
+        tokenizer=tokenizer,
+    )
+
+
+def _split(prompt: object) -> tuple[object, dict[str, Any]]:
+    """The prompt and its own settings."""
+    if not isinstance(prompt, Mapping):
+        return prompt, {}
+    own = dict(prompt)
+    names = [name for name in _PROMPT_NAMES if own.get(name) is not None]
+    if len(names) != 1:
+        given = " and ".join(f"`{name}`" for name in names) or "neither"
+        raise ValueError(f"a prompt must hold one of `prompt` and `input_ids`, got {given}")
+    value = own.pop(names[0])
+    return value, {name: value for name, value in own.items() if name not in _PROMPT_NAMES}
+
+
+def _ids(prompt: object, tokenizer: Any) -> list[int]:
+    if isinstance(prompt, str):
+        if tokenizer is None:
+            raise ValueError("a prompt that is a text needs the model's tokenizer: pass it as `tokenizer=`")
+        prompt = tokenizer(prompt)["input_ids"]
+    if isinstance(prompt, Tensor):
+        if prompt.ndim == 2 and len(prompt) == 1:
+            prompt = prompt[0]
+        if prompt.ndim != 1:
+            raise ValueError(f"a prompt must hold ids of one text, got a tensor of shape {tuple(prompt.shape)}")
+        if prompt.is_floating_point() or prompt.dtype == torch.bool:
+            raise TypeError(f"a prompt must hold integer ids, got {prompt.dtype}")
+        prompt = prompt.tolist()
+    if isinstance(prompt, (str, bytes)) or not isinstance(prompt, Sequence):
+        raise TypeError(f"a prompt must be a text, token ids or a dict with either, got {type(prompt).__name__}")
+    ids = [*prompt]
+    wrong = next((token_id for token_id in ids if not isinstance(token_id, int) or isinstance(token_id, bool)), None)
+    if wrong is not None:
+        raise TypeError(f"a prompt must hold integer ids, got {wrong!r:.80}")
+    if not ids:
+        raise ValueError("a prompt must hold at least one id, got none")
+    return ids
+
+
+def _check_processors(processors: Any, *, is_shared: bool) -> None:
+    """One object for all prompts must not depend on what it saw before; transformers' marker says so."""
+    for number, processor in enumerate(processors or () if is_shared else ()):
+        if getattr(processor, "supports_continuous_batching", None) is not True:
+            name = getattr(processor, "__name__", type(processor).__name__)
+            raise NotImplementedError(
+                f"`logits_processor[{number}]` ({name}) may depend on the other rows or on earlier calls; set its "
+                f"`supports_continuous_batching = True` if it treats every row alone, or give each prompt its own"
+            )
+
+
+def _check(call: Call) -> None:
+    config = call.config
+    if call.mode not in _MODES:
+        raise NotImplementedError(f"{call.mode.value.replace('_', ' ')} {_ALONE}")
+    for name in _NOT_KEPT:
+        if getattr(config, name, None):
+            raise NotImplementedError(f"`{name}` {_ALONE}")
+    if config.use_cache is False:
+        raise NotImplementedError(f"`use_cache`=False {_ALONE}: rows share a cache")
+    if config.cache_implementation not in (None, "dynamic"):
+        raise NotImplementedError(f"`cache_implementation`={config.cache_implementation!r} {_ALONE}: rows share a cache")
+    if call.settings.model_kwargs:
+        names = ", ".join(f"`{name}`" for name in call.settings.model_kwargs)
+        raise NotImplementedError(f"{names}: a prompt of a batch is token ids alone, without padding")
+
+
+def _row_seeds(seed: int | list[int] | None, rows: int) -> tuple[int, ...]:
+    if seed is None:
+        return ()
+    return tuple(rng.row_seed(seed, row) for row in range(rows)) if isinstance(seed, int) else tuple(seed)

@@ -1,0 +1,111 @@
+"""The choice of the next token of all rows of a batch, each with its own settings, in one op."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pygen import ops
+from pygen.batch.row import Row
+from pygen.knobs import BY_NAME, NEUTRAL, PENALTIES
+from pygen.ops import SampleOutput
+
+# An id outside every vocabulary, which ops ignore.
+_NO_TOKEN = -1
+# Steps for which a history has columns; then it is made anew.
+_STEPS = 64
+
+
+class SharedChoice:
+    """Chooses for the same rows, step by step, as long as none of them changes its settings."""
+
+    def __init__(self, rows: Sequence[Row], device: torch.device) -> None:
+        self._rows = [*rows]
+        self._segments = [row.segment() for row in rows]
+        self._knobs = _merged(rows)
+        self._knobs["logprobs"] = max(row.plan.num_logprobs for row in rows)
+        self._steps = torch.tensor([row.step for row in rows], device=device)
+        if self._knobs["do_sample"] is not False:
+            self._knobs["seed"] = torch.tensor([row.seed for row in rows], device=device)
+            self._knobs["step"] = self._steps
+        reads_history = any(knob.name in self._knobs for knob in PENALTIES)
+        self._history = _History(rows, device) if reads_history else None
+
+    def fits(self, rows: Sequence[Row]) -> bool:
+        """Whether the next step is of these rows, with the settings that were merged."""
+        return (
+            len(rows) == len(self._rows)
+            and all(row is own for row, own in zip(rows, self._rows, strict=True))
+            and all(row.segment() is own for row, own in zip(rows, self._segments, strict=True))
+            and (self._history is None or not self._history.is_full)
+        )
+
+    def __call__(self, logits: Tensor) -> SampleOutput:
+        """logits: (rows, vocab_size)."""
+        history = {} if self._history is None else self._history.arguments()
+        output = ops.sample(logits, **self._knobs, **history)
+        self._steps += 1
+        if self._history is not None:
+            self._history.append(output.token_ids)
+        return output
+
+
+class _History:
+    """The texts of the rows, aligned on the right, with columns for some more tokens."""
+
+    def __init__(self, rows: Sequence[Row], device: torch.device) -> None:
+        texts = [row.text_ids for row in rows]
+        self._end = max(map(len, texts))
+        padded = [[_NO_TOKEN] * (self._end - len(text)) + text + [_NO_TOKEN] * _STEPS for text in texts]
+        self._ids = torch.tensor(padded, device=device)
+        self._prompt_lengths = torch.tensor([self._end - row.step for row in rows], device=device)
+
+    @property
+    def is_full(self) -> bool:
+        return self._end == self._ids.shape[1]
+
+    def arguments(self) -> dict[str, Tensor]:
+        return {"input_ids": self._ids[:, : self._end], "prompt_lengths": self._prompt_lengths}
+
+    def append(self, token_ids: Tensor) -> None:
+        self._ids[:, self._end] = token_ids
+        self._end += 1
+
+
+def _merged(rows: Sequence[Row]) -> dict[str, Any]:
+    """The knobs of all rows as arguments of `ops.sample`: a number where they agree, else one for each row."""
+    each = [_knobs(row) for row in rows]
+    merged: dict[str, Any] = {}
+    for name in dict.fromkeys(name for knobs in each for name in knobs if name != "suppress"):
+        neutral = True if name == "do_sample" else NEUTRAL[name]
+        values = [knobs.get(name, neutral) for knobs in each]
+        merged[name] = values[0] if len({*values}) == 1 else _per_row(name, values)
+    suppressed = [knobs.get("suppress", ()) for knobs in each]
+    longest = max(map(len, suppressed))
+    if len({*suppressed}) == 1:
+        merged["suppress"] = suppressed[0] or None
+    else:
+        merged["suppress"] = torch.tensor([[*ids, *[_NO_TOKEN] * (longest - len(ids))] for ids in suppressed])
+    return merged
+
+
+def _knobs(row: Row) -> dict[str, Any]:
+    knobs = {name: _number(value) for name, value in row.segment().last.knobs.items()}
+    knobs["do_sample"] = bool(row.plan.do_sample)
+    if row.plan.greedy_rows is not None:
+        knobs.setdefault("temperature", _number(row.plan.greedy_rows))
+    return knobs
+
+
+def _number(value: Any) -> Any:
+    """The number in a setting that was given as one per row, for a single row."""
+    return value.reshape(-1)[0].item() if isinstance(value, Tensor) else value
+
+
+def _per_row(name: str, values: list[Any]) -> Any:
+    if name == "do_sample":
+        return torch.tensor(values)
+    return torch.tensor(values, dtype=torch.int64 if BY_NAME[name].type is int else torch.float64)
