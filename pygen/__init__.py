@@ -10,6 +10,10 @@ import torch as _torch  # noqa: F401
 
 from pygen import candidates, ops, processors
 from pygen.backends import BackendError, available_backends, build_info, use_backend
+from pygen.batch.engine import Engine
+from pygen.batch.generate_batch import generate_batch
+from pygen.batch.handle import BatchHandle
+from pygen.batch.results import BatchResult, BatchTimes
 from pygen.config.config import (
     BaseWatermarkingConfig,
     CompileConfig,
@@ -106,6 +110,9 @@ __all__ = [
     "BackendError",
     "BaseStreamer",
     "BaseWatermarkingConfig",
+    "BatchHandle",
+    "BatchResult",
+    "BatchTimes",
     "BayesianDetectorConfig",
     "BayesianDetectorModel",
     "CandidateGenerator",
@@ -118,6 +125,7 @@ __all__ = [
     "EarlyExitCandidateGenerator",
     "EncoderNoRepeatNGramLogitsProcessor",
     "EncoderRepetitionPenaltyLogitsProcessor",
+    "Engine",
     "EosTokenCriteria",
     "EpsilonLogitsWarper",
     "EtaLogitsWarper",
@@ -181,6 +189,7 @@ __all__ = [
     "custom_generate",
     "explain",
     "generate",
+    "generate_batch",
     "ops",
     "patch",
     "processors",

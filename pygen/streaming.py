@@ -10,9 +10,9 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
+from pygen.call.threads import contexts_of_this_thread
 from pygen.generate import generate
 from pygen.outputs import GenerateOutput
 from pygen.request.protocols import GenerationSettings, TextDecoder
@@ -68,7 +68,7 @@ def stream(
         kwargs.setdefault("return_dict_in_generate", True)
     steps: queue.SimpleQueue[_Step | _Ending] = queue.SimpleQueue()
     closing = _Closing(cancel)
-    contexts = _contexts_of_this_thread()
+    contexts = contexts_of_this_thread()
 
     def run() -> None:
         try:
@@ -156,20 +156,3 @@ class _Closing(threading.Event):
 
     def is_set(self) -> bool:
         return super().is_set() or (self._other is not None and self._other.is_set())
-
-
-def _contexts_of_this_thread() -> list[contextlib.AbstractContextManager[object]]:
-    """State that torch keeps per thread and that a forward depends on: autocast, and CUDA's streams and device."""
-    contexts: list[contextlib.AbstractContextManager[object]] = [
-        torch.autocast(device, dtype=torch.get_autocast_dtype(device))
-        for device in ("cpu", "cuda")
-        if torch.is_autocast_enabled(device)
-    ]
-    if torch.cuda.is_initialized():
-        here = torch.cuda.current_device()
-        streams = [torch.cuda.current_stream(index) for index in range(torch.cuda.device_count()) if index != here]
-        # A stream makes its device current, so the current device's is the last. Default streams of others stay out:
-        # torch would begin to use a device that the process may not need.
-        chosen = [stream for stream in streams if stream != torch.cuda.default_stream(stream.device)]
-        contexts += [torch.cuda.stream(stream) for stream in (*chosen, torch.cuda.current_stream(here))]
-    return contexts

@@ -44,6 +44,7 @@ LAYERS = (
     "pygen.mixin",
     "pygen.patching",
     "pygen.streaming",
+    "pygen.batch",
     "pygen.integrations",
     "pygen",
 )

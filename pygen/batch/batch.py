@@ -55,15 +55,13 @@ class Batch:
         """Whether a row is free for which no prompt waits."""
         return len(self._rows) + len(self._waiting) + (self._reading is not None) < self.num_rows
 
+    @property
+    def longest(self) -> int | None:
+        """See `Request.check_below`."""
+        return self._forward.longest
+
     def add(self, request: Request) -> None:
-        """Queues a prompt. Raises NotImplementedError for one that is too long to leave other rows unchanged."""
-        longest = self._forward.longest
-        if longest is not None and request.longest > longest:
-            raise NotImplementedError(
-                f"a prompt of {len(request.prompt_ids)} ids with `max_new_tokens`="
-                f"{request.call.lengths.max_new_tokens} goes beyond {longest} positions, where the model's rotary "
-                f"embeddings depend on the longest row; `pygen.generate` runs it"
-            )
+        """Queues a prompt."""
         self._waiting.append(request)
 
     def step(self) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from pygen.batch.batch import Batch
 from pygen.batch.progress import batch_progress
-from pygen.batch.request import failed, make_request
+from pygen.batch.request import NoSink, failed, make_request
 from pygen.batch.results import BatchResult
 from pygen.models.devices import input_device
 from pygen.models.wrappers import inner
@@ -21,7 +21,11 @@ from pygen.notices import one_call
 from pygen.ops import _checks as checks
 from pygen.request.protocols import GenerationSettings, Tokenizer
 
+if TYPE_CHECKING:
+    from pygen.batch.batch import Batch
+
 DEFAULT_PREFIX_POSITIONS = 2048
+_ROWS_ON_CPU, _ROWS_ON_GPU = 8, 64
 
 
 def generate_batch(
@@ -72,17 +76,11 @@ def generate_batch(
 
     Raises ValueError, TypeError and NotImplementedError at once for `model` and for settings of all prompts.
     """
-    device = input_device(inner(model)) or torch.device("cpu")
-    if rows is None:
-        rows = 8 if device.type == "cpu" else 64
-    if checks.count("rows", rows) == 0:
-        raise ValueError("`rows` must be >= 1, got 0")
-    for name, value in (("max_length", max_length), ("prefill_chunk_size", prefill_chunk_size)):
-        if value is not None and checks.count(name, value) == 0:
-            raise ValueError(f"`{name}` must be >= 1, got 0")
-    checks.count("prefix_positions", prefix_positions)
+    rows = check_sizes(model, rows, max_length, prefill_chunk_size, prefix_positions)
     if isinstance(prompts, (str, bytes, dict)) or not isinstance(prompts, Iterable):
         raise TypeError(f"`prompts` must be an iterable of prompts, got {type(prompts).__name__}")
+    from pygen.batch.batch import Batch
+
     batch = Batch(model, rows=rows, prefill_chunk_size=prefill_chunk_size, prefix_positions=prefix_positions)
     shared = {"generation_config": generation_config, "tokenizer": tokenizer, "settings": settings}
     run = _Run(model, batch, iter(prompts), shared, max_length, in_order=not as_completed)
@@ -90,7 +88,21 @@ def generate_batch(
     return run.results(cancel, progress)
 
 
-class _Run:
+def check_sizes(
+    model: nn.Module, rows: int | None, max_length: int | None, prefill_chunk_size: int | None, prefix_positions: int
+) -> int:
+    """The number of rows, with its default."""
+    if rows is None:
+        device = input_device(inner(model))
+        rows = _ROWS_ON_GPU if device is not None and device.type != "cpu" else _ROWS_ON_CPU
+    for name, value in (("rows", rows), ("max_length", max_length), ("prefill_chunk_size", prefill_chunk_size)):
+        if value is not None and checks.count(name, value) == 0:
+            raise ValueError(f"`{name}` must be >= 1, got 0")
+    checks.count("prefix_positions", prefix_positions)
+    return rows
+
+
+class _Run(NoSink):
     """One call of `generate_batch`; the sink of all its rows."""
 
     def __init__(
@@ -119,7 +131,7 @@ class _Run:
         state = torch.get_rng_state()
         try:
             with one_call(self._said):
-                make_request(self._model, [0], index=0, sink=self, **self._shared)
+                make_request(self._model, [0], index=0, **self._shared)
         finally:
             torch.set_rng_state(state)
 
@@ -153,10 +165,9 @@ class _Run:
             queued = time.monotonic()
             self._copies[index] = 1
             try:
-                request = make_request(
-                    self._model, prompt, index=index, sink=self, max_length=self._max_length, **self._shared
-                )
-                self._batch.add(request)
+                request = make_request(self._model, prompt, index=index, max_length=self._max_length, **self._shared)
+                request.check_below(self._batch.longest)
+                self._batch.add(dataclasses.replace(request, sink=self))
                 self._copies[index] = request.num_copies
             except Exception as error:
                 self._ended.append(failed(index, error, queued))
@@ -174,11 +185,5 @@ class _Run:
             del self._later[self._next], self._copies[self._next]
             self._next += 1
 
-    def put_token(self, copy: int, token_id: int, logprob: float | None) -> None:
-        pass
-
     def put_end(self, result: BatchResult) -> None:
         self._ended.append(result)
-
-    def cancelled(self) -> bool:
-        return False

@@ -34,13 +34,26 @@ _PROMPT_NAMES = ("prompt", "input_ids")
 class Sink(Protocol):
     """Where the tokens and the end of a row go."""
 
-    def put_token(self, copy: int, token_id: int, logprob: float | None) -> None: ...
+    def put_token(self, copy: int, token_id: int, logprob: float | None, finish_reason: str | None) -> None: ...
 
     def put_end(self, result: BatchResult) -> None: ...
 
     def cancelled(self) -> bool:
         """Whether nobody waits for the prompt's rows any more."""
         ...
+
+
+class NoSink:
+    """Forgets everything."""
+
+    def put_token(self, copy: int, token_id: int, logprob: float | None, finish_reason: str | None) -> None:
+        pass
+
+    def put_end(self, result: BatchResult) -> None:
+        pass
+
+    def cancelled(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True)
@@ -58,14 +71,23 @@ class Request:
     num_copies: int
     seed: int | list[int] | None
     seeds: tuple[int, ...]
-    sink: Sink
     tokenizer: Any
+    sink: Sink
     queued: float = field(default_factory=time.monotonic)
 
     @property
     def longest(self) -> int:
         """Positions that a row of this prompt can reach."""
         return len(self.prompt_ids) + self.call.lengths.max_new_tokens - 1
+
+    def check_below(self, longest: int | None) -> None:
+        """Raises NotImplementedError for a row that would change the rotary embeddings of others."""
+        if longest is not None and self.longest > longest:
+            raise NotImplementedError(
+                f"a prompt of {len(self.prompt_ids)} ids with `max_new_tokens`={self.call.lengths.max_new_tokens} goes "
+                f"beyond {longest} positions, where the model's rotary embeddings depend on the longest row; "
+                f"`pygen.generate` runs it"
+            )
 
     def plan_of(self, copy: int) -> Plan:
         """The plan of one returned sequence."""
@@ -84,7 +106,6 @@ def make_request(
     prompt: object,
     *,
     index: int,
-    sink: Sink,
     generation_config: object = None,
     tokenizer: Any = None,
     settings: Mapping[str, Any],
@@ -118,7 +139,9 @@ def make_request(
     _check(call)
     length = len(prompt_ids) + call.lengths.max_new_tokens - 1
     if max_length is not None and length > max_length:
-        raise ValueError(f"`max_length` must be at least the {length} positions that the prompt and its tokens need, got {max_length}")
+        raise ValueError(
+            f"`max_length` must be at least the {length} positions that prompt and tokens need, got {max_length}"
+        )
     plan, num_copies, seed = make_plan(call), call.num_copies, None
     if call.config.do_sample is True:
         seed = getattr(call.config, "seed", None)
@@ -140,8 +163,8 @@ def make_request(
         num_copies=num_copies,
         seed=seed,
         seeds=_row_seeds(seed, num_copies),
-        sink=sink,
         tokenizer=tokenizer,
+        sink=NoSink(),
     )
 
 
@@ -203,7 +226,9 @@ def _check(call: Call) -> None:
     if config.use_cache is False:
         raise NotImplementedError(f"`use_cache`=False {_ALONE}: rows share a cache")
     if config.cache_implementation not in (None, "dynamic"):
-        raise NotImplementedError(f"`cache_implementation`={config.cache_implementation!r} {_ALONE}: rows share a cache")
+        raise NotImplementedError(
+            f"`cache_implementation`={config.cache_implementation!r} {_ALONE}: rows share a cache"
+        )
     if call.settings.model_kwargs:
         names = ", ".join(f"`{name}`" for name in call.settings.model_kwargs)
         raise NotImplementedError(f"{names}: a prompt of a batch is token ids alone, without padding")

@@ -96,7 +96,7 @@ class Row:
             if self._first_token_at is None:
                 self._first_token_at = time.monotonic()
             self.end = self.end or self._reason(token_id)
-            request.sink.put_token(self.copy, token_id, logprob)
+            request.sink.put_token(self.copy, token_id, logprob, self.end)
         except Exception as error:
             self.end, self.error = "error", error
 

@@ -45,7 +45,7 @@ class SharedChoice:
 
     def __call__(self, logits: Tensor) -> SampleOutput:
         """logits: (rows, vocab_size)."""
-        history = {} if self._history is None else self._history.arguments()
+        history: dict[str, Any] = {} if self._history is None else self._history.arguments()
         output = ops.sample(logits, **self._knobs, **history)
         self._steps += 1
         if self._history is not None:

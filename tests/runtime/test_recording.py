@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
+from pygen.call.threads import contexts_of_this_thread
 from pygen.graph.cuda_graph import CudaGraph
 from pygen.graph.recording import Pool, empty_cache
-from pygen.streaming import _contexts_of_this_thread
 from tests.runtime.fake_cuda import COPY, FakeCuda
 
 
@@ -175,7 +175,7 @@ def test_a_thread_takes_over_device_and_streams(cuda: FakeCuda, current: int, ch
     for index in chosen:
         cuda.streams[index] = torch.cuda.Stream(index)  # type: ignore[call-overload]
     wanted = [*cuda.streams]
-    contexts = _contexts_of_this_thread()
+    contexts = contexts_of_this_thread()
     assert len(contexts) == len({*chosen, current})
     cuda.device, cuda.streams = 0, [*cuda.default_streams]
     with contextlib.ExitStack() as stack:
