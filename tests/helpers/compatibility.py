@@ -13,7 +13,7 @@ import transformers.generation
 ROOT = Path(__file__).resolve().parents[2]
 PUBLIC_NAMES = tuple(sorted(vars(transformers.generation)["_class_to_module"]))
 
-_CONTINUOUS_BATCHING = "continuous batching serves requests that come and go; pygen generates for a batch"
+_CONTINUOUS_BATCHING = "pygen's continuous batching is `pygen.generate_batch` and `pygen.Engine`"
 _ONE_MODEL = "bound to one model"
 
 # Names that came after the oldest supported release.
