@@ -4,8 +4,8 @@ python -m benchmarks.bench_generate_batch --table      256 prompts, in interleav
 python -m benchmarks.bench_generate_batch --tokens     compares every answer with a call of its own, and shows near ties
 python -m benchmarks.bench_generate_batch --memory     10,000 short prompts through a small model: memory over time
 
-The ways: batches of 8 prompts sorted by length through transformers' `generate()`, whose rows end by a criterion and run
-on until the last one ends; transformers' `generate_batch`; and `pygen.generate_batch` with 8 rows. All draw
+The ways: batches of 8 prompts sorted by length through transformers' `generate()`, whose rows end by a criterion and
+run on until the last one ends; transformers' `generate_batch`; and `pygen.generate_batch` with 8 rows. All draw
 with temperature 0.7 and top-p 0.9, and count the same tokens.
 """
 
@@ -139,7 +139,7 @@ def steps(model: Any, part: Sequence[Job]) -> None:
 
     BatchForward.read = timed  # type: ignore[method-assign]
     try:
-        batch = Batch(model, rows=ROWS, prefill_chunk_size=None, prefix_positions=0)
+        batch = Batch(model, rows=ROWS)
         for number, job in enumerate(part):
             batch.add(make_request(model, job.as_prompt(), index=number, settings=KNOBS))
         full, outside = [], 0.0

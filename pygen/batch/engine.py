@@ -16,6 +16,7 @@ from pygen.batch.generate_batch import DEFAULT_PREFIX_POSITIONS, check_sizes
 from pygen.batch.handle import BatchHandle
 from pygen.batch.request import Request, make_request
 from pygen.call.threads import contexts_of_this_thread
+from pygen.graph.eligibility import check_runtime
 from pygen.notices import one_call
 from pygen.ops import _checks as checks
 from pygen.request.protocols import GenerationSettings, Tokenizer
@@ -53,6 +54,7 @@ class Engine:
         max_length: int | None = None,
         prefill_chunk_size: int | None = None,
         prefix_positions: int = DEFAULT_PREFIX_POSITIONS,
+        runtime: str = "auto",
         max_queued: int | None = None,
         **settings: Any,
     ) -> None:
@@ -62,7 +64,13 @@ class Engine:
         self._max_queued = 4 * rows if max_queued is None else checks.count("max_queued", max_queued)
         if self._max_queued == 0:
             raise ValueError("`max_queued` must be >= 1, got 0")
-        self._batch = Batch(model, rows=rows, prefill_chunk_size=prefill_chunk_size, prefix_positions=prefix_positions)
+        self._batch = Batch(
+            model,
+            rows=rows,
+            prefill_chunk_size=prefill_chunk_size,
+            prefix_positions=prefix_positions,
+            runtime=check_runtime(runtime),
+        )
         self._model, self._max_length = model, max_length
         self._shared = {"generation_config": generation_config, "tokenizer": tokenizer}
         self._settings = settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -24,40 +25,56 @@ _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 class BatchForward:
     """Runs `model` over a `WindowCache`.
 
-    kinds: of the layers, as `WindowCache` takes them. device: where token ids are expected.
+    hooks: the model inside its wrappers. kinds: of the layers, as `WindowCache` takes them.
+    device: where token ids are expected.
     longest: positions beyond which rows would change each other's embeddings; None without such a limit.
     """
 
     def __init__(self, model: nn.Module) -> None:
         """Raises NotImplementedError with the reason, by name, for a model whose rows cannot come and go."""
         refuse(model)
-        self._model, self._hooks = called(model), inner(model)
-        self._names = HookNames(self._hooks)
-        parameters = inspect.signature(self._hooks.forward).parameters
+        self._model, self.hooks = called(model), inner(model)
+        self._names = HookNames(self.hooks)
+        parameters = inspect.signature(self.hooks.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._constant: dict[str, Any] = {"use_cache": True}
         if "logits_to_keep" in parameters:
             self._constant["logits_to_keep"] = 1
-        self.kinds = layer_kinds(self._hooks.config)
-        self.device = input_device(self._hooks) or torch.device("cpu")
-        self.longest = _longest(self._hooks.config)
+        self.kinds = layer_kinds(self.hooks.config)
+        self.device = input_device(self.hooks) or torch.device("cpu")
+        self.longest = _longest(self.hooks.config)
+
+    def reason_against_capture(self) -> str | None:
+        """Why the forward cannot be captured, the first reason there is."""
+        from pygen.graph.cache_refusals import refusal
+        from pygen.graph.eligibility import reason_of_model
+
+        return reason_of_model(self._model, self.device) or refusal(self.hooks)
 
     def read(self, cache: WindowCache, token_ids: Tensor, lengths: Sequence[int], *, is_prompt: bool = False) -> Tensor:
         """Reads the same number of tokens for every row, and returns the logits after the last, (rows, vocab_size).
 
         token_ids: (rows, count) int64. lengths: positions of every row in the cache so far.
         """
+        count, device = token_ids.shape[1], token_ids.device
+        mask = masks([length + count for length in lengths], cache.length + count, device)
+        positions = torch.tensor(lengths, device=device)[:, None] + torch.arange(count, device=device)
+        return self.run(cache, token_ids, mask, positions, is_prompt=is_prompt)
+
+    def run(self, cache: Any, token_ids: Tensor, mask: Tensor, positions: Tensor, *, is_prompt: bool = False) -> Tensor:
+        """The forward itself. It reads no tensor on the host.
+
+        mask: (rows, columns of the cache, and of `token_ids`) int64. positions: of `token_ids`.
+        """
         rows, count = token_ids.shape
-        cache.use_rows(rows)
-        inputs = {**self._constant, self._names.argument: cache}
-        inputs["attention_mask"] = masks([length + count for length in lengths], cache.length + count, token_ids.device)
+        inputs = {**self._constant, self._names.argument: cache, "attention_mask": mask}
         if self._takes_positions:
-            first = torch.tensor(lengths, device=token_ids.device)
-            inputs["position_ids"] = first[:, None] + torch.arange(count, device=token_ids.device)
-        inputs = self._hooks.prepare_inputs_for_generation(
-            token_ids, next_sequence_length=count, is_first_iteration=is_prompt, **inputs
-        )
-        outputs = self._model(**self._names.for_forward(inputs), return_dict=True)
+            inputs["position_ids"] = positions
+        with nullcontext() if is_prompt else self.hooks._optimize_model_for_decode():
+            inputs = self.hooks.prepare_inputs_for_generation(
+                token_ids, next_sequence_length=count, is_first_iteration=is_prompt, **inputs
+            )
+            outputs = self._model(**self._names.for_forward(inputs), return_dict=True)
         return tail_logits(outputs.logits, rows, 1, token_ids.device)[:, 0]
 
 

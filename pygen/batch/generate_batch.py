@@ -15,6 +15,7 @@ from torch import nn
 from pygen.batch.progress import batch_progress
 from pygen.batch.request import NoSink, failed, make_request
 from pygen.batch.results import BatchResult
+from pygen.graph.eligibility import check_runtime
 from pygen.models.devices import input_device
 from pygen.models.wrappers import inner
 from pygen.notices import one_call
@@ -38,6 +39,7 @@ def generate_batch(
     max_length: int | None = None,
     prefill_chunk_size: int | None = None,
     prefix_positions: int = DEFAULT_PREFIX_POSITIONS,
+    runtime: str = "auto",
     as_completed: bool = False,
     progress: bool = False,
     cancel: threading.Event | None = None,
@@ -67,6 +69,9 @@ def generate_batch(
             wait for a long prompt; None reads a prompt at once.
         prefix_positions: positions of earlier prompts to keep, so that a prompt which begins like one of them (16 ids
             or more) reads only the rest; 0 keeps none.
+        runtime: "graph" captures the forward of all rows in a CUDA graph, which is replayed for every token while rows
+            come and go; the choice of the tokens is launched each time. "eager" launches everything, over no more
+            columns and rows than are in use. "auto" captures on CUDA where the model allows it.
         as_completed: yields results as rows end, not in the order of the prompts.
         progress: shows prompts and tokens per second.
         cancel: once set, the rest ends with what it has (`finish_reason` "cancelled"), and `prompts` is read no more.
@@ -81,7 +86,13 @@ def generate_batch(
         raise TypeError(f"`prompts` must be an iterable of prompts, got {type(prompts).__name__}")
     from pygen.batch.batch import Batch
 
-    batch = Batch(model, rows=rows, prefill_chunk_size=prefill_chunk_size, prefix_positions=prefix_positions)
+    batch = Batch(
+        model,
+        rows=rows,
+        prefill_chunk_size=prefill_chunk_size,
+        prefix_positions=prefix_positions,
+        runtime=check_runtime(runtime),
+    )
     shared = {"generation_config": generation_config, "tokenizer": tokenizer, "settings": settings}
     run = _Run(model, batch, iter(prompts), shared, max_length, in_order=not as_completed)
     run.check_settings()

@@ -83,16 +83,19 @@ class Row:
         assert self._choose is not None
         return self._choose(logits, self.step).output
 
-    def take(self, output: SampleOutput, at: int, token_id: int, logits: Tensor) -> None:
-        """Takes over row `at` of a step's output, of which `token_id` is the token, and decides whether the row ends.
+    def take(
+        self, output: SampleOutput, at: int, token_id: int, status: int, logprob: float | None, logits: Tensor | None
+    ) -> None:
+        """Takes over the token of row `at` of a step's output, and decides whether the row ends.
 
         A callable of the caller's that fails, and scores without a choice, end this row with the error.
+        logits: (vocab_size,), of the step; None where they are gone.
         """
         request = self.request
         try:
-            self._check(output.status[at], logits[at])
+            self._check(RowStatus(status), logits)
             self.token_ids.append(token_id)
-            logprob = self._take_logprobs(output, at)
+            logprob = self._take_logprobs(output, at, logprob)
             if self._first_token_at is None:
                 self._first_token_at = time.monotonic()
             self.end = self.end or self._reason(token_id)
@@ -121,29 +124,26 @@ class Row:
             error=self.error,
         )
 
-    def _check(self, status: Tensor, logits: Tensor) -> None:
-        found = RowStatus(int(status))
-        if found == RowStatus.OK:
+    def _check(self, status: RowStatus, logits: Tensor | None) -> None:
+        if status == RowStatus.OK:
             return
         on_invalid = vars(self.request.call.config)["on_invalid"]
         if on_invalid == "raise":
-            bad = torch.ones(1, dtype=torch.bool)
-            invalid = InvalidRows.find(bad, status.reshape(1).cpu())
-            assert invalid is not None
-            raise RuntimeError(invalid.located(logits[None]).describe(self.step))
+            invalid = InvalidRows(0, status, 1, None)
+            raise RuntimeError((invalid if logits is None else invalid.located(logits[None])).describe(self.step))
         if on_invalid == "eos":
             self.end = "eos"
 
-    def _take_logprobs(self, output: SampleOutput, at: int) -> float | None:
+    def _take_logprobs(self, output: SampleOutput, at: int, logprob: float | None) -> float | None:
         config = self.request.call.config
         if not getattr(config, "output_logprobs", None):
             return None
-        assert output.logprobs is not None and output.top_logprobs is not None
-        self._logprobs.append(float(output.logprobs[at]))
+        assert logprob is not None and output.top_logprobs is not None
+        self._logprobs.append(logprob)
         num_top = getattr(config, "top_logprobs", None)
         if num_top:
             self._tops.append(TopLogprobs(*(part[at : at + 1, :num_top].cpu().clone() for part in output.top_logprobs)))
-        return self._logprobs[-1]
+        return logprob
 
     def _reason(self, token_id: int) -> str | None:
         """Why the row ends after its newest token, by the rules of `generate`."""

@@ -145,19 +145,24 @@ def _reason_against(call: Call, plan: Plan | None) -> str | None:
 
 
 def _reason_of_model(call: Call) -> str | None:
-    model, hooks = call.model, _hooks(call)
-    device = call.prompt.input_ids.device
+    hooks, device = _hooks(call), call.prompt.input_ids.device
+    if device.type in CAPTURES and type(call.adapter).__name__ != "TransformersAdapter":
+        return f"{type(hooks).__name__} is no model of transformers, whose caches a captured step writes"
+    if CAPTURED_MODES[call.mode] == "beam_step" and hasattr(hooks, "_reorder_cache"):
+        return f"{type(hooks).__name__} moves the rows of its cache by its own `_reorder_cache`"
+    return reason_of_model(call.model, device)
+
+
+def reason_of_model(model: torch.nn.Module, device: torch.device) -> str | None:
+    """Why no forward of `model`, a model of transformers or a wrapper of one, can be captured on `device`."""
     if device.type not in CAPTURES:
         return f"it needs a CUDA model, got one on {device}"
-    if type(call.adapter).__name__ != "TransformersAdapter":
-        return f"{type(hooks).__name__} is no model of transformers, whose caches a captured step writes"
+    hooks = inner(model)
     elsewhere = sorted({str(weight.device) for weight in hooks.parameters() if weight.device != device})
     if elsewhere:
         return f"weights of {type(hooks).__name__} are on {', '.join(elsewhere)}, and a graph runs on {device} alone"
     from pygen.models.transformers_inputs import is_default, preparer
 
-    if CAPTURED_MODES[call.mode] == "beam_step" and hasattr(hooks, "_reorder_cache"):
-        return f"{type(hooks).__name__} moves the rows of its cache by its own `_reorder_cache`"
     if not is_default(hooks, "_update_model_kwargs_for_generation"):
         return f"{type(hooks).__name__} extends its inputs by its own `_update_model_kwargs_for_generation`"
     if hooks is not model and not _is_compiled(model):

@@ -215,7 +215,7 @@ class StaticCache(_Sized, _Cache):
             raise ValueError(f"the cache holds {self.rows_in_use} rows, got keys of {rows}")
         self._check_room(count)
         if rows != self.rows_in_use:
-            self._use_rows(rows)
+            self.use_rows(rows)
         first = self.device_length.view(1)
         self.extent.positions = first if count == 1 else torch.arange(count, device=first.device) + first
 
@@ -225,7 +225,8 @@ class StaticCache(_Sized, _Cache):
                 f"the cache has room for {self.capacity} positions, {self.length} are in use, got {count} more"
             )
 
-    def _use_rows(self, rows: int) -> None:
+    def use_rows(self, rows: int) -> None:
+        """Makes the first `rows` rows those in use."""
         self.extent.rows_in_use = rows
         for layer in self.layers:
             layer.show_rows()
@@ -267,7 +268,7 @@ class StaticCache(_Sized, _Cache):
                 f"`num_copies` must be in [1, {self.rows // max(copied, 1)}] for {copied} of {self.rows} rows, "
                 f"got {num_copies}"
             )
-        self._use_rows(rows)
+        self.use_rows(rows)
         self.reorder_cache(torch.arange(rows, device=self.device_length.device) // num_copies)
 
     batch_repeat_interleave = expand
@@ -278,7 +279,7 @@ class StaticCache(_Sized, _Cache):
         if len(sources) > self.rows:
             raise ValueError(f"the cache has {self.rows} rows, got {len(sources)} indices")
         kept = [tensor[:, :, : self.length].index_select(0, sources) for tensor in self._tensors()]
-        self._use_rows(len(sources))
+        self.use_rows(len(sources))
         for tensor, rows in zip(self._tensors(), kept, strict=True):
             tensor[:, :, : self.length].copy_(rows)
 

@@ -31,11 +31,11 @@ class PlainCalls(Launches):
 
 
 class TapedForward(PlainCalls):
-    """Replays only torch's ops of the forward: values from the host stay as captured."""
+    """Replays only torch's ops of the first part, the forward: values from the host stay as captured."""
 
     def __init__(self, parts: Sequence[Part], restore: Part, pool: Any) -> None:
-        run, draw = parts
-        forward = run.func.__self__  # type: ignore[attr-defined]
+        run, *rest = parts
+        forward: Any = getattr(run, "func", run).__self__  # type: ignore[attr-defined]
         run()
         restore()
         logits = torch.empty_like(forward.logits)
@@ -44,4 +44,4 @@ class TapedForward(PlainCalls):
             run()
             logits.copy_(forward.logits)
         forward.logits = logits
-        super().__init__([tape.replay, draw], restore, pool)
+        super().__init__([tape.replay, *rest], restore, pool)
