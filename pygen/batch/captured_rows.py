@@ -27,7 +27,8 @@ class CapturedRows:
     Once `end` reaches the capacity, all rows move back to the first columns. A row that is longer than the capacity
     makes a larger cache, and another capture.
 
-    logits: (rows, vocab_size), where the last forward left them; must_capture: a forward that cannot be captured is a BackendError; else it is launched, with a warning.
+    logits: (rows, vocab_size), where the last forward left them.
+    must_capture: a forward that cannot be captured is a BackendError; else it is launched, with a warning.
     """
 
     looks_late = True
