@@ -19,7 +19,7 @@ from pygen.batch.results import BatchResult, BatchTimes
 from pygen.batch.row import Row
 from pygen.batch.shared_choice import SharedChoice
 from pygen.batch.window_cache import WindowCache
-from pygen.ops import SampleOutput
+from pygen.ops import SampleOutput, TokenLogprobs
 
 
 class Rows(Protocol):
@@ -168,7 +168,7 @@ class Batch:
         if reading.started == reading.request.num_copies:
             self._reading = None
         try:
-            self._take(Chosen([row], row.choose(logits), logits))
+            self._take(Chosen([row], *row.choose(logits), logits))
         except Exception as error:
             row.end, row.error = "error", error
         if row.end is not None:
@@ -182,22 +182,22 @@ class Batch:
         shared = [number for number in running if not rows[number].is_alone]
         if shared:
             own = [rows[number] for number in shared]
-            if self._choice is None or not self._choice.fits(own):
-                self._choice = SharedChoice(own, logits.device)
             scores = logits if len(own) == len(rows) else logits[shared]
-            self._put(own, self._choice(scores), scores)
+            if self._choice is None or not self._choice.fits(own):
+                self._choice = SharedChoice(own, scores)
+            self._put(own, *self._choice(scores), scores)
         for number in running:
             if rows[number].is_alone:
                 scores = logits[number : number + 1]
                 try:
-                    self._put([rows[number]], rows[number].choose(scores), scores)
+                    self._put([rows[number]], *rows[number].choose(scores), scores)
                 except Exception as error:
                     rows[number].end, rows[number].error = "error", error
 
-    def _put(self, rows: list[Row], output: SampleOutput, logits: Tensor) -> None:
+    def _put(self, rows: list[Row], output: SampleOutput, raw: TokenLogprobs | None, logits: Tensor) -> None:
         self._rows.feed(rows, output.token_ids)
         # The next forward overwrites the logits before a late look.
-        self._unseen.append(Chosen(rows, output, None if self._rows.looks_late else logits))
+        self._unseen.append(Chosen(rows, output, raw, None if self._rows.looks_late else logits))
 
     def _look(self) -> None:
         """Hands the tokens chosen last to their rows, and lets go of rows that have ended."""

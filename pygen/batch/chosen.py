@@ -3,44 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from pygen.batch.host_copy import HostCopy
 from pygen.batch.row import Row
-from pygen.graph.mailbox import mailbox
-from pygen.ops import SampleOutput
+from pygen.ops import KeptRows, RowStatus, SampleOutput, TokenLogprobs, TopLogprobs
+
+
+class ChosenToken(NamedTuple):
+    """What one row learns of its step. Tensors are of its own.
+
+    logprob, top: of the distribution that the row asks for. kept: ids int32, and the log of their mass; the ids are
+        None where there are more than the limit.
+    logits: (vocab_size,), that the token was chosen from; None where they are gone.
+    """
+
+    token_id: int
+    status: RowStatus
+    logprob: float | None
+    top: TopLogprobs | None
+    kept: tuple[Tensor | None, float] | None
+    logits: Tensor | None
 
 
 class Chosen:
-    """The output of `sample` for `rows`. The copy to the host is queued at once, before the next forward."""
+    """The output of `sample` for `rows`. The copies to the host are queued at once, before the next forward."""
 
-    def __init__(self, rows: Sequence[Row], output: SampleOutput, logits: Tensor | None) -> None:
-        """logits: where the tokens were chosen from, to name an invalid one; None where they will be overwritten."""
-        self.rows, self._output, self._logits = rows, output, logits
-        if output.token_ids.device.type != "cpu":
-            words = [output.token_ids, output.status.long()]
-            if output.logprobs is not None:
-                words.append(output.logprobs.view(torch.int32).long())
-            sent = torch.cat(words)
-            self._mailbox = mailbox(sent, lag=0)
-            self._mailbox.send(0, sent)
+    def __init__(
+        self, rows: Sequence[Row], output: SampleOutput, raw: TokenLogprobs | None, logits: Tensor | None
+    ) -> None:
+        """raw: of the model's logits, where a row asks for them. logits: None where they will be overwritten."""
+        self.rows, self._logits = rows, logits
+        assert output.kept is None or isinstance(output.kept, KeptRows)
+        self._copy = HostCopy(
+            [
+                output.token_ids,
+                output.status,
+                *_logprobs(output.logprobs, output.top_logprobs),
+                *((None,) * 3 if raw is None else _logprobs(raw.logprobs, raw.top_logprobs)),
+                *(output.kept or (None,) * 3),
+            ]
+        )
 
     def look(self) -> None:
         """Waits for the tokens, and hands them to the rows."""
-        token_ids, status, logprobs = self._lists()
-        for at, row in enumerate(self.rows):
-            if row.end is None:
-                logits = None if self._logits is None else self._logits[at]
-                row.take(
-                    self._output, at, token_ids[at], status[at], None if logprobs is None else logprobs[at], logits
+        token_ids, status, *rest = self._copy.wait()
+        assert token_ids is not None and status is not None
+        processed, raw, kept = rest[:3], rest[3:6], rest[6:]
+        for at, (row, token_id, code) in enumerate(zip(self.rows, token_ids.tolist(), status.tolist(), strict=True)):
+            if row.end is not None:
+                continue
+            logprob, *tops = raw if row.plan.num_raw_logprobs > 0 else processed
+            row.take(
+                ChosenToken(
+                    token_id,
+                    RowStatus(code),
+                    None if logprob is None else float(logprob[at]),
+                    None if tops[0] is None or tops[1] is None else TopLogprobs(tops[0][at], tops[1][at]),
+                    _kept_by(kept, at),
+                    None if self._logits is None else self._logits[at],
                 )
+            )
 
-    def _lists(self) -> tuple[list[int], list[int], list[float] | None]:
-        output, count = self._output, len(self.rows)
-        if output.token_ids.device.type == "cpu":
-            logprobs = None if output.logprobs is None else output.logprobs.tolist()
-            return output.token_ids.tolist(), output.status.tolist(), logprobs
-        words = self._mailbox.receive(0).split(count)
-        logprobs = words[2].int().view(torch.float32).tolist() if len(words) == 3 else None
-        return words[0].tolist(), words[1].tolist(), logprobs
+
+def _logprobs(logprobs: Tensor | None, top: TopLogprobs | None) -> tuple[Tensor | None, ...]:
+    return (logprobs, None, None) if top is None else (logprobs, *top)
+
+
+def _kept_by(kept: Sequence[Tensor | None], at: int) -> tuple[Tensor | None, float] | None:
+    token_ids, counts, log_mass = kept
+    if token_ids is None or counts is None or log_mass is None:
+        return None
+    count = int(counts[at])
+    # A copy, because the op writes there again.
+    stored = token_ids[at, :count].clone() if count <= token_ids.shape[1] else None
+    return stored, float(log_mass[at])

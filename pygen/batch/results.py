@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pygen.outputs import TopLogprobs
+from pygen.ops import KeptTokens, TopLogprobs
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class BatchResult:
     finish_reason: "eos", "stop" (a stop string, another criterion or `max_time`), "length", "cancelled", or "error".
     logprobs: one for each token, with `output_logprobs`. top_logprobs: with `top_logprobs=n`, of shape
         (tokens, n), on the CPU.
+    kept: with `output_kept`, the tokens that survived all filters: row t of it is token t's.
     seed: of the prompt: `pygen.generate(model, prompt, seed=seed)` gives the same tokens. None for greedy search.
     error: why the prompt was refused or failed; tokens so far are kept.
     """
@@ -43,5 +44,6 @@ class BatchResult:
     text: str | None = None
     logprobs: list[float] | None = None
     top_logprobs: TopLogprobs | None = None
+    kept: KeptTokens | None = None
     seed: int | list[int] | None = None
     error: Exception | None = field(default=None, compare=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,25 @@ from pygen.batch.request import Request
 from pygen.batch.results import BatchResult, BatchTimes
 from pygen.decode.observer import checked_answer
 from pygen.knobs import NEUTRAL
-from pygen.ops import DecodeState, RowStatus, SampleOutput, TopLogprobs
+from pygen.ops import (
+    DecodeState,
+    KeptTokens,
+    RowStatus,
+    SampleOutput,
+    TokenLogprobs,
+    TopLogprobs,
+    prepare_sample,
+    token_logprobs,
+)
 from pygen.plan.pipeline import Chooser, bind_plan
 from pygen.plan.report import InvalidRows
 from pygen.plan.stages import Segment
 
 if TYPE_CHECKING:
+    from pygen.batch.chosen import ChosenToken
     from pygen.plan.plan import Plan
 
+_KEPT_LIMIT: int = inspect.signature(prepare_sample).parameters["kept_limit"].default
 # Longer lists of suppressed ids, of one row, would widen those of all rows.
 _MAX_SUPPRESSED = 256
 
@@ -29,7 +41,7 @@ class Row:
     """The text of one returned sequence, and the decisions that concern it alone.
 
     length: positions in the cache. token_ids: generated. end: why the row has ended; None while it goes on.
-    seed: the signed bit pattern of the row's seed.
+    seed: the signed bit pattern of the row's seed. kept_limit: of its kept tokens; None where it wants none.
     is_alone: whether its scores need more than the op that all rows share, so that it chooses its tokens by itself.
     """
 
@@ -37,6 +49,8 @@ class Row:
         self.request, self.copy = request, copy
         self.plan: Plan = request.plan_of(copy)
         self.is_alone = any(map(_is_alone, self.plan.segments))
+        asked: dict[str, Any] = getattr(self.plan, "kept", {})
+        self.kept_limit: int | None = asked.get("kept_limit", _KEPT_LIMIT) if asked else None
         self.seed = rng.as_int64(request.seeds[copy]) if request.seeds else 0
         self.length = len(request.prompt_ids)
         self.token_ids: list[int] = []
@@ -44,6 +58,7 @@ class Row:
         self.error: Exception | None = None
         self._logprobs: list[float] = []
         self._tops: list[TopLogprobs] = []
+        self._kept: list[tuple[Tensor | None, float]] = []
         self._first_token_at: float | None = None
         max_time = request.call.stopping.max_time
         self._deadline = None if max_time is None else time.monotonic() + max_time
@@ -72,7 +87,7 @@ class Row:
             segment = self._segment = self.plan.segment(step)
         return segment
 
-    def choose(self, logits: Tensor) -> SampleOutput:
+    def choose(self, logits: Tensor) -> tuple[SampleOutput, TokenLogprobs | None]:
         """Chooses the next token from `logits` (1, vocab_size) as a call of this prompt alone does."""
         if self._state is None:
             call = self.request.call
@@ -81,25 +96,24 @@ class Row:
             )
             self._choose = bind_plan(self.plan, logits, self._state)
         assert self._choose is not None
-        return self._choose(logits, self.step).output
+        output = self._choose(logits, self.step).output
+        num_raw = self.plan.num_raw_logprobs
+        return output, token_logprobs(logits, output.token_ids, top=num_raw) if num_raw > 0 else None
 
-    def take(
-        self, output: SampleOutput, at: int, token_id: int, status: int, logprob: float | None, logits: Tensor | None
-    ) -> None:
-        """Takes over the token of row `at` of a step's output, and decides whether the row ends.
+    def take(self, chosen: ChosenToken) -> None:
+        """Takes over the token of a step, and decides whether the row ends.
 
         A callable of the caller's that fails, and scores without a choice, end this row with the error.
-        logits: (vocab_size,), of the step; None where they are gone.
         """
         request = self.request
         try:
-            self._check(RowStatus(status), logits)
-            self.token_ids.append(token_id)
-            logprob = self._take_logprobs(output, at, logprob)
+            self._check(chosen.status, chosen.logits)
+            self.token_ids.append(chosen.token_id)
+            self._record(chosen)
             if self._first_token_at is None:
                 self._first_token_at = time.monotonic()
-            self.end = self.end or self._reason(token_id)
-            request.sink.put_token(self.copy, token_id, logprob, self.end)
+            self.end = self.end or self._reason(chosen.token_id)
+            request.sink.put_token(self.copy, chosen.token_id, chosen.logprob if self._logprobs else None, self.end)
         except Exception as error:
             self.end, self.error = "error", error
 
@@ -107,9 +121,7 @@ class Row:
         request = self.request
         assert self.end is not None
         config = request.call.config
-        tops = None
-        if self._tops:
-            tops = TopLogprobs(*(torch.cat(parts) for parts in zip(*self._tops, strict=True)))
+        tops = TopLogprobs(*map(torch.cat, zip(*self._tops, strict=True))) if self._tops else None
         return BatchResult(
             index=request.index,
             copy=self.copy,
@@ -120,6 +132,7 @@ class Row:
             text=_text(request.tokenizer, self.token_ids),
             logprobs=self._logprobs if getattr(config, "output_logprobs", None) else None,
             top_logprobs=tops,
+            kept=None if self.kept_limit is None else _kept_tokens(self._kept),
             seed=request.seed,
             error=self.error,
         )
@@ -134,16 +147,20 @@ class Row:
         if on_invalid == "eos":
             self.end = "eos"
 
-    def _take_logprobs(self, output: SampleOutput, at: int, logprob: float | None) -> float | None:
+    def _record(self, chosen: ChosenToken) -> None:
+        """Keeps what the prompt asks to get back of every step."""
         config = self.request.call.config
-        if not getattr(config, "output_logprobs", None):
-            return None
-        assert logprob is not None and output.top_logprobs is not None
-        self._logprobs.append(logprob)
-        num_top = getattr(config, "top_logprobs", None)
-        if num_top:
-            self._tops.append(TopLogprobs(*(part[at : at + 1, :num_top].cpu().clone() for part in output.top_logprobs)))
-        return logprob
+        if getattr(config, "output_logprobs", None):
+            assert chosen.logprob is not None and chosen.top is not None
+            self._logprobs.append(chosen.logprob)
+            num_top = getattr(config, "top_logprobs", None)
+            if num_top:
+                self._tops.append(TopLogprobs(*(part[None, :num_top].clone() for part in chosen.top)))
+        if self.kept_limit is not None:
+            assert chosen.kept is not None
+            stored, log_mass = chosen.kept
+            # Another row may have a higher limit.
+            self._kept.append((None if stored is None or len(stored) > self.kept_limit else stored, log_mass))
 
     def _reason(self, token_id: int) -> str | None:
         """Why the row ends after its newest token, by the rules of `generate`."""
@@ -164,6 +181,15 @@ def _is_alone(segment: Segment) -> bool:
     knobs = segment.last.knobs
     shared = NEUTRAL.keys() | {"suppress"}
     return bool(segment.early) or not knobs.keys() <= shared or len(knobs.get("suppress", ())) > _MAX_SUPPRESSED
+
+
+def _kept_tokens(kept: list[tuple[Tensor | None, float]]) -> KeptTokens:
+    """The kept tokens of a row, a row of the result for each token."""
+    ids = [torch.empty(0, dtype=torch.int32) if stored is None else stored for stored, _ in kept]
+    offsets = torch.tensor([0, *map(len, ids)]).cumsum(0)
+    log_mass = torch.tensor([mass for _, mass in kept], dtype=torch.float32)
+    complete = torch.tensor([stored is not None for stored, _ in kept], dtype=torch.bool)
+    return KeptTokens(torch.cat([torch.empty(0, dtype=torch.int32), *ids]), offsets, log_mass, complete)
 
 
 def _text(tokenizer: Any, token_ids: list[int]) -> str | None:

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pygen import ops
 from pygen.batch.row import Row
 from pygen.knobs import BY_NAME, NEUTRAL, PENALTIES
-from pygen.ops import SampleOutput
+from pygen.ops import SampleOutput, TokenLogprobs, prepare_sample, token_logprobs
 
 # An id outside every vocabulary, which ops ignore.
 _NO_TOKEN = -1
@@ -22,17 +21,25 @@ _STEPS = 64
 class SharedChoice:
     """Chooses for the same rows, step by step, as long as none of them changes its settings."""
 
-    def __init__(self, rows: Sequence[Row], device: torch.device) -> None:
+    def __init__(self, rows: Sequence[Row], logits: Tensor) -> None:
+        """`logits`: (rows, vocab_size), an example."""
         self._rows = [*rows]
         self._segments = [row.segment() for row in rows]
-        self._knobs = _merged(rows)
-        self._knobs["logprobs"] = max(row.plan.num_logprobs for row in rows)
+        self._num_raw = max(row.plan.num_raw_logprobs for row in rows)
+        knobs, device = _merged(rows), logits.device
+        draws = knobs["do_sample"] is not False
         self._steps = torch.tensor([row.step for row in rows], device=device)
-        if self._knobs["do_sample"] is not False:
-            self._knobs["seed"] = torch.tensor([row.seed for row in rows], device=device)
-            self._knobs["step"] = self._steps
-        reads_history = any(knob.name in self._knobs for knob in PENALTIES)
+        reads_history = any(knob.name in knobs for knob in PENALTIES)
         self._history = _History(rows, device) if reads_history else None
+        self._op = prepare_sample(
+            logits,
+            **knobs,
+            **_kept(rows),
+            logprobs=max(row.plan.num_logprobs for row in rows),
+            seed=torch.tensor([row.seed for row in rows], device=device) if draws else None,
+            step=self._steps,
+            **({} if self._history is None else self._history.arguments()),
+        )
 
     def fits(self, rows: Sequence[Row]) -> bool:
         """Whether the next step is of these rows, with the settings that were merged."""
@@ -43,36 +50,48 @@ class SharedChoice:
             and (self._history is None or not self._history.is_full)
         )
 
-    def __call__(self, logits: Tensor) -> SampleOutput:
-        """logits: (rows, vocab_size)."""
-        history: dict[str, Any] = {} if self._history is None else self._history.arguments()
-        output = ops.sample(logits, **self._knobs, **history)
+    def __call__(self, logits: Tensor) -> tuple[SampleOutput, TokenLogprobs | None]:
+        """The choice from `logits` (rows, vocab_size), and log-probabilities of the logits if a row asks for them.
+
+        Later calls write into the same tensors.
+        """
+        history = self._history
+        output = self._op(logits, length=None if history is None else history.end)
         self._steps += 1
-        if self._history is not None:
-            self._history.append(output.token_ids)
-        return output
+        if history is not None:
+            history.append(output.token_ids)
+        return output, token_logprobs(logits, output.token_ids, top=self._num_raw) if self._num_raw > 0 else None
 
 
 class _History:
-    """The texts of the rows, aligned on the right, with columns for some more tokens."""
+    """The texts of the rows, aligned on the right, with columns for some more tokens.
+
+    end: columns in use.
+    """
 
     def __init__(self, rows: Sequence[Row], device: torch.device) -> None:
         texts = [row.text_ids for row in rows]
-        self._end = max(map(len, texts))
-        padded = [[_NO_TOKEN] * (self._end - len(text)) + text + [_NO_TOKEN] * _STEPS for text in texts]
+        self.end = max(map(len, texts))
+        padded = [[_NO_TOKEN] * (self.end - len(text)) + text + [_NO_TOKEN] * _STEPS for text in texts]
         self._ids = torch.tensor(padded, device=device)
-        self._prompt_lengths = torch.tensor([self._end - row.step for row in rows], device=device)
+        self._prompt_lengths = torch.tensor([self.end - row.step for row in rows], device=device)
 
     @property
     def is_full(self) -> bool:
-        return self._end == self._ids.shape[1]
+        return self.end == self._ids.shape[1]
 
-    def arguments(self) -> dict[str, Tensor]:
-        return {"input_ids": self._ids[:, : self._end], "prompt_lengths": self._prompt_lengths}
+    def arguments(self) -> dict[str, Any]:
+        return {"input_ids": self._ids, "prompt_lengths": self._prompt_lengths}
 
     def append(self, token_ids: Tensor) -> None:
-        self._ids[:, self._end] = token_ids
-        self._end += 1
+        self._ids[:, self.end] = token_ids
+        self.end += 1
+
+
+def _kept(rows: Sequence[Row]) -> dict[str, Any]:
+    """The arguments that ask for the kept tokens, with the largest limit of the rows."""
+    limits = [row.kept_limit for row in rows if row.kept_limit is not None]
+    return {"output_kept": True, "kept_limit": max(limits)} if limits else {}
 
 
 def _merged(rows: Sequence[Row]) -> dict[str, Any]:
