@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from torch import Tensor
 
 from pygen.batch.host_copy import HostCopy
-from pygen.batch.row import Row
+from pygen.batch.row import ChosenToken, Row
 from pygen.ops import KeptRows, RowStatus, SampleOutput, TokenLogprobs, TopLogprobs
-
-
-class ChosenToken(NamedTuple):
-    """What one row learns of its step. Tensors are of its own.
-
-    logprob, top: of the distribution that the row asks for. kept: ids int32, and the log of their mass; the ids are
-        None where there are more than the limit.
-    logits: (vocab_size,), that the token was chosen from; None where they are gone.
-    """
-
-    token_id: int
-    status: RowStatus
-    logprob: float | None
-    top: TopLogprobs | None
-    kept: tuple[Tensor | None, float] | None
-    logits: Tensor | None
 
 
 class Chosen:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,12 +29,27 @@ from pygen.plan.report import InvalidRows
 from pygen.plan.stages import Segment
 
 if TYPE_CHECKING:
-    from pygen.batch.chosen import ChosenToken
     from pygen.plan.plan import Plan
 
 _KEPT_LIMIT: int = inspect.signature(prepare_sample).parameters["kept_limit"].default
 # Longer lists of suppressed ids, of one row, would widen those of all rows.
 _MAX_SUPPRESSED = 256
+
+
+class ChosenToken(NamedTuple):
+    """What one row learns of its step. Tensors are of its own.
+
+    logprob, top: of the distribution that the row asks for. kept: ids int32, and the log of their mass; the ids are
+        None where there are more than the limit.
+    logits: (vocab_size,), that the token was chosen from; None where they are gone.
+    """
+
+    token_id: int
+    status: RowStatus
+    logprob: float | None
+    top: TopLogprobs | None
+    kept: tuple[Tensor | None, float] | None
+    logits: Tensor | None
 
 
 class Row:
