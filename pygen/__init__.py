@@ -8,7 +8,7 @@ from typing import Any as _Any
 # First of all: pygen._C takes its OpenMP runtime from the one that torch has loaded.
 import torch as _torch  # noqa: F401
 
-from pygen import candidates, ops, processors
+from pygen import candidates, ops, processors, rollout
 from pygen.backends import BackendError, available_backends, build_info, use_backend
 from pygen.batch.engine import Engine
 from pygen.batch.generate_batch import generate_batch
@@ -34,6 +34,7 @@ from pygen.outputs import (
     GenerateBeamEncoderDecoderOutput,
     GenerateDecoderOnlyOutput,
     GenerateEncoderDecoderOutput,
+    KeptSets,
     TopLogprobs,
 )
 from pygen.patching import Patch, patch
@@ -141,6 +142,7 @@ __all__ = [
     "GenerationMixin",
     "GenerationMode",
     "InfNanRemoveLogitsProcessor",
+    "KeptSets",
     "LogitNormalization",
     "LogitsProcessor",
     "LogitsProcessorList",
@@ -194,6 +196,7 @@ __all__ = [
     "patch",
     "processors",
     "release",
+    "rollout",
     "stream",
     "use_backend",
     "validate_stopping_criteria",

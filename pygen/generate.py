@@ -156,6 +156,9 @@ def generate(
         top_n_sigma: keeps the scores within so many standard deviations of the largest; the first of the filters.
         output_logprobs, top_logprobs: log-probabilities of the tokens and of the n best, in the output class: True or
             "processed" in the distribution that tokens are drawn from, "raw" in that of the model's logits.
+        output_kept, kept_limit: with True the output has, by row and step, the ids that survived all filters and the
+            log of their mass, as `pygen.outputs.KeptSets`; where some filter acts, or a row is greedy. A row with more
+            than `kept_limit` survivors (1,024 by default) is marked. Not with beams and contrastive search.
         on_invalid: for rows whose scores hold NaN, +inf or no allowed token: "raise" (RuntimeError naming row and
             step), "greedy" (take the best remaining token) or "eos" (end the row).
 

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pygen.ops import TopLogprobs
+from pygen.ops import KeptTokens, TopLogprobs
 
 # One entry per forward, of one tensor per layer.
 Records = tuple[tuple[Tensor, ...], ...]
@@ -22,8 +23,71 @@ __all__ = [
     "GenerateDecoderOnlyOutput",
     "GenerateEncoderDecoderOutput",
     "GenerateOutput",
+    "KeptSets",
     "TopLogprobs",
 ]
+
+
+def ranges(starts: Tensor, counts: Tensor) -> Tensor:
+    """start, start + 1, ... of every start, as many as its count; all (n,) int64."""
+    before = counts.cumsum(0) - counts
+    return torch.repeat_interleave(starts - before, counts) + torch.arange(int(counts.sum()), device=starts.device)
+
+
+@dataclass(frozen=True, eq=False)
+class KeptSets:
+    """The tokens that survived all filters, for every row and step: the sets that tokens were drawn from.
+
+    With s the scores over the temperature, penalties, bans and biases applied, a token of `sets[r, t]` was drawn with
+    log-probability s[token] - log_mass[r, t]. A greedy row keeps its token alone. A row keeps nothing after its end,
+    and where it has no valid choice (`on_invalid`).
+
+    token_ids: (n,) int32; row r kept the ids from offsets[r * steps + t] to offsets[r * steps + t + 1] at step t,
+        ascending.
+    offsets: (rows * steps + 1,) int64, from 0 to n.
+    log_mass: (rows, steps) float32, ln of the sum of e^s over all kept tokens; -inf where none is kept.
+    complete: (rows, steps) bool; False where more than `kept_limit` tokens survived, of which none is stored.
+    """
+
+    token_ids: Tensor
+    offsets: Tensor
+    log_mass: Tensor
+    complete: Tensor
+
+    @property
+    def counts(self) -> Tensor:
+        """(rows, steps) int64, the number of ids stored."""
+        return self.offsets.diff().view(self.log_mass.shape)
+
+    def __getitem__(self, at: tuple[int, int]) -> Tensor:
+        """The ids (k,) int32 of a row and a step, as a view."""
+        (row, step), (rows, steps) = at, self.log_mass.shape
+        if not (-rows <= row < rows and -steps <= step < steps):
+            raise IndexError(f"`kept` has {rows} rows and {steps} steps, got {at}")
+        first, end = self.offsets[row % rows * steps + step % steps :][:2].tolist()
+        return self.token_ids[first:end]
+
+    def row(self, row: int) -> KeptTokens:
+        """The sets of one row, by step; views but for the offsets."""
+        rows, steps = self.log_mass.shape
+        if not -rows <= row < rows:
+            raise IndexError(f"`kept` has {rows} rows, got {row}")
+        offsets = self.offsets[row % rows * steps :][: steps + 1]
+        first, end = int(offsets[0]), int(offsets[-1])
+        return KeptTokens(self.token_ids[first:end], offsets - first, self.log_mass[row], self.complete[row])
+
+    def select(self, rows: Tensor) -> KeptSets:
+        """A copy of the sets of some rows, (k,) int64, in this order; for the mini-batches of a trainer."""
+        rows = rows.to(self.offsets.device)
+        counts = self.counts[rows].flatten()
+        starts = self.offsets[:-1].view(self.log_mass.shape)[rows].flatten()
+        offsets = torch.zeros(len(counts) + 1, dtype=torch.int64, device=counts.device)
+        torch.cumsum(counts, dim=0, out=offsets[1:])
+        return KeptSets(self.token_ids[ranges(starts, counts)], offsets, self.log_mass[rows], self.complete[rows])
+
+    def to(self, device: torch.device | str) -> KeptSets:
+        """The same on a device."""
+        return KeptSets(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 class ModelOutput(MutableMapping[str, Any]):
@@ -98,6 +162,7 @@ class GenerateOutput:
         `output_logprobs="raw"` the distribution is softmax of the model's logits, before any setting shapes them.
     top_logprobs: `token_ids` (N, T, n) int64 and `logprobs` (N, T, n) float32, the n best of that distribution; -1 and
         -inf where fewer exist and after a row had finished (`top_logprobs`). With beams L replaces T.
+    kept: the tokens that survived all filters, N rows and T steps (`output_kept`).
 
     For a model of transformers, outputs are subclasses of its `Generate...Output` (`pygen.models.outputs`), which
     also count as instances of the classes here.
@@ -109,6 +174,7 @@ class GenerateOutput:
     finish_reason: list[str] | None = None
     logprobs: Tensor | None = None
     top_logprobs: TopLogprobs | None = None
+    kept: KeptSets | None = None
 
 
 class WithCacheName:
@@ -148,6 +214,7 @@ def make_output(
     finish_reason: list[str],
     logprobs: Tensor | None = None,
     top_logprobs: TopLogprobs | None = None,
+    kept: KeptSets | None = None,
     **fields: object,
 ) -> GenerateOutput:
     """An output of class `kind`, with the attributes of `GenerateOutput`."""
@@ -155,6 +222,7 @@ def make_output(
     output.finish_reason = finish_reason
     output.logprobs = logprobs
     output.top_logprobs = top_logprobs
+    output.kept = kept
     return output
 
 

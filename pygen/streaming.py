@@ -63,8 +63,7 @@ def stream(
     of `generate` are raised here, after the events of earlier steps. The return value (of `yield from`, or
     `StopIteration.value`) is that of `generate`.
     """
-    wants_logprobs = kwargs.get("output_logprobs", getattr(generation_config, "output_logprobs", None))
-    if wants_logprobs:
+    if any(kwargs.get(name, getattr(generation_config, name, None)) for name in ("output_logprobs", "output_kept")):
         kwargs.setdefault("return_dict_in_generate", True)
     steps: queue.SimpleQueue[_Step | _Ending] = queue.SimpleQueue()
     closing = _Closing(cancel)

@@ -72,6 +72,7 @@ INVALID = [
     ("seed", 2**64, r"an integer in \[0, 2\*\*64\)"),
     ("output_logprobs", "both", "a boolean, 'processed' or 'raw'"),
     ("top_logprobs", -1, "a 64-bit integer >= 0"),
+    ("kept_limit", 0, "a 64-bit integer >= 1"),
     ("on_invalid", "stop", "one of 'raise', 'greedy', 'eos'"),
 ]
 

@@ -106,11 +106,14 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert target.startswith("https://") or not path or (page.parent / path).exists(), target
 
 
+MODULES = (pygen, pygen.ops, pygen.processors, pygen.candidates, pygen.rollout)
+
+
 def test_the_reference_has_every_public_name() -> None:
     pages = "".join(page.read_text("utf-8") for page in (ROOT / "docs/reference").glob("*.md"))
     headings = set(re.findall(r"^      heading: pygen\.(?:\w+\.)?(\w+)$", pages, re.MULTILINE))
-    public = {name for module in (pygen, pygen.ops, pygen.processors, pygen.candidates) for name in module.__all__}
-    assert public - headings == {"__version__", "candidates", "ops", "processors"}
+    public = {name for module in MODULES for name in module.__all__}
+    assert public - headings == {"__version__", "candidates", "ops", "processors", "rollout"}
 
 
 def test_the_page_of_knobs_is_that_of_the_table() -> None:

@@ -27,6 +27,7 @@ LAYERS = (
     "triton_kernels",
     "pygen.ops",
     "pygen.outputs",
+    "pygen.rollout",
     "pygen.config",
     "pygen.request",
     "pygen.streamers",

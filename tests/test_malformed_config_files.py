@@ -115,6 +115,8 @@ MALFORMED: dict[str, list[str]] = {
     "seed": ["-1", "0.5", "[1, 2]"],
     "on_invalid": ['"exit"'],
     "output_logprobs": ['"both"', "1"],
+    "output_kept": ['"yes"'],
+    "kept_limit": ["0", "true"],
     # unknown settings: of any type, but finite, of bounded depth, and never an attribute of the class
     "alignment_heads": [
         "[[1, NaN]]",

@@ -43,6 +43,8 @@ _UNSET = {
     "output_logits": False,
     "output_logprobs": False,
     "top_logprobs": None,
+    "output_kept": False,
+    "kept_limit": None,
     "output_attentions": False,
     "output_hidden_states": False,
     "cache_implementation": None,

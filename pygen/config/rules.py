@@ -180,6 +180,8 @@ EXTENSION_RULES: dict[str, Rule] = {
         lambda value: isinstance(value, bool) or (isinstance(value, str) and value in ("processed", "raw")),
     ),
     "top_logprobs": integer(0),
+    "output_kept": _BOOLEAN,
+    "kept_limit": integer(1),
     "on_invalid": one_of("raise", "greedy", "eos"),
     # Of later releases of transformers
     "max_cache_len": integer(1),

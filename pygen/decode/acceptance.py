@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from pygen import rng
-from pygen.ops import DecodeState, RowStatus, prepare_sample
+from pygen.ops import DecodeState, KeptRows, RowStatus, prepare_sample
 from pygen.ops._bookkeeping import append_tokens
-from pygen.plan.pipeline import Pipeline, SampleBinding, SamplePipeline, StepResult
+from pygen.plan.pipeline import Pipeline, SampleBinding, SamplePipeline, StepResult, every_token
 from pygen.plan.plan import Plan
 
 
@@ -91,8 +91,15 @@ class _Speculative:
         self._state = state
         self._greedy = plan.greedy_mask(state)
         example = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-        # Finds rows without any choice, and the log-probabilities.
-        self._judge = prepare_sample(example, do_sample=False, logprobs=plan.num_logprobs)
+        # Finds rows without any choice, the log-probabilities, and what survives; nothing that it draws is taken.
+        self._judge = prepare_sample(
+            example,
+            do_sample=_drawn(plan, self._greedy),
+            seed=[0] * state.rows,
+            logprobs=plan.num_logprobs,
+            token_bitmask=every_token(logits.shape[1], logits.device) if plan.kept else None,
+            **plan.kept,
+        )
 
     def begin(self, drafts: Tensor, scores: Tensor | None) -> None:
         self._drafts = drafts
@@ -108,8 +115,9 @@ class _Speculative:
         ok = judged.status == RowStatus.OK
         p = torch.where(ok[:, None], self._probabilities(scores), _one_hot(judged.token_ids, scores))
         tokens = self._tokens(p).clone()
+        kept = judged.kept.without(self._state.finished) if isinstance(judged.kept, KeptRows) else None
         append_tokens(self._state, tokens, step)
-        output = judged._replace(token_ids=tokens)
+        output = judged._replace(token_ids=tokens, kept=kept)
         if judged.logprobs is not None:
             output = output._replace(logprobs=scores.log_softmax(-1).gather(1, tokens[:, None])[:, 0])
         return StepResult(output, scores if self._keeps_scores else None)
@@ -140,6 +148,13 @@ class _Speculative:
         if self._greedy is None:
             return probabilities
         return torch.where(self._greedy[:, None], _one_hot(scores.argmax(-1), scores), probabilities)
+
+
+def _drawn(plan: Plan, greedy: Tensor | None) -> bool | Tensor:
+    """The rows to find survivors of; a greedy row has its token alone. False where nobody asks."""
+    if not plan.kept:
+        return False
+    return True if greedy is None else ~greedy
 
 
 def _one_hot(token_ids: Tensor, like: Tensor) -> Tensor:

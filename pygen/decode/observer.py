@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pygen.ops import DecodeState, RowStatus, TopLogprobs, token_logprobs
+from pygen.decode.kept import KeptCollector
+from pygen.ops import DecodeState, KeptRows, RowStatus, TopLogprobs, token_logprobs
 from pygen.ops._bookkeeping import end_invalid_rows, end_rows
 from pygen.ops._growth import first_capacity, grown_capacity, widened
+from pygen.outputs import KeptSets
 from pygen.plan.pipeline import StepResult
 from pygen.plan.report import InvalidRows
 
@@ -21,14 +23,22 @@ class Recorder:
     """Keeps what the caller asked to get back of every step."""
 
     def __init__(
-        self, state: DecodeState, max_new_tokens: int, *, scores: bool, logits: bool, top_logprobs: int | None
+        self,
+        state: DecodeState,
+        max_new_tokens: int,
+        *,
+        scores: bool,
+        logits: bool,
+        top_logprobs: int | None,
+        kept: bool,
     ):
         """top_logprobs: None records no log-probabilities, 0 those of the chosen tokens, n > 0 also the n best."""
         self.scores: tuple[Tensor, ...] | None = () if scores else None
         self.logits: tuple[Tensor, ...] | None = () if logits else None
         self._state = state
         self._num_top = top_logprobs
-        self.keeps = scores or logits or top_logprobs is not None
+        self.keeps = scores or logits or kept or top_logprobs is not None
+        self._kept = KeptCollector(state.rows, state.token_ids.device) if kept else None
         if top_logprobs is not None:
             shape, device = (state.rows, first_capacity(max_new_tokens)), state.token_ids.device
             self._logprobs = torch.zeros(shape, dtype=torch.float32, device=device)
@@ -41,6 +51,9 @@ class Recorder:
             self.scores += (result.scores,)
         if self.logits is not None:
             self.logits += (logits.to(torch.float32, copy=True),)
+        if self._kept is not None:
+            assert isinstance(result.output.kept, KeptRows)
+            self._kept.add(result.output.kept)
         if self._num_top is not None:
             assert result.output.logprobs is not None and result.output.top_logprobs is not None
             if step >= self._logprobs.shape[1]:
@@ -58,6 +71,9 @@ class Recorder:
     def step_logprobs(self, step: int) -> Tensor | None:
         """(rows,) float32 on the CPU, of the tokens of `step`; None where they are not kept."""
         return None if self._num_top is None else self._logprobs[:, step].cpu()
+
+    def kept(self, steps: int) -> KeptSets | None:
+        return None if self._kept is None else self._kept.sets(0, steps)
 
     def logprobs(self, steps: int) -> tuple[Tensor | None, TopLogprobs | None]:
         if self._num_top is None:

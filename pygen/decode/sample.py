@@ -184,6 +184,7 @@ def generate_tokens(
         scores=call.wants_dict and bool(config.output_scores),
         logits=call.wants_dict and bool(config.output_logits),
         top_logprobs=num_top_logprobs(config),
+        kept=bool(plan.kept),
     )
     if call.streamer is not None:
         call.streamer.put(state.tokens(0).to("cpu", copy=True))
@@ -212,6 +213,7 @@ def generate_tokens(
         finish_reason=monitor.finish_reasons(),
         logprobs=logprobs,
         top_logprobs=top_logprobs,
+        kept=recorder.kept(steps),
         **adapter.recorded(),
     )
 

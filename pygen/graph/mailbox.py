@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pygen.ops import SampleOutput, TopLogprobs
+from pygen.ops._kept_tokens import empty_kept
 
 # How many steps the host launches ahead of the one whose message it reads. One keeps the device busy while the host
 # looks; each more could be one more to take back.
@@ -19,14 +20,15 @@ LAG = 1
 class StepMessage:
     """The report of a step to the host, in contiguous device memory, so that one copy takes all of it.
 
-    Every field but `output.top_logprobs` is a view of `words`. The step's op writes them as its outputs, or as parts of
-    its state; a step of beams leaves `num_generated`, `finished` and `output.logprobs` as they are.
+    Every field but `output.top_logprobs` and `output.kept` is a view of `words`. The step's op writes them as its
+    outputs, or as parts of its state; a step of beams leaves `num_generated`, `finished` and `output.logprobs` as they
+    are.
 
         words (int64): unfinished | steps (rows) | num_generated (rows) | token_ids (rows) | status (rows int32)
             | finished (rows bool) | logprobs (rows float32)
     """
 
-    def __init__(self, rows: int, num_logprobs: int, device: torch.device) -> None:
+    def __init__(self, rows: int, num_logprobs: int, device: torch.device, kept_width: int = 0) -> None:
         self._rows, self._has_logprobs = rows, num_logprobs > 0
         self._sizes = [1, rows, rows, rows, _words(rows, 4), _words(rows, 1), _words(rows, 4) * self._has_logprobs]
         self.words = torch.zeros(sum(self._sizes), dtype=torch.int64, device=device)
@@ -37,7 +39,8 @@ class StepMessage:
         if num_logprobs > 0:
             ids = torch.empty((rows, num_logprobs), dtype=torch.int64, device=device)
             top = TopLogprobs(ids, torch.empty((rows, num_logprobs), dtype=torch.float32, device=device))
-        self.output = SampleOutput(fields.token_ids, fields.logprobs, top, fields.status)
+        kept = empty_kept(rows, kept_width, device) if kept_width > 0 else None
+        self.output = SampleOutput(fields.token_ids, fields.logprobs, top, fields.status, kept)
 
     def read(self, words: Tensor) -> Received:
         """The fields of a copy of `words`."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pygen.graph.mailbox import Received, StepMessage
 from pygen.graph.static_knobs import NO_TOKEN, KnobForm, fill_prompts, generator_words, no_tokens, rounded_up
+from pygen.knobs import FILTERS
 from pygen.ops import DecodeState, SampleOutput, TokenLogprobs, prepare_sample, token_logprobs
 from pygen.ops._bookkeeping import end_invalid_rows
 from pygen.ops._noise import Noise
@@ -24,13 +26,15 @@ _EOS_IDS = 8
 class SampleForm:
     """What is fixed when a draw is captured; calls of equal form share it.
 
-    num_logprobs, num_raw_logprobs: see `Plan`. draws: some row is not greedy.
+    num_logprobs, num_raw_logprobs: see `Plan`. kept_width: kept ids that a row has memory for; 0 reports none.
+    draws: some row is not greedy.
     """
 
     knobs: KnobForm
     num_eos: int
     num_logprobs: int
     num_raw_logprobs: int
+    kept_width: int
     draws: bool
     rng: str
     pad_token_id: int
@@ -46,13 +50,14 @@ def form_of(
     on_invalid: str,
 ) -> SampleForm:
     """`draws`: the call's ops, one per segment of its steps. state: what they are bound to."""
-    noise = draws[0].noise
+    noise, kept = draws[0].noise, draws[0].out.kept
     assert noise is not None
     return SampleForm(
         knobs=KnobForm.of([draw.shaping for draw in draws], noise.draws),
         num_eos=0 if state.eos_token_ids is None else rounded_up(state.eos_token_ids.numel(), _EOS_IDS),
         num_logprobs=num_logprobs,
         num_raw_logprobs=num_raw_logprobs,
+        kept_width=0 if kept is None else kept.token_ids.shape[1],
         draws=noise.draws,
         rng=noise.rng if noise.draws else "philox",
         # The model may read a pad token in the overshoot, so it must be an id; a negative one is never returned.
@@ -73,7 +78,7 @@ class StaticSample:
         """`example`: logits (rows, vocab_size) like those that will come."""
         device, rows = example.device, form.knobs.rows
         self.form, self.capacity = form, capacity
-        self.message = StepMessage(rows, form.num_logprobs or form.num_raw_logprobs, device)
+        self.message = StepMessage(rows, form.num_logprobs or form.num_raw_logprobs, device, form.kept_width)
         output = self.message.output
         self._raw_logprobs: TokenLogprobs | None = None
         if form.num_raw_logprobs > 0:
@@ -95,14 +100,27 @@ class StaticSample:
         )
         self._op = prepare_sample(
             example,
-            **form.knobs.arguments(device),
+            **self._knobs(device),
             do_sample=form.draws,
             rng=form.rng,
             seed=[0] * rows if form.draws and not torch_noise else None,
             logprobs=form.num_logprobs,
             state=self.state,
             out=output,
+            output_kept=form.kept_width > 0,
+            kept_limit=max(form.kept_width, 1),
         )
+
+    def _knobs(self, device: torch.device) -> dict[str, Any]:
+        knobs = self.form.knobs.arguments(device)
+        if self.form.kept_width > 0:
+            # The op keeps sets only where something acts. `set_knobs` replaces these values.
+            for knob in FILTERS:
+                if knob.name in knobs:
+                    knobs[knob.name].fill_(1 if knob.type is int else 0.5)
+            if "temperature" in knobs:
+                knobs["temperature"].zero_()
+        return knobs
 
     def __call__(self, logits: Tensor) -> SampleOutput:
         output = self._op(logits)

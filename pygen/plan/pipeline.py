@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from pygen.knobs import FILTERS
 from pygen.ops import SampleOutput, prepare_process_logits, prepare_sample
-from pygen.plan.stages import Called, Fused, Item, Segment
+from pygen.plan.stages import Called, Fused, Item, Segment, Stage
 from pygen.processors.base import call_processor, skips_hidden
 from pygen.processors.guidance import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from pygen.processors.prefix import PrefixConstrainedLogitsProcessor
@@ -200,8 +201,16 @@ def _bind(plan: Plan, segment: Segment, logits: Tensor, binding: Binding) -> tup
     knobs = {**op_knobs(segment.last, plan, example), "do_sample": plan.do_sample}
     if plan.greedy_rows is not None:
         knobs.setdefault("temperature", plan.greedy_rows)
+    if plan.kept and any(map(_may_remove, segment.early)):
+        # The op that draws reports what survives, whoever removes the others.
+        knobs.setdefault("token_bitmask", every_token(example.shape[1], example.device))
     keeps = binding.shape(example, first, **knobs) if binding.keeps(plan, segment.last) else None
     return early, keeps, binding.choose(example, first, **knobs)
+
+
+def _may_remove(stage: Stage) -> bool:
+    """Whether a stage may remove tokens by their scores."""
+    return isinstance(stage, Called) or any(knob.name in stage.knobs for knob in FILTERS)
 
 
 def _calls(stage: Called, binding: Binding, *, first: bool) -> Op:
@@ -243,6 +252,11 @@ def op_knobs(stage: Fused, plan: Plan, example: Tensor) -> dict[str, Any]:
     return knobs
 
 
+def every_token(vocab_size: int, device: torch.device) -> Tensor:
+    """A bitmask of all ids."""
+    return _all_but((), vocab_size).to(device)
+
+
 def _all_but(token_ids: Sequence[int], vocab_size: int) -> Tensor:
     """(ceil(vocab_size / 32),) int32: the bitmask of all ids but these."""
     allowed = torch.ones(-(-vocab_size // 32) * 32, dtype=torch.bool, device="cpu")
@@ -280,7 +294,7 @@ class SampleBinding:
     of_others = 0.0
 
     def __init__(self, plan: Plan, state: DecodeState) -> None:
-        self._draw = {"state": state, "logprobs": plan.num_logprobs, **plan.noise}
+        self._draw = {"state": state, "logprobs": plan.num_logprobs, **plan.kept, **plan.noise}
         self.state = state
         self.tokens = state.tokens
 

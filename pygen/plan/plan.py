@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pygen.config.config import GenerationConfig
+from pygen.config.config import GenerationConfig, GenerationMode
 from pygen.knobs import PENALTIES, SETTINGS
 from pygen.plan.noise import row_noise
 from pygen.plan.order import ordered_items
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from pygen.call.call import Call
     from pygen.ops import DecodeState
 
+# Those that choose a token from the scores of its row alone.
+_DRAWING_MODES = (
+    GenerationMode.GREEDY_SEARCH,
+    GenerationMode.SAMPLE,
+    GenerationMode.ASSISTED_GENERATION,
+    GenerationMode.DOLA_GENERATION,
+)
 _INTEGER_KNOBS = [knob.name for knob in SETTINGS if knob.type is int]
 
 
@@ -36,6 +43,7 @@ class Plan:
     noise: the arguments of `ops.sample` that choose the noise.
     num_logprobs, num_raw_logprobs: how many of the best tokens to report log-probabilities of, beside the chosen one;
         of the scores that it is chosen by, or of the model's logits. 0 reports none.
+    kept: the arguments of `ops.sample` that ask for the kept tokens; empty asks for none.
     renormalize: return scores as log-probabilities; draws do not depend on it.
     ends_invalid_rows: ids to end a row without a valid choice; empty unless `on_invalid` is "eos".
     """
@@ -46,6 +54,7 @@ class Plan:
     noise: Knobs = field(default_factory=dict)
     num_logprobs: int = 0
     num_raw_logprobs: int = 0
+    kept: Knobs = field(default_factory=dict)
     keep_scores: bool = False
     renormalize: bool = False
     ends_invalid_rows: tuple[int, ...] = ()
@@ -113,6 +122,7 @@ def make_plan(call: Call) -> Plan:
         noise=row_noise(call) if (config.num_beams or 1) == 1 else {},
         num_logprobs=0 if raw else num_logprobs,
         num_raw_logprobs=num_logprobs if raw else 0,
+        kept=_kept_arguments(call),
         keep_scores=bool(config.return_dict_in_generate and config.output_scores),
         renormalize=config.renormalize_logits is True and (config.num_beams or 1) == 1,
         ends_invalid_rows=tuple(call.stopping.eos_token_ids or ()) if vars(config)["on_invalid"] == "eos" else (),
@@ -134,6 +144,23 @@ def num_top_logprobs(config: GenerationConfig) -> int | None:
 def wants_raw_logprobs(config: GenerationConfig) -> bool:
     """Whether log-probabilities are those of the model's logits, before anything shapes them."""
     return getattr(config, "output_logprobs", None) == "raw"
+
+
+def _kept_arguments(call: Call) -> Knobs:
+    """See `Plan.kept`."""
+    limit = getattr(call.config, "kept_limit", None)
+    if not getattr(call.config, "output_kept", None):
+        if limit is not None:
+            raise ValueError(f"`kept_limit`={limit} needs `output_kept=True`")
+        return {}
+    if not call.config.return_dict_in_generate:
+        raise ValueError("`output_kept=True` needs `return_dict_in_generate=True`")
+    if call.mode not in _DRAWING_MODES:
+        raise NotImplementedError(
+            f"`output_kept`=True is not available in {call.mode.value.replace('_', ' ')}, which does not draw a token "
+            f"from the survivors of its row; greedy search, sampling, assisted decoding and DoLa do"
+        )
+    return {"output_kept": True} if limit is None else {"output_kept": True, "kept_limit": limit}
 
 
 def _per_row(name: str, value: Any, batch_size: int, rows_per_prompt: int, device: torch.device) -> Any:

@@ -41,6 +41,8 @@ def run(runtime: str, model: Any, inputs: Tensor = PROMPTS, **settings: Any) -> 
             return {"sequences": output}
         found = {name: getattr(output, name) for name in ("sequences", "finish_reason", "logprobs")}
         top = output.top_logprobs
+        kept = output.kept
+        found["kept"] = None if kept is None else [getattr(kept, name) for name in vars(kept)]
         found |= {"top": None if top is None else [*top], "length": output.past_key_values.get_seq_length()}
         assert type(output.past_key_values) is DynamicCache
     return {**found, "events": streamer.events, "generator": torch.get_rng_state()}
@@ -101,6 +103,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "log-probabilities": {"do_sample": True, "output_logprobs": True, "top_logprobs": 3},
     "log-probabilities of the tokens": {"output_logprobs": True},
     "log-probabilities of the model": {**EVERY_KNOB, "seed": 7, "output_logprobs": "raw", "top_logprobs": 3},
+    "kept tokens": {**EVERY_KNOB, "seed": 7, "output_kept": True, "output_logprobs": "raw"},
+    "kept tokens, greedy": {"output_kept": True},
+    "kept tokens per row": {"do_sample": [True, False, True], "top_p": [0.9, 1.0, 0.5], "output_kept": True},
+    "few kept tokens": {
+        "do_sample": True,
+        "top_p": 0.8,
+        "temperature": 2.0,
+        "output_kept": True,
+        "kept_limit": 8,
+        "eos_token_id": list(range(40, 60)),
+        "pad_token_id": 0,
+    },
     "segments": {"eos_token_id": list(range(40, 60)), "pad_token_id": 0, "min_new_tokens": 4, "do_sample": True},
     "one token": {"max_new_tokens": 1, "do_sample": True},
     "a bucket filled": {"max_new_tokens": 58, "do_sample": True},
