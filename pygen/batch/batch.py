@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -13,7 +13,7 @@ from pygen.backends import BackendError
 from pygen.batch.chosen import Chosen
 from pygen.batch.forward import BatchForward
 from pygen.batch.prefix_store import PrefixStore
-from pygen.batch.reading import Reading
+from pygen.batch.reading import Reading, next_group
 from pygen.batch.request import Request
 from pygen.batch.results import BatchResult, BatchTimes
 from pygen.batch.row import Row
@@ -34,8 +34,8 @@ class Rows(Protocol):
     @property
     def present(self) -> list[Row]: ...
 
-    def add(self, row: Row, source: WindowCache) -> None:
-        """Adds a row with its first token. `source` holds its prompt, in one row."""
+    def add(self, row: Row, source: WindowCache, source_row: int) -> None:
+        """Adds a row with its first token. A row of `source` holds its prompt."""
         ...
 
     def forward(self) -> tuple[list[Row], Tensor]:
@@ -51,6 +51,15 @@ class Rows(Protocol):
     def take_all(self) -> list[Row]:
         """Removes all rows, after a forward that may have failed."""
         ...
+
+
+class Unstarted(NamedTuple):
+    """A returned sequence whose prompt was read, and is row `row` of `reading`."""
+
+    request: Request
+    copy: int
+    reading: Reading
+    row: int
 
 
 class Batch:
@@ -80,6 +89,9 @@ class Batch:
         self._prefixes = PrefixStore(prefix_positions)
         self._waiting: deque[Request] = deque()
         self._reading: Reading | None = None
+        self._unstarted: deque[Unstarted] = deque()
+        # Prompts to read one by one, because they failed together.
+        self._alone = 0
         self._rows = rows_for(self._forward, rows, runtime)
         self._choice: SharedChoice | None = None
         self._unseen: list[Chosen] = []
@@ -87,12 +99,13 @@ class Batch:
 
     @property
     def is_busy(self) -> bool:
-        return bool(self._rows.present or self._waiting or self._reading is not None)
+        return bool(self._rows.present or self._waiting or self._unstarted or self._reading is not None)
 
     @property
     def wants_more(self) -> bool:
         """Whether a row is free for which no prompt waits."""
-        return len(self._rows.present) + len(self._waiting) + (self._reading is not None) < self.num_rows
+        reading = 0 if self._reading is None else len(self._reading.requests)
+        return len(self._rows.present) + len(self._waiting) + len(self._unstarted) + reading < self.num_rows
 
     @property
     def longest(self) -> int | None:
@@ -134,39 +147,49 @@ class Batch:
 
     def _start_rows(self) -> None:
         may_read = True
-        while len(self._rows.present) < self.num_rows and may_read:
-            if self._reading is None:
-                if not self._waiting:
-                    return
-                self._begin_reading(self._waiting.popleft())
-            if self._reading is not None and self._reading.logits is None:
+        while (free := self.num_rows - len(self._rows.present)) > 0:
+            if self._unstarted:
+                self._start_row(self._unstarted.popleft())
+            elif may_read and (self._reading is not None or self._waiting):
                 may_read = self._piece is None
-                self._read(self._reading)
-            if self._reading is not None and self._reading.logits is not None:
-                self._start_row(self._reading)
+                self._read(free)
+            else:
+                return
 
-    def _begin_reading(self, request: Request) -> None:
-        try:
-            self._reading = Reading(request, self._forward, self._prefixes)
-        except Exception as error:
-            _put_unstarted([request], "error", error)
+    def _read(self, free: int) -> None:
+        """Reads a piece of the prompts that are being read, or of the next ones."""
+        if self._reading is None:
+            group = next_group(self._waiting, self._prefixes, 1 if self._alone > 0 else free)
+            self._alone -= self._alone > 0
+            for request in group:
+                self._waiting.remove(request)
         else:
-            self.stats.shared_positions += self._reading.shared
-
-    def _read(self, reading: Reading) -> None:
+            group = self._reading.requests
         try:
-            self.stats.prompt_positions += reading.read(self._piece)
+            if self._reading is None:
+                self._reading = Reading(group, self._forward, self._prefixes)
+                self.stats.shared_positions += self._reading.shared
+            self.stats.prompt_positions += self._reading.read(self._piece)
         except Exception as error:
             self._reading = None
-            _put_unstarted([reading.request], "error", error)
+            if len(group) == 1:
+                _put_unstarted(_sequences(group), "error", error)
+            else:
+                # One of them may be at fault, so each is read by itself.
+                self._waiting.extendleft(reversed(group))
+                self._alone = len(group)
+            return
+        if self._reading.logits is not None:
+            reading, self._reading = self._reading, None
+            for number, request in enumerate(reading.requests):
+                self._unstarted += [Unstarted(request, copy, reading, number) for copy in range(request.num_copies)]
 
-    def _start_row(self, reading: Reading) -> None:
-        """Gives the next returned sequence of a prompt a row, and chooses its first token."""
-        row, logits = Row(reading.request, reading.started), reading.logits
-        assert logits is not None
-        reading.started += 1
-        if reading.started == reading.request.num_copies:
-            self._reading = None
+    def _start_row(self, unstarted: Unstarted) -> None:
+        """Gives a sequence whose prompt was read a row, and chooses its first token."""
+        request, copy, reading, number = unstarted
+        row = Row(request, copy)
+        assert reading.logits is not None
+        logits = reading.logits[number : number + 1]
         try:
             self._take(Chosen([row], *row.choose(logits), logits))
         except Exception as error:
@@ -174,7 +197,7 @@ class Batch:
         if row.end is not None:
             row.request.sink.put_end(row.result())
             return
-        self._rows.add(row, reading.cache)
+        self._rows.add(row, reading.cache, number)
 
     def _choose(self, rows: list[Row], logits: Tensor) -> None:
         """Chooses the next token of the rows that have not ended."""
@@ -219,23 +242,24 @@ class Batch:
                 self._rows.remove(row)
                 row.end = "cancelled"
                 row.request.sink.put_end(row.result())
-        if self._reading is not None and self._reading.request.sink.cancelled():
-            reading, self._reading = self._reading, None
-            _put_unstarted([reading.request], "cancelled", None, first=reading.started)
-        gone = [request for request in self._waiting if request.sink.cancelled()]
-        if gone:
-            self._waiting = deque(request for request in self._waiting if request not in gone)
-            _put_unstarted(gone, "cancelled", None)
+        gone = _sequences(request for request in self._waiting if request.sink.cancelled())
+        gone += [(each.request, each.copy) for each in self._unstarted if each.request.sink.cancelled()]
+        if self._reading is not None and all(request.sink.cancelled() for request in self._reading.requests):
+            gone += _sequences(self._reading.requests)
+            self._reading = None
+        self._waiting = deque(request for request in self._waiting if not request.sink.cancelled())
+        self._unstarted = deque(each for each in self._unstarted if not each.request.sink.cancelled())
+        _put_unstarted(gone, "cancelled", None)
 
     def _end_all(self, reason: str, error: Exception | None) -> None:
-        rows, reading, waiting = self._rows.take_all(), self._reading, self._waiting
-        self._reading, self._waiting, self._unseen = None, deque(), []
+        rows = self._rows.take_all()
+        unstarted = [(each.request, each.copy) for each in self._unstarted]
+        unstarted += _sequences([*(self._reading.requests if self._reading is not None else []), *self._waiting])
+        self._reading, self._waiting, self._unstarted, self._unseen = None, deque(), deque(), []
         for row in rows:
             row.end, row.error = reason, error
             row.request.sink.put_end(row.result())
-        if reading is not None:
-            _put_unstarted([reading.request], reason, error, first=reading.started)
-        _put_unstarted(waiting, reason, error)
+        _put_unstarted(unstarted, reason, error)
 
 
 def rows_for(forward: BatchForward, num_rows: int, runtime: str) -> Rows:
@@ -259,11 +283,14 @@ class BatchStats:
         self.steps = self.row_steps = self.tokens = self.prompt_positions = self.shared_positions = 0
 
 
-def _put_unstarted(requests: Iterable[Request], reason: str, error: Exception | None, *, first: int = 0) -> None:
-    """Ends every sequence from number `first` on that never had a row."""
-    for request in requests:
-        for copy in range(first, request.num_copies):
-            times = BatchTimes(request.queued, None, time.monotonic())
-            request.sink.put_end(
-                BatchResult(request.index, copy, request.prompt_ids, [], reason, times, seed=request.seed, error=error)
-            )
+def _sequences(requests: Iterable[Request]) -> list[tuple[Request, int]]:
+    return [(request, copy) for request in requests for copy in range(request.num_copies)]
+
+
+def _put_unstarted(sequences: Iterable[tuple[Request, int]], reason: str, error: Exception | None) -> None:
+    """Ends sequences of prompts, each with its number, that never had a row."""
+    for request, copy in sequences:
+        times = BatchTimes(request.queued, None, time.monotonic())
+        request.sink.put_end(
+            BatchResult(request.index, copy, request.prompt_ids, [], reason, times, seed=request.seed, error=error)
+        )

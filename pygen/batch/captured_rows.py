@@ -48,7 +48,7 @@ class CapturedRows:
     def present(self) -> list[Row]:
         return [row for row in self._rows if row is not None]
 
-    def add(self, row: Row, source: WindowCache) -> None:
+    def add(self, row: Row, source: WindowCache, source_row: int) -> None:
         slot = self._rows.index(None)
         self._rows[slot] = row
         self._fit(row.request.longest)
@@ -59,7 +59,7 @@ class CapturedRows:
             if not layer.is_initialized:
                 layer.lazy_initialization(*other.buffers)
             for buffer, states in zip((layer.keys, layer.values), other.buffers, strict=True):
-                buffer[slot, :, end - length : end] = states[0, :, source.end - length : source.end]
+                buffer[slot, :, end - length : end] = states[source_row, :, source.end - length : source.end]
         self._mask[slot] = 1
         self._mask[slot, : end - length] = 0
         self._positions[slot] = length

@@ -32,11 +32,13 @@ class PrefixStore:
         self._entries.append(self._entries.pop(best))
         return self._entries[-1][1], best_length
 
+    def takes(self, prompt_ids: Sequence[int]) -> bool:
+        """Whether a prompt is of a length that is kept."""
+        return _SHORTEST < len(prompt_ids) <= self._max_positions
+
     def add(self, prompt_ids: Sequence[int], cache: WindowCache) -> None:
         """Keeps the cache of one row that has read `prompt_ids`, instead of those of its beginnings."""
         ids = tuple(prompt_ids)
-        if not _SHORTEST < len(ids) <= self._max_positions:
-            return
         self._entries = [entry for entry in self._entries if entry[0] != ids[: len(entry[0])]]
         self._entries.append((ids, cache))
         positions = sum(len(kept) for kept, _ in self._entries)

@@ -1,6 +1,8 @@
-"""A prompt while it is read, in one piece or several, before its rows begin."""
+"""Prompts of one length while they are read, in one piece or several, before their rows begin."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,36 +10,55 @@ from torch import Tensor
 from pygen.batch.forward import BatchForward
 from pygen.batch.prefix_store import PrefixStore
 from pygen.batch.request import Request
-from pygen.batch.window_cache import WindowCache, copy_of_prefix
+from pygen.batch.window_cache import WindowCache, copy_of_row
 
 
 class Reading:
-    """Reads the prompt of `request` into a cache of one row.
+    """Reads prompts of one length side by side; one whose beginning is stored comes alone.
 
-    logits: (1, vocab_size), after the whole prompt; None before. started: returned sequences that have a row.
+    cache: with a row for each prompt. logits: (prompts, vocab_size), after the whole prompts; None before.
     """
 
-    def __init__(self, request: Request, forward: BatchForward, prefixes: PrefixStore) -> None:
-        self.request = request
+    def __init__(self, requests: Sequence[Request], forward: BatchForward, prefixes: PrefixStore) -> None:
+        self.requests = [*requests]
         self.logits: Tensor | None = None
-        self.started = 0
         self._forward, self._prefixes = forward, prefixes
-        self._ids = torch.tensor([request.prompt_ids], device=forward.device)
-        length = len(request.prompt_ids)
-        source, shared = prefixes.longest(request.prompt_ids)
+        self._ids = torch.tensor([request.prompt_ids for request in requests], device=forward.device)
+        rows, length = self._ids.shape
+        source, self.shared = prefixes.longest(requests[0].prompt_ids) if rows == 1 else (None, 0)
         if source is None:
-            self.cache = WindowCache(forward.kinds, rows=1, capacity=length)
+            self.cache = WindowCache(forward.kinds, rows=rows, capacity=length)
         else:
-            self.cache = copy_of_prefix(forward.kinds, source, shared, length)
-        self.shared = shared
+            self.cache = copy_of_row(source, 0, self.shared, capacity=length)
 
     def read(self, piece: int | None) -> int:
-        """Reads at most `piece` more positions, or all, and returns how many it read."""
-        length = self._ids.shape[1]
+        """Reads at most `piece` more positions of each prompt, or all, and returns how many it read in all."""
+        rows, length = self._ids.shape
         first = self.cache.end
         last = length if piece is None else min(first + piece, length)
-        logits = self._forward.read(self.cache, self._ids[:, first:last], [first], is_prompt=True)
+        logits = self._forward.read(self.cache, self._ids[:, first:last], [first] * rows, is_prompt=True)
         if last == length:
             self.logits = logits
-            self._prefixes.add(self.request.prompt_ids, self.cache)
-        return last - first
+            self._store()
+        return (last - first) * rows
+
+    def _store(self) -> None:
+        for row, request in enumerate(self.requests):
+            if self._prefixes.takes(request.prompt_ids):
+                alone = len(self.requests) == 1
+                cache = self.cache if alone else copy_of_row(self.cache, row, self.cache.end, capacity=self.cache.end)
+                self._prefixes.add(request.prompt_ids, cache)
+
+
+def next_group(waiting: Sequence[Request], prefixes: PrefixStore, limit: int) -> list[Request]:
+    """The first waiting prompt with others of its length, at most `limit`; alone where its beginning is stored."""
+    first = waiting[0]
+    if prefixes.longest(first.prompt_ids)[1] > 0:
+        return [first]
+    group = [first]
+    for request in waiting:
+        if len(group) == limit:
+            break
+        if request is not first and len(request.prompt_ids) == len(first.prompt_ids):
+            group.append(request)
+    return group

@@ -179,15 +179,15 @@ class WindowCache(_Cache):
             buffer[:, :, :begin] = 0
         window.begin, window.end = begin, end
 
-    def put_row(self, row: int, source: WindowCache, length: int) -> None:
-        """Copies the last `length` columns of the only row of `source` to row `row`."""
+    def put_row(self, row: int, source: WindowCache, source_row: int, length: int) -> None:
+        """Copies the last `length` columns of a row of `source` to row `row`."""
         for layer, other in zip(self.layers, source.layers, strict=True):
             if not other.is_initialized:
                 continue
             if not layer.is_initialized:
                 layer.lazy_initialization(*other.buffers)
             for buffer, states in zip(layer.buffers, other.buffers, strict=True):
-                buffer[row, :, self.end - length : self.end] = states[0, :, source.end - length : source.end]
+                buffer[row, :, self.end - length : self.end] = states[source_row, :, source.end - length : source.end]
 
     def move_row(self, source: int, target: int) -> None:
         for buffer in self._buffers():
@@ -206,14 +206,15 @@ class WindowCache(_Cache):
         return [buffer for layer in self.layers for buffer in layer.buffers]
 
 
-def copy_of_prefix(kinds: Sequence[str], source: WindowCache, length: int, capacity: int) -> WindowCache:
-    """A cache of one row with the first `length` positions of that of `source`, which begins at column 0."""
+def copy_of_row(source: WindowCache, row: int, length: int, *, capacity: int) -> WindowCache:
+    """A cache of one row with the first `length` positions of a row of `source`, which begins at column 0."""
+    kinds = ["sliding_attention" if layer.is_sliding else "full_attention" for layer in source.layers]
     cache = WindowCache(kinds, rows=1, capacity=capacity)
     for layer, other in zip(cache.layers, source.layers, strict=True):
         if other.is_initialized:
             layer.lazy_initialization(*other.buffers)
             for buffer, states in zip(layer.buffers, other.buffers, strict=True):
-                buffer[:, :, :length] = states[:, :, :length]
+                buffer[0, :, :length] = states[row, :, :length]
     cache.window.end = length
     return cache
 

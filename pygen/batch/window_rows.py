@@ -29,10 +29,10 @@ class WindowRows:
     def present(self) -> list[Row]:
         return [*self._rows]
 
-    def add(self, row: Row, source: WindowCache) -> None:
+    def add(self, row: Row, source: WindowCache, source_row: int) -> None:
         self._rows.append(row)
         self._fit()
-        self._cache.put_row(len(self._rows) - 1, source, row.length)
+        self._cache.put_row(len(self._rows) - 1, source, source_row, row.length)
 
     def forward(self) -> tuple[list[Row], Tensor]:
         self._fit()
