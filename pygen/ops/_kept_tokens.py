@@ -31,11 +31,13 @@ class KeptRows(NamedTuple):
         """Returns a copy without unspecified entries. On a GPU, the host waits for the counts."""
         rows, width = self.token_ids.shape
         complete = self.counts <= width
-        stored = self.counts.masked_fill(~complete, 0)
+        stored = self.counts * complete
         offsets = torch.zeros(rows + 1, dtype=torch.int64, device=stored.device)
         torch.cumsum(stored, dim=0, out=offsets[1:])
-        columns = torch.arange(width, dtype=torch.int32, device=stored.device)
-        return KeptTokens(self.token_ids[columns < stored[:, None]], offsets, self.log_mass.clone(), complete)
+        used = int(stored.max()) if rows > 0 else 0
+        columns = torch.arange(used, dtype=torch.int32, device=stored.device)
+        token_ids = self.token_ids[:, :used][columns < stored[:, None]]
+        return KeptTokens(token_ids, offsets, self.log_mass.clone(), complete)
 
     def without(self, rows: Tensor) -> KeptRows:
         """Returns the same, where rows that are True in `rows`, (rows,) bool, keep nothing."""
