@@ -1,4 +1,4 @@
-"""What follows the filters of a row: the race of its survivors, and their log-probabilities."""
+"""What follows the filters of a row: the race of its survivors, their log-probabilities, and their ids."""
 
 import triton
 import triton.language as tl
@@ -93,3 +93,29 @@ def write_no_logprobs(num_logprobs, logprob, top_ids, top_logprobs):
     for i in range(num_logprobs):
         tl.store(top_ids + i, tl.full((), -1, tl.int64))
         tl.store(top_logprobs + i, float("nan"))
+
+
+@triton.jit
+def write_kept(array, ids, listed, size, largest, limit, kept_ids, kept_count, log_mass):
+    """The ids of the survivors, ascending, of which `limit` fit; their number, and ln of their mass."""
+    count = listed * 0
+    mass = largest.to(tl.float64) * 0.0
+    for start in range(0, size, TILE):
+        at = start + tl.arange(0, TILE)
+        score = tl.load(array + at, mask=at < size, other=float("-inf"))
+        if tl.max(score) > float("-inf"):
+            is_kept = score > float("-inf")
+            index = count + tl.cumsum(is_kept.to(tl.int32), axis=0) - 1
+            tl.store(kept_ids + index, ids_at(at, ids, listed), mask=is_kept & (index < limit))
+            count += tl.sum(is_kept.to(tl.int32))
+            mass += tl.sum(tl.exp(score - largest)).to(tl.float64)
+    tl.store(kept_count, count)
+    tl.store(log_mass, (largest.to(tl.float64) + tl.log(mass)).to(tl.float32))
+
+
+@triton.jit
+def write_kept_greedy(token, score, is_empty, kept_ids, kept_count, log_mass):
+    """Keeps the token alone, or where `is_empty` nothing."""
+    tl.store(kept_ids, token, mask=is_empty == 0)
+    tl.store(kept_count, tl.where(is_empty, 0, 1))
+    tl.store(log_mass, tl.where(is_empty, float("-inf"), score))

@@ -10,7 +10,14 @@ import torch
 import triton
 import triton.language as tl
 from pygen.triton_kernels import _arguments as arguments
-from pygen.triton_kernels._draw import race, race_of_row, write_logprobs, write_no_logprobs
+from pygen.triton_kernels._draw import (
+    race,
+    race_of_row,
+    write_kept,
+    write_kept_greedy,
+    write_logprobs,
+    write_no_logprobs,
+)
 from pygen.triton_kernels._filters import apply_filters, row_filters
 from pygen.triton_kernels._knobs import NUM_FLOAT_KNOBS, RACES
 from pygen.triton_kernels._row import (
@@ -36,6 +43,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_wait
 
 from pygen.backends import BackendError
+from pygen.ops._kept_tokens import KeptRows
 from pygen.ops._noise import Noise, given_by_torch
 from pygen.ops._outputs import SampleOutput
 from pygen.ops._prepared import Run
@@ -56,9 +64,12 @@ class Results(NamedTuple):
     logprobs: Any  # (rows,) float32
     top_ids: Any  # (rows, num_logprobs) int64
     top_logprobs: Any  # (rows, num_logprobs) float32
+    kept_ids: Any  # (rows, kept_limit) int32
+    kept_counts: Any  # (rows,) int32
+    log_mass: Any  # (rows,) float32
 
 
-RESULTS_TYPES = Results("i64", "i32", "fp32", "i64", "fp32")
+RESULTS_TYPES = Results("i64", "i32", "fp32", "i64", "fp32", "i32", "i32", "fp32")
 
 
 def prepare(shaping: Shaping, noise: Noise, num_logprobs: int, out: SampleOutput, state: DecodeState | None) -> Run:
@@ -68,10 +79,12 @@ def prepare(shaping: Shaping, noise: Noise, num_logprobs: int, out: SampleOutput
         raise BackendError("`sample`: backend 'triton' cannot take torch's noise from `state.generator_state`")
     noise, refill = given_by_torch(noise, shaping.like)
     small = vocab_size <= arguments.SMALL_VOCABULARY
-    whole = small or num_logprobs > 0 or arguments.may_filter(shaping)
+    kept_limit = out.kept.token_ids.shape[1] if isinstance(out.kept, KeptRows) else 0
+    races = num_logprobs == 0 and kept_limit == 0
+    whole = small or not races or arguments.may_filter(shaping)
     modes: int = (STORES.value if small else 0) | (EXTENDS.value if state is not None else 0)
     scores = torch.empty((rows, vocab_size) if whole else (1, 1), dtype=torch.float32, device=device)
-    of_rows = arguments.RowArguments(shaping, noise, scores, modes, races=num_logprobs == 0)
+    of_rows = arguments.RowArguments(shaping, noise, scores, modes, races)
     results = _results(out, device)
     sequences, numbers_of_sequences = _sequences(state, device)
     parts, tokens = (1, vocab_size) if small else arguments.parts_of_rows(rows, vocab_size, device)
@@ -85,7 +98,7 @@ def prepare(shaping: Shaping, noise: Noise, num_logprobs: int, out: SampleOutput
             launch(scan_rows_kernel, (rows, parts), *row_arguments, tokens, num_warps=SCAN_WARPS, ALIGNED=aligned)
         column = 0 if state is None else state.prompt_length + (step if state.steps is None else 0)
         launch(
-            sample_rows_kernel, (rows,), *row_arguments, parts, results, num_logprobs,
+            sample_rows_kernel, (rows,), *row_arguments, parts, results, num_logprobs, kept_limit,
             sequences, *numbers_of_sequences, column,
             num_warps=ROW_WARPS, max_registers=_registers(small), dependent=not small, SCANS=small,
         )  # fmt: skip
@@ -98,10 +111,12 @@ def _registers(scans: bool) -> int:
 
 
 def _results(out: SampleOutput, device: torch.device) -> Results:
-    if out.logprobs is None or out.top_logprobs is None:
-        none = torch.zeros(1, device=device)
-        return Results(out.token_ids, out.status, none, out.token_ids, none)
-    return Results(out.token_ids, out.status, out.logprobs, *out.top_logprobs)
+    none = torch.zeros(1, device=device)
+    logprobs = (none, out.token_ids, none)
+    if out.logprobs is not None and out.top_logprobs is not None:
+        logprobs = (out.logprobs, *out.top_logprobs)
+    kept = out.kept if isinstance(out.kept, KeptRows) else (out.status, out.status, none)
+    return Results(out.token_ids, out.status, *logprobs, *kept)
 
 
 def _sequences(state: DecodeState | None, device: torch.device) -> tuple[Sequences, tuple[int, ...]]:
@@ -123,7 +138,8 @@ def _sequences(state: DecodeState | None, device: torch.device) -> tuple[Sequenc
     do_not_specialize=[
         "logits_stride", "vocab_size", "history_stride", "length", "bias_stride", "suppress_stride", "suppress_count",
         "bitmask_stride", "modes", "noise_stride", "step", "f32_stride", "i32_stride", "scores_stride", "parts",
-        "num_logprobs", "sequences_stride", "sequences_history_stride", "eos_count", "pad_token_id", "column",
+        "num_logprobs", "kept_limit", "sequences_stride", "sequences_history_stride", "eos_count", "pad_token_id",
+        "column",
     ]
 )  # fmt: skip
 def sample_rows_kernel(
@@ -131,7 +147,7 @@ def sample_rows_kernel(
     logits_stride: tl.int64, vocab_size: tl.int32, history_stride: tl.int64, length: tl.int32, bias_stride: tl.int64,
     suppress_stride: tl.int64, suppress_count: tl.int32, bitmask_stride: tl.int64, modes: tl.int32,
     noise_stride: tl.int64, step: tl.int32, f32_stride: tl.int64, i32_stride: tl.int64, scores_stride: tl.int64,
-    parts: tl.int32, results: Results, num_logprobs: tl.int32,
+    parts: tl.int32, results: Results, num_logprobs: tl.int32, kept_limit: tl.int32,
     sequences: Sequences, sequences_stride: tl.int64, sequences_history_stride: tl.int64, eos_count: tl.int32,
     pad_token_id: tl.int64, column: tl.int64, SCANS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -183,6 +199,11 @@ def sample_rows_kernel(
             if filters.flags != 0:
                 array, listed, size, largest = apply_filters(array, listed, size, filters, largest, total_mass, work)
             token = race(array, work.list_ids, listed, size, largest, noise)
+            if kept_limit > 0:
+                write_kept(
+                    array, work.list_ids, listed, size, largest, kept_limit, results.kept_ids + row * kept_limit,
+                    results.kept_counts + row, results.log_mass + row,
+                )  # fmt: skip
         if num_logprobs > 0:
             write_logprobs(
                 array, work.list_ids, listed, size, largest, token, num_logprobs, results.logprobs + row,
@@ -193,6 +214,16 @@ def sample_rows_kernel(
             num_logprobs, results.logprobs + row, results.top_ids + row * num_logprobs,
             results.top_logprobs + row * num_logprobs,
         )  # fmt: skip
+
+    if kept_limit > 0:
+        gone = row_status != 0
+        if (modes & EXTENDS) != 0:
+            gone = gone | (tl.load(sequences.finished + row) != 0)
+        if gone | (drawn == 0):
+            write_kept_greedy(
+                token, largest, gone, results.kept_ids + row * kept_limit, results.kept_counts + row,
+                results.log_mass + row,
+            )  # fmt: skip
 
     taken = token.to(tl.int64)
     if (modes & EXTENDS) != 0:

@@ -306,7 +306,8 @@ def _cpu(call: SampleCall) -> Run:
 
 
 def _cuda(call: SampleCall) -> Run:
-    _without_kept(call, "cuda")
+    if call.out.kept is not None:
+        raise BackendError("`sample`: backend 'cuda' cannot return kept tokens; 'triton' and 'torch' can")
     plan = cuda.kernels().SamplePlan(**_arguments(call, threads=1))
     launch = cuda.Launches(plan, call.shaping.like.device)
     saved_state = _saved_state_ptr(call)
@@ -334,13 +335,7 @@ def _arguments(call: SampleCall, threads: int) -> dict[str, float]:
     }
 
 
-def _without_kept(call: SampleCall, backend: str) -> None:
-    if call.out.kept is not None:
-        raise BackendError(f"`sample`: backend {backend!r} cannot return kept tokens; backends 'cpu' and 'torch' can")
-
-
 def _triton(call: SampleCall) -> Run:
-    _without_kept(call, "triton")
     from pygen.triton_kernels import sample as kernels
 
     run: Run = kernels.prepare(call.shaping, call.noise, call.num_logprobs, call.out, call.state)
