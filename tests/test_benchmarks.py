@@ -233,11 +233,12 @@ def test_check_finds_a_token_that_transformers_removes() -> None:
 
 
 def test_sample_case_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = bench_sample.Spec(bench_sample.FIRST, 3, 500)
+    noises = ("philox", "torch", bench_sample.KEPT)
+    spec = bench_sample.Spec(bench_sample.FIRST, 3, 500, targets=dict.fromkeys(noises, harness.Target()))
     case = bench_sample.make_case(spec, OPTIONS, torch.device("cpu"), "torch")
     assert case.check() == {}
     rows = harness.run_case(case, OPTIONS)
-    assert [row.variant for row in rows] == ["read", "copy", BASELINE, "pygen philox", "pygen torch"]
+    assert [row.variant for row in rows] == ["read", "copy", BASELINE, *(f"pygen {noise}" for noise in noises)]
     assert all(not row.red for row in rows)
     assert {row.backend for row in rows[2:]} == {"torch"}
 
