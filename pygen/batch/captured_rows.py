@@ -93,8 +93,8 @@ class CapturedRows:
         self._rows[slot] = None
         self._is_used[slot] = 0
         self._positions[slot] = 0
-        if row.error is not None:
-            # What made its scores invalid may be in its keys, which a later row would see through its mask.
+        if row.is_tainted:
+            # Invalid keys or values would reach a later row there through its mask.
             for buffer in self._buffers():
                 buffer[slot] = 0
 

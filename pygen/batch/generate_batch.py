@@ -58,8 +58,8 @@ def generate_batch(
         model: a decoder-only model of transformers whose layers have full or sliding-window attention.
         prompts: token ids (a list of ints or a tensor), texts, or dicts with `prompt` or `input_ids` and settings of
             their own, which override those of all prompts; also `tokenizer`, `generation_config`, `logits_processor`,
-            `stopping_criteria`, `prefix_allowed_tokens_fn` and `generator`. An iterator is read only as far ahead as
-            rows get free.
+            `stopping_criteria`, `prefix_allowed_tokens_fn` and `generator`. Every id is read, `pad_token_id` too. An
+            iterator is read only as far ahead as rows get free.
         generation_config, settings: as in `generate`, for all prompts: greedy search or sampling with any knob, `seed`,
             `max_new_tokens`, `eos_token_id`, `stop_strings`, `num_return_sequences`, `output_logprobs`, ... Without
             `seed` every prompt draws one from `generator`, or torch's default, in the order of the prompts.

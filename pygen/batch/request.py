@@ -16,7 +16,9 @@ from pygen.batch.results import BatchResult, BatchTimes
 from pygen.call.arguments import Arguments
 from pygen.call.call import Call
 from pygen.config.config import GenerationMode
+from pygen.decode.sample import check_invalid_ends
 from pygen.generate import prepare_call
+from pygen.knobs import SETTINGS
 from pygen.models.devices import input_device
 from pygen.models.wrappers import inner
 from pygen.notices import collected
@@ -60,20 +62,25 @@ class NoSink:
 class Request:
     """A prompt that was accepted.
 
-    call: of one row. plan: without noise, which the seeds give. seeds: one row seed for each returned sequence; empty
-        for greedy search.
+    call: of one row.
+    plans: one for each returned sequence, without noise, which the seeds give.
+    seeds: one row seed for each returned sequence; empty for greedy search.
     """
 
     index: int
     prompt_ids: list[int]
     call: Call
-    plan: Plan
-    num_copies: int
+    plans: tuple[Plan, ...]
     seed: int | list[int] | None
     seeds: tuple[int, ...]
     tokenizer: Any
     sink: Sink
     queued: float = field(default_factory=time.monotonic)
+
+    @property
+    def num_copies(self) -> int:
+        """How many sequences it returns."""
+        return len(self.plans)
 
     @property
     def longest(self) -> int:
@@ -92,7 +99,7 @@ class Request:
     def plan_of(self, copy: int) -> Plan:
         """The plan of one returned sequence."""
         noise = {"rng": "philox", "seed": [self.seeds[copy]]} if self.seeds else {}
-        return dataclasses.replace(self.plan, noise=noise)
+        return dataclasses.replace(self.plans[copy], noise=noise)
 
 
 def failed(index: int, error: Exception, queued: float, prompt_ids: Sequence[int] = ()) -> BatchResult:
@@ -122,36 +129,41 @@ def make_request(
     kwargs = {**settings, **own, "return_dict_in_generate": True}
     generator = kwargs.pop("generator", None)
     callables = {name: kwargs.pop(name, None) for name in _CALLABLES}
-    _check_processors(callables["logits_processor"], is_shared="logits_processor" not in own)
     if (allowed := callables["prefix_allowed_tokens_fn"]) is not None and "prefix_allowed_tokens_fn" not in own:
         callables["prefix_allowed_tokens_fn"] = lambda _, ids: allowed(index, ids)
     for name in _REFUSED:
         if kwargs.pop(name, None):
             raise NotImplementedError(f"`{name}` {_ALONE}")
+    if kwargs.pop("attention_mask", None) is not None:
+        raise NotImplementedError(f"`attention_mask` {_ALONE}: every id of a prompt is read")
+    input_ids = torch.tensor([prompt_ids], dtype=torch.int64, device=input_device(inner(model)))
     arguments = Arguments(
         model=model,
-        inputs=torch.tensor([prompt_ids], dtype=torch.int64, device=input_device(inner(model))),
+        inputs=input_ids,
         generation_config=kwargs.pop("generation_config", generation_config),
-        kwargs={**kwargs, "tokenizer": tokenizer},
+        # Without a mask, `pad_token_id` in a prompt would hide positions.
+        kwargs={**kwargs, "tokenizer": tokenizer, "attention_mask": torch.ones_like(input_ids)},
         **callables,
     )
     call = prepare_call(arguments)
     _check(call)
+    check_invalid_ends(call)
     length = len(prompt_ids) + call.lengths.max_new_tokens - 1
     if max_length is not None and length > max_length:
         raise ValueError(
             f"`max_length` must be at least the {length} positions that prompt and tokens need, got {max_length}"
         )
     plan, num_copies, seed = make_plan(call), call.num_copies, None
+    if "logits_processor" not in own:
+        _check_processors(call.logits_processor, "give each prompt its own")
+    elif num_copies > 1:
+        _check_processors(call.logits_processor, "give the prompt once per sequence, each time with its own")
     if call.config.do_sample is True:
         seed = getattr(call.config, "seed", None)
         seed = rng.draw_seed(generator) if seed is None else seed
+    plans = (plan,)
     if num_copies > 1:
-        own_call = {**arguments.kwargs, "num_return_sequences": 1, "seed": None}
-        # It has said all its warnings.
-        with collected():
-            call = prepare_call(dataclasses.replace(arguments, kwargs=own_call))
-            plan = make_plan(call)
+        call, plans = _of_one_row(arguments, call)
     guided = next((item for item in plan.items if item.name == "guidance_scale"), None)
     if guided is not None:
         raise NotImplementedError(f"`guidance_scale` {_ALONE}: {guided.why}")
@@ -159,8 +171,7 @@ def make_request(
         index=index,
         prompt_ids=prompt_ids,
         call=call,
-        plan=plan,
-        num_copies=num_copies,
+        plans=plans,
         seed=seed,
         seeds=_row_seeds(seed, num_copies),
         tokenizer=tokenizer,
@@ -205,14 +216,14 @@ def _ids(prompt: object, tokenizer: Any) -> list[int]:
     return ids
 
 
-def _check_processors(processors: Any, *, is_shared: bool) -> None:
-    """One object for all prompts must not depend on what it saw before; transformers' marker says so."""
-    for number, processor in enumerate(processors or () if is_shared else ()):
+def _check_processors(processors: Sequence[object] | None, instead: str) -> None:
+    """One object for several rows must not depend on what it saw before; transformers' marker says so."""
+    for number, processor in enumerate(processors or ()):
         if getattr(processor, "supports_continuous_batching", None) is not True:
             name = getattr(processor, "__name__", type(processor).__name__)
             raise NotImplementedError(
                 f"`logits_processor[{number}]` ({name}) may depend on the other rows or on earlier calls; set its "
-                f"`supports_continuous_batching = True` if it treats every row alone, or give each prompt its own"
+                f"`supports_continuous_batching = True` if it treats every row alone, or {instead}"
             )
 
 
@@ -229,9 +240,28 @@ def _check(call: Call) -> None:
         raise NotImplementedError(
             f"`cache_implementation`={config.cache_implementation!r} {_ALONE}: rows share a cache"
         )
-    if call.settings.model_kwargs:
-        names = ", ".join(f"`{name}`" for name in call.settings.model_kwargs)
+    others = [name for name in call.settings.model_kwargs if name != "attention_mask"]
+    if others:
+        names = ", ".join(f"`{name}`" for name in others)
         raise NotImplementedError(f"{names}: a prompt of a batch is token ids alone, without padding")
+
+
+def _of_one_row(arguments: Arguments, call: Call) -> tuple[Call, tuple[Plan, ...]]:
+    """The call of one row instead of `call`, and a plan for each returned sequence."""
+    shaping = {"do_sample": call.settings.do_sample}
+    shaping |= {knob.name: getattr(call.config, knob.name, None) for knob in SETTINGS}
+    lists = {name: value for name, value in shaping.items() if isinstance(value, (list, tuple, Tensor))}
+    each = {name: value for name, value in lists.items() if len(value) == call.num_copies}
+
+    def of_copy(copy: int) -> Call:
+        own = {"num_return_sequences": 1, "seed": None, **{name: [value[copy]] for name, value in each.items()}}
+        return prepare_call(dataclasses.replace(arguments, kwargs={**arguments.kwargs, **own}))
+
+    # `call` has said all warnings.
+    with collected():
+        calls = [of_copy(copy) for copy in range(call.num_copies if each else 1)]
+        plans = tuple(make_plan(one) for one in calls)
+    return calls[0], plans if each else plans * call.num_copies
 
 
 def _row_seeds(seed: int | list[int] | None, rows: int) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -58,6 +59,7 @@ class Row:
     length: positions in the cache. token_ids: generated. end: why the row has ended; None while it goes on.
     seed: the signed bit pattern of the row's seed. kept_limit: of its kept tokens; None where it wants none.
     is_alone: whether its scores need more than the op that all rows share, so that it chooses its tokens by itself.
+    is_tainted: whether scores of it were invalid, so that its keys and values may be too.
     """
 
     def __init__(self, request: Request, copy: int) -> None:
@@ -71,6 +73,7 @@ class Row:
         self.token_ids: list[int] = []
         self.end: str | None = None
         self.error: Exception | None = None
+        self.is_tainted = False
         self._logprobs: list[float] = []
         self._tops: list[TopLogprobs] = []
         self._kept: list[tuple[Tensor | None, float]] = []
@@ -81,6 +84,10 @@ class Row:
         self._state: DecodeState | None = None
         self._choose: Chooser | None = None
         self._segment: Segment | None = None
+
+    @property
+    def on_invalid(self) -> str:
+        return str(vars(self.request.call.config)["on_invalid"])
 
     @property
     def step(self) -> int:
@@ -112,6 +119,7 @@ class Row:
             self._choose = bind_plan(self.plan, logits, self._state)
         assert self._choose is not None
         output = self._choose(logits, self.step).output
+        end_invalid([self], output, logits.shape[1])
         num_raw = self.plan.num_raw_logprobs
         return output, token_logprobs(logits, output.token_ids, top=num_raw) if num_raw > 0 else None
 
@@ -155,11 +163,11 @@ class Row:
     def _check(self, status: RowStatus, logits: Tensor | None) -> None:
         if status == RowStatus.OK:
             return
-        on_invalid = vars(self.request.call.config)["on_invalid"]
-        if on_invalid == "raise":
+        self.is_tainted = True
+        if self.on_invalid == "raise":
             invalid = InvalidRows(0, status, 1, None)
             raise RuntimeError((invalid if logits is None else invalid.located(logits[None])).describe(self.step))
-        if on_invalid == "eos":
+        if self.on_invalid == "eos":
             self.end = "eos"
 
     def _record(self, chosen: ChosenToken) -> None:
@@ -190,6 +198,19 @@ class Row:
         if self._deadline is not None and time.monotonic() > self._deadline:
             return "stop"
         return "length" if self.step >= call.lengths.max_new_tokens else None
+
+
+def end_invalid(rows: Sequence[Row], output: SampleOutput, vocab_size: int) -> None:
+    """Gives rows without a choice their end-of-sequence token, as far as their `on_invalid` is "eos"."""
+    if all(row.on_invalid != "eos" for row in rows):
+        return
+    ends = [
+        next(end for end in row.plan.ends_invalid_rows if 0 <= end < vocab_size) if row.on_invalid == "eos" else -1
+        for row in rows
+    ]
+    ending = torch.tensor(ends, device=output.token_ids.device)
+    invalid = (output.status != RowStatus.OK) & (ending >= 0)
+    output.token_ids.copy_(torch.where(invalid, ending, output.token_ids))
 
 
 def _is_alone(segment: Segment) -> bool:

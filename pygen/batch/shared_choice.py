@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pygen.batch.row import Row
+from pygen.batch.row import Row, end_invalid
 from pygen.knobs import BY_NAME, NEUTRAL, PENALTIES
 from pygen.ops import SampleOutput, TokenLogprobs, prepare_sample, token_logprobs
 
@@ -57,6 +57,7 @@ class SharedChoice:
         """
         history = self._history
         output = self._op(logits, length=None if history is None else history.end)
+        end_invalid(self._rows, output, logits.shape[1])
         self._steps += 1
         if history is not None:
             history.append(output.token_ids)

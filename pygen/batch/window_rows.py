@@ -50,13 +50,16 @@ class WindowRows:
     def remove(self, row: Row) -> None:
         """Moves the last row into its place."""
         number, last = self._rows.index(row), len(self._rows) - 1
+        moved = self._rows[last]
+        # Invalid keys or values would reach a later row there through its mask.
+        if row.is_tainted:
+            self._cache.clear_row(number)
         if number < last:
             self._cache.move_row(last, number)
-            self._rows[number] = self._rows[last]
+            if moved.is_tainted:
+                self._cache.clear_row(last)
+        self._rows[number] = moved
         self._rows.pop()
-        if row.error is not None:
-            # What made its scores invalid may be in its keys, which a later row would see through its mask.
-            self._cache.clear_row(last)
 
     def take_all(self) -> list[Row]:
         rows, self._rows = self._rows, []

@@ -166,7 +166,8 @@ def generate_tokens(
     start: arguments of `Call.start`.
     """
     config, adapter, max_new_tokens = call.config, call.adapter, call.lengths.max_new_tokens
-    _check_padding(call, vars(config)["on_invalid"])
+    _check_padding(call)
+    check_invalid_ends(call)
     state = DecodeState.create(
         call.prompt.input_ids.repeat_interleave(call.num_copies, dim=0),
         max_new_tokens,
@@ -230,7 +231,13 @@ def observer(call: Call, plan: Plan, state: DecodeState, recorder: Recorder) -> 
     )
 
 
-def _check_padding(call: Call, on_invalid: str) -> None:
+def check_invalid_ends(call: Call) -> None:
+    """Raises ValueError where invalid rows are to end by a token that does not exist."""
+    if vars(call.config)["on_invalid"] == "eos" and max(call.stopping.eos_token_ids or [-1]) < 0:
+        raise ValueError(f"`on_invalid`='eos' needs `eos_token_id` >= 0, got {call.config.eos_token_id}")
+
+
+def _check_padding(call: Call) -> None:
     pad = call.tokens.pad
     if call.pads and pad is None:
         raise ValueError("`pad_token_id` must be set where rows can finish before others")
@@ -242,8 +249,6 @@ def _check_padding(call: Call, on_invalid: str) -> None:
             f"`pad_token_id` must be one of the {size} ids that the model embeds, where rows can finish before others, "
             f"got {pad}"
         )
-    if on_invalid == "eos" and max(call.stopping.eos_token_ids or [-1]) < 0:
-        raise ValueError(f"`on_invalid`='eos' needs `eos_token_id` >= 0, got {call.config.eos_token_id}")
 
 
 def _may_end(call: Call, vocab_size: int) -> bool:
