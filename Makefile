@@ -57,7 +57,7 @@ help:
 	@echo "make test-triton, make test-cuda-host   the GPU kernels on the CPU: parts of make test"
 	@echo "make fuzz SECONDS=60   random calls of the CPU ops under ASan, UBSan and TSan; make test runs it briefly"
 	@echo "make test-compat   the tests that use transformers, with the newest release; TRANSFORMERS=5.18.0 for any other"
-	@echo "make test-clients   peft, accelerate, TRL, lm-eval, xgrammar and langchain-huggingface with pygen"
+	@echo "make test-clients   peft, accelerate, TRL, lm-eval, xgrammar, langchain-huggingface and FastAPI with pygen"
 	@echo "make gpu-env   the environment of a machine with a GPU, on one without; GPU_PYTHON=python3.12"
 	@echo "make gpu-prebuilt   the compiled extension for that machine, into build/gpu-prebuilt; GPU_CAPABILITY=90"
 	@echo "make gpu-rehearsal   every part of benchmarks/gpu_suite.sh as far as a CPU can, in that environment"

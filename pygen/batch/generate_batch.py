@@ -27,11 +27,15 @@ if TYPE_CHECKING:
 
 DEFAULT_PREFIX_POSITIONS = 2048
 _ROWS_ON_CPU, _ROWS_ON_GPU = 8, 64
+_INSTEAD = {
+    "continuous_batching_config": "`rows`, `max_length`, `prefill_chunk_size` and `prefix_positions` size the batch",
+    "persistent_manager": "`pygen.Engine` takes prompts for as long as it is open",
+}
 
 
 def generate_batch(
     model: nn.Module,
-    prompts: Iterable[object],
+    prompts: Iterable[object] | None = None,
     generation_config: GenerationSettings | None = None,
     *,
     tokenizer: Tokenizer | None = None,
@@ -76,12 +80,16 @@ def generate_batch(
         progress: shows prompts and tokens per second.
         cancel: once set, the rest ends with what it has (`finish_reason` "cancelled"), and `prompts` is read no more.
 
+    Of transformers' `generate_batch` it accepts `inputs` for `prompts`, `progress_bar` for `progress`, and
+    `record_timestamps` and `warmup`, which change nothing: results have times, and a capture is made at its first use.
+
     Yields a `BatchResult` for every returned sequence. A prompt that is refused, or whose callables fail, yields one
     with `error`, and the others go on. An error of the model's forward, which concerns all rows, is raised.
 
     Raises ValueError, TypeError and NotImplementedError at once for `model` and for settings of all prompts.
     """
     rows = check_sizes(model, rows, max_length, prefill_chunk_size, prefix_positions)
+    prompts, progress = _theirs(prompts, progress, settings)
     if isinstance(prompts, (str, bytes, dict)) or not isinstance(prompts, Iterable):
         raise TypeError(f"`prompts` must be an iterable of prompts, got {type(prompts).__name__}")
     from pygen.batch.batch import Batch
@@ -97,6 +105,20 @@ def generate_batch(
     run = _Run(model, batch, iter(prompts), shared, max_length, in_order=not as_completed)
     run.check_settings()
     return run.results(cancel, progress)
+
+
+def _theirs(prompts: object, progress: bool, settings: dict[str, Any]) -> tuple[Any, bool]:
+    """Takes the parameters of transformers' `generate_batch` out of `settings`; returns the prompts and `progress`."""
+    inputs = settings.pop("inputs", None)
+    if inputs is not None and prompts is not None:
+        raise ValueError("`inputs` and `prompts` are two names of one argument, got both")
+    # Times are always recorded, and a capture is made when it is first used.
+    for name in ("record_timestamps", "warmup"):
+        settings.pop(name, None)
+    for name, instead in _INSTEAD.items():
+        if settings.pop(name, None):
+            raise NotImplementedError(f"`{name}` is not available: {instead}")
+    return inputs if prompts is None else prompts, bool(settings.pop("progress_bar", progress))
 
 
 def check_sizes(

@@ -35,7 +35,8 @@ class TapedForward(PlainCalls):
 
     def __init__(self, parts: Sequence[Part], restore: Part, pool: Any) -> None:
         run, *rest = parts
-        forward: Any = getattr(run, "func", run).__self__  # type: ignore[attr-defined]
+        bound: Any = getattr(run, "func", run)
+        forward = bound.__self__
         run()
         restore()
         logits = torch.empty_like(forward.logits)
