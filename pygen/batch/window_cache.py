@@ -159,9 +159,9 @@ class WindowCache(_Cache):
         window.begin = max(window.end - length, 0)
         if window.end >= length and window.end + more <= window.capacity:
             return
-        if length + more > window.capacity:
-            # Room to spare makes both kinds of moving rare.
-            capacity = length + more + max(64, (length + more) // 4)
+        if length + more + max(16, length // 8) > window.capacity:
+            # With few columns to spare, all rows would move every few steps.
+            capacity = length + more + max(64, length // 4)
             for layer in self.layers:
                 if layer.is_initialized:
                     layer.resize(capacity, window.begin, window.end)
