@@ -71,7 +71,7 @@ class Batch:
     Every row's tokens are those of `generate` for its prompt alone, since nothing of a row depends on the others but
     the rounding of the model's matrix products.
 
-    runtime: see `generate_batch`.
+    max_length, runtime: see `generate_batch`.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class Batch:
         rows: int,
         prefill_chunk_size: int | None = None,
         prefix_positions: int = 0,
+        max_length: int | None = None,
         runtime: str = "eager",
     ) -> None:
         self._forward = BatchForward(model)
@@ -92,7 +93,7 @@ class Batch:
         self._unstarted: deque[Unstarted] = deque()
         # Prompts to read one by one, because they failed together.
         self._alone = 0
-        self._rows = rows_for(self._forward, rows, runtime)
+        self._rows = rows_for(self._forward, rows, max_length, runtime)
         self._choice: SharedChoice | None = None
         self._unseen: list[Chosen] = []
         self.stats = BatchStats()
@@ -262,7 +263,7 @@ class Batch:
         _put_unstarted(unstarted, reason, error)
 
 
-def rows_for(forward: BatchForward, num_rows: int, runtime: str) -> Rows:
+def rows_for(forward: BatchForward, num_rows: int, max_length: int | None, runtime: str) -> Rows:
     """The rows for a runtime. Raises BackendError where it is "graph" and there is a reason against it."""
     from pygen.batch.window_rows import WindowRows
 
@@ -270,7 +271,7 @@ def rows_for(forward: BatchForward, num_rows: int, runtime: str) -> Rows:
     if reason is None:
         from pygen.batch.captured_rows import CapturedRows
 
-        return CapturedRows(forward, num_rows, must_capture=runtime == "graph")
+        return CapturedRows(forward, num_rows, max_length=max_length, must_capture=runtime == "graph")
     if runtime == "graph":
         raise BackendError(f"`runtime`='graph' cannot run here: {reason}")
     return WindowRows(forward, num_rows)

@@ -33,7 +33,10 @@ class CapturedRows:
 
     looks_late = True
 
-    def __init__(self, forward: BatchForward, num_rows: int, *, must_capture: bool) -> None:
+    def __init__(
+        self, forward: BatchForward, num_rows: int, *, max_length: int | None = None, must_capture: bool
+    ) -> None:
+        """max_length: of any row to come; None makes room as rows need it."""
         self._forward, self._must_capture = forward, must_capture
         self._rows: list[Row | None] = [None] * num_rows
         device = forward.device
@@ -42,7 +45,7 @@ class CapturedRows:
         # 1 where a row is, so that positions of empty slots do not grow beyond those that the model has.
         self._is_used = torch.zeros((num_rows, 1), dtype=torch.int64, device=device)
         self.logits = torch.empty(0, device=device)
-        self._allocate(bucket(1))
+        self._allocate(_capacity_for(max_length or 1))
 
     @property
     def present(self) -> list[Row]:
@@ -121,9 +124,8 @@ class CapturedRows:
         lengths = [row.length for row in self.present]
         longest = max(longest, *(row.request.longest for row in self.present), 1)
         cache = self._cache
-        # With few columns to spare, all rows would move every few steps.
-        if longest + max(32, longest // 8) > cache.capacity:
-            self._replace(bucket(longest + max(64, longest // 4)))
+        if longest + 1 > cache.capacity:
+            self._replace(_capacity_for(longest))
         elif cache.length + 1 > cache.capacity or cache.length < max(lengths):
             self._move(max(lengths))
 
@@ -174,3 +176,8 @@ class CapturedRows:
     def _run(self) -> None:
         self.logits = self._forward.run(self._cache, self._token_ids, self._mask, self._positions)
         self._positions += self._is_used
+
+
+def _capacity_for(longest: int) -> int:
+    """With few columns to spare, all rows would move every few steps."""
+    return bucket(longest + max(32, longest // 4))

@@ -69,6 +69,7 @@ class Engine:
             rows=rows,
             prefill_chunk_size=prefill_chunk_size,
             prefix_positions=prefix_positions,
+            max_length=max_length,
             runtime=check_runtime(runtime),
         )
         self._model, self._max_length = model, max_length

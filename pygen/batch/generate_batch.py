@@ -18,7 +18,7 @@ from pygen.batch.results import BatchResult
 from pygen.graph.eligibility import check_runtime
 from pygen.models.devices import input_device
 from pygen.models.wrappers import inner
-from pygen.notices import one_call
+from pygen.notices import collected, one_call
 from pygen.ops import _checks as checks
 from pygen.request.protocols import GenerationSettings, Tokenizer
 
@@ -68,7 +68,8 @@ def generate_batch(
             `max_new_tokens`, `eos_token_id`, `stop_strings`, `num_return_sequences`, `output_logprobs`, ... Without
             `seed` every prompt draws one from `generator`, or torch's default, in the order of the prompts.
         rows: texts at a time; None: 8 on a CPU, 64 on a GPU.
-        max_length: the most positions of a prompt with its tokens; a longer one is refused. None: those of the model.
+        max_length: the most positions of a prompt with its tokens; a longer one is refused. None: those of the model,
+            with memory for as many as the rows need; on a GPU, a longer row then makes another capture.
         prefill_chunk_size: reads prompts in pieces of at most so many ids, one piece a step, so that running rows never
             wait for a long prompt; None reads a prompt at once.
         prefix_positions: positions of earlier prompts to keep, so that a prompt which begins like one of them (16 ids
@@ -99,6 +100,7 @@ def generate_batch(
         rows=rows,
         prefill_chunk_size=prefill_chunk_size,
         prefix_positions=prefix_positions,
+        max_length=max_length,
         runtime=check_runtime(runtime),
     )
     shared = {"generation_config": generation_config, "tokenizer": tokenizer, "settings": settings}
@@ -163,7 +165,8 @@ class _Run(NoSink):
         """Raises for settings that no prompt can have."""
         state = torch.get_rng_state()
         try:
-            with one_call(self._said):
+            # Prompts may have settings that leave nothing to warn about.
+            with collected():
                 make_request(self._model, [0], index=0, **self._shared)
         finally:
             torch.set_rng_state(state)

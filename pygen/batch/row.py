@@ -57,7 +57,6 @@ class Row:
     """The text of one returned sequence, and the decisions that concern it alone.
 
     length: positions in the cache. token_ids: generated. end: why the row has ended; None while it goes on.
-    was_invalid: its scores have allowed no choice, so its keys may hold NaN.
     seed: the signed bit pattern of the row's seed. kept_limit: of its kept tokens; None where it wants none.
     is_alone: whether its scores need more than the op that all rows share, so that it chooses its tokens by itself.
     is_tainted: whether scores of it were invalid, so that its keys and values may be too.
@@ -74,7 +73,6 @@ class Row:
         self.token_ids: list[int] = []
         self.end: str | None = None
         self.error: Exception | None = None
-        self.was_invalid = False
         self.is_tainted = False
         self._logprobs: list[float] = []
         self._tops: list[TopLogprobs] = []
@@ -165,7 +163,6 @@ class Row:
     def _check(self, status: RowStatus, logits: Tensor | None) -> None:
         if status == RowStatus.OK:
             return
-        self.was_invalid = True
         self.is_tainted = True
         if self.on_invalid == "raise":
             invalid = InvalidRows(0, status, 1, None)
