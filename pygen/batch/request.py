@@ -161,7 +161,7 @@ def make_request(
     if call.config.do_sample is True:
         seed = getattr(call.config, "seed", None)
         seed = rng.draw_seed(generator) if seed is None else seed
-    plans = (plan,)
+    plans: tuple[Plan, ...] = (plan,)
     if num_copies > 1:
         call, plans = _of_one_row(arguments, call)
     guided = next((item for item in plan.items if item.name == "guidance_scale"), None)
