@@ -73,7 +73,7 @@ class Recorder:
         return None if self._num_top is None else self._logprobs[:, step].cpu()
 
     def kept(self, steps: int) -> KeptSets | None:
-        return None if self._kept is None else self._kept.sets(0, steps)
+        return None if self._kept is None else self._kept.sets(steps)
 
     def logprobs(self, steps: int) -> tuple[Tensor | None, TopLogprobs | None]:
         if self._num_top is None:

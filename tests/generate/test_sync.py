@@ -114,6 +114,14 @@ def test_one_scalar_read_per_token(name: str, late: bool, ahead: Callable[[], No
     assert reads.counts["aten::cat"] <= 3, "inputs are grown once, not per token"
 
 
+def test_kept_tokens_are_read_at_the_end_only() -> None:
+    model = hf_model("llama")
+    settings = {"do_sample": True, "top_p": 0.9, "return_dict_in_generate": True, "output_kept": True}
+    with use_backend("cpu"), Reads(model) as reads:
+        generate(model, torch.tensor([[5, 6], [7, 8]]), max_new_tokens=8, **settings)
+    assert reads.per_token()[:-1] == [1] * 7
+
+
 def run_both(ahead: Callable[[], None], call: Callable[[], Any]) -> tuple[Any, Any]:
     torch.manual_seed(4)
     first = call(), torch.get_rng_state()
