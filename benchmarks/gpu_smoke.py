@@ -124,6 +124,18 @@ def check_mode(device: torch.device, backend: str, settings: dict[str, Any], run
     compare(tokens(device, backend, runtime), tokens(CPU, "torch", "eager"), "tokens")
 
 
+def check_batch(device: torch.device, backend: str, runtime: str) -> None:
+    """Rows that come and go on the device have the tokens of the reference on the CPU."""
+    prompts = [{"input_ids": [5, 6, 7] * n, "max_new_tokens": 4 + n, "seed": n, "top_k": 5 + n} for n in range(1, 7)]
+
+    def tokens(where: torch.device, name: str, how: str) -> Tensor:
+        with use_backend(name):
+            results = pygen.generate_batch(model_on(where), prompts, rows=3, do_sample=True, runtime=how)
+            return torch.tensor([token_id for result in results for token_id in result.token_ids])
+
+    compare(tokens(device, backend, runtime), tokens(CPU, "torch", "eager"), "tokens")
+
+
 @functools.cache
 def model_on(device: torch.device) -> Any:
     return copy.deepcopy(gpu_models.load("llama", True, CPU)).float().to(device)
@@ -140,6 +152,8 @@ def checks_of(device: torch.device, backend: str) -> Iterator[Check]:
     for mode, settings in CAPTURED.items():
         if not triton or mode in ("sampling", "beams"):
             yield mode, functools.partial(check_mode, device, backend, settings, runtime, False)
+    if not triton:
+        yield "batch", functools.partial(check_batch, device, backend, runtime)
     for mode, settings in {} if triton else OTHERS.items():
         yield mode, functools.partial(check_mode, device, backend, settings, "eager", mode == "assisted")
 

@@ -25,13 +25,14 @@ PARTS=(
   "tests-triton|100|the tests of the ops on Triton, on eight processes"
   "flushed|30|single calls after a flush of the second-level cache"
   "profile|70|Nsight Compute on the three hot calls: memory throughput, issue slots, stalls; into ncu.csv"
+  "bench-batch|60|64 rows that come and go: pygen's and transformers' generate_batch on Llama 1B"
   "tests-generate|60|generate() against transformers on the GPU"
   "initcheck|50|compute-sanitizer: memory that nothing wrote"
   "synccheck|50|compute-sanitizer: barriers"
 )
 OPS=(sample beam_step process_logits token_logprobs verify_draft reorder_cache beam_finalize)
 # Logs that the summary holds whole.
-SHOWN="smoke-* bench-steps bench-generate flushed profile"
+SHOWN="smoke-* bench-steps bench-generate bench-batch flushed profile"
 export LIMIT=${PYGEN_SUITE_SECONDS:-480} PYTHON=${PYTHON:-python3} SHORTEST=5
 
 usage() { sed -n 's/^#   //p' "$0" >&2; exit 2; }
@@ -99,6 +100,12 @@ tests_generate() {
   else
     pytest_on "" 1 tests/generate/test_devices.py -k "beams and llama"
   fi
+}
+
+bench_batch() {
+  local size=(--model qwen2 --count 6 --rows 3 --threads 1)
+  [[ $DEVICE == cuda ]] && size=(--model llama --count 128 --rows 64)
+  "$PYTHON" -m benchmarks.bench_generate_batch --device "$DEVICE" "${size[@]}" --parts 1 --quiet
 }
 
 # sanitizer TOOL: each op in a process with its own limit, side by side. A rehearsal runs them without the tool.
