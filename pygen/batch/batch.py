@@ -253,14 +253,17 @@ class Batch:
         _put_unstarted(gone, "cancelled", None)
 
     def _end_all(self, reason: str, error: Exception | None) -> None:
-        rows = self._rows.take_all()
+        rows = self._rows.present
         unstarted = [(each.request, each.copy) for each in self._unstarted]
         unstarted += _sequences([*(self._reading.requests if self._reading is not None else []), *self._waiting])
         self._reading, self._waiting, self._unstarted, self._unseen = None, deque(), deque(), []
-        for row in rows:
-            row.end, row.error = reason, error
-            row.request.sink.put_end(row.result())
-        _put_unstarted(unstarted, reason, error)
+        try:
+            self._rows.take_all()
+        finally:
+            for row in rows:
+                row.end, row.error = reason, error
+                row.request.sink.put_end(row.result())
+            _put_unstarted(unstarted, reason, error)
 
 
 def rows_for(forward: BatchForward, num_rows: int, max_length: int | None, runtime: str) -> Rows:

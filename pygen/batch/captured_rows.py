@@ -93,13 +93,13 @@ class CapturedRows:
 
     def remove(self, row: Row) -> None:
         slot = self._rows.index(row)
-        self._rows[slot] = None
         self._is_used[slot] = 0
         self._positions[slot] = 0
         if row.is_tainted:
             # Invalid keys or values would reach a later row there through its mask.
             for buffer in self._buffers():
                 buffer[slot] = 0
+        self._rows[slot] = None
 
     def take_all(self) -> list[Row]:
         rows = self.present

@@ -14,7 +14,7 @@ from torch import nn
 
 from pygen.batch.generate_batch import DEFAULT_PREFIX_POSITIONS, check_sizes
 from pygen.batch.handle import BatchHandle
-from pygen.batch.request import Request, make_request
+from pygen.batch.request import Request, check_shared, make_request
 from pygen.call.threads import contexts_of_this_thread
 from pygen.graph.eligibility import check_runtime
 from pygen.notices import one_call
@@ -72,6 +72,7 @@ class Engine:
             max_length=max_length,
             runtime=check_runtime(runtime),
         )
+        check_shared(model, generation_config, tokenizer, settings)
         self._model, self._max_length = model, max_length
         self._shared = {"generation_config": generation_config, "tokenizer": tokenizer}
         self._settings = settings
@@ -122,7 +123,12 @@ class Engine:
             self._closed = self._closed or "it was closed"
             self._cancels |= cancel
             self._changed.notify_all()
-        self._thread.join()
+        try:
+            self._thread.join()
+        except BaseException:
+            # Whoever interrupts the wait does not want the rest.
+            self._cancels = True
+            raise
 
     def __enter__(self) -> Engine:
         return self
@@ -151,19 +157,25 @@ class Engine:
                     if self._cancels:
                         batch.cancel()
                     batch.step()
-            except Exception as error:
+            except BaseException as error:
+                # Handles must end whatever a callable of a prompt raises.
+                failure = error if isinstance(error, Exception) else RuntimeError(f"a callable raised {error!r:.200}")
                 with self._changed:
                     self._closed = f"a step failed with {error!r:.200}"
                     for request in self._queue:
                         batch.add(request)
                     self._queue.clear()
                     self._changed.notify_all()
-                batch.fail(error)
+                batch.fail(failure)
 
     def _take(self) -> bool:
         """Waits for work, and takes prompts for rows that are free. False once the engine is closed and all is done."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._queue or self._batch.is_busy)
+            cancelled = [request for request in self._queue if request.sink.cancelled()]
+            for request in cancelled:
+                self._queue.remove(request)
+                self._batch.add(request)
             while self._queue and (self._batch.wants_more or self._cancels):
                 self._batch.add(self._queue.popleft())
             self._changed.notify_all()

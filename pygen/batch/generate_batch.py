@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from pygen.batch.progress import batch_progress
-from pygen.batch.request import NoSink, failed, make_request
+from pygen.batch.request import NoSink, check_shared, failed, make_request
 from pygen.batch.results import BatchResult
 from pygen.graph.eligibility import check_runtime
 from pygen.models.devices import input_device
 from pygen.models.wrappers import inner
-from pygen.notices import collected, one_call
+from pygen.notices import one_call
 from pygen.ops import _checks as checks
 from pygen.request.protocols import GenerationSettings, Tokenizer
 
@@ -85,7 +85,8 @@ def generate_batch(
     `record_timestamps` and `warmup`, which change nothing: results have times, and a capture is made at its first use.
 
     Yields a `BatchResult` for every returned sequence. A prompt that is refused, or whose callables fail, yields one
-    with `error`, and the others go on. An error of the model's forward, which concerns all rows, is raised.
+    with `error`, and the others go on. An error of the model's forward ends all prompts that run, and no more are read;
+    it is raised after their results. The same goes for an error of the iterator, but prompts that run go on.
 
     Raises ValueError, TypeError and NotImplementedError at once for `model` and for settings of all prompts.
     """
@@ -104,8 +105,8 @@ def generate_batch(
         runtime=check_runtime(runtime),
     )
     shared = {"generation_config": generation_config, "tokenizer": tokenizer, "settings": settings}
+    check_shared(model, **shared)
     run = _Run(model, batch, iter(prompts), shared, max_length, in_order=not as_completed)
-    run.check_settings()
     return run.results(cancel, progress)
 
 
@@ -159,44 +160,53 @@ class _Run(NoSink):
         self._copies: dict[int, int] = {}
         self._next = self._read = 0
         self._is_over = False
+        # Raised once the results of all prompts that were read are out.
+        self._error: Exception | None = None
         self._said: set[str] = set()
-
-    def check_settings(self) -> None:
-        """Raises for settings that no prompt can have."""
-        state = torch.get_rng_state()
-        try:
-            # Prompts may have settings that leave nothing to warn about.
-            with collected():
-                make_request(self._model, [0], index=0, **self._shared)
-        finally:
-            torch.set_rng_state(state)
 
     def results(self, cancel: threading.Event | None, progress: bool) -> Iterator[BatchResult]:
         with batch_progress(progress) as bar:
             while True:
                 if cancel is not None and cancel.is_set():
-                    self._is_over = True
+                    self._stop()
                     self._batch.cancel()
                 with torch.no_grad(), one_call(self._said):
                     self._fill()
                     if self._batch.is_busy:
-                        before = self._batch.stats.tokens
-                        self._batch.step()
-                        bar.add_tokens(self._batch.stats.tokens - before)
+                        bar.add_tokens(self._step())
                 for result in self._due():
-                    bar.add_prompt()
+                    if result.copy == 0:
+                        bar.add_prompt()
                     yield result
                 if self._is_over and not self._batch.is_busy:
-                    return
+                    break
+        if self._error is not None:
+            raise self._error
+
+    def _step(self) -> int:
+        """Runs a step, and returns the number of its tokens. An error of the model ends all prompts."""
+        before = self._batch.stats.tokens
+        try:
+            self._batch.step()
+        except Exception as error:
+            self._stop(error)
+            self._batch.fail(error)
+        return self._batch.stats.tokens - before
+
+    def _stop(self, error: Exception | None = None) -> None:
+        """Reads no more prompts."""
+        self._is_over, self._error = True, self._error or error
 
     def _fill(self) -> None:
         """Reads prompts for the rows that are free."""
-        while not self._is_over and self._batch.wants_more:
+        # Refused prompts take no row, so their results limit how far ahead it reads.
+        while not self._is_over and self._batch.wants_more and len(self._ended) < self._batch.num_rows:
             try:
                 prompt = next(self._prompts)
             except StopIteration:
-                self._is_over = True
-                return
+                return self._stop()
+            except Exception as error:
+                return self._stop(error)
             index, self._read = self._read, self._read + 1
             queued = time.monotonic()
             self._copies[index] = 1
@@ -213,6 +223,8 @@ class _Run(NoSink):
         while self._ended:
             result = self._ended.popleft()
             if not self._in_order:
+                # Nothing looks at the number of sequences.
+                self._copies.pop(result.index, None)
                 yield result
                 continue
             self._later.setdefault(result.index, []).append(result)

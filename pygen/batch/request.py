@@ -58,7 +58,7 @@ class NoSink:
         return False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
     """A prompt that was accepted.
 
@@ -177,6 +177,16 @@ def make_request(
         tokenizer=tokenizer,
         sink=NoSink(),
     )
+
+
+def check_shared(model: nn.Module, generation_config: object, tokenizer: Any, settings: Mapping[str, Any]) -> None:
+    """Raises the errors of `make_request` for settings of all prompts. It draws no seed, and gives no warning."""
+    generator = settings.get("generator")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"`generator` must be a torch.Generator, got {type(generator).__name__}")
+    settings = {**settings, "generator": torch.Generator()}
+    with collected():
+        make_request(model, [0], index=0, generation_config=generation_config, tokenizer=tokenizer, settings=settings)
 
 
 def _split(prompt: object) -> tuple[object, dict[str, Any]]:

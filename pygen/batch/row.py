@@ -141,8 +141,13 @@ class Row:
             self.end, self.error = "error", error
 
     def result(self) -> BatchResult:
-        request = self.request
+        request, text = self.request, None
         assert self.end is not None
+        try:
+            text = _text(request.tokenizer, self.token_ids)
+        except Exception as error:
+            # A row that has no result would never end for the one who waits for it.
+            self.end, self.error = "error", self.error or error
         config = request.call.config
         tops = TopLogprobs(*map(torch.cat, zip(*self._tops, strict=True))) if self._tops else None
         return BatchResult(
@@ -152,7 +157,7 @@ class Row:
             token_ids=self.token_ids,
             finish_reason=self.end,
             times=BatchTimes(request.queued, self._first_token_at, time.monotonic()),
-            text=_text(request.tokenizer, self.token_ids),
+            text=text,
             logprobs=self._logprobs if getattr(config, "output_logprobs", None) else None,
             top_logprobs=tops,
             kept=None if self.kept_limit is None else _kept_tokens(self._kept),
