@@ -95,7 +95,9 @@ def draw_prompt(source: random.Random) -> dict[str, Any]:
     if source.random() < 0.8:
         prompt["eos_token_id"] = source.choice((source.randrange(VOCAB_SIZE), _ids(source, 7)))
         prompt["pad_token_id"] = source.choice((0, VOCAB_SIZE - 1))
-    if not prompt["do_sample"] or "logits_processor" in prompt:
+    # Without ids that end a text, `generate` goes on until a criterion has ended all copies.
+    goes_on = "eos_token_id" not in prompt and prompt.keys() & {"stopping_criteria", "stop_strings"}
+    if not prompt["do_sample"] or "logits_processor" in prompt or goes_on:
         prompt.pop("num_return_sequences", None)
     if prompt["do_sample"] and source.random() < 0.9:
         prompt["seed"] = source.randrange(2**63)
