@@ -159,6 +159,9 @@ def generate(
         output_kept, kept_limit: with True the output has, by row and step, the ids that survived all filters and the
             log of their mass, as `pygen.outputs.KeptSets`; where some filter acts, or a row is greedy. A row with more
             than `kept_limit` survivors (1,024 by default) is marked. Not with beams and contrastive search.
+        thinking_budget: tokens of reasoning at most; then `thinking_end` is forced, ids or a text. The default is
+            `</think>` of the tokenizer, after `thinking_start` or its `<think>`, in the prompt or the text; with
+            `thinking_end` alone, reasoning starts with the first generated token.
         on_invalid: for rows whose scores hold NaN, +inf or no allowed token: "raise" (RuntimeError naming row and
             step), "greedy" (take the best remaining token) or "eos" (end the row).
 

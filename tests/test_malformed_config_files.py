@@ -117,6 +117,9 @@ MALFORMED: dict[str, list[str]] = {
     "output_logprobs": ['"both"', "1"],
     "output_kept": ['"yes"'],
     "kept_limit": ["0", "true"],
+    "thinking_budget": ["-1", "1.5"],
+    "thinking_start": ['""', "[]", "[-1]"],
+    "thinking_end": ['""', "[]", "7"],
     # unknown settings: of any type, but finite, of bounded depth, and never an attribute of the class
     "alignment_heads": [
         "[[1, NaN]]",

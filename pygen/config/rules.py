@@ -76,6 +76,10 @@ _DICT = Rule(
 )
 _LIST = Rule("a list", lambda value: isinstance(value, (list, tuple)))
 _IDS = Rule("a list of integer token ids", is_ids)
+_MARKER = Rule(
+    "a non-empty string or a non-empty list of token ids >= 0",
+    lambda value: value != "" if isinstance(value, str) else is_ids(value, empty=False) and min(value) >= 0,
+)
 _ID_OR_IDS = Rule(
     "an integer token id or a non-empty list of them", lambda value: is_integer(value) or is_ids(value, empty=False)
 )
@@ -182,6 +186,9 @@ EXTENSION_RULES: dict[str, Rule] = {
     "top_logprobs": integer(0),
     "output_kept": _BOOLEAN,
     "kept_limit": integer(1),
+    "thinking_budget": integer(0),
+    "thinking_start": _MARKER,
+    "thinking_end": _MARKER,
     "on_invalid": one_of("raise", "greedy", "eos"),
     # Of later releases of transformers
     "max_cache_len": integer(1),

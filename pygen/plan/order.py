@@ -16,6 +16,7 @@ from pygen.notices import log, warn
 from pygen.plan.stages import Item, Knobs
 from pygen.processors.foreign import own_form
 from pygen.processors.recognize import knobs_of, known_class
+from pygen.processors.thinking import marker_ids
 
 if TYPE_CHECKING:
     from pygen.call.call import Call
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 Processor = Callable[..., object]
 
 logger = logging.getLogger("pygen.plan")
+
+# The tokens that most models with reasoning use.
+_THINKING_START, _THINKING_END = "<think>", "</think>"
 
 _ONLY_BAN = (
     "EncoderNoRepeatNGramLogitsProcessor",
@@ -200,9 +204,28 @@ def _forced(call: Call) -> Iterator[_Place]:
         processor = built.ForcedEOSTokenLogitsProcessor(max_length, ids)
         step = max_length - 1 - prompt_length
         yield _called("forced_eos_token_id", processor, why, first=step, end=step + 1, largest_id=max(ids))
+    yield from _thinking(call)
     if config.remove_invalid_values is True:
         remover = built.InfNanRemoveLogitsProcessor()
         yield _called("remove_invalid_values", remover, "it gives bans finite scores")
+
+
+def _thinking(call: Call) -> Iterator[_Place]:
+    budget, end, start = (getattr(call.config, f"thinking_{name}", None) for name in ("budget", "end", "start"))
+    if budget is None:
+        return
+    if end is None:
+        vocabulary = {} if call.tokenizer is None else call.tokenizer.get_vocab()
+        if _THINKING_END not in vocabulary:
+            raise ValueError(
+                f"`thinking_budget`={budget} needs `thinking_end`, or `tokenizer=` with a token {_THINKING_END}"
+            )
+        end, start = _THINKING_END, start or (_THINKING_START if _THINKING_START in vocabulary else None)
+    end_ids = marker_ids("thinking_end", end, call.tokenizer)
+    start_ids = None if start is None else marker_ids("thinking_start", start, call.tokenizer)
+    processor = built.ThinkingBudgetLogitsProcessor(budget, end_ids, start_ids, call.prompt.input_ids.shape[1])
+    why = "it depends on all tokens of the row"
+    yield _called("thinking_budget", processor, why, first=budget, largest_id=max(end_ids))
 
 
 def _late_bans(call: Call) -> Iterator[_Place]:

@@ -29,6 +29,7 @@ from pygen.processors.penalties import (
     RepetitionPenaltyLogitsProcessor,
 )
 from pygen.processors.prefix import PrefixConstrainedLogitsProcessor
+from pygen.processors.thinking import ThinkingBudgetLogitsProcessor
 from pygen.processors.warpers import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
@@ -68,6 +69,7 @@ __all__ = [
     "SuppressTokensLogitsProcessor",
     "SynthIDTextWatermarkLogitsProcessor",
     "TemperatureLogitsWarper",
+    "ThinkingBudgetLogitsProcessor",
     "TopHLogitsWarper",
     "TopKLogitsWarper",
     "TopNSigmaLogitsWarper",

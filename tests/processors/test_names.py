@@ -36,7 +36,7 @@ CONSTRUCTIONS = [(case.name, case.arguments) for case in CASES]
 
 
 # Processors that transformers does not have.
-OWN = ("TopNSigmaLogitsWarper",)
+OWN = ("ThinkingBudgetLogitsProcessor", "TopNSigmaLogitsWarper")
 
 
 def parameters(function: Any) -> list[tuple[str, Any, Any]]:
