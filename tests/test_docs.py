@@ -15,7 +15,7 @@ import torch
 import transformers
 
 import pygen
-from examples import smollm2
+from pygen.cli import smollm2
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [

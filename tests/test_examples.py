@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from examples import demo, smollm2
+from examples import demo
+from pygen.cli import smollm2
 
 pytest.importorskip("filelock")
 

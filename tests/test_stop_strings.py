@@ -14,7 +14,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers.generation import stopping_criteria as theirs
 
-from examples import smollm2
+from pygen.cli import smollm2
 from pygen.stopping import search as stop_search
 from pygen.stopping import tables as stop_tables
 from pygen.stopping.criteria import StopStringCriteria

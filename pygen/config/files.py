@@ -8,11 +8,11 @@ import math
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pygen.config.rules import METADATA_RULES, RULES, check_settings
+from pygen.config.rules import METADATA_RULES, RULES, setting_problems
 from pygen.config.types import normalised
 from pygen.rules import plain, shown
 
@@ -57,13 +57,25 @@ def json_text(settings: Mapping[str, object], default: Callable[[object], object
     return json.dumps(convert(dict(settings)), indent=2, sort_keys=True, default=fallback) + "\n"
 
 
-def check_file_settings(settings: Mapping[str, object]) -> None:
-    """Raise `ValueError` for private keys, NaN, infinity, deep nesting, and wrong types or ranges."""
+def file_problems(settings: Mapping[str, object]) -> Iterator[str]:
+    """A message for every private key, NaN, infinity, deep nesting, and wrong type or range."""
+    sound = {}
     for key, value in settings.items():
         if _PRIVATE_KEY.fullmatch(key):
-            raise ValueError(f"`{key}` must not be set by a file: it is a private name, got {shown(value)}")
-        _check_tree(key, value)
-    check_settings({key: normalised(key, value) for key, value in settings.items()}, in_file=True)
+            yield f"`{key}` must not be set by a file: it is a private name, got {shown(value)}"
+            continue
+        try:
+            _check_tree(key, value)
+            sound[key] = normalised(key, value)
+        except ValueError as error:
+            yield str(error)
+    yield from setting_problems(sound, in_file=True)
+
+
+def check_file_settings(settings: Mapping[str, object]) -> None:
+    """Raise `ValueError` for the first of `file_problems`."""
+    for problem in file_problems(settings):
+        raise ValueError(problem)
 
 
 def _check_tree(key: str, root: object) -> None:
@@ -99,6 +111,16 @@ def read_settings(path: str) -> dict[str, Any]:
     Raises `OSError` when the file cannot be read or is no JSON, `ValueError` naming file, key, value and allowed range
     otherwise.
     """
+    settings = parse_settings(path)
+    try:
+        check_file_settings(settings)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return settings
+
+
+def parse_settings(path: str) -> dict[str, Any]:
+    """The one JSON object of a file, with its values unchecked. Raises as `read_settings` does."""
     try:
         with open(path, encoding="utf-8") as file:
             settings = json.loads(file.read(), object_pairs_hook=_refuse_duplicates, parse_int=_parse_int)
@@ -110,10 +132,6 @@ def read_settings(path: str) -> dict[str, Any]:
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: the file must hold one JSON object, got {shown(settings)}")
-    try:
-        check_file_settings(settings)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
     return settings
 
 

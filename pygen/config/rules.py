@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pygen import knobs
@@ -69,7 +69,7 @@ def _is_stop_strings(value: object) -> bool:
     return isinstance(strings, (list, tuple)) and all(isinstance(text, str) and text for text in strings)
 
 
-_BOOLEAN = Rule("a boolean", lambda value: isinstance(value, bool))
+BOOLEAN = Rule("a boolean", lambda value: isinstance(value, bool))
 _TEXT = Rule("a string", lambda value: isinstance(value, str))
 _DICT = Rule(
     "a dict with string keys", lambda value: isinstance(value, dict) and all(isinstance(k, str) for k in value)
@@ -94,10 +94,10 @@ RULES: dict[str, Rule] = {
     "max_time": number("[0, inf)"),
     "stop_strings": Rule("a non-empty string or a list of non-empty strings", _is_stop_strings),
     # Strategy
-    "do_sample": _BOOLEAN,
+    "do_sample": BOOLEAN,
     "num_beams": integer(1),
     # Cache
-    "use_cache": _BOOLEAN,
+    "use_cache": BOOLEAN,
     "cache_implementation": one_of(*CACHE_IMPLEMENTATIONS),
     "cache_config": _DICT,
     # Shaping of the logits
@@ -105,28 +105,28 @@ RULES: dict[str, Rule] = {
     "encoder_repetition_penalty": number("(0, inf)"),
     "length_penalty": number(),
     "bad_words_ids": Rule("a non-empty list of non-empty lists of token ids >= 0", is_id_lists),
-    "renormalize_logits": _BOOLEAN,
+    "renormalize_logits": BOOLEAN,
     "forced_bos_token_id": integer(),
     "forced_eos_token_id": _ID_OR_IDS,
-    "remove_invalid_values": _BOOLEAN,
+    "remove_invalid_values": BOOLEAN,
     "exponential_decay_length_penalty": Rule("a pair (start: an integer, factor: a finite number)", _is_decay),
     "suppress_tokens": _IDS,
     "begin_suppress_tokens": _IDS,
     "sequence_bias": Rule(
         "a non-empty dict {(ids): bias} or list [[[ids], bias], ...] with ids >= 0 and finite biases", _is_sequence_bias
     ),
-    "token_healing": _BOOLEAN,
+    "token_healing": BOOLEAN,
     "guidance_scale": number(),
     "watermarking_config": instance_of_named(
         "BaseWatermarkingConfig", "a WatermarkingConfig, a SynthIDTextWatermarkingConfig or a dict of their fields"
     ),
     # Output
     "num_return_sequences": integer(1),
-    "output_attentions": _BOOLEAN,
-    "output_hidden_states": _BOOLEAN,
-    "output_scores": _BOOLEAN,
-    "output_logits": _BOOLEAN,
-    "return_dict_in_generate": _BOOLEAN,
+    "output_attentions": BOOLEAN,
+    "output_hidden_states": BOOLEAN,
+    "output_scores": BOOLEAN,
+    "output_logits": BOOLEAN,
+    "return_dict_in_generate": BOOLEAN,
     # Special tokens; a negative pad id is a minor issue, so no lower end here
     "pad_token_id": integer(),
     "bos_token_id": integer(),
@@ -135,7 +135,7 @@ RULES: dict[str, Rule] = {
     "encoder_no_repeat_ngram_size": integer(0),
     "decoder_start_token_id": _ID_OR_IDS,
     # Assisted decoding
-    "is_assistant": _BOOLEAN,
+    "is_assistant": BOOLEAN,
     "num_assistant_tokens": integer(1),
     "num_assistant_tokens_schedule": one_of("constant", "heuristic", "heuristic_transient"),
     "assistant_confidence_threshold": number("[0, 1]"),
@@ -146,13 +146,13 @@ RULES: dict[str, Rule] = {
     "target_lookbehind": integer(1),
     # Performance
     "compile_config": instance_of_named("CompileConfig", "a CompileConfig (set in code, never in a file)"),
-    "disable_compile": _BOOLEAN,
+    "disable_compile": BOOLEAN,
     "continuous_batching_config": Rule(
         "a dict with string keys or a ContinuousBatchingConfig",
         lambda value: _DICT.accepts(value) or type(value).__name__ == "ContinuousBatchingConfig",
     ),
     # Searches that left the core of transformers
-    "low_memory": _BOOLEAN,
+    "low_memory": BOOLEAN,
     "penalty_alpha": number("[0, inf)"),
     "dola_layers": Rule(
         "'low', 'high' or a list of layer numbers >= 0",
@@ -167,7 +167,7 @@ RULES: dict[str, Rule] = {
 
 METADATA_RULES: dict[str, Rule] = {
     "_commit_hash": _TEXT,
-    "_from_model_config": _BOOLEAN,
+    "_from_model_config": BOOLEAN,
     "transformers_version": _TEXT,
 }
 
@@ -184,7 +184,7 @@ EXTENSION_RULES: dict[str, Rule] = {
         lambda value: isinstance(value, bool) or (isinstance(value, str) and value in ("processed", "raw")),
     ),
     "top_logprobs": integer(0),
-    "output_kept": _BOOLEAN,
+    "output_kept": BOOLEAN,
     "kept_limit": integer(1),
     "thinking_budget": integer(0),
     "thinking_start": _MARKER,
@@ -192,7 +192,7 @@ EXTENSION_RULES: dict[str, Rule] = {
     "on_invalid": one_of("raise", "greedy", "eos"),
     # Of later releases of transformers
     "max_cache_len": integer(1),
-    "use_mtp": _BOOLEAN,
+    "use_mtp": BOOLEAN,
     "assistant_ensemble_weight": number("(0, 1)"),
     "speculation_type": one_of("dflash"),
 }
@@ -234,12 +234,18 @@ SAMPLING_ONLY: dict[str, Any] = {knob.name: knob.default for knob in knobs.WARPE
 _ALL_RULES = {**RULES, **METADATA_RULES, **EXTENSION_RULES}
 
 
-def check_settings(settings: Mapping[str, object], *, in_file: bool = False) -> None:
-    """Refuse (`ValueError`) the first setting whose type or range is not allowed; unknown names pass."""
+def setting_problems(settings: Mapping[str, object], *, in_file: bool = False) -> Iterator[str]:
+    """A message for every setting whose type or range is not allowed; unknown names pass."""
     for name, rule in _ALL_RULES.items():
         value = settings.get(name)
         if value is not None and (problem := rule.problem(name, value, in_file=in_file)):
-            raise ValueError(problem)
+            yield problem
+
+
+def check_settings(settings: Mapping[str, object], *, in_file: bool = False) -> None:
+    """Refuse (`ValueError`) the first setting whose type or range is not allowed; unknown names pass."""
+    for problem in setting_problems(settings, in_file=in_file):
+        raise ValueError(problem)
 
 
 def check_fields(owner: str, values: Mapping[str, object], rules: Mapping[str, Rule]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from pygen.config.rules import check_fields
+from pygen.config.rules import BOOLEAN, check_fields
 from pygen.rules import Rule, integer, number, one_of, shown
 
 Processor = Any  # a logits processor: this module is below theirs
@@ -25,7 +25,6 @@ _KEYS = Rule(
         isinstance(value, (list, tuple)) and 0 < len(value) <= _MOST_KEYS and all(map(integer().accepts, value))
     ),
 )
-_BOOLEAN = Rule("a boolean", lambda value: isinstance(value, bool))
 
 
 @dataclass
@@ -143,8 +142,8 @@ class SynthIDTextWatermarkingConfig(BaseWatermarkingConfig):
         "context_history_size": integer(1, _LONGEST_HISTORY),
         "sampling_table_seed": integer(),
         "sampling_table_size": integer(1, 2**24),
-        "skip_first_ngram_calls": _BOOLEAN,
-        "debug_mode": _BOOLEAN,
+        "skip_first_ngram_calls": BOOLEAN,
+        "debug_mode": BOOLEAN,
     }
     # transformers writes the table size before its seed
     _json_order: ClassVar[tuple[str, ...]] = (
