@@ -132,6 +132,9 @@ def generate(
         assistant_tokenizer: the assistant's, where its vocabulary differs. An assistant whose head is only padded to
             another width, by less than 512, needs none.
         tokenizer: the model's, for `stop_strings`, `token_healing` and an assistant with another vocabulary.
+        grammar: what generated texts must follow: `{"json_schema": schema}`, `{"regex": pattern}` or `{"ebnf": text}`,
+            compiled by xgrammar for `tokenizer`, or a matcher of xgrammar or llguidance; one, or a list of one per
+            prompt. The text may end where the grammar does. Matchers passed here stay as they are.
         negative_prompt_ids, negative_prompt_attention_mask: (batch_size, length), the prompts that `guidance_scale`
             pushes away from; by default the last token, or embedding, of every prompt. With an encoder-decoder model
             the encoder reads them.
@@ -239,6 +242,7 @@ def prepare_call(arguments: Arguments, *, any_search: bool = False) -> Call:
     kwargs = dict(arguments.kwargs)
     tokenizer = kwargs.pop("tokenizer", None)
     assistant_tokenizer = kwargs.pop("assistant_tokenizer", None)
+    grammar = kwargs.pop("grammar", None)
 
     synced_gpus = resolve_synced_gpus(arguments.synced_gpus, arguments.model)
     model = called(arguments.model)
@@ -302,6 +306,7 @@ def prepare_call(arguments: Arguments, *, any_search: bool = False) -> Call:
         stopping=stopping,
         tokenizer=tokenizer,
         assistant_tokenizer=assistant_tokenizer,
+        grammar=grammar,
     )
 
 

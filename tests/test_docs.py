@@ -30,6 +30,7 @@ CHECKPOINT = "HuggingFaceTB/SmolLM2-135M-Instruct"
 NEEDS = {
     "a GPU": torch.cuda.is_available(),
     "a build with sanitizers": False,
+    "xgrammar": importlib.util.find_spec("xgrammar") is not None,
 }
 
 

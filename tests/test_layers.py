@@ -36,6 +36,7 @@ LAYERS = (
     "pygen.call",
     "pygen.processors",
     "pygen.watermark",
+    "pygen.grammar",
     "pygen.plan",
     "pygen.candidates",
     "pygen.graph",

@@ -34,6 +34,7 @@ class Call(Arguments):
     stopping: Stopping
     tokenizer: Tokenizer | None = None
     assistant_tokenizer: Tokenizer | None = None
+    grammar: object = None
 
     @property
     def config(self) -> GenerationConfig:

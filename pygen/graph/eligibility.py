@@ -198,6 +198,8 @@ def _reason_of_plan(call: Call, plan: Plan) -> str | None:
                 item = stage.items[0]
                 return f"`{item.name}` ({item.label}) is a call of Python"
             return "the order of the processors needs more than one op"
+    if call.grammar is not None:
+        return "`grammar`: its matcher runs on the host between two steps"
     op = CAPTURED_MODES[call.mode]
     dispatcher = DISPATCHERS[op]
     backend, _ = dispatcher.choose(call.prompt.input_ids.device)

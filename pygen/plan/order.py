@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from pygen import processors as built
+from pygen.config.config import GenerationMode
 from pygen.config.watermark import BaseWatermarkingConfig
+from pygen.grammar.mask import GrammarMask
+from pygen.grammar.matchers import matcher_factory
 from pygen.knobs import PENALTIES, WARPERS, Knob
 from pygen.notices import log, warn
 from pygen.plan.stages import Item, Knobs
@@ -25,6 +28,13 @@ Processor = Callable[..., object]
 
 logger = logging.getLogger("pygen.plan")
 
+_GRAMMAR_MODES = (
+    GenerationMode.GREEDY_SEARCH,
+    GenerationMode.SAMPLE,
+    GenerationMode.BEAM_SEARCH,
+    GenerationMode.BEAM_SAMPLE,
+    GenerationMode.ASSISTED_GENERATION,
+)
 # The tokens that most models with reasoning use.
 _THINKING_START, _THINKING_END = "<think>", "</think>"
 
@@ -166,10 +176,28 @@ def _bans(call: Call) -> Iterator[_Place]:
     if eos is not None and config.min_new_tokens:
         knobs = {"suppress": tuple(eos)}
         yield _fused("MinNewTokensLengthLogitsProcessor", "min_new_tokens", knobs, end=config.min_new_tokens)
+    if call.grammar is not None:
+        yield _grammar(call)
     if call.prefix_allowed_tokens_fn is not None:
         prefix = built.PrefixConstrainedLogitsProcessor(call.prefix_allowed_tokens_fn, call.num_copies)
         why = "it calls a function for every row"
         yield _called("prefix_allowed_tokens_fn", prefix, why, only_bans=True, is_callers=True)
+
+
+def _grammar(call: Call) -> _Place:
+    """`token_bitmask` of an op, filled before every step."""
+    if call.mode not in _GRAMMAR_MODES:
+        raise NotImplementedError(
+            f"`grammar` is not available in {call.mode.value.replace('_', ' ')}; greedy search, sampling, beams and "
+            f"assisted decoding follow one"
+        )
+    given = call.grammar if isinstance(call.grammar, (list, tuple)) else [call.grammar] * call.batch_size
+    if len(given) != call.batch_size:
+        raise ValueError(f"`grammar` must be one or a list of one per prompt ({call.batch_size}), got {len(given)}")
+    ends = [token_id for token_id in call.tokens.eos or () if token_id >= 0]
+    factories = [matcher_factory(grammar, call.tokenizer, ends) for grammar in given]
+    mask = GrammarMask(factories, call.rows, call.prompt.input_ids.shape[1])
+    return _Place("", (Item("grammar", {"token_bitmask": mask}),))
 
 
 def _bad_words(bad_words_ids: list[list[int]], eos_token_ids: list[int] | None) -> _Place:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from pygen.grammar.mask import GrammarMask
 from pygen.knobs import FILTERS
 from pygen.ops import SampleOutput, prepare_process_logits, prepare_sample
 from pygen.plan.stages import Called, Fused, Item, Segment, Stage
@@ -98,6 +99,9 @@ class Pipeline:
         _check_ids(plan, logits.shape[1])
         self._plan = plan
         self._binding = binding
+        self._grammar: GrammarMask | None = next(
+            (i.knobs["token_bitmask"] for i in plan.items if "token_bitmask" in i.knobs), None
+        )
         self._enter(0, logits)
 
     def _enter(self, step: int, logits: Tensor) -> None:
@@ -113,6 +117,8 @@ class Pipeline:
         """The scores (rows, vocab_size) for the last op: the logits themselves where that op does everything."""
         if not (self._first <= step < self._end and self._has_columns(step)):
             self._enter(step, logits)
+        if self._grammar is not None:
+            self._grammar.fill(self._binding.tokens(step), _running_rows(self._binding), logits.shape[1])
         scores = logits
         for run in self._early:
             scores = run(scores, step=step)
@@ -151,7 +157,7 @@ class SamplePipeline(Pipeline):
     def __init__(self, plan: Plan, logits: Tensor, state: DecodeState) -> None:
         super().__init__(plan, logits, SampleBinding(plan, state))
         # The most frequent plan is one op, the same on all steps; it takes the shortest way through Python.
-        self._is_one_op = len(plan.segments) == 1 and not self._early
+        self._is_one_op = len(plan.segments) == 1 and not self._early and self._grammar is None
 
     def __call__(self, logits: Tensor, step: int) -> StepResult:
         scores = logits if self._is_one_op and self._has_columns(step) else self.shape(logits, step)
@@ -208,6 +214,12 @@ def _bind(plan: Plan, segment: Segment, logits: Tensor, binding: Binding) -> tup
     return early, keeps, binding.choose(example, first, **knobs)
 
 
+def _running_rows(binding: Binding) -> Tensor:
+    """(rows,) bool by row, not in the caller's order."""
+    order, running = binding.order(), binding.running()
+    return running if order is None else torch.empty_like(running).index_copy_(0, order, running)
+
+
 def _may_remove(stage: Stage) -> bool:
     """Whether a stage may remove tokens by their scores."""
     return isinstance(stage, Called) or any(knob.name in stage.knobs for knob in FILTERS)
@@ -247,7 +259,9 @@ def op_knobs(stage: Fused, plan: Plan, example: Tensor) -> dict[str, Any]:
         inside = {token_id: bias for token_id, bias in knobs["bias"].items() if token_id < len(table)}
         table[list(inside)] = torch.tensor(list(inside.values()), device="cpu")
         knobs["bias"] = table.to(example.device)
-    if len(knobs.get("suppress", ())) > max(_MAX_LISTED, example.shape[1] // 32):
+    if "token_bitmask" in knobs:
+        knobs["token_bitmask"] = knobs["token_bitmask"].table(example.shape[1], example.device)
+    elif len(knobs.get("suppress", ())) > max(_MAX_LISTED, example.shape[1] // 32):
         knobs["token_bitmask"] = _all_but(knobs.pop("suppress"), example.shape[1]).to(example.device)
     return knobs
 

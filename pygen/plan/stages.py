@@ -11,7 +11,7 @@ from pygen.knobs import PENALTIES, WARPERS
 Knobs = dict[str, Any]
 
 # Arguments of the ops in the order in which an op applies them; the last one only accompanies filters.
-_ORDER = ("bias", *(knob.name for knob in PENALTIES), "suppress", *(knob.name for knob in WARPERS))
+_ORDER = ("bias", *(knob.name for knob in PENALTIES), "suppress", "token_bitmask", *(knob.name for knob in WARPERS))
 _RANK = {**{name: rank for rank, name in enumerate(_ORDER)}, "min_tokens_to_keep": -1}
 
 
@@ -20,7 +20,8 @@ class Item:
     """One entry of the order: knobs of an op, or a processor where no op does the same.
 
     name: the setting it comes from, or its index in `logits_processor`.
-    knobs: `bias` as {id: bias}, `suppress` as a tuple of ids, the rest as the ops take them; empty: `processor`.
+    knobs: `bias` as {id: bias}, `suppress` as a tuple of ids, `token_bitmask` as a `GrammarMask`, the rest as the ops
+        take them; empty: `processor`.
     why: the reason that no op does it.
     only_bans: the processor only sets scores to -inf, and chooses them without reading scores.
     first, end: it acts on the steps in [first, end), which may be negative; end=None has no end.
@@ -61,12 +62,13 @@ class Fused:
     @property
     def words(self) -> list[str]:
         active = [name for name in _RANK if name in self.knobs and self.knobs[name] != ()]
-        return ["bans" if name == "suppress" else name for name in active if name != "min_tokens_to_keep"]
+        other = {"suppress": "bans", "token_bitmask": "grammar"}
+        return [other.get(name, name) for name in active if name != "min_tokens_to_keep"]
 
     @property
     def warps(self) -> bool:
         """Whether a knob acts on sampled rows only."""
-        return any(_RANK[name] > _RANK["suppress"] for name in self.knobs)
+        return any(_RANK[name] > _RANK["token_bitmask"] for name in self.knobs)
 
     def joined(self, item: Item) -> Fused | None:
         """The op that also does `item`, after the rest; None where no op can."""
@@ -130,7 +132,7 @@ def _bans_first(items: Iterable[Item]) -> list[Item]:
             start += 1
             continue
         ordered.append(item)
-        if not item.knobs or item.rank > _RANK["suppress"]:
+        if not item.knobs or item.rank > _RANK["token_bitmask"]:
             start = len(ordered)
     return ordered
 
