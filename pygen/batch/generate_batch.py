@@ -104,7 +104,7 @@ def generate_batch(
         max_length=max_length,
         runtime=check_runtime(runtime),
     )
-    shared = {"generation_config": generation_config, "tokenizer": tokenizer, "settings": settings}
+    shared: dict[str, Any] = {"generation_config": generation_config, "tokenizer": tokenizer, "settings": settings}
     check_shared(model, **shared)
     run = _Run(model, batch, iter(prompts), shared, max_length, in_order=not as_completed)
     return run.results(cancel, progress)
