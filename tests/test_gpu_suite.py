@@ -25,6 +25,7 @@ from benchmarks import (
     report,
 )
 from pygen import ops
+from tests.helpers.processes import has_ended
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITE = ROOT / "benchmarks" / "gpu_suite.sh"
@@ -55,16 +56,6 @@ def suite(tmp_path: Path) -> Any:
         return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
     return start
-
-
-def has_ended(pid: int) -> bool:
-    """Waits a while for the end of a process that nobody may collect."""
-    for _ in range(100):
-        status = Path(f"/proc/{pid}/stat")
-        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def listed() -> dict[str, int]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +19,13 @@ from pygen.triton_kernels import _specialization
 from pygen.triton_kernels._specialization import Specialization, launch, signature_of
 
 from tests.helpers import triton_compile, triton_launches
+from tests.helpers.processes import has_ended
 from tests.helpers.triton_compile import SHARED_LIMITS, Usage, ops
 from tests.helpers.triton_launches import only_listed_launches
 
 MOST_REGISTERS = 255
+# The first test that asks for the usage of the forms compiles them all, for minutes on two cores.
+compiles_all = pytest.mark.timeout(3600)
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -28,12 +33,18 @@ def run_compiled(folder: Path, *arguments: str) -> str:
     """Runs Python with Triton's compiler instead of its interpreter, and with a separate cache."""
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", *arguments], cwd=ROOT, capture_output=True, text=True,
-        env={**environment, "TRITON_CACHE_DIR": str(folder / "triton")},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", *arguments], cwd=ROOT, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**environment, "TRITON_CACHE_DIR": str(folder / "triton")},
+    ) as process:  # fmt: skip
+        try:
+            output, errors = process.communicate()
+        except BaseException:
+            # The timeout of a test, or an interrupt: the workers of that process end, too.
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    assert process.returncode == 0, errors
+    return output
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +61,7 @@ def usages(tmp_path_factory: pytest.TempPathFactory) -> list[Usage]:
     return [Usage(*values) for values in json.loads(result.read_text())]
 
 
+@compiles_all
 @pytest.mark.parametrize("arch", SHARED_LIMITS)
 @pytest.mark.parametrize("op", ops())
 def test_ahead_of_time(usages: list[Usage], op: str, arch: int) -> None:
@@ -71,6 +83,7 @@ PAIRS = [
 ]
 
 
+@compiles_all
 @pytest.mark.parametrize("arch", SHARED_LIMITS)
 @pytest.mark.parametrize("pair", PAIRS, ids=" ".join)
 def test_the_second_launch_starts_early_and_waits(usages: list[Usage], pair: tuple[str, ...], arch: int) -> None:
@@ -98,6 +111,24 @@ def test_ahead_of_time_sees_spills(tmp_path: Path) -> None:
     )
     as_it_is, with_few_registers = map(int, run_compiled(tmp_path, "-c", script).split())
     assert as_it_is == 0 < with_few_registers
+
+
+def test_an_interrupt_ends_the_workers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = tmp_path / "pid"
+    script = (
+        "import subprocess; process = subprocess.Popen(['sleep', '60']);"
+        f"open({str(started)!r}, 'w').write(f'{{process.pid}}.'); process.wait()"
+    )
+
+    def interrupted(process: subprocess.Popen[str]) -> None:
+        while not (started.exists() and started.read_text().endswith(".")):
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_compiled(tmp_path, "-c", script)
+    assert has_ended(int(started.read_text()[:-1]))
 
 
 def test_integers_are_parameters(tmp_path: Path) -> None:
