@@ -115,10 +115,10 @@ def test_wheel(tmp_path: Path) -> None:
     for name in ("cmake", "csrc", "pygen", "triton_kernels"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-index", "--no-build-isolation"]
-    # Other tests build the CUDA kernels, which takes minutes.
-    env = {**os.environ, "CMAKE_ARGS": "-DPYGEN_WITH_CUDA=OFF"}
+    # The build of the checkout has the CUDA kernels and optimised code, which take minutes.
+    env = {**os.environ, "CMAKE_ARGS": "-DPYGEN_WITH_CUDA=OFF -DCMAKE_BUILD_TYPE=None"}
     done = subprocess.run(
-        [*command, "--wheel-dir", str(tmp_path), str(source)], capture_output=True, text=True, timeout=300, env=env
+        [*command, "--wheel-dir", str(tmp_path), str(source)], capture_output=True, text=True, env=env
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
