@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -75,6 +76,14 @@ def kernel_backend(request: pytest.FixtureRequest) -> Iterator[str]:
 def cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The CPU kernels only, for behaviour that no other backend has."""
     yield from _backend(request.param)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Frees no cycles meanwhile: what it makes stays, and Python would search through all of it again and again."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 # Tests of a minute or more run first, so that no process idles at the end.
