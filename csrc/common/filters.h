@@ -18,6 +18,7 @@
 #include <type_traits>
 
 #include "common/host_device.h"
+#include "common/log.h"
 #include "common/sample_params.h"
 
 namespace pygen {
@@ -47,14 +48,19 @@ PYGEN_HOST_DEVICE int filter_value(const Knob<int64_t>& knob, int64_t row, int64
   return static_cast<int>(count < vocab_size ? count : vocab_size);
 }
 
+// top_k, as it acts beside min_tokens_to_keep.
+PYGEN_HOST_DEVICE void settle_top_k(Filters& filters, int64_t vocab_size) {
+  if (filters.top_k > 0 && filters.top_k < filters.min_tokens_to_keep) filters.top_k = filters.min_tokens_to_keep;
+  if (filters.top_k >= vocab_size) filters.top_k = 0;
+}
+
 PYGEN_HOST_DEVICE Filters filters_of(const ShapingParams& params, int64_t row) {
   Filters filters;
   filters.temperature = knob_at(params.temperature, row);
   filters.min_tokens_to_keep = filter_value(params.min_tokens_to_keep, row, params.vocab_size);
 #define PYGEN_FILTER(type, name, acts, neutral) filters.name = filter_value(params.name, row, params.vocab_size);
 #include "common/knobs.def"
-  if (filters.top_k > 0 && filters.top_k < filters.min_tokens_to_keep) filters.top_k = filters.min_tokens_to_keep;
-  if (filters.top_k >= params.vocab_size) filters.top_k = 0;
+  settle_top_k(filters, params.vocab_size);
   return filters;
 }
 
@@ -82,7 +88,7 @@ PYGEN_HOST_DEVICE FirstFilter first_filter(const Filters& filters) {
 PYGEN_HOST_DEVICE int largest_needed(const Filters& filters) { return filters.top_h > 0 ? kTopHTokens : filters.top_k; }
 
 // The smallest float that is not below.
-PYGEN_HOST_DEVICE float rounded_up(double value) {
+PYGEN_HOST_DEVICE_COLD float rounded_up(double value) {
   const float nearest = static_cast<float>(value);
   return nearest < value ? nextafterf(nearest, __builtin_huge_valf()) : nearest;
 }
@@ -94,7 +100,7 @@ PYGEN_HOST_DEVICE double top_n_sigma_cut(const Filters& filters, float largest, 
 
 // The score below which min_p removes tokens, were there no min_tokens_to_keep.
 PYGEN_HOST_DEVICE double min_p_cut(const Filters& filters, float largest) {
-  return largest + log(static_cast<double>(filters.min_p));
+  return largest + ln(static_cast<double>(filters.min_p));
 }
 
 // Keeps scores >= cut and the n largest: exactly as many, or with all ties of the last.
@@ -127,18 +133,18 @@ PYGEN_KERNEL bool apply_filters(View& view, const Filters& filters, float larges
   // Meister et al. 2023: the tokens whose surprise is nearest to the entropy, until their mass reaches typical_p.
   if (filters.typical_p < 1) {
     const Distribution d = view.distribution();
-    view.keep_typical(static_cast<float>(largest + log(d.mass) - d.entropy), filters.typical_p, n);
+    view.keep_typical(static_cast<float>(largest + ln(d.mass) - d.entropy), filters.typical_p, n);
   }
   if (filters.epsilon_cutoff > 0) {
     const Distribution d = view.distribution();
-    keep_above(view, largest + log(filters.epsilon_cutoff * d.mass), n, /*exactly=*/false);
+    keep_above(view, largest + ln(filters.epsilon_cutoff * d.mass), n, /*exactly=*/false);
   }
   // Hewitt et al. 2022: keep p >= min(eta, sqrt(eta) e^-entropy).
   if (filters.eta_cutoff > 0) {
     const Distribution d = view.distribution();
     const double eta = filters.eta_cutoff;
     const double floor = fmin(eta, sqrt(eta) * exp(-d.entropy));
-    keep_above(view, largest + log(floor * d.mass), n, /*exactly=*/false);
+    keep_above(view, largest + ln(floor * d.mass), n, /*exactly=*/false);
   }
   return true;
 }

@@ -47,6 +47,12 @@ PYGEN_HOST_DEVICE PhiloxBlock philox4x32_10(uint32_t c0, uint32_t c1, uint32_t c
   return {{c0, c1, c2, c3}};
 }
 
+// Word index % 4 of a block.
+PYGEN_HOST_DEVICE_COLD uint32_t philox_word(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint64_t key,
+                                            uint32_t index) {
+  return word_of(philox4x32_10(c0, c1, c2, c3, key), index);
+}
+
 PYGEN_HOST_DEVICE uint32_t noise_word(uint64_t row_seed, uint32_t step, uint32_t stream, uint32_t token_id) {
   return word_of(philox4x32_10(token_id >> 2, step, stream, 0, row_seed), token_id & 3);
 }

@@ -36,12 +36,12 @@ inline void set_torch_launch(TorchCudaNoise& noise, int64_t numel, int64_t multi
 }
 
 PYGEN_HOST_DEVICE uint32_t torch_cuda_word(const TorchCudaNoise& noise, uint64_t seed, uint64_t offset, int64_t n) {
-  const int64_t draw = n / noise.threads;
-  const uint64_t thread = static_cast<uint64_t>(n - draw * noise.threads);
-  const uint64_t position = offset / kTorchUnroll + static_cast<uint64_t>(draw / kTorchUnroll);
-  const PhiloxBlock block = philox4x32_10(static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32),
-                                          static_cast<uint32_t>(thread), static_cast<uint32_t>(thread >> 32), seed);
-  return word_of(block, static_cast<uint32_t>(draw % kTorchUnroll));
+  const uint64_t threads = static_cast<uint64_t>(noise.threads);
+  const uint64_t draw = static_cast<uint64_t>(n) / threads, thread = static_cast<uint64_t>(n) % threads;
+  const uint64_t position = offset / kTorchUnroll + draw / kTorchUnroll;
+  return philox_word(static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32),
+                     static_cast<uint32_t>(thread), static_cast<uint32_t>(thread >> 32), seed,
+                     static_cast<uint32_t>(draw));
 }
 
 // E = -ln u with u = word * 2^-32 + 2^-33; where u rounds to 1, half an epsilon. torch takes the fast logarithm.

@@ -8,12 +8,18 @@
 #include "cuda/beam_merge.cuh"
 #include "cuda/geometry.h"
 
-namespace pygen::cuda {
+namespace pygen {
+
+// As of SampleParams: all beams are at one step.
+PYGEN_DEVICE int64_t step_of(const BeamParams& params, int64_t) { return step_of(params); }
+
+namespace cuda {
 
 template <DType kDType, bool kDraws, bool kShaped>
 class BeamSelection {
  public:
   using Scores = RowScores<kDType, kShaped>;
+  using Noise = CalledNoise<BeamParams>;
   static constexpr int kCount = Scores::kCount;
 
   // `far`: the workspace for extra tokens. `turn`: of the team of an object that this one goes on for.
@@ -25,13 +31,14 @@ class BeamSelection {
         beam_(beam),
         row_(params.slots[beam]),
         running_(params.running_scores[beam]),
-        smem_(plan.geometry, memory),
-        team_(plan.geometry.cluster, smem_, turn),
         view_(memory),
+        words_(memory),
+        count_(memory.take<int>(1)),
+        smem_(words_, plan.geometry, memory),
+        team_(plan.geometry.cluster, smem_, turn),
         scores_(params.shaping, plan, row_, rank_in_row(plan.geometry), far + row_ * plan.extra.far_words, smem_.slots,
                 memory),
         of_tiles_(memory.take<float>(tiles_of(plan.geometry))),
-        count_(memory.take<int>(1)),
         best_(memory, static_cast<int>(params.num_candidates)) {}
 
   // Of shared memory: the log-sum-exp takes the sums.
@@ -79,7 +86,7 @@ class BeamSelection {
       normalize(of_logits.max_score);
       // A nucleus needs the sums of the scores.
       if (kShaped || (kDraws && first_filter(filters) == FirstFilter::kNucleus)) {
-        scores_.look_again(filters.temperature);
+        look_again(scores_, filters.temperature);
       } else {
         normalize_maxima();
       }
@@ -138,7 +145,7 @@ class BeamSelection {
     for_each_tile([&](int tile) { add(of_tiles_.get(tile), scores_.sums().get(tile)); });
     for_each_edge([&](float logit) { add(logit, 1.0f); });
     sum = team_.reduce(sum, Add{});
-    scores_.normalize(max_logit, static_cast<float>(log(static_cast<double>(sum) / kMassUnits)));
+    scores_.normalize(max_logit, static_cast<float>(ln(static_cast<double>(sum) / kMassUnits)));
   }
 
   PYGEN_DEVICE void normalize_maxima() const {
@@ -213,14 +220,14 @@ class BeamSelection {
     self.origin_ = largest + self.running_;
     Filters filters = filters_of(params.shaping, self.row_);
     filters.temperature = temperature;
-    const RowNoise noise(params, beam, step_of(params));
+    const Noise noise(params, beam);
     RowView<Scores> view(self.view_, self.scores_, self.team_, temperature, largest);
     if (has_filters(filters)) apply_filters(view, filters, largest);
     self.team_.sync();
     self.find_races(view.interval(), temperature, noise);
     self.team_.sync();
     if (self.team_.leads() && self.team_.cluster() > 1) {
-      self.scores_.take_tiles(self.of_tiles_);
+      self.scores_.take_tiles(self.of_tiles_, self.team_.cluster());
       __syncthreads();
     }
     const float bound = self.bound_of_best([&](int i) { return self.of_tiles_.get(i); }, self.scores_.layout().tiles());
@@ -230,7 +237,7 @@ class BeamSelection {
 
   // Entries [begin, end) of the block's list.
   PYGEN_DEVICE void offer_draws(int begin, int end) {
-    const RowNoise noise(params_, beam_, step_of(params_));
+    const Noise noise(params_, beam_);
     for (int first = begin; first < end; first += kThreads) {
       const int i = first + thread_index();
       uint64_t key[] = {0};
@@ -247,12 +254,12 @@ class BeamSelection {
   }
 
   // Without the running score, which may be so large that float32 loses the noise.
-  PYGEN_DEVICE float value_in_race(float score, int token, const RowNoise& noise) const {
-    return value_about((score + running_) - running_, noise.about(token));
+  PYGEN_DEVICE float value_in_race(float score, int token, const Noise& noise) const {
+    return noise.value_about((score + running_) - running_, token);
   }
 
   // Where the survivors are too many for a list: the best values in tiles.
-  PYGEN_DEVICE void find_races(const Interval& survivors, float temperature, const RowNoise& noise) {
+  PYGEN_DEVICE void find_races(const Interval& survivors, float temperature, const Noise& noise) {
     for_each_tile([&](int tile) {
       const float largest = scores_.maxima().get(tile);
       float best = -kInfinity;
@@ -274,7 +281,7 @@ class BeamSelection {
   }
 
   // Offers the survivors whose value reaches the bar, a list at a time.
-  PYGEN_DEVICE void offer_races(const Interval& survivors, float temperature, const RowNoise& noise, float bar) {
+  PYGEN_DEVICE void offer_races(const Interval& survivors, float temperature, const Noise& noise, float bar) {
     constexpr int kAtOnce = kListCapacity / kCount < kThreads ? kListCapacity / kCount : kThreads;
     const int vectors = list_tiles(of_tiles_, [=](float best) { return best >= bar; });
     const int extra = team_.leads() ? scores_.extra().count() : 0;
@@ -320,7 +327,7 @@ class BeamSelection {
 
   // The scores of vector i of the listed tiles; returns its first token.
   PYGEN_DEVICE int look_at(int i, float (&x)[kCount]) const {
-    const int sweeps = scores_.layout().tile_sweeps(), at = i / sweeps;
+    const int sweeps = scores_.layout().tile_sweeps(), at = quotient(i, sweeps);
     const int tile = static_cast<int>(bits_of(scores_.sums().get(at)));
     const int vector = scores_.layout().vector_of(tile, i - at * sweeps);
     scores_.look(vector, x);
@@ -368,13 +375,15 @@ class BeamSelection {
   const int64_t beam_, row_;
   const float running_;
   float origin_ = 0.0f;  // about the largest sum; see exact_value
+  ViewSmem<Scores> view_;
+  RowWords words_;
+  Shared<int> count_;
   RowSmem smem_;
   RowTeam team_;
-  ViewSmem<Scores> view_;
   Scores scores_;
   Shared<float> of_tiles_;  // maxima of the logits; later the best values of a race
-  Shared<int> count_;
   BestOf<kDraws> best_;
 };
 
-}  // namespace pygen::cuda
+}  // namespace cuda
+}  // namespace pygen

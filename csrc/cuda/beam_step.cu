@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                          void* workspace) {
   auto* far = reinterpret_cast<uint32_t*>(static_cast<char*>(workspace) + kTotalsBytes);
   SharedMemory memory;
-  BeamSelection<kDType, kDraws, kShaped>(params, plan, blockIdx.x / plan.geometry.cluster, far, memory).run();
+  BeamSelection<kDType, kDraws, kShaped>(params, plan, cluster_index(), far, memory).run();
 }
 
 PYGEN_DEVICE void take_candidates(const BeamParams& params, int64_t prompt, const PromptCandidates& candidates) {

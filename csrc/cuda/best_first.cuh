@@ -2,21 +2,10 @@
 #pragma once
 
 #include "cuda/cold.cuh"
+#include "cuda/double_key.cuh"
 #include "cuda/warp_sort.cuh"
 
-namespace pygen {
-
-// Ascends with the value; both zeros have one key. Only a NaN has the key 0.
-PYGEN_DEVICE uint64_t ordered_key(double value) {
-  const uint64_t bits = static_cast<uint64_t>(__double_as_longlong(value + 0.0));
-  return (bits >> 63) != 0 ? ~bits : bits | 0x8000000000000000u;
-}
-PYGEN_DEVICE double value_of_key(uint64_t key) {
-  const uint64_t bits = (key >> 63) != 0 ? key & 0x7FFFFFFFFFFFFFFFu : ~key;
-  return __longlong_as_double(static_cast<long long>(bits));
-}
-
-namespace cuda {
+namespace pygen::cuda {
 
 PYGEN_HOST_DEVICE int power_of_two_from(int count) {
   int power = 1;
@@ -260,5 +249,4 @@ class BestOf {
   int bar_index_ = -1;
 };
 
-}  // namespace cuda
-}  // namespace pygen
+}  // namespace pygen::cuda

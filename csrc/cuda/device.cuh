@@ -114,6 +114,16 @@ PYGEN_DEVICE unsigned cluster_rank() {
   return 0;
 #endif
 }
+// The cluster's place in the grid.
+PYGEN_DEVICE unsigned cluster_index() {
+#if __CUDA_ARCH__ >= 900
+  unsigned index;
+  asm("mov.u32 %0, %%clusterid.x;" : "=r"(index));
+  return index;
+#else
+  return blockIdx.x;
+#endif
+}
 // The barrier of the cluster in two halves, for all threads of all blocks: what a block does before it arrives happens
 // before what any thread of the cluster does after it waits. Between the two a block may do what concerns no other block.
 //

@@ -37,20 +37,24 @@ class ExtraTokens {
  public:
   using Layout = RowLayout<kType>;
 
-  // `far`: the row's words of the workspace.
-  PYGEN_DEVICE ExtraTokens(const ShapingParams& params, const ExtraPlan& plan, uint32_t* far, SharedMemory& shared)
-      : any_(plan.history), capacity_(plan.capacity) {
+  // `far`: the row's words of the workspace. `scores`: room for near(plan) of them.
+  PYGEN_DEVICE ExtraTokens(const ShapingParams& params, const ExtraPlan& plan, uint32_t* far, Shared<float> scores,
+                           SharedMemory& shared)
+      : any_(plan.history), capacity_(plan.capacity), facts_(scores.as<uint32_t>()) {
     const int words = plan.history ? static_cast<int>(words_of_row(params.vocab_size)) : 0;
     bits_ = shared.take<uint32_t>(plan.bits_far ? 0 : words);
     ranks_ = shared.take<uint32_t>(words / 8);
     tokens_ = shared.take<uint32_t>(plan.tokens_far ? 0 : capacity_);
-    facts_ = shared.take<uint32_t>(plan.tokens_far ? 0 : capacity_);
     if (kFar && plan.bits_far) {
       far_bits_ = far;
       far += words;
     }
     if (kFar && plan.tokens_far) far_tokens_ = far;
   }
+
+  // Of how many the scores are in shared memory.
+  PYGEN_DEVICE static int near(const ExtraPlan& plan) { return plan.tokens_far ? 0 : plan.capacity; }
+  PYGEN_DEVICE bool are_far() const { return kFar && far_tokens_ != nullptr; }
 
   static size_t bytes(const ExtraPlan& plan, int64_t vocab_size) {
     const auto rounded = [](size_t size) { return (size + 15) / 16 * 16; };
@@ -79,6 +83,7 @@ class ExtraTokens {
     const int end = words_of(layout.positions());
     const int first = leads ? 0 : min(layout.first_vector() * kCount / 32, end);
     const int last = leads ? end : min(layout.last_vector() * kCount / 32, end);
+#pragma unroll 1
     for (int i = first + thread_index(); i < last; i += kThreads) set_word(i, 0);
     penalties_ = Penalties{knob_at(params.repetition_penalty, row), knob_at(params.presence_penalty, row),
                            knob_at(params.frequency_penalty, row)};
@@ -97,6 +102,7 @@ class ExtraTokens {
       __syncthreads();
       if (marked || !leads) return;
       count_tokens(layout, smem);
+#pragma unroll 1
       for (int i = thread_index(); i < count_; i += kThreads) set_facts(i, 0);
       __syncthreads();
     }
@@ -111,9 +117,7 @@ class ExtraTokens {
   PYGEN_DEVICE int count() const { return count_; }
   // Goes on for an object that has listed them.
   PYGEN_DEVICE void resume(int count) { count_ = count; }
-  PYGEN_DEVICE int token(int i) const {
-    return static_cast<int>(kFar && far_tokens_ != nullptr ? far_tokens_[i] : tokens_.get(i));
-  }
+  PYGEN_DEVICE int token(int i) const { return static_cast<int>(are_far() ? far_tokens_[i] : tokens_.get(i)); }
   PYGEN_DEVICE float score(int i) const { return float_of(facts(i)); }
   // Replaces the facts of the token by its score, computed from its score without them.
   PYGEN_DEVICE void penalize(int i, float score, bool allowed) {
@@ -138,26 +142,29 @@ class ExtraTokens {
   template <typename Visit>
   PYGEN_DEVICE void each_id(const ShapingParams& params, int64_t row, const Layout& layout, bool edges,
                             const Visit& visit) const {
-    const int64_t ngram = knob_at(params.no_repeat_ngram_size, row);
-    const int64_t prompt_length = knob_at(params.prompt_lengths, row);
+    const bool has_ngrams = knob_at(params.no_repeat_ngram_size, row) > 0;
     const int64_t* history = params.input_ids + row * params.input_ids_stride;
     const int64_t* suppressed = params.suppress + row * params.suppress_stride;
-    const int64_t length = params.input_ids != nullptr ? history_length_of(params, row) : 0;
-    const int64_t listed = length + (params.suppress != nullptr ? params.suppress_count : 0);
-    const int64_t all = listed + (edges ? layout.edges() : 0);
-#pragma unroll 2
-    for (int64_t i = thread_index(); i < all; i += kThreads) {
-      int64_t id;
-      uint32_t facts = kBanned;
+    const int length = params.input_ids != nullptr ? static_cast<int>(history_length_of(params, row)) : 0;
+    const int listed = length + (params.suppress != nullptr ? static_cast<int>(params.suppress_count) : 0);
+    const int all = listed + (edges ? layout.edges() : 0);
+    // The first id that was generated.
+    const int first = static_cast<int>(min(knob_at(params.prompt_lengths, row), int64_t{length}));
+    const auto id_at = [&](int i) -> int64_t {
+      if (i < length) return history[i];
+      return i < listed ? suppressed[i - length] : layout.edge(i - listed);
+    };
+    // Reads one turn ahead.
+    int64_t next = 0;
+#pragma unroll 1
+    for (int i = thread_index() - kThreads; i < all; i += kThreads) {
+      const int64_t id = next;
+      if (i + kThreads < all) next = id_at(i + kThreads);
+      if (i < 0) continue;
+      uint32_t facts = i < listed ? kBanned : kEdge;
       if (i < length) {
-        id = history[i];
-        facts = penalties_.act() ? kSeen | static_cast<uint32_t>(i >= prompt_length) : 0u;
-        if (ngram > 0 && completes_ngram(params, row, ngram, i)) facts |= kBanned;
-      } else if (i < listed) {
-        id = suppressed[i - length];
-      } else {
-        id = layout.edge(static_cast<int>(i - listed));
-        facts = kEdge;
+        facts = penalties_.act() ? kSeen | static_cast<uint32_t>(i >= first) : 0u;
+        if (has_ngrams && completes_ngram(params, row, i)) facts |= kBanned;
       }
       if (facts != 0 && static_cast<uint64_t>(id) < static_cast<uint64_t>(layout.vocab_size()))
         visit(static_cast<int>(id), facts);
@@ -165,14 +172,17 @@ class ExtraTokens {
   }
 
   // Whether the n - 1 ids in front of position `pos` of the history are also its last ones.
-  PYGEN_DEVICE static bool completes_ngram(const ShapingParams& params, int64_t row, int64_t n, int64_t pos) {
+  PYGEN_COLD static bool completes_ngram(const ShapingParams& params, int64_t row, int pos) {
+    const int64_t n = knob_at(params.no_repeat_ngram_size, row);
     if (pos < n - 1) return false;
+    const int before = static_cast<int>(n - 1);
     const int64_t* history = params.input_ids + row * params.input_ids_stride;
-    const int64_t* suffix = history + history_length_of(params, row) - (n - 1);
+    const int64_t* last = history + (history_length_of(params, row) - before);
 #pragma unroll 1
-    for (int64_t j = 0; j < n - 1; ++j) {
-      const int64_t id = suffix[j];
-      if (history[pos - (n - 1) + j] != id || id < 0 || id >= params.vocab_size) return false;
+    for (int j = 0; j < before; ++j) {
+      const int64_t id = last[j];
+      if (history[pos - before + j] != id || static_cast<uint64_t>(id) >= static_cast<uint64_t>(params.vocab_size))
+        return false;
     }
     return true;
   }
@@ -183,13 +193,13 @@ class ExtraTokens {
     uint64_t before = 0;
     for (int first = 0; first < groups; first += kThreads) {
       const int group = first + thread_index();
-      uint64_t own = 0, all;
+      uint32_t own = 0;
       if (group < groups)
 #pragma unroll
-        for (int i = 0; i < 8; ++i) own += static_cast<uint64_t>(__popc(word(group * 8 + i)));
-      const uint64_t sum = block_inclusive_sum(own, smem, all);
-      if (group < groups) ranks_.set(group, static_cast<uint32_t>(before + sum - own));
-      before += all;
+        for (int i = 0; i < 8; ++i) own += static_cast<uint32_t>(__popc(word(group * 8 + i)));
+      const RunningSum sum = block_inclusive_sum(own, smem);
+      if (group < groups) ranks_.set(group, static_cast<uint32_t>(before + sum.here) - own);
+      before += sum.all;
     }
     count_ = static_cast<int>(before);
     __syncthreads();
@@ -208,7 +218,7 @@ class ExtraTokens {
     const uint32_t before = or_facts(i, facts & ~kCountMask);
     if ((facts & kCountMask) != 0) add_facts(i, facts & kCountMask);
     if (before != 0) return;
-    if (kFar && far_tokens_ != nullptr) {
+    if (are_far()) {
       far_tokens_[i] = static_cast<uint32_t>(token);
     } else {
       tokens_.set(i, static_cast<uint32_t>(token));
@@ -232,19 +242,19 @@ class ExtraTokens {
     }
   }
   PYGEN_DEVICE uint32_t* far_facts() const { return far_tokens_ + capacity_; }
-  PYGEN_DEVICE uint32_t facts(int i) const { return kFar && far_tokens_ != nullptr ? far_facts()[i] : facts_.get(i); }
+  PYGEN_DEVICE uint32_t facts(int i) const { return are_far() ? far_facts()[i] : facts_.get(i); }
   PYGEN_DEVICE void set_facts(int i, uint32_t value) {
-    if (kFar && far_tokens_ != nullptr) {
+    if (are_far()) {
       far_facts()[i] = value;
     } else {
       facts_.set(i, value);
     }
   }
   PYGEN_DEVICE uint32_t or_facts(int i, uint32_t value) {
-    return kFar && far_tokens_ != nullptr ? atomicOr(far_facts() + i, value) : facts_.bit_or(i, value);
+    return are_far() ? atomicOr(far_facts() + i, value) : facts_.bit_or(i, value);
   }
   PYGEN_DEVICE void add_facts(int i, uint32_t value) {
-    if (kFar && far_tokens_ != nullptr) {
+    if (are_far()) {
       atomicAdd(far_facts() + i, value);
     } else {
       facts_.add(i, value);
@@ -254,7 +264,8 @@ class ExtraTokens {
   bool any_;
   int capacity_;
   int count_ = 0;
-  Shared<uint32_t> bits_, ranks_, tokens_, facts_;
+  Shared<uint32_t> bits_, ranks_, tokens_;
+  Shared<uint32_t> facts_;  // by the time of the scores these
   uint32_t* far_bits_ = nullptr;
   uint32_t* far_tokens_ = nullptr;
   Penalties penalties_;

@@ -10,8 +10,13 @@ constexpr int kFewWanted = kThreads / 4;
 
 // The larger of both halves.
 struct BothLarger {
+  PYGEN_DEVICE static uint64_t neutral() { return 0; }
   PYGEN_DEVICE uint64_t operator()(uint64_t a, uint64_t b) const {
     return (a > b ? a : b) >> 32 << 32 | max(static_cast<uint32_t>(a), static_cast<uint32_t>(b));
+  }
+  PYGEN_DEVICE static uint64_t of_warp(uint64_t value) {
+    const uint32_t high = Larger::of_warp(static_cast<uint32_t>(value >> 32));
+    return static_cast<uint64_t>(high) << 32 | Larger::of_warp(static_cast<uint32_t>(value));
   }
 };
 
@@ -23,6 +28,7 @@ PYGEN_DEVICE float bound_of_largest(const Value& value, int count, int wanted, c
   constexpr int kBins = 256, kBinsPerLane = kBins / kWarp;
   if (wanted > count) return -kInfinity;
   float max_score = -kInfinity;
+#pragma unroll 1
   for (int i = thread_index(); i < count; i += kThreads) max_score = fmaxf(max_score, value(i));
   const bool coarse = wanted <= kFewWanted && wanted <= count / 2;
   const uint32_t own = ordered_key(max_score);
@@ -56,7 +62,7 @@ PYGEN_DEVICE float bound_of_largest(const Value& value, int count, int wanted, c
 #pragma unroll
       for (int i = 0; i < kBinsPerLane; ++i) of_lane += bins.get(last - i);
       uint32_t before = of_lane;
-#pragma unroll
+#pragma unroll 1
       for (int distance = 1; distance < kWarp; distance <<= 1) {
         const uint32_t other = __shfl_up_sync(kAllLanes, before, distance);
         if (lane_index() >= distance) before += other;

@@ -12,17 +12,16 @@ namespace pygen::cuda {
 // Units of a mass e^(score - largest score): 2^20 tokens add up to at most 2^63.
 constexpr float kMassUnits = 0x1p43f;
 
-PYGEN_DEVICE uint64_t mass_of(float score, float largest) {
-  return static_cast<uint64_t>(exp_nonpositive(score - largest) * kMassUnits);
+// `energy`: (largest - score) e^(score - largest), in the same units.
+PYGEN_DEVICE uint64_t energy_or_mass_of(float score, float largest, bool energy) {
+  const float factor = energy ? fminf(largest - score, 88.0f) : 1.0f;
+  return static_cast<uint64_t>(exp_nonpositive(score - largest) * factor * kMassUnits);
 }
-// (largest - score) e^(score - largest), in the same units.
-PYGEN_DEVICE uint64_t energy_of(float score, float largest) {
-  const float below = fminf(largest - score, 88.0f);
-  return static_cast<uint64_t>(exp_nonpositive(score - largest) * below * kMassUnits);
-}
+PYGEN_DEVICE uint64_t mass_of(float score, float largest) { return energy_or_mass_of(score, largest, false); }
+PYGEN_DEVICE uint64_t energy_of(float score, float largest) { return energy_or_mass_of(score, largest, true); }
 PYGEN_DEVICE Distribution distribution_of(uint64_t mass, uint64_t energy) {
   const double total = static_cast<double>(mass);
-  return {total / kMassUnits, log(total / kMassUnits) + static_cast<double>(energy) / total};
+  return {total / kMassUnits, ln(total / kMassUnits) + static_cast<double>(energy) / total};
 }
 // How far a score is below the largest, as a share of `range`, and its square, in the same units.
 PYGEN_DEVICE uint64_t depth_of(float score, float largest, double range) {

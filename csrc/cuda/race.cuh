@@ -4,7 +4,9 @@
 // near the best are compared by `exact_value`, in double.
 #pragma once
 
+#include "common/log.h"
 #include "common/race_bounds.h"
+#include "cuda/double_key.cuh"
 #include "cuda/noise.cuh"
 #include "cuda/row_view.cuh"
 
@@ -18,12 +20,9 @@ PYGEN_DEVICE float bar_below(float best) {
                kLowestFloat);
 }
 
-PYGEN_DEVICE float value_about(float score, float exponential) {
-  return fmaxf(score - logf(exponential), kLowestFloat);
-}
 // `origin`: near the largest score, so that a double holds both score - origin and the noise.
 PYGEN_COLD double exact_value(float score, float origin, double exponential) {
-  return fmax((static_cast<double>(score) - origin) - log(exponential), -1.7976931348623157e308);
+  return fmax((static_cast<double>(score) - origin) - ln(exponential), -1.7976931348623157e308);
 }
 
 // The best of some tokens, in float32.
@@ -43,16 +42,20 @@ struct Racer {
   PYGEN_DEVICE bool clear() const { return second < bar_below(best); }
 };
 
-PYGEN_DEVICE Racer shuffle_xor(Racer r, int mask) {
-  return {shuffle_xor(r.best, mask), shuffle_xor(r.second, mask), shuffle_xor(r.token, mask),
-          shuffle_xor(r.score, mask)};
-}
-
+// Of equal ones any: they are not clear.
 struct FasterRacer {
+  PYGEN_DEVICE static Racer neutral() { return {}; }
   PYGEN_DEVICE Racer operator()(const Racer& a, const Racer& b) const {
     Racer r = b.best > a.best ? b : a;
     r.second = fmaxf(fmaxf(a.second, b.second), fminf(a.best, b.best));
     return r;
+  }
+  PYGEN_DEVICE static Racer of_warp(const Racer& own) {
+    const uint32_t key = ordered_key(own.best), best = Larger::of_warp(key);
+    const int lane = __ffs(static_cast<int>(__ballot_sync(kAllLanes, key == best))) - 1;
+    const uint32_t rest = lane_index() == lane ? ordered_key(own.second) : key;
+    return {value_of_key(best), value_of_key(Larger::of_warp(rest)), __shfl_sync(kAllLanes, own.token, lane),
+            __shfl_sync(kAllLanes, own.score, lane)};
   }
 };
 
@@ -68,13 +71,28 @@ struct Winner {
   }
 };
 
-PYGEN_DEVICE Winner shuffle_xor(Winner w, int mask) {
-  return {shuffle_xor(w.value, mask), shuffle_xor(w.token, mask), shuffle_xor(w.score, mask)};
-}
-
 struct BetterWinner {
+  PYGEN_DEVICE static Winner neutral() { return {}; }
   PYGEN_DEVICE Winner operator()(const Winner& a, const Winner& b) const { return a.loses_to(b) ? b : a; }
+  PYGEN_DEVICE static Winner of_warp(const Winner& own) {
+    const uint64_t key = own.token < 0 ? 0 : ordered_key(own.value), best = Larger::of_warp(key);
+    const uint32_t token = key == best ? static_cast<uint32_t>(own.token) : 0xFFFFFFFFu;  // of none, too
+    const uint32_t lowest = __reduce_min_sync(kAllLanes, token);
+    const int lane = __ffs(static_cast<int>(__ballot_sync(kAllLanes, token == lowest))) - 1;
+    return {value_of_key(best), static_cast<int>(lowest), __shfl_sync(kAllLanes, own.score, lane)};
+  }
 };
+
+PYGEN_COLD Racer reduce_racers(Racer own, Shared<Racer> smem) { return block_reduce<Racer>(own, FasterRacer{}, smem); }
+PYGEN_COLD Winner reduce_winners(Winner own, Shared<Winner> smem) {
+  return block_reduce<Winner>(own, BetterWinner{}, smem);
+}
+PYGEN_DEVICE Racer block_reduce(const Racer& own, const FasterRacer&, Shared<Racer> smem) {
+  return reduce_racers(own, smem);
+}
+PYGEN_DEVICE Winner block_reduce(const Winner& own, const BetterWinner&, Shared<Winner> smem) {
+  return reduce_winners(own, smem);
+}
 
 // Races the tokens of a vector. `x`: scores before temperature, -inf for tokens that do not race. `max_score`: the
 // largest of them. `bar`: the value that a token has to reach, kept by the lane. R is a Racer or has its `offer`. All
@@ -150,24 +168,21 @@ PYGEN_DEVICE void send_best(T own, const Op& op, const RowTeam& team, Shared<T> 
 template <typename T, typename Op>
 PYGEN_DEVICE T best_of_blocks(const Op& op, const RowTeam& team, Shared<T> smem) {
   T best = smem.get(kWarps);
+#pragma unroll 1
   for (int i = 1; i < team.cluster(); ++i) best = op(best, smem.get(kWarps + i));
   return best;
 }
 
-struct WholeShare {
-  PYGEN_DEVICE double operator()(float, int) const { return 0.0; }
-};
-
 // The winner by exact values among the survivors of `view` near the best racer. All threads of the row.
 // `largest`: of the row's scores.
 // share(score, token): ln of the share of its weight, at most 1, with which a token races; -inf keeps it out.
-template <typename View, typename Share = WholeShare>
+template <typename View, typename Share>
 PYGEN_DEVICE Racer race_exactly(const View& view, float largest, const RowNoise& noise, const Racer& racer,
-                                RowTeam& team, const RaceSmem& smem, const Share& share = Share()) {
+                                RowTeam& team, const RaceSmem& smem, const Share& share) {
   const float bar = bar_below(racer.best);
   Winner own;
   view.for_each([&](float score, int token) {
-    if (value_about(score, noise.about(token)) < bar) return;
+    if (noise.value_about(score, token) < bar) return;
     const double log_share = share(score, token);
     if (log_share == -kInfinity) return;
     const Winner other{exact_value(score, largest, noise.exponential(token)) + log_share, token, score};
@@ -179,14 +194,34 @@ PYGEN_DEVICE Racer race_exactly(const View& view, float largest, const RowNoise&
   return {racer.best, racer.second, winner.token, winner.score};
 }
 
-// The best of the whole row's survivors, in float32. All threads of the row.
-template <typename View>
-PYGEN_DEVICE Racer race_about(const View& view, const RowNoise& noise, RowTeam& team, const RaceSmem& smem) {
-  Racer racer;
-  view.for_each([&](float score, int token) { racer.offer(value_about(score, noise.about(token)), token, score); });
-  send_best(racer, FasterRacer{}, team, smem.racers);
-  team.sync();
-  return best_of_blocks(FasterRacer{}, team, smem.racers);
+// The winner of the whole row's survivors. `known`: `racer` is the best in float32. All threads of the row.
+template <typename View, typename Noise>
+PYGEN_DEVICE Racer race_view(const View& view, float largest, const Noise& noise, Racer racer, bool known,
+                             RowTeam& team, const RaceSmem& smem) {
+  // In float32, and where that is not enough once more.
+#pragma unroll 1
+  for (; !known || !racer.clear(); known = true) {
+    const float bar = known ? bar_below(racer.best) : kInfinity;
+    Racer own;
+    Winner own_winner;
+    view.for_each([&](float score, int token) {
+      const float value = noise.value_about(score, token);
+      own.offer(value, token, score);
+      if (value < bar) return;
+      const Winner other{exact_value(score, largest, noise.exponential(token)), token, score};
+      if (own_winner.loses_to(other)) own_winner = other;
+    });
+    if (known) {
+      send_best(own_winner, BetterWinner{}, team, smem.winners);
+      team.sync();
+      const Winner winner = best_of_blocks(BetterWinner{}, team, smem.winners);
+      return {racer.best, racer.second, winner.token, winner.score};
+    }
+    send_best(own, FasterRacer{}, team, smem.racers);
+    team.sync();
+    racer = best_of_blocks(FasterRacer{}, team, smem.racers);
+  }
+  return racer;
 }
 
 // The winner by exact values among entries [begin, end) of a sorted list near the best, where float32 is not enough. All
@@ -194,14 +229,14 @@ PYGEN_DEVICE Racer race_about(const View& view, const RowNoise& noise, RowTeam& 
 template <typename Params>
 PYGEN_COLD Winner race_list_exactly(Shared<uint64_t> list, int begin, int end, const Params& params, int64_t row,
                                     float best, Shared<Winner> smem) {
-  const RowNoise noise(params, row, knob_at(params.step, row));
+  const CalledNoise<Params> noise(params, row);
   const float bar = bar_below(best), origin = score_of_entry(list.get(begin));
   Winner own;
 #pragma unroll 1
   for (int i = begin + thread_index(); i < end; i += kThreads) {
     const float score = score_of_entry(list.get(i));
     const int token = token_of_entry(list.get(i));
-    if (value_about(score, noise.about(token)) < bar) continue;
+    if (noise.value_about(score, token) < bar) continue;
     const Winner other{exact_value(score, origin, noise.exponential(token)), token, score};
     if (own.loses_to(other)) own = other;
   }
@@ -212,11 +247,11 @@ PYGEN_COLD Winner race_list_exactly(Shared<uint64_t> list, int begin, int end, c
 // that holds it.
 template <typename Params>
 PYGEN_DEVICE Racer race_list(const SortedList& list, const Params& params, int64_t row, const RaceSmem& smem) {
-  const RowNoise noise(params, row, knob_at(params.step, row));
+  const CalledNoise<Params> noise(params, row);
   Racer racer;
 #pragma unroll 1
   for (int i = list.begin() + thread_index(); i < list.end(); i += kThreads)
-    racer.offer(value_about(list.score(i), noise.about(list.token(i))), list.token(i), list.score(i));
+    racer.offer(noise.value_about(list.score(i), list.token(i)), list.token(i), list.score(i));
   racer = block_reduce(racer, FasterRacer{}, smem.racers);
   if (racer.clear()) return racer;
   const Winner winner =

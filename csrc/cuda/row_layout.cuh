@@ -9,12 +9,10 @@
 #pragma once
 
 #include "common/sample_params.h"
+#include "cuda/floats.cuh"
 #include "cuda/reduce.cuh"
 
 namespace pygen::cuda {
-
-constexpr float kInfinity = __builtin_huge_valf();
-constexpr float kLowestFloat = -3.402823466e38f;
 
 // Maxima that are kept of a row. So many that few scores besides the n largest reach the n-th largest maximum, and so
 // few that 512 threads read them in eight steps.
@@ -122,6 +120,13 @@ struct LogitVector {
   }
 };
 
+// a / b for a >= 0 and b > 0 whose quotient is below 2^22: less code than a division of integers.
+PYGEN_DEVICE int quotient(int a, int b) {
+  const int about = static_cast<int>(__fdividef(static_cast<float>(a), static_cast<float>(b)));
+  const int rest = a - about * b;
+  return about + static_cast<int>(rest >= b) - static_cast<int>(rest < 0);
+}
+
 template <DType kType>
 class RowLayout {
  public:
@@ -162,7 +167,7 @@ class RowLayout {
   PYGEN_DEVICE int last_vector() const { return last_slice_ * slice_vectors(); }
   // The vector of a tile in its sweep number `sweep`; -1, which is not full, where it has none.
   PYGEN_DEVICE int vector_of(int tile, int sweep) const {
-    const int group = tile / kThreads, slice = group / groups_;
+    const int group = tile / kThreads, slice = quotient(group, groups_);
     const int of_slice = (group - slice * groups_) * tile_sweeps_ + sweep;
     return of_slice < sweeps_ ? (slice * sweeps_ + of_slice) * kThreads + tile % kThreads : -1;
   }

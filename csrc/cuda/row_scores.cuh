@@ -1,7 +1,7 @@
 // One row's scores before temperature: logits + bias, penalties, bans, suppression and token_bitmask, computed where
 // they are read and never stored. `scan` is one pass over memory. It leaves the maxima of the tiles with the block that
 // owns them; `bring_together` gives them to the block that leads the row, which also scores the extra tokens. Tiles and
-// extra tokens are then its candidates. `gather` reads again only the tiles that reach a bound.
+// extra tokens are then its candidates. row_search.cuh has what reads a row again.
 //
 // For beams the scores may start as log-softmax(logits): `normalize`.
 #pragma once
@@ -58,11 +58,11 @@ class RowScores {
         bias_(params.bias != nullptr ? params.bias + row * params.bias_stride : nullptr),
         token_bitmask_(params.token_bitmask != nullptr ? params.token_bitmask + row * params.token_bitmask_stride
                                                        : nullptr),
-        maxima_(shared.take<float>(launch.tiles_far ? 0 : tiles_of(launch.geometry))),
         sums_(shared.take<float>(launch.sums && !launch.tiles_far ? tiles_of(launch.geometry) : 0)),
+        maxima_(shared.take<float>((launch.tiles_far ? 0 : tiles_of(launch.geometry)) + Extra::near(launch.extra))),
         with_sums_(launch.sums),
         stream_(launch.geometry, slots),
-        extra_(params, launch.extra, far, shared) {}
+        extra_(params, launch.extra, far, maxima_.from(launch.tiles_far ? 0 : layout_.tiles()), shared) {}
 
   // Shared memory that the constructor takes, in bytes.
   static size_t shared_bytes(const RowLaunch& launch, int64_t vocab_size) {
@@ -115,7 +115,7 @@ class RowScores {
   // scores of the extra tokens. NaN where there is one.
   PYGEN_DEVICE int candidates() const { return layout_.tiles() + extra_.count(); }
   PYGEN_DEVICE float candidate(int i) const {
-    return i < layout_.tiles() ? maxima_.get(i) : extra_.score(i - layout_.tiles());
+    return extra_.are_far() && i >= layout_.tiles() ? extra_.score(i - layout_.tiles()) : maxima_.get(i);
   }
   // Candidates that can be finite, at most.
   PYGEN_DEVICE int peaks() const {
@@ -131,16 +131,19 @@ class RowScores {
   // without a barrier.
   template <Keep kKeep, typename Visit>
   PYGEN_DEVICE void scan(float temperature, const Visit& visit, Shared<float> raw_maxima = Shared<float>()) {
-    scan_to<kKeep>(temperature, visit, [&](int tile, const TileScan<kDType>& of_tile) {
-      maxima_.set(tile, of_tile.largest());
-      if constexpr (kKeep != Keep::kMaxima) sums_.set(tile, of_tile.sum());
-      if constexpr (kKeep == Keep::kRaw) raw_maxima.set(tile, of_tile.largest_logit());
-    });
+    scan_to<kKeep, kKeep == Keep::kMaxima ? kDepth : 2>(temperature, visit,
+                                                        [&](int tile, const TileScan<kDType>& of_tile) {
+                                                          maxima_.set(tile, of_tile.largest());
+                                                          if constexpr (kKeep != Keep::kMaxima)
+                                                            sums_.set(tile, of_tile.sum());
+                                                          if constexpr (kKeep == Keep::kRaw)
+                                                            raw_maxima.set(tile, of_tile.largest_logit());
+                                                        });
   }
   // The same for another kernel.
   template <Keep kKeep>
   PYGEN_DEVICE void scan(float temperature, const FarTiles& tiles) {
-    scan_to<kKeep>(temperature, NoVisit{}, [&](int tile, const TileScan<kDType>& of_tile) {
+    scan_to<kKeep, kDepth>(temperature, NoVisit{}, [&](int tile, const TileScan<kDType>& of_tile) {
       tiles.maxima[tile] = of_tile.largest();
       if constexpr (kKeep != Keep::kMaxima) tiles.sums[tile] = of_tile.sum();
     });
@@ -158,32 +161,22 @@ class RowScores {
   PYGEN_DEVICE void bring_together(int cluster) {
     row_sync(cluster);
     if (cluster == 1 || cluster_rank() != 0) return;
-    take_tiles(maxima_);
-    if (with_sums_) take_tiles(sums_);
+    Shared<float> tiles = maxima_;
+#pragma unroll 1
+    for (int i = 0; i <= static_cast<int>(with_sums_); ++i) {
+      take_tiles(tiles, cluster);
+      tiles = sums_;
+    }
     __syncthreads();
   }
   // Takes a number per tile from the other blocks, between two barriers of the row. All threads of the block that leads.
-  PYGEN_DEVICE void take_tiles(const Shared<float>& tiles) const {
+  PYGEN_DEVICE void take_tiles(const Shared<float>& tiles, int cluster) const {
     const int own = layout_.last_group() * kThreads;
-    for (int i = own + thread_index(); i < layout_.tiles(); i += kThreads)
-      tiles.set(i, tiles.of_block(static_cast<unsigned>(i / own)).get(i));
-  }
-
-  // Makes the maxima and the sums of the slice again, where the scores are no longer those of the scan.
-  PYGEN_DEVICE void look_again(float temperature) {
-    const float scale = fminf(kLog2E / temperature, -kLowestFloat);
 #pragma unroll 1
-    for (int group = layout_.first_group(); group < layout_.last_group(); ++group) {
-      const int tile = group * kThreads + thread_index();
-      TileScan<kDType> of_tile;
-#pragma unroll 1
-      for (int i = 0; i < layout_.tile_sweeps(); ++i) {
-        float x[kCount];
-        look(layout_.vector_of(tile, i), x);
-        of_tile.template add_scores<Keep::kSums>(x, scale);
-      }
-      maxima_.set(tile, of_tile.largest());
-      if (with_sums_) sums_.set(tile, of_tile.sum());
+    for (int i = thread_index(); i < own; i += kThreads) {
+#pragma unroll 4
+      for (int rank = 1; rank < cluster; ++rank)
+        tiles.set(rank * own + i, tiles.of_block(static_cast<unsigned>(rank)).get(rank * own + i));
     }
   }
 
@@ -192,7 +185,7 @@ class RowScores {
     uint4 raw = no_logits();
     if (layout_.is_full(vector)) {
       if (stream_.holds_slice()) {
-        const int rank = vector / layout_.slice_vectors();
+        const int rank = quotient(vector, layout_.slice_vectors());
         raw = stream_.again(static_cast<unsigned>(rank), vector - rank * layout_.slice_vectors());
       } else {
         raw = layout_.load(vector);
@@ -202,152 +195,91 @@ class RowScores {
     compose(vector, raw, x);
   }
 
+  // Scores of neighbouring tokens, from `token` on: those with a bit in `which` were found.
+  struct Found {
+    int next = 0;  // the step behind
+    int token = 0;
+    uint32_t which = 0;
+    float x[kCount] = {};
+
+    template <typename Visit>
+    PYGEN_DEVICE void for_each(const Visit& visit) const {
+      // `visit` is there once: the scores move on by one place.
+      Found rest = *this;
+#pragma unroll 1
+      for (; rest.which != 0; rest.which >>= 1) {
+        if ((rest.which & 1u) != 0) visit(rest.x[0], rest.token);
+        ++rest.token;
+        rest.move_on(-kInfinity);
+      }
+    }
+    // Drops the first score and adds a last one.
+    PYGEN_DEVICE void move_on(float last) {
+#pragma unroll
+      for (int i = 1; i < kCount; ++i) x[i - 1] = x[i];
+      x[kCount - 1] = last;
+    }
+  };
+
+  // The finite scores that are at least `low`, a bit each.
+  PYGEN_DEVICE static uint32_t reaching(const float (&x)[kCount], float low) {
+    uint32_t found = 0;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) found |= static_cast<uint32_t>(x[i] > -kInfinity && x[i] >= low) << i;
+    return found;
+  }
+  PYGEN_DEVICE static float picked(const float (&x)[kCount], int at) {
+    float one = x[0];
+#pragma unroll
+    for (int i = 1; i < kCount; ++i) one = i == at ? x[i] : one;
+    return one;
+  }
+
+  // A pass over the slice takes so many steps, one vector per thread. In the block that leads it has also steps for the
+  // extra tokens.
+  PYGEN_DEVICE int steps(bool leads) const {
+    return steps_of_tiles() + (leads ? (extra_.count() + kThreads - 1) / kThreads : 0);
+  }
+  // The finite scores of a step that are at least `low`. A tile without any is left at once.
+  PYGEN_DEVICE Found found_at(int step, float low) const {
+    Found found;
+    found.next = step + 1;
+    if (step < steps_of_tiles()) {
+      const int group = quotient(step, layout_.tile_sweeps()), sweep = step - group * layout_.tile_sweeps();
+      const int tile = (layout_.first_group() + group) * kThreads + thread_index();
+      const float max_score = maxima_.get(tile);
+      if (!(max_score > -kInfinity) || !(max_score >= low)) {
+        found.next = step - sweep + layout_.tile_sweeps();
+        return found;
+      }
+      const int vector = layout_.vector_of(tile, sweep);
+      look(vector, found.x);
+      found.token = layout_.token_of(vector);
+      found.which = reaching(found.x, low);
+    } else if (const int i = (step - steps_of_tiles()) * kThreads + thread_index(); i < extra_.count()) {
+      found.x[0] = extra_.score(i);
+      found.token = extra_.token(i);
+      found.which = found.x[0] > -kInfinity && found.x[0] >= low;
+    }
+    return found;
+  }
+
   // Calls visit(score, token) for the finite scores of the slice that are at least `low`, and in the block that leads for
   // those of the extra tokens.
   template <typename Visit>
   PYGEN_DEVICE void for_each_score(float low, bool leads, const Visit& visit) const {
-    // One loop for tiles and extra tokens, and one over the scores that it finds: `visit` is there once.
 #pragma unroll 1
-    for (int group = layout_.first_group(); group <= layout_.last_group(); ++group) {
-      const bool of_tiles = group < layout_.last_group();
-      const int tile = group * kThreads + thread_index();
-      int steps = layout_.tile_sweeps();
-      if (of_tiles) {
-        const float max_score = maxima_.get(tile);
-        if (!(max_score > -kInfinity) || !(max_score >= low)) continue;
-      } else {
-        steps = leads ? (extra_.count() + kThreads - 1) / kThreads : 0;
-      }
-#pragma unroll 1
-      for (int i = 0; i < steps; ++i) {
-        float x[kCount];
-        int token = 0;
-        uint32_t found = 0;
-        if (of_tiles) {
-          const int vector = layout_.vector_of(tile, i);
-          look(vector, x);
-          token = layout_.token_of(vector);
-          found = reaching(x, low);
-        } else if (const int at = i * kThreads + thread_index(); at < extra_.count()) {
-          x[0] = extra_.score(at);
-          token = extra_.token(at);
-          found = x[0] > -kInfinity && x[0] >= low;
-        }
-        for (; found != 0; found &= found - 1) {
-          const int at = __ffs(static_cast<int>(found)) - 1;
-          visit(picked(x, at), token + at);
-        }
-      }
+    for (int step = 0; step < steps(leads);) {
+      const Found found = found_at(step, low);
+      step = found.next;
+      found.for_each(visit);
     }
   }
 
-  // Lists every finite score whose quotient by the temperature is at least `low`, in any order. counters: [0] counts
-  // all of them, even those that the list cannot hold. `tiles`: kListCapacity numbers. All threads of the block that
-  // leads; barriers around and inside.
-  PYGEN_DEVICE void gather(float low, float temperature, Shared<uint32_t> tiles, Shared<uint32_t> counters,
-                           Shared<uint64_t> list) const {
-    __syncthreads();
-    if (thread_index() < 2) counters.set(thread_index(), 0);
-    __syncthreads();
-    const float least = below_quotient(low, temperature);
-    const auto offer = [&](float score, int token) {
-      score = score / temperature;
-      if (!(score >= low)) return;
-      const uint32_t at = counters.add(0, 1);
-      if (at < kListCapacity) list.set(static_cast<int>(at), list_entry(score, token));
-    };
-    for (int i = thread_index(); i < layout_.tiles(); i += kThreads) {
-      const float max_score = maxima_.get(i);
-      if (!(max_score > -kInfinity) || !(max_score >= least)) continue;
-      const uint32_t at = counters.add(1, 1);
-      if (at < kListCapacity) tiles.set(static_cast<int>(at), static_cast<uint32_t>(i));
-    }
-    __syncthreads();
-    const int found = static_cast<int>(counters.get(1));
-    if (found > kListCapacity) {
-      if (thread_index() == 0) counters.add(0, kListCapacity + 1);
-      __syncthreads();
-      return;
-    }
-    // One loop for the vectors of the tiles and for the extra tokens.
-    const int sweeps = layout_.tile_sweeps(), vectors = found * sweeps;
-#pragma unroll 1
-    for (int i = thread_index(); i < vectors + extra_.count(); i += kThreads) {
-      float x[kCount];
-      int token;
-      uint32_t hits;
-      if (i < vectors) {
-        const int at = i / sweeps;
-        const int vector = layout_.vector_of(static_cast<int>(tiles.get(at)), i - at * sweeps);
-        look(vector, x);
-        token = layout_.token_of(vector);
-        hits = reaching(x, least);
-      } else {
-        x[0] = extra_.score(i - vectors);
-        token = extra_.token(i - vectors);
-        hits = x[0] > -kInfinity && x[0] >= least;
-      }
-      for (; hits != 0; hits &= hits - 1) {
-        const int at = __ffs(static_cast<int>(hits)) - 1;
-        offer(picked(x, at), token + at);
-      }
-    }
-    __syncthreads();
+  // log2(e) / temperature, for TileScan.
+  PYGEN_DEVICE static float scale_of(float temperature) {
+    return fminf(1.44269504088896341f / temperature, -kLowestFloat);
   }
-
-  // Makes the maxima of the tiles as if NaN were -inf. All threads of the block that leads; barriers around.
-  PYGEN_DEVICE void drop_nans() {
-    __syncthreads();
-#pragma unroll 1
-    for (int tile = thread_index(); tile < layout_.tiles(); tile += kThreads) {
-      if (maxima_.get(tile) == maxima_.get(tile)) continue;
-      float max_score = -kInfinity;
-#pragma unroll 1
-      for (int i = 0; i < layout_.tile_sweeps(); ++i) {
-        float x[kCount];
-        look(layout_.vector_of(tile, i), x);
-#pragma unroll
-        for (int j = 0; j < kCount; ++j) max_score = fmaxf(max_score, x[j]);
-      }
-      maxima_.set(tile, max_score);
-    }
-    __syncthreads();
-  }
-
-  // The lowest token whose score is `largest`, the row's maximum; INT_MAX without one. All threads of the block that
-  // leads. `tiles`: kThreads numbers; `counter`: one; `smem` as in block_reduce.
-  PYGEN_DEVICE int lowest_token_of(float largest, Shared<uint32_t> tiles, Shared<uint32_t> counter,
-                                   Shared<uint64_t> smem) const {
-    // Tokens of an earlier group are lower.
-    uint32_t group = 0x7FFFFFFFu;
-    for (int tile = layout_.tiles() - kThreads + thread_index(); tile >= 0; tile -= kThreads)
-      if (maxima_.get(tile) == largest) group = static_cast<uint32_t>(tile / kThreads);
-    uint32_t token = 0x7FFFFFFFu;
-#pragma unroll 1
-    for (int i = thread_index(); i < extra_.count(); i += kThreads)
-      if (extra_.score(i) == largest) token = min(token, static_cast<uint32_t>(extra_.token(i)));
-    if (thread_index() == 0) counter.set(0, 0);
-    const auto first = static_cast<uint32_t>(block_reduce(static_cast<uint64_t>(group), Smaller{}, smem));
-    if (group == first && first != 0x7FFFFFFFu)
-      tiles.set(static_cast<int>(counter.add(0, 1)), first * kThreads + threadIdx.x);
-    __syncthreads();
-    const int sweeps = layout_.tile_sweeps(), vectors = static_cast<int>(counter.get(0)) * sweeps;
-#pragma unroll 1
-    for (int i = thread_index(); i < vectors; i += kThreads) {
-      const int at = i / sweeps;
-      const int vector = layout_.vector_of(static_cast<int>(tiles.get(at)), i - at * sweeps);
-      if (!layout_.is_full(vector)) continue;
-      float x[kCount];
-      look(vector, x);
-      const uint32_t hidden = extra_.any() ? extra_.hidden(vector) : 0u;
-#pragma unroll
-      for (int j = kCount - 1; j >= 0; --j)
-        if (x[j] == largest && (hidden >> j & 1u) == 0)
-          token = min(token, static_cast<uint32_t>(layout_.token_of(vector) + j));
-    }
-    return static_cast<int>(block_reduce(static_cast<uint64_t>(token), Smaller{}, smem));
-  }
-
   // No score below it has a quotient by the temperature that reaches `low`: quotient and product round by 6e-8 each.
   PYGEN_DEVICE static float below_quotient(float low, float temperature) {
     if (temperature == 1.0f) return low;
@@ -356,19 +288,18 @@ class RowScores {
   }
 
  private:
-  static constexpr float kLog2E = 1.44269504088896341f;
-
-  // A scan that calls leave(tile, TileScan) for every tile.
-  template <Keep kKeep, typename Visit, typename Leave>
+  // A scan that calls leave(tile, TileScan) for every tile. `kUnrolled`: how many vectors the loop has in its code, where
+  // they are simple. Where one kernel does everything, sums are a large part of it.
+  template <Keep kKeep, int kUnrolled, typename Visit, typename Leave>
   PYGEN_DEVICE void scan_to(float temperature, const Visit& visit, const Leave& leave) {
     constexpr bool kVisits = !std::is_same_v<Visit, NoVisit>;
-    const float scale = fminf(kLog2E / temperature, -kLowestFloat);
+    const float scale = scale_of(temperature);
     int vector = layout_.first_vector() + thread_index();
     int tile = layout_.first_group() * kThreads + thread_index();
     for (int group = layout_.first_group(); group < layout_.last_group(); ++group, tile += kThreads) {
       TileScan<kDType> of_tile;
       for (int first = 0; first < layout_.tile_sweeps(); first += kDepth) {
-#pragma unroll(kShaped || kVisits ? 1 : kDepth)
+#pragma unroll(kShaped || kVisits ? 1 : kUnrolled)
         for (int i = 0; i < kDepth; ++i) {
           stream_.wait();
           const bool full = stream_.is_full(i);
@@ -399,6 +330,10 @@ class RowScores {
     }
   }
 
+  PYGEN_DEVICE int steps_of_tiles() const {
+    return (layout_.last_group() - layout_.first_group()) * layout_.tile_sweeps();
+  }
+
   PYGEN_DEVICE static uint4 no_logits() {
     return {Vector::kMinusInfinity, Vector::kMinusInfinity, Vector::kMinusInfinity, Vector::kMinusInfinity};
   }
@@ -420,20 +355,6 @@ class RowScores {
     const bool inside = word >= 0 && word <= (layout_.vocab_size() - 1) / 32;
     return inside ? static_cast<uint32_t>(load_scalar(token_bitmask_ + word)) : 0u;
   }
-  // The finite ones that are at least `low`, a bit each.
-  PYGEN_DEVICE static uint32_t reaching(const float (&x)[kCount], float low) {
-    uint32_t found = 0;
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) found |= static_cast<uint32_t>(x[i] > -kInfinity && x[i] >= low) << i;
-    return found;
-  }
-  PYGEN_DEVICE static float picked(const float (&x)[kCount], int at) {
-    float one = x[0];
-#pragma unroll
-    for (int i = 1; i < kCount; ++i) one = i == at ? x[i] : one;
-    return one;
-  }
-
   // `raw`: with -inf in place of extra tokens.
   PYGEN_DEVICE void compose(int vector, const uint4& raw, float (&x)[kCount]) const {
     Vector::unpack(raw, x);
@@ -461,7 +382,8 @@ class RowScores {
   RowLayout<kDType> layout_;
   const float* bias_;
   const int32_t* token_bitmask_;
-  Shared<float> maxima_, sums_;
+  Shared<float> sums_;
+  Shared<float> maxima_;  // behind them the scores of the extra tokens, unless these are far
   bool with_sums_;
   LogitStream<kDType> stream_;
   Extra extra_;

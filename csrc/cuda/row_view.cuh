@@ -14,55 +14,48 @@ class RowView {
   // `row` was scanned and is ok; `largest`: its largest score over the temperature.
   PYGEN_DEVICE RowView(const ViewSmem<Scores>& smem, const Scores& row, const RowTeam& team, float temperature,
                        float largest)
-      : smem_(smem), row_(row), team_(team), temperature_(temperature), largest_(largest) {
-    if (thread_index() == 0) {
-      smem_.state.set(0, ViewState<Scores>{row, team.smem(), team.cluster(), temperature, largest});
-      smem_.interval.set(0, Interval{});
-    }
-    __syncthreads();
-  }
+      : RowView(smem, row, team, temperature, largest, row.steps(team.leads())) {}
+  // Goes on for another object.
+  PYGEN_DEVICE explicit RowView(const RowTeam& team)
+      : team_(team), steps_(Passes::state().steps), largest_(Passes::state().largest) {}
 
-  PYGEN_DEVICE Interval interval() const { return smem_.interval.get(0); }
-  PYGEN_DEVICE void restrict_to(const Interval& to) {
-    Passes::change(smem_, [&](Interval& interval) { interval = to; });
-  }
+  PYGEN_DEVICE Interval interval() const { return Passes::interval(); }
+  PYGEN_DEVICE void restrict_to(const Interval& to) { Passes::set_interval(to); }
 
   // Calls f(score over temperature, token) for the survivors of the slice, and for the extra tokens in the block that
   // leads.
   template <typename F>
   PYGEN_DEVICE void for_each(const F& f) const {
-    for_each_survivor(row_, team_, temperature_, interval(), f);
+    Passes::for_each_survivor(steps_, f);
   }
 
-  PYGEN_DEVICE uint64_t mass() const { return Passes::total(smem_, Passes::Total::kMass, 0.0f); }
+  PYGEN_DEVICE uint64_t mass() const { return Passes::total(Passes::Total::kMass, 0.0f); }
   PYGEN_DEVICE Distribution distribution() const {
-    return distribution_of(mass(), Passes::total(smem_, Passes::Total::kEnergy, 0.0f));
+    return distribution_of(mass(), Passes::total(Passes::Total::kEnergy, 0.0f));
   }
-  PYGEN_DEVICE double standard_deviation() const { return Passes::standard_deviation(smem_); }
+  PYGEN_DEVICE double standard_deviation() const { return Passes::standard_deviation(); }
   PYGEN_DEVICE bool holds_at_least(float low, int n) const {
-    return Passes::total(smem_, Passes::Total::kCount, low) >= static_cast<uint64_t>(n);
+    return Passes::total(Passes::Total::kCount, low) >= static_cast<uint64_t>(n);
   }
-  PYGEN_DEVICE int list_survivors() const { return Passes::list_survivors(smem_); }
+  PYGEN_DEVICE int list_survivors() const { return Passes::list_survivors(); }
 
-  PYGEN_DEVICE void keep_at_least(float low) {
-    Passes::change(smem_, [&](Interval& interval) { interval.raise_low(low); });
-  }
+  PYGEN_DEVICE void keep_at_least(float low) { Passes::keep_at_least(low); }
   PYGEN_DEVICE void keep_largest_and_ties(int n) {
-    Passes::keep_first(smem_, Passes::Weight::kCount, n, 0.0, Passes::Stay::kAll);
+    Passes::keep_first(Passes::Weight::kCount, n, 0.0, Passes::Stay::kAll);
   }
   PYGEN_DEVICE void keep_largest(int n) {
-    Passes::keep_first(smem_, Passes::Weight::kCount, n, 0.0, Passes::Stay::kLowestIds);
+    Passes::keep_first(Passes::Weight::kCount, n, 0.0, Passes::Stay::kLowestIds);
   }
   PYGEN_DEVICE bool keep_nucleus(float p, int n) {
     const Interval before = interval();
-    if (p > 0) Passes::keep_first(smem_, Passes::Weight::kMass, 0, p, Passes::Stay::kHighestIds);
+    if (p > 0) Passes::keep_first(Passes::Weight::kMass, 0, p, Passes::Stay::kHighestIds);
     if (p == 0 || (n > 1 && !holds_at_least(-kInfinity, n))) {
       restrict_to(before);
-      Passes::keep_first(smem_, Passes::Weight::kCount, n, 0.0, Passes::Stay::kHighestIds);
+      Passes::keep_first(Passes::Weight::kCount, n, 0.0, Passes::Stay::kHighestIds);
     }
     return true;
   }
-  PYGEN_DEVICE void keep_typical(float center, float p, int n) { Passes::keep_typical(smem_, center, p, n); }
+  PYGEN_DEVICE void keep_typical(float center, float p, int n) { Passes::keep_typical(center, p, n); }
 
   PYGEN_DEVICE void keep_top_h(float top_h) {
     keep_largest(kTopHTokens);
@@ -80,10 +73,19 @@ class RowView {
   }
 
  private:
-  const ViewSmem<Scores> smem_;
-  const Scores& row_;
+  PYGEN_DEVICE RowView(const ViewSmem<Scores>& smem, const Scores& row, const RowTeam& team, float temperature,
+                       float largest, int steps)
+      : team_(team), steps_(steps), largest_(largest) {
+    if (thread_index() == 0) {
+      smem.state.set(0, ViewState<Scores>{row, team.smem().list, team.cluster(), steps_, temperature, largest});
+      smem.interval.set(0, Interval{});
+    }
+    __syncthreads();
+  }
+
   const RowTeam& team_;
-  const float temperature_, largest_;
+  const int steps_;
+  const float largest_;
 };
 
 }  // namespace pygen::cuda

@@ -5,11 +5,7 @@
 namespace pygen::cuda {
 
 Error sample_listed(const SampleParams& params, const Context& context) {
-  switch (params.shaping.dtype) {
-    case DType::kFloat16: return launch_rows<DType::kFloat16, Rows::kListed>(params, context);
-    case DType::kBFloat16: return launch_rows<DType::kBFloat16, Rows::kListed>(params, context);
-    default: return launch_rows<DType::kFloat32, Rows::kListed>(params, context);
-  }
+  return launch_rows<Rows::kListed>(params, context);
 }
 
 }  // namespace pygen::cuda

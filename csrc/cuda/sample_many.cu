@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kThreads, 1) sample_draw(const __grid_constant
   wait_for_previous_kernel();
   self.scores.score_extra();
   self.scores.take(far_tiles(workspace, launch, self.row));
-  draw_row(self, launch.draw, workspace);
+  draw_row(self, workspace);
 }
 
 template <DType kType>

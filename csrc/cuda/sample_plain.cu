@@ -5,11 +5,7 @@
 namespace pygen::cuda {
 
 Error sample_plain(const SampleParams& params, const Context& context) {
-  switch (params.shaping.dtype) {
-    case DType::kFloat16: return launch_rows<DType::kFloat16, Rows::kPlain>(params, context);
-    case DType::kBFloat16: return launch_rows<DType::kBFloat16, Rows::kPlain>(params, context);
-    default: return launch_rows<DType::kFloat32, Rows::kPlain>(params, context);
-  }
+  return launch_rows<Rows::kPlain>(params, context);
 }
 
 }  // namespace pygen::cuda

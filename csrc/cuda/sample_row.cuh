@@ -5,6 +5,7 @@
 
 #include "cuda/bookkeeping.cuh"
 #include "cuda/geometry.h"
+#include "cuda/scanned_row.cuh"
 #include "cuda/top_logprobs.cuh"
 
 namespace pygen::cuda {
@@ -22,21 +23,22 @@ enum class Draw : uint32_t { kNothing, kFilter, kFinishRace, kKnown };
 // What the block that leads tells the others. `racer`: the winner as far as known.
 struct Decision {
   Draw draw = Draw::kNothing;
-  float max_score = 0.0f;  // of the row, before temperature
+  float temperature = 1.0f, largest = 0.0f;  // the row's largest score over the temperature
   Racer racer;
 
-  static constexpr int kWords = 3;
+  static constexpr int kWords = 4;
   PYGEN_DEVICE void write(uint64_t (&words)[kWords]) const {
     const auto both = [](uint32_t high, uint32_t low) { return static_cast<uint64_t>(high) << 32 | low; };
     words[0] = both(static_cast<uint32_t>(draw), static_cast<uint32_t>(racer.token));
-    words[1] = both(bits_of(max_score), bits_of(racer.best));
-    words[2] = both(bits_of(racer.second), bits_of(racer.score));
+    words[1] = both(bits_of(temperature), bits_of(largest));
+    words[2] = both(bits_of(racer.best), bits_of(racer.second));
+    words[3] = bits_of(racer.score);
   }
   PYGEN_DEVICE static Decision read(const uint64_t (&words)[kWords]) {
-    const auto high = [&](int i) { return static_cast<uint32_t>(words[i] >> 32); };
-    const auto low = [&](int i) { return static_cast<uint32_t>(words[i]); };
-    return {static_cast<Draw>(high(0)), float_of(high(1)),
-            Racer{float_of(low(1)), float_of(high(2)), static_cast<int>(low(0)), float_of(low(2))}};
+    const auto high = [&](int i) { return float_of(static_cast<uint32_t>(words[i] >> 32)); };
+    const auto low = [&](int i) { return float_of(static_cast<uint32_t>(words[i])); };
+    return {static_cast<Draw>(words[0] >> 32), high(1), low(1),
+            Racer{high(2), low(2), static_cast<int>(static_cast<uint32_t>(words[0])), low(3)}};
   }
 };
 
@@ -72,43 +74,32 @@ class Results {
   int64_t row_;
 };
 
-// The shared memory and the scores of a row. Built from the kernel's parameters alone, so that a function that is not
-// inlined builds it again instead of getting it through local memory.
 template <DType kType, Rows kRows>
-struct SampleRow {
-  using Scores = RowScores<kType, kRows == Rows::kAny>;
+struct SampleRow : ScannedRow<kType, kRows == Rows::kAny, RaceSmem> {
+  using Base = ScannedRow<kType, kRows == Rows::kAny, RaceSmem>;
+  using Base::row, Base::scores, Base::smem, Base::team;
+  using typename Base::Scores;
   static constexpr bool kRaces = kRows != Rows::kListed;
 
   const SampleParams& params;
-  int64_t row;
-  SharedMemory shared;
-  RowSmem smem;
-  RaceSmem race;
-  RowTeam team;
-  ViewSmem<Scores> view;
-  Scores scores;
 
-  PYGEN_DEVICE SampleRow(const SampleParams& all, const RowLaunch& launch, void* workspace, int turn = 0)
-      : params(all),
-        row(blockIdx.x / launch.geometry.cluster),
-        smem(launch.geometry, shared),
-        race(shared),
-        team(launch.geometry.cluster, smem, turn),
-        view(shared),
-        scores(all.shaping, launch, row, rank_in_row(launch.geometry),
-               static_cast<uint32_t*>(workspace) + kCounterBytes / 4 + row * launch.extra.far_words, smem.slots,
-               shared) {}
+  PYGEN_DEVICE SampleRow(const SampleParams& all, const RowLaunch& launch, void* workspace)
+      : Base(all.shaping, launch, static_cast<uint32_t*>(workspace) + kCounterBytes / 4, 0), params(all) {}
 
-  PYGEN_DEVICE Filters filters() const {
-    const Filters all = filters_of(params.shaping, row);
-    if constexpr (kRows == Rows::kAny) return all;
+  PYGEN_DEVICE const RaceSmem& race() const { return this->of_op; }
+  PYGEN_DEVICE Filters filters() const { return filters(params, row); }
+  PYGEN_DEVICE static Filters filters(const SampleParams& params, int64_t row) {
+    const ShapingParams& asked = params.shaping;
+    if constexpr (kRows == Rows::kAny) return filters_of(asked, row);
     Filters own;
-    own.temperature = all.temperature;
+    own.temperature = knob_at(asked.temperature, row);
     if constexpr (kRows == Rows::kListed) {
-      own.min_tokens_to_keep = all.min_tokens_to_keep;
-      own.top_k = all.top_k;
-      own.top_p = all.top_p;
-      own.min_p = all.min_p;
+      // The same for all rows, but for min_tokens_to_keep.
+      own.min_tokens_to_keep = filter_value(asked.min_tokens_to_keep, row, asked.vocab_size);
+      own.top_k = filter_value(Knob<int64_t>{asked.top_k.value}, row, asked.vocab_size);
+      own.top_p = asked.top_p.value;
+      own.min_p = asked.min_p.value;
+      settle_top_k(own, asked.vocab_size);
     }
     return own;
   }
@@ -133,8 +124,8 @@ struct SampleRow {
         scores.template scan<Keep::kMaxima>(temperature, visit);
       }
       if (races && team.leads()) race_extra(scores.extra(), temperature, of_row, racer);
-      racer = block_reduce(racer, FasterRacer{}, race.racers);
-      if (thread_index() == 0) race.racers.set(kWarps, racer);
+      racer = block_reduce(racer, FasterRacer{}, race().racers);
+      if (thread_index() == 0) race().racers.set(kWarps, racer);
     } else if (scores.has_sums()) {
       scores.template scan<Keep::kSums>(temperature, NoVisit{});
     } else {
@@ -145,9 +136,9 @@ struct SampleRow {
 
   // What the row's scan tells of the race. All threads of the block that leads, behind a barrier of the row.
   PYGEN_DEVICE Racer best_of_scan() const {
-    Racer best = race.racers.get(kWarps);
+    Racer best = race().racers.get(kWarps);
     for (int rank = 1; rank < team.cluster(); ++rank)
-      best = FasterRacer{}(best, race.racers.of_block(static_cast<unsigned>(rank)).get(kWarps));
+      best = FasterRacer{}(best, race().racers.of_block(static_cast<unsigned>(rank)).get(kWarps));
     return best;
   }
 
@@ -158,7 +149,6 @@ struct SampleRow {
     if (thread_index() == 0) params.status[row] = facts.status;
     Filters own = filters();
     Decision decision;
-    decision.max_score = facts.max_score;
     Racer& racer = decision.racer;
     bool known = false;
     if (facts.status != kOk || is_greedy(own)) {
@@ -170,7 +160,8 @@ struct SampleRow {
       known = true;
     }
     const float asked = own.temperature;
-    own.temperature = fitting_temperature(asked, facts.max_score);
+    own.temperature = decision.temperature = fitting_temperature(asked, facts.max_score);
+    const float largest = decision.largest = facts.max_score / own.temperature;
     if constexpr (kRaces) {
       // With a temperature that does not fit, the scan raced infinities.
       if (!known && !has_filters(own) && own.temperature == asked) {
@@ -183,10 +174,9 @@ struct SampleRow {
         if (!results.wants_logprobs()) return decision;
       }
     }
-    const float largest = facts.max_score / own.temperature;
     const bool listed =
         filter_list(scores, smem, own, largest, results.wanted_tops(), [&](const SortedList& list, double mass) {
-          if (!known) racer = race_list(list, params, row, race);
+          if (!known) racer = race_list(list, params, row, race());
           if (!results.wants_logprobs()) return;
           const LogSum log_sum = log_sum_exp(largest, mass);
           results.write_logprob(racer.score, log_sum);
@@ -209,42 +199,38 @@ PYGEN_COLD void finish_row(const SampleParams& params, int64_t row, int token, L
   leave(params, counters, still_open);
 }
 
-// Filters, race and log-probabilities of the whole row, where no list is enough. All threads of the row. Returns the
-// token.
+// Filters, race and log-probabilities of the whole row, where no list is enough: of a RowView that was made. All threads
+// of the row. Returns the token.
 template <DType kType, Rows kRows>
-PYGEN_COLD int draw_from_row(const SampleParams& params, const RowLaunch& launch, void* workspace, uint64_t word0,
-                             uint64_t word1, uint64_t word2, int extra_count, int turn) {
-  const uint64_t words[Decision::kWords] = {word0, word1, word2};
-  const Decision decision = Decision::read(words);
-  SampleRow<kType, kRows> self(params, launch, workspace, turn);
-  self.scores.resume(extra_count);
-  const Results results(params, self.row);
-  const Filters asked = self.filters();
-  Filters filters = is_greedy(asked) ? Filters() : asked;
-  filters.temperature = fitting_temperature(filters.temperature, decision.max_score);
-  const float largest = decision.max_score / filters.temperature;
-  const RowNoise noise = self.noise();
-  Racer racer = decision.racer;
-  RowView<typename SampleRow<kType, kRows>::Scores> view(self.view, self.scores, self.team, filters.temperature,
-                                                         largest);
-  if (decision.draw == Draw::kFilter) {
+PYGEN_COLD int draw_from_row(const SampleParams& params, Draw draw, Racer racer, int turn) {
+  using View = RowView<typename SampleRow<kType, kRows>::Scores>;
+  const int64_t row = cluster_index();
+  const typename View::Passes::Memory memory;
+  SharedMemory rest = memory.shared;
+  const RaceSmem race(rest);
+  RowTeam team = View::Passes::team(memory, turn);
+  View view(team);
+  const float largest = View::Passes::state().largest;
+  const Results results(params, row);
+  const CalledNoise<SampleParams> noise(params, row);
+  if (draw == Draw::kFilter) {
+    Filters filters = SampleRow<kType, kRows>::filters(params, row);
+    if (is_greedy(filters)) filters = Filters();
     apply_filters(view, filters, largest);
-    racer = race_about(view, noise, self.team, self.race);
   }
-  if (decision.draw != Draw::kKnown && !racer.clear())
-    racer = race_exactly(view, largest, noise, racer, self.team, self.race);
+  if (draw != Draw::kKnown) racer = race_view(view, largest, noise, racer, draw == Draw::kFinishRace, team, race);
   if (results.wants_logprobs()) {
     const LogSum log_sum = log_sum_exp(largest, static_cast<double>(view.mass()));
-    if (self.team.leads()) results.write_logprob(racer.score, log_sum);
-    write_top_of_view(results.tops(), view, self.team, largest, log_sum);
+    if (team.leads()) results.write_logprob(racer.score, log_sum);
+    write_top_of_view(results.tops(), view, team, largest, log_sum);
   }
-  self.team.sync();
+  team.sync();
   return racer.token;
 }
 
 // Draws and finishes a row whose candidates the block that leads has. All threads of the row.
 template <DType kType, Rows kRows>
-PYGEN_DEVICE void draw_row(SampleRow<kType, kRows>& self, const RowLaunch& launch, void* workspace) {
+PYGEN_DEVICE void draw_row(SampleRow<kType, kRows>& self, void* workspace) {
   auto* counters = static_cast<LaunchCounters*>(workspace);
   uint64_t words[Decision::kWords] = {};
   if (self.team.leads()) {
@@ -252,10 +238,12 @@ PYGEN_DEVICE void draw_row(SampleRow<kType, kRows>& self, const RowLaunch& launc
     decision.write(words);
     if (decision.draw == Draw::kNothing) finish_row(self.params, self.row, decision.racer.token, counters);
   }
-  self.team.take_from_leader(words);
-  if (Decision::read(words).draw == Draw::kNothing) return;
-  const int token = draw_from_row<kType, kRows>(self.params, launch, workspace, words[0], words[1], words[2],
-                                                self.scores.extra().count(), self.team.turn());
+  self.team.template take_from_leader<true>(words);
+  const Decision decision = Decision::read(words);
+  if (decision.draw == Draw::kNothing) return;
+  RowView<typename SampleRow<kType, kRows>::Scores>(self.view, self.scores, self.team, decision.temperature,
+                                                    decision.largest);
+  const int token = draw_from_row<kType, kRows>(self.params, decision.draw, decision.racer, self.team.turn());
   if (self.team.leads()) finish_row(self.params, self.row, token, counters);
 }
 
@@ -269,7 +257,7 @@ __global__ void __launch_bounds__(kThreads, 1) sample_rows(const __grid_constant
   if (leads) self.scores.score_extra();
   self.scan();
   self.scores.bring_together(launch.geometry.cluster);
-  draw_row(self, launch, workspace);
+  draw_row(self, workspace);
 }
 
 // The plan of a launch whose rows one kernel scans: whether tiles have sums, and whether the rows are read again.
@@ -283,11 +271,20 @@ RowLaunch plan_of(const SampleParams& params, const Device& device, Kernel kerne
 }
 
 template <DType kType, Rows kRows>
-Error launch_rows(const SampleParams& params, const Context& context) {
+Error launch_rows_of(const SampleParams& params, const Context& context) {
   const RowLaunch rows = plan_of<kType>(params, context.device, address_of(sample_rows<kType, kRows>));
   const Launch launch =
       launch_of_rows(params.shaping.rows, rows.geometry, shared_of<kType>(rows, params.shaping.vocab_size), context);
   return launch_kernel(sample_rows<kType, kRows>, launch, params, rows, context.workspace);
+}
+
+template <Rows kRows>
+Error launch_rows(const SampleParams& params, const Context& context) {
+  switch (params.shaping.dtype) {
+    case DType::kFloat16: return launch_rows_of<DType::kFloat16, kRows>(params, context);
+    case DType::kBFloat16: return launch_rows_of<DType::kBFloat16, kRows>(params, context);
+    default: return launch_rows_of<DType::kFloat32, kRows>(params, context);
+  }
 }
 
 }  // namespace pygen::cuda

@@ -3,6 +3,7 @@
 
 #include "common/temperature.h"
 #include "cuda/largest.cuh"
+#include "cuda/row_search.cuh"
 #include "cuda/row_view.cuh"
 
 namespace pygen::cuda {
@@ -23,8 +24,13 @@ struct RowFacts {
 
 // The larger number above the lowest bit, and both lowest bits.
 struct LargerAndFlag {
+  PYGEN_DEVICE static uint64_t neutral() { return 0; }
   PYGEN_DEVICE uint64_t operator()(uint64_t a, uint64_t b) const {
     return ((a > b ? a : b) & ~uint64_t{1}) | ((a | b) & 1);
+  }
+  PYGEN_DEVICE static uint64_t of_warp(uint64_t value) {
+    const bool flag = __ballot_sync(kAllLanes, (value & 1) != 0) != 0;
+    return (Larger::of_warp(value) & ~uint64_t{1}) | static_cast<uint64_t>(flag);
   }
 };
 
@@ -35,6 +41,7 @@ PYGEN_DEVICE RowFacts facts_of_row(Scores& scores, const RowSmem& smem) {
   const auto look = [&]() {
     uint32_t max_key = ordered_key(-kInfinity);
     bool nan = false;
+#pragma unroll 1
     for (int i = thread_index(); i < scores.candidates(); i += kThreads) {
       const float score = scores.candidate(i);
       nan |= score != score;
@@ -44,11 +51,13 @@ PYGEN_DEVICE RowFacts facts_of_row(Scores& scores, const RowSmem& smem) {
     return block_reduce(static_cast<uint64_t>(max_key) << 1 | static_cast<uint64_t>(nan), LargerAndFlag{}, smem.reduce);
   };
   RowFacts facts{0.0f, kOk};
-  uint64_t found = look();
-  if ((found & 1) != 0) {
-    facts.status = kNan;
-    scores.drop_nans();
+  uint64_t found;
+#pragma unroll 1
+  for (;;) {
     found = look();
+    if ((found & 1) == 0 || facts.status == kNan) break;
+    facts.status = kNan;
+    drop_nans(scores);
   }
   facts.max_score = value_of_key(static_cast<uint32_t>(found >> 1));
   if (facts.status == kOk && facts.max_score == kInfinity) facts.status = kPosInf;
@@ -60,7 +69,7 @@ PYGEN_DEVICE RowFacts facts_of_row(Scores& scores, const RowSmem& smem) {
 // leads.
 template <typename Scores>
 PYGEN_DEVICE int lowest_token_of(const Scores& scores, const RowSmem& smem, float max_score) {
-  const int token = scores.lowest_token_of(max_score, smem.sums.low, smem.counters, smem.reduce);
+  const int token = lowest_token_in(scores, max_score, smem.sums.low, smem.counters, smem.reduce);
   return token < scores.layout().vocab_size() ? token : 0;
 }
 
@@ -74,6 +83,7 @@ PYGEN_DEVICE Masses masses_of_row(const Scores& scores, float temperature, float
                                   Shared<uint64_t> smem) {
   constexpr float kFiner = 0x1p10f;  // coarser units: a double holds every sum of 2^20 masses
   uint64_t all = 0, reaching = 0;
+#pragma unroll 1
   for (int i = thread_index(); i < scores.candidates(); i += kThreads) {
     const float max_score = scores.candidate(i) / temperature;
     if (max_score == -kInfinity) continue;
@@ -131,7 +141,7 @@ PYGEN_DEVICE bool filter_list(const Scores& scores, const RowSmem& smem, const F
         return false;
     }
   }
-  scores.gather(low, temperature, smem.sums.low, smem.counters, smem.list);
+  gather(scores, low, temperature, smem.sums.low, smem.counters, smem.list);
   const int count = static_cast<int>(smem.counters.get(0));
   if (count > kListCapacity) return false;
   SortedList list(smem.list, count, smem.sums, smem.reduce, largest, total);

@@ -40,7 +40,7 @@ struct Interval {
 };
 
 // Sorts downwards; the entries of a list are distinct. All threads of the block; has barriers before and after.
-PYGEN_COLD void sort_list(Shared<uint64_t> list, int count) {
+PYGEN_DEVICE void sort_list(Shared<uint64_t> list, int count) {
   __syncthreads();
   if (count <= kRankedDirectly) {
     constexpr int kShare = kThreads / kRankedDirectly;
@@ -48,6 +48,7 @@ PYGEN_COLD void sort_list(Shared<uint64_t> list, int count) {
     const uint64_t own = i < count ? list.get(i) : 0;
     int rank = 0;
     if (i < count)
+#pragma unroll 2
       for (int j = thread_index() % kShare; j < count; j += kShare) rank += list.get(j) > own;
     rank = warp_reduce(rank, Add{}, kShare);
     __syncthreads();
@@ -57,10 +58,14 @@ PYGEN_COLD void sort_list(Shared<uint64_t> list, int count) {
   }
   int size = 2 * kRankedDirectly;
   while (size < count) size *= 2;
+#pragma unroll 1
   for (int i = count + thread_index(); i < size; i += kThreads) list.set(i, 0);
   __syncthreads();
+#pragma unroll 1
   for (int run = 2; run <= size; run *= 2) {
+#pragma unroll 1
     for (int distance = run / 2; distance > 0; distance /= 2) {
+#pragma unroll 1
       for (int i = thread_index(); i < size / 2; i += kThreads) {
         const int a = 2 * i - (i & (distance - 1)), b = a + distance;
         const uint64_t first = list.get(a), second = list.get(b);
@@ -75,18 +80,22 @@ PYGEN_COLD void sort_list(Shared<uint64_t> list, int count) {
 }
 
 // The running sums of the masses of a sorted list. All threads of the block; a barrier behind.
-PYGEN_COLD void sum_masses(Shared<uint64_t> list, int count, WideSums masses, Shared<uint64_t> smem, float largest) {
+PYGEN_DEVICE void sum_masses(Shared<uint64_t> list, int count, WideSums masses, Shared<uint64_t> smem, float largest) {
   uint64_t before = 0;
 #pragma unroll 1
   for (int first = 0; first < count; first += kThreads) {
     const int i = first + thread_index();
-    uint64_t of_round;
     const uint64_t own = i < count ? mass_of(score_of_entry(list.get(i)), largest) : uint64_t{0};
-    const uint64_t sum = block_inclusive_sum(own, smem, of_round);
-    if (i < count) masses.set(i, before + sum);
-    before += of_round;
+    const RunningSum sum = block_inclusive_sum(own, smem);
+    if (i < count) masses.set(i, before + sum.here);
+    before += sum.all;
   }
   __syncthreads();
+}
+
+PYGEN_COLD void sort_and_sum(Shared<uint64_t> list, int count, WideSums masses, Shared<uint64_t> smem, float largest) {
+  sort_list(list, count);
+  sum_masses(list, count, masses, smem, largest);
 }
 
 // A view of common/filters.h, shared by the threads of one block.
@@ -98,8 +107,7 @@ class SortedList {
   PYGEN_DEVICE SortedList(Shared<uint64_t> list, int count, const WideSums& masses, Shared<uint64_t> smem,
                           float largest, double total)
       : list_(list), masses_(masses), smem_(smem), end_(count), largest_(largest), total_(total) {
-    sort_list(list, count);
-    sum_masses(list, count, masses, smem, largest);
+    sort_and_sum(list, count, masses, smem, largest);
   }
 
   // The survivors are entries [begin, end), largest first, the lower id first where scores tie.
@@ -116,14 +124,13 @@ class SortedList {
 
   // The first survivor at which the survivors' mass reaches the target; end() where it does not.
   PYGEN_DEVICE int first_to_reach(uint64_t target) const {
-    const uint64_t before = mass_before(begin_);
-    return first_where([&](int i) { return masses_.get(i) - before >= target; });
+    return first_to_reach(masses_, begin_, end_, mass_before(begin_), target);
   }
 
   // Of the survivors that tie with one, the one that is as far from the last of them as that is from the first.
   PYGEN_DEVICE int mirrored_in_ties(int at) const {
     const float tied = score(at);
-    const int first = first_where([&](int i) { return score(i) <= tied; });
+    const int first = first_below(tied, true);
     return first + first_below(tied) - 1 - at;
   }
 
@@ -140,16 +147,15 @@ class SortedList {
     const int i = thread_index();
     const double below = i < end_ ? static_cast<double>(score(i)) - score(0) : 0;
     const uint64_t weight = i < end_ ? static_cast<uint64_t>(exp(below) * kUnits) : 0;
-    const double log_prob = below - log(static_cast<double>(block_reduce(weight, Add{}, smem_)) / kUnits);
+    const double log_prob = below - ln(static_cast<double>(block_reduce(weight, Add{}, smem_)) / kUnits);
     const double term = i < end_ ? fabs(exp(log_prob) * log_prob) : 0;
     // Relative to the largest term: beside a certain token all terms may be tiny.
     const auto bits = static_cast<uint64_t>(__double_as_longlong(term));
     const double largest_term = __longlong_as_double(static_cast<long long>(block_reduce(bits, Larger{}, smem_)));
     const uint64_t share = largest_term > 0 ? static_cast<uint64_t>(term / largest_term * kUnits) : 0;
-    uint64_t entropy;
-    const uint64_t reached = block_inclusive_sum(share, smem_, entropy);
-    const double max_entropy = static_cast<double>(top_h) * static_cast<double>(entropy);
-    const int kept = block_count(i < end_ && static_cast<double>(reached) <= max_entropy, smem_);
+    const RunningSum entropy = block_inclusive_sum(share, smem_);
+    const double max_entropy = static_cast<double>(top_h) * static_cast<double>(entropy.all);
+    const int kept = block_count(i < end_ && static_cast<double>(entropy.here) <= max_entropy, smem_);
     end_ = kept > 0 ? kept : 1;
   }
 
@@ -224,8 +230,18 @@ class SortedList {
     }
     return low;
   }
-  PYGEN_DEVICE int first_below(float low) const {
-    return first_where([&](int i) { return score(i) < low; });
+  // `or_equal`: the first that is not above.
+  PYGEN_DEVICE int first_below(float low, bool or_equal = false) const {
+    return first_below(list_, begin_, end_, low, or_equal);
+  }
+  PYGEN_COLD static int first_below(Shared<uint64_t> list, int begin, int end, float low, bool or_equal) {
+    return first_from(begin, end, [&](int i) {
+      const float score = score_of_entry(list.get(i));
+      return score < low || (or_equal && score == low);
+    });
+  }
+  PYGEN_COLD static int first_to_reach(WideSums masses, int begin, int end, uint64_t before, uint64_t target) {
+    return first_from(begin, end, [&](int i) { return masses.get(i) - before >= target; });
   }
   PYGEN_DEVICE int first_within(float center, float distance) const {
     return first_where([&](int i) { return score(i) - center <= distance; });
@@ -233,26 +249,24 @@ class SortedList {
   PYGEN_DEVICE int first_beyond(float center, float distance) const {
     return first_where([&](int i) { return center - score(i) > distance; });
   }
-  // Of entries [begin, end), whose scores are equal, those with the `count` highest ids come first. The others are
-  // lost.
-  PYGEN_DEVICE void bring_highest_ids_forward(int begin, int end, int count) {
+  // Moves entry from + sign * i to entry to + sign * i, for i from 0 to count - 1 in this order. The others are lost.
+  PYGEN_COLD static void move(Shared<uint64_t> list, int from, int to, int count, int sign) {
+#pragma unroll 1
     for (int done = 0; done < count; done += kThreads) {
       const int i = done + thread_index();
-      const uint64_t entry = i < count ? list_.get(end - count + i) : 0;
+      const uint64_t entry = i < count ? list.get(from + sign * i) : 0;
       __syncthreads();
-      if (i < count) list_.set(begin + i, entry);
+      if (i < count) list.set(to + sign * i, entry);
       __syncthreads();
     }
   }
+  // Of entries [begin, end), whose scores are equal, those with the `count` highest ids come first.
+  PYGEN_DEVICE void bring_highest_ids_forward(int begin, int end, int count) {
+    move(list_, end - count, begin, count, 1);
+  }
   // Likewise, those with the `count` lowest ids come last.
   PYGEN_DEVICE void bring_lowest_ids_back(int begin, int end, int count) {
-    for (int done = 0; done < count; done += kThreads) {
-      const int i = done + thread_index();
-      const uint64_t entry = i < count ? list_.get(begin + count - 1 - i) : 0;
-      __syncthreads();
-      if (i < count) list_.set(end - 1 - i, entry);
-      __syncthreads();
-    }
+    move(list_, begin + count - 1, end - 1, count, -1);
   }
 
   PYGEN_DEVICE void keep_largest_with_highest_ids(int n) {
@@ -260,7 +274,7 @@ class SortedList {
     const int end = begin_ + n;
     const float last = score(end - 1);
     if (score(end) == last) {
-      const int first_tied = first_where([&](int i) { return score(i) <= last; });
+      const int first_tied = first_below(last, true);
       bring_highest_ids_forward(first_tied, first_below(last), end - first_tied);
       split_ = last;
       first_id_ = token(first_tied);
@@ -272,8 +286,8 @@ class SortedList {
   PYGEN_DEVICE void drop_outermost(float center, float distance, int excess) {
     const float high = score(begin_), low = score(end_ - 1);
     int above = begin_, below = end_;  // the high ones end here, the low ones begin
-    if (high - center == distance && high != low) above = first_where([&](int i) { return score(i) < high; });
-    if (center - low == distance || high == low) below = first_where([&](int i) { return score(i) <= low; });
+    if (high - center == distance && high != low) above = first_below(high);
+    if (center - low == distance || high == low) below = first_below(low, true);
     const int kept = (above - begin_) + (end_ - below) - excess;
     if (kept < 0) return;
     const auto high_ids_below = [&](int id) {

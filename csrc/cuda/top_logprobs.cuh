@@ -1,13 +1,14 @@
 // The best tokens of a row with their log-probabilities, as the results of ops hold them.
 #pragma once
 
+#include "common/log.h"
 #include "common/log_sum.h"
 #include "cuda/row_view.cuh"
 
 namespace pygen::cuda {
 
 // Of a sum of masses, in units, of scores of which the largest is `largest`.
-PYGEN_COLD LogSum log_sum_exp(float largest, double mass) { return {largest, log(mass / kMassUnits)}; }
+PYGEN_DEVICE LogSum log_sum_exp(float largest, double mass) { return {largest, ln(mass / kMassUnits)}; }
 
 // Writes the `count` best of a row. The threads of the leader call.
 struct TopLogprobs {
@@ -20,15 +21,16 @@ struct TopLogprobs {
     if (count > 0) write_list(*this, list.entries(), list.begin(), list.end(), first, last, log_sum);
   }
   // Of a row that is not OK.
-  PYGEN_DEVICE void write_none() const {
-#pragma unroll 1
-    for (int64_t i = thread_index(); i < count; i += kThreads) {
-      ids[i] = -1;
-      logprobs[i] = __builtin_nanf("");
-    }
-  }
+  PYGEN_DEVICE void write_none() const { write_none(*this); }
 
  private:
+  PYGEN_COLD static void write_none(TopLogprobs to) {
+#pragma unroll 1
+    for (int64_t i = thread_index(); i < to.count; i += kThreads) {
+      to.ids[i] = -1;
+      to.logprobs[i] = __builtin_nanf("");
+    }
+  }
   PYGEN_COLD static void write_list(TopLogprobs to, Shared<uint64_t> list, int begin, int end, int64_t first, bool last,
                                     LogSum log_sum) {
     const int64_t found = end - begin;

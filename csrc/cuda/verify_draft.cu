@@ -57,7 +57,7 @@ PYGEN_COLD LogSoftmax scan_position(PositionScores<kType>& scores, const Shaping
     if (facts.status == kOk) {
       const float fitting = fitting_temperature(temperature, facts.max_score);
       const float largest = facts.max_score / fitting;
-      log_sum = log(masses_of_row(scores, fitting, largest, kInfinity, smem.reduce).all / kMassUnits);
+      log_sum = ln(masses_of_row(scores, fitting, largest, kInfinity, smem.reduce).all / kMassUnits);
     }
     words[0] = static_cast<uint64_t>(__double_as_longlong(log_sum));
     words[1] = bits_of(facts.max_score);
@@ -228,14 +228,15 @@ class Verification {
 };
 
 template <DType kDType>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     verify_rows(const DraftParams params, const RowLaunch target, const RowLaunch draft) {
   SharedMemory shared;
-  const RowSmem smem(target.geometry, shared);
-  const RaceSmem race_smem(shared);
   const ViewSmem<PositionScores<kDType>> view(shared);
+  const RowWords words(shared);
+  const RaceSmem race_smem(shared);
+  const RowSmem smem(words, target.geometry, shared);
   RowTeam team(target.geometry.cluster, smem);
-  const int64_t row = blockIdx.x / target.geometry.cluster;
+  const int64_t row = cluster_index();
   Verification<kDType>(params, row, target, draft, team, race_smem, view, shared).run();
 }
 

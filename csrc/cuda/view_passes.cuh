@@ -2,41 +2,9 @@
 // one of them; weights are integers, so the result is exact and the same however the row is split.
 #pragma once
 
-#include "cuda/row_team.cuh"
-#include "cuda/sorted_list.cuh"
+#include "cuda/view_state.cuh"
 
 namespace pygen::cuda {
-
-// Calls f(score over temperature, token) for the survivors of the slice, and for the extra tokens in the block that
-// leads.
-template <typename Scores, typename F>
-PYGEN_DEVICE void for_each_survivor(const Scores& row, const RowTeam& team, float temperature,
-                                    const Interval& survivors, const F& f) {
-  row.for_each_score(Scores::below_quotient(survivors.low, temperature), team.leads(), [&](float score, int token) {
-    score = temperature == 1.0f ? score : score / temperature;
-    if (survivors.keeps(score, token)) f(score, token);
-  });
-}
-
-// What a pass over a row needs, in shared memory: the functions below are not inlined, and as arguments these objects
-// would be in local memory. The same in all threads of a block.
-template <typename Scores>
-struct ViewState {
-  Scores row;
-  RowSmem smem;
-  int cluster;
-  float temperature, largest;
-};
-
-template <typename Scores>
-struct ViewSmem {
-  Shared<ViewState<Scores>> state;
-  Shared<Interval> interval;  // of the survivors
-
-  PYGEN_DEVICE explicit ViewSmem(SharedMemory& shared)
-      : state(shared.take<ViewState<Scores>>(1)), interval(shared.take<Interval>(1)) {}
-  static constexpr size_t kBytes = (sizeof(ViewState<Scores>) + 15) / 16 * 16 + (sizeof(Interval) + 15) / 16 * 16;
-};
 
 // The passes over a row's survivors and what selections make of them: the code of a RowView that its callers share. All
 // threads of the row; barriers of the row before and behind.
@@ -44,39 +12,42 @@ template <typename Scores>
 class ViewPasses {
  public:
   using Smem = ViewSmem<Scores>;
-  enum class Key { kScore, kNearness, kLowId, kHighId };
-  enum class Weight { kCount, kMass };
+  using Key = Selection::Key;
+  using Weight = Selection::Weight;
   enum class Total { kMass, kEnergy, kCount };
   // Which of the scores that equal the last stay.
   enum class Stay { kLowestIds, kHighestIds, kAll };
 
-  // The largest key at which the weight of all keys >= it reaches the target.
-  struct Cut {
-    bool found;
-    uint32_t key;
-    uint64_t above;   // weight of larger keys
-    uint64_t at;      // of this one
-    uint64_t target;  // the weight that was asked for
+  // The start of shared memory, in the order in which a kernel takes it.
+  struct Memory {
+    SharedMemory shared;
+    Smem view{shared};
+    RowWords words{shared};
   };
+  // What the view was made with. `turn`: of a team that this one goes on for.
+  PYGEN_DEVICE static ViewState<Scores> state() { return memory().state.get(0); }
+  PYGEN_DEVICE static RowTeam team(const Memory& memory, int turn) {
+    const ViewState<Scores> state = memory.view.state.get(0);
+    return RowTeam(state.cluster, RowSmem(memory.words, state.list), turn);
+  }
 
   PYGEN_DEVICE static uint32_t nearness(float score, float center) { return ~bits_of(fabsf(score - center)); }
 
   // Over the survivors; kCount: over those that reach `low`.
-  PYGEN_COLD static uint64_t total(Smem smem, Total of, float low) {
-    ViewPasses self(smem);
+  PYGEN_COLD static uint64_t total(Total of, float low) {
+    ViewPasses self;
     uint64_t sum = 0;
     self.for_each([&](float score, int) {
-      sum += of == Total::kMass     ? mass_of(score, self.largest_)
-             : of == Total::kEnergy ? energy_of(score, self.largest_)
-                                    : static_cast<uint64_t>(score >= low);
+      sum += of == Total::kCount ? static_cast<uint64_t>(score >= low)
+                                 : energy_or_mass_of(score, self.largest_, of == Total::kEnergy);
     });
     sum = self.team_.reduce(sum, Add{});
     self.team_.sync();
     return sum;
   }
 
-  PYGEN_COLD static double standard_deviation(Smem smem) {
-    ViewPasses self(smem);
+  PYGEN_COLD static double standard_deviation() {
+    ViewPasses self;
     uint64_t least = 0xFFFFFFFFu;
     self.for_each([&](float score, int) {
       const uint64_t key = ordered_key(score);
@@ -99,36 +70,42 @@ class ViewPasses {
   }
 
   // Keeps the largest survivors up to a weight.
-  PYGEN_COLD static void keep_first(Smem smem, Weight weight, uint64_t target, double share, Stay stay) {
-    ViewPasses self(smem);
-    const Boundary boundary = self.boundary_of(weight, target, share, stay);
-    self.team_.sync();
-    if (boundary.known) {
-      if (boundary.score > -kInfinity) keep_down_to(smem, boundary.score, boundary.token, stay);
-      return;
+  PYGEN_COLD static void keep_first(Weight weight, uint64_t target, double share, Stay stay) {
+    begin(Key::kStep, weight, target, share);
+    if (find_among_few()) {
+      const uint64_t last = last_of_list(stay);
+      if (last != 0) return keep_down_to(score_of_entry(last), token_of_entry(last), stay);
     }
-    const Cut cut = select(smem, Key::kScore, weight, target, share, 0.0f, 0.0f);
-    if (!cut.found) return;
-    const float score = value_of_key(cut.key);
-    const uint64_t each = weight == Weight::kCount ? 1 : mass_of(score, self.largest_);
-    const uint64_t kept = (cut.target - cut.above + each - 1) / each;
-    change(smem, [&](Interval& interval) { interval.raise_low(score); });
-    if (stay == Stay::kAll || kept >= cut.at / each) return;
-    const bool lowest = stay == Stay::kLowestIds;
-    const Cut ids = select(smem, lowest ? Key::kLowId : Key::kHighId, Weight::kCount, kept, 0.0, score, score);
-    keep_down_to(smem, score, static_cast<int>(lowest ? ~ids.key : ids.key), stay);
+    if (!selection().found) return;
+    begin(Key::kScore, weight, target, share);
+    const Selection by_score = select();
+    if (!by_score.found) return;
+    const float score = value_of_key(by_score.key);
+    const uint64_t each = by_score.weight_of(score, largest());
+    const uint64_t kept = (by_score.target - by_score.above + each - 1) / each;
+    int token = 0;
+    if (kept * each >= by_score.at) stay = Stay::kAll;
+    if (stay != Stay::kAll) {
+      const bool lowest = stay == Stay::kLowestIds;
+      begin(lowest ? Key::kLowId : Key::kHighId, Weight::kCount, kept, 0.0, score, score);
+      const uint32_t key = select().key;
+      token = static_cast<int>(lowest ? ~key : key);
+    }
+    keep_down_to(score, token, stay);
   }
 
-  PYGEN_COLD static void keep_typical(Smem smem, float center, float p, int n) {
-    const Cut by_mass = select(smem, Key::kNearness, Weight::kMass, 0, p, center, 0.0f);
+  PYGEN_COLD static void keep_typical(float center, float p, int n) {
+    begin(Key::kNearness, Weight::kMass, 0, p, center);
+    const Selection by_mass = select();
     uint32_t bar = by_mass.found ? by_mass.key : 0;
     uint64_t excess = 0;
     if (n > 1) {
-      const Cut by_count = select(smem, Key::kNearness, Weight::kCount, n, 0.0, center, 0.0f);
+      begin(Key::kNearness, Weight::kCount, n, 0.0, center);
+      const Selection by_count = select();
       if (by_count.found && by_count.key < bar) excess = by_count.above + by_count.at - n;
       bar = !by_count.found ? 0 : by_count.key < bar ? by_count.key : bar;
     }
-    ViewPasses self(smem);
+    ViewPasses self;
     uint64_t low = 0xFFFFFFFFu, high = 0;
     self.for_each([&](float score, int) {
       if (nearness(score, center) < bar) return;
@@ -139,238 +116,260 @@ class ViewPasses {
     low = self.team_.reduce(low, Smaller{});
     high = self.team_.reduce(high, Larger{});
     self.team_.sync();
-    change(smem, [&](Interval& interval) {
-      interval.raise_low(value_of_key(static_cast<uint32_t>(low)));
-      interval.high = value_of_key(static_cast<uint32_t>(high));
-    });
-    if (excess > 0) drop_outermost(smem, bar, center, excess);
+    Interval interval = memory().interval.get(0);
+    interval.raise_low(value_of_key(static_cast<uint32_t>(low)));
+    interval.high = value_of_key(static_cast<uint32_t>(high));
+    set_interval(interval);
+    if (excess > 0) drop_outermost(bar, center, excess);
   }
 
   // Sends the survivors, at most kListCapacity, to the leader's list, and returns how many.
-  PYGEN_COLD static int list_survivors(Smem smem) {
-    ViewPasses self(smem);
-    const RowSmem& of_row = self.team_.smem();
-    if (thread_index() < 2) of_row.counters.set(thread_index(), 0);
-    self.team_.sync();
-    self.for_each([&](float score, int token) { self.send(score, token); });
-    self.team_.sync();
-    const int count = static_cast<int>(self.team_.from_leader(of_row.counters.get(0)));
-    self.team_.sync();
-    return count;
+  PYGEN_DEVICE static int list_survivors() {
+    // Nothing is known of the key: all match.
+    begin(Key::kScore, Weight::kCount, 0, 0.0);
+    return look_through(true);
   }
 
-  // Changes the survivors; the same in all threads of a block.
-  template <typename Change>
-  PYGEN_DEVICE static void change(const Smem& smem, const Change& how) {
-    Interval interval = smem.interval.get(0);
-    how(interval);
+  PYGEN_DEVICE static Interval interval() { return memory().interval.get(0); }
+  // Replaces the survivors; the same in all threads of a block.
+  PYGEN_COLD static void set_interval(Interval interval) {
     __syncthreads();
-    if (thread_index() == 0) smem.interval.set(0, interval);
+    if (thread_index() == 0) memory().interval.set(0, interval);
     __syncthreads();
+  }
+  PYGEN_DEVICE static void keep_at_least(float low) { keep_down_to(low, 0, Stay::kAll); }
+
+  // Calls f(score over temperature, token) for the survivors of the slice, and for the extra tokens in the block that
+  // leads. The slow part is a function: passes are many.
+  template <typename F>
+  PYGEN_DEVICE static void for_each_survivor(int steps, const F& f) {
+#pragma unroll 1
+    for (int step = 0; step < steps;) {
+      const Found found = survivors_at(step);
+      step = found.next;
+      found.for_each(f);
+    }
   }
 
  private:
-  PYGEN_DEVICE explicit ViewPasses(const Smem& smem) : ViewPasses(smem.state.get(0), smem.interval.get(0)) {
-    team_.sync();
+  using Found = typename Scores::Found;
+
+  PYGEN_DEVICE ViewPasses() : ViewPasses(Memory()) { team_.sync(); }
+  PYGEN_DEVICE explicit ViewPasses(const Memory& memory) : ViewPasses(memory.view.state.get(0), memory.words) {}
+  PYGEN_DEVICE ViewPasses(const ViewState<Scores>& state, const RowWords& words)
+      : team_(state.cluster, RowSmem(words, state.list)), steps_(state.steps), largest_(state.largest) {}
+
+  PYGEN_DEVICE static Smem memory() { return Memory().view; }
+
+  // The survivors of a step.
+  PYGEN_COLD static Found survivors_at(int step) {
+    const ViewState<Scores> state = memory().state.get(0);
+    const Interval survivors = memory().interval.get(0);
+    Found found = state.row.found_at(step, Scores::below_quotient(survivors.low, state.temperature));
+    if (found.which == 0) return found;
+    // One turn of the loop in the code: the scores move on by one place.
+#pragma unroll 1
+    for (int i = 0; i < Scores::kCount; ++i) {
+      const float score = found.x[0] / state.temperature;
+      if (!survivors.keeps(score, found.token + i)) found.which &= ~(1u << i);
+      found.move_on(score);
+    }
+    return found;
   }
-  PYGEN_DEVICE ViewPasses(const ViewState<Scores>& state, const Interval& interval)
-      : row_(state.row),
-        team_(state.cluster, state.smem),
-        temperature_(state.temperature),
-        largest_(state.largest),
-        interval_(interval) {}
 
   template <typename F>
   PYGEN_DEVICE void for_each(const F& f) const {
-    for_each_survivor(row_, team_, temperature_, interval_, f);
+    for_each_survivor(steps_, f);
+  }
+
+  // Removes survivors below `score`. `token`: the last, or the first, to stay of those with this score.
+  PYGEN_COLD static void keep_down_to(float score, int token, Stay stay) {
+    Interval interval = memory().interval.get(0);
+    interval.raise_low(score);
+    if (stay == Stay::kLowestIds) interval.last_id = token;
+    if (stay == Stay::kHighestIds) interval.first_id = token;
+    set_interval(interval);
+  }
+
+  // Removes `excess` of the two outermost scores, the highest ids of both, where their nearness is `bar`.
+  PYGEN_DEVICE static void drop_outermost(uint32_t bar, float center, uint64_t excess) {
+    Interval interval = memory().interval.get(0);
+    const bool low_too = nearness(interval.low, center) == bar, high_too = nearness(interval.high, center) == bar;
+    const float low = low_too ? interval.low : interval.high, high = high_too ? interval.high : interval.low;
+    begin(Key::kHighId, Weight::kCount, excess, 0.0, low, high);
+    const Selection ids = select();
+    if (!ids.found) return;
+    const int last = static_cast<int>(ids.key) - 1;
+    if (low_too) interval.last_id = last < interval.last_id ? last : interval.last_id;
+    if (high_too) interval.until_id = last;
+    set_interval(interval);
+  }
+
+  PYGEN_DEVICE static Selection selection() { return memory().selection.get(0); }
+  PYGEN_DEVICE static float largest() { return memory().state.get(0).largest; }
+  PYGEN_COLD static void begin(Key kind, Weight weight, uint64_t target, double share, float about = 0.0f,
+                               float also = 0.0f) {
+    __syncthreads();
+    if (thread_index() == 0) memory().selection.set(0, Selection(kind, weight, target, share, about, also));
+    __syncthreads();
+  }
+  PYGEN_DEVICE static Selection select() {
+#pragma unroll 1
+    while (selection().found && selection().unknown > 0) look_through(false);
+    return selection();
+  }
+
+  // Two digits that descend as a score falls below the largest: the step, and the part of it. kListCapacity steps of
+  // 1/64 reach 32 below the largest, where 2^20 tokens have 1e-8 of its mass; the last step is left to kScore.
+  static constexpr float kStepsPerUnit = 64.0f;
+  PYGEN_DEVICE uint32_t step_key(float score) const {
+    constexpr float kSteps = kListCapacity;
+    const float steps = fminf((largest_ - score) * kStepsPerUnit, kSteps - 1.0f);
+    const int step = static_cast<int>(steps), part = static_cast<int>((steps - floorf(steps)) * kSteps);
+    return static_cast<uint32_t>(kListCapacity - 1 - step) << 11 | static_cast<uint32_t>(kListCapacity - 1 - part);
+  }
+
+  // Looks for the survivor, largest first, at which a weight is reached, among few that share a step or a part of one.
+  // False: there is none, or too many share it.
+  PYGEN_DEVICE static bool find_among_few() {
+#pragma unroll 1
+    do {
+      look_through(false);
+      const Selection now = selection();
+      const int step = kListCapacity - 1 - static_cast<int>(now.key >> 11);
+      if (!now.found || step == kListCapacity - 1) return false;
+      const uint64_t least = now.weight_of(largest() - (step + 1) / kStepsPerUnit, largest());
+      if (least > 0 && now.at < least * (kListCapacity + 1)) break;
+    } while (selection().unknown > 0);
+    return true;
+  }
+  // Lists the survivors that are left, and gives the one at which the weight is reached as the entry of a list; 0: there
+  // are too many.
+  PYGEN_DEVICE static uint64_t last_of_list(Stay stay) {
+    const int count = look_through(true);
+    ViewPasses self;
+    const RowSmem& of_row = self.team_.smem();
+    uint64_t entry = 0;
+    if (self.team_.leads() && count <= kListCapacity) {
+      const SortedList list(of_row.list, count, of_row.sums, of_row.reduce, self.largest_, -1);
+      const Selection now = selection();
+      const uint64_t wanted = now.target - now.above;
+      const int last = now.weight == Weight::kCount ? static_cast<int>(wanted) - 1 : list.first_to_reach(wanted);
+      entry = list_entry(list.score(last), list.token(stay == Stay::kLowestIds ? last : list.mirrored_in_ties(last)));
+    }
+    return self.team_.from_leader(entry);
+  }
+
+  // Of the survivors whose keys begin like the selection's: sends them, at most kListCapacity, to the leader's list, and
+  // returns how many; or finds the next digit.
+  PYGEN_COLD static int look_through(bool lists) {
+    ViewPasses self;
+    Selection selection = memory().selection.get(0);
+    const RowSmem& of_row = self.team_.smem();
+    const int shift = selection.unknown - selection.digit_bits();
+    if (lists) {
+      if (thread_index() < 2) of_row.counters.set(thread_index(), 0);
+    } else {
+#pragma unroll 1
+      for (int i = thread_index(); i < kListCapacity; i += kThreads) of_row.sums.set(i, 0);
+    }
+    self.team_.sync();
+    self.for_each([&](float score, int token) {
+      // Read here, so that the compiler does not make a loop for every kind.
+      const Selection now = memory().selection.get(0);
+      if (now.kind >= Key::kLowId && score != now.about && score != now.also) return;
+      const uint32_t key = now.kind == Key::kScore      ? ordered_key(score)
+                           : now.kind == Key::kStep     ? self.step_key(score)
+                           : now.kind == Key::kNearness ? nearness(score, now.about)
+                           : now.kind == Key::kLowId    ? ~static_cast<uint32_t>(token)
+                                                        : static_cast<uint32_t>(token);
+      if (static_cast<uint64_t>(key ^ now.key) >> now.unknown != 0) return;
+      const uint64_t own = now.weight_of(score, self.largest_);
+      if (own == 0) return;
+      if (lists) {
+        self.send(score, token);
+      } else {
+        of_row.sums.add(static_cast<int>(key >> shift & ((1u << selection.digit_bits()) - 1)), own);
+      }
+    });
+    self.team_.sync();
+    if (!lists) {
+      self.add_to_leader();
+      self.team_.sync();
+    }
+    uint64_t broadcast[4] = {};
+    if (self.team_.leads()) {
+      broadcast[0] = lists ? of_row.counters.get(0) : self.find_digit(selection);
+      broadcast[1] = selection.above;
+      broadcast[2] = selection.at;
+      broadcast[3] = selection.target;
+    }
+    self.team_.take_from_leader(broadcast);
+    if (!lists && thread_index() == 0) {
+      selection.found = broadcast[0] < kListCapacity;
+      if (selection.found) selection.key |= static_cast<uint32_t>(broadcast[0]) << shift;
+      selection.unknown = shift;
+      selection.above = broadcast[1];
+      selection.at = broadcast[2];
+      selection.target = broadcast[3];
+      selection.share = 0.0;
+      memory().selection.set(0, selection);
+    }
+    self.team_.sync();
+    return static_cast<int>(broadcast[0]);
   }
 
   // To the list of the block that leads.
   PYGEN_DEVICE void send(float score, int token) const {
     const RowSmem& smem = team_.smem();
-    const Shared<uint32_t> counters = team_.cluster() == 1 ? smem.counters : smem.counters.of_block(0);
-    const Shared<uint64_t> list = team_.cluster() == 1 ? smem.list : smem.list.of_block(0);
+    const Shared<uint32_t> counters = smem.counters.of_block(0);
+    const Shared<uint64_t> list = smem.list.of_block(0);
     const uint32_t at = counters.add(0, 1);
     if (at < kListCapacity) list.set(static_cast<int>(at), list_entry(score, token));
   }
 
-  // `token`: the last, or the first, to stay of the survivors with this score.
-  PYGEN_DEVICE static void keep_down_to(const Smem& smem, float score, int token, Stay stay) {
-    change(smem, [&](Interval& interval) {
-      interval.raise_low(score);
-      if (stay == Stay::kAll) return;
-      (stay == Stay::kLowestIds ? interval.last_id : interval.first_id) = token;
-    });
-  }
-
-  // Removes `excess` of the two outermost scores, the highest ids of both, where their nearness is `bar`.
-  PYGEN_DEVICE static void drop_outermost(const Smem& smem, uint32_t bar, float center, uint64_t excess) {
-    const Interval survivors = smem.interval.get(0);
-    const bool low_too = nearness(survivors.low, center) == bar, high_too = nearness(survivors.high, center) == bar;
-    const float low = low_too ? survivors.low : survivors.high, high = high_too ? survivors.high : survivors.low;
-    const Cut cut = select(smem, Key::kHighId, Weight::kCount, excess, 0.0, low, high);
-    if (!cut.found) return;
-    const int last = static_cast<int>(cut.key) - 1;
-    change(smem, [&](Interval& interval) {
-      if (low_too) interval.last_id = last < interval.last_id ? last : interval.last_id;
-      if (high_too) interval.until_id = last;
-    });
-  }
-
-  // `share`: of the weight of all survivors; 0: `target` is the weight. `about`: the center of kNearness; of kLowId and
-  // kHighId only tokens with scores equal to `about` or `also` count.
-  PYGEN_COLD static Cut select(Smem smem, Key kind, Weight weight, uint64_t target, double share, float about,
-                               float also) {
-    ViewPasses self(smem);
-    constexpr int kDigits = kListCapacity;
-    const WideSums& sums = self.team_.smem().sums;
-    Cut cut{true, 0, 0, 0, target};
-    int shift = 32;
-#pragma unroll 1
-    while (shift > 0) {
-      const int known = shift, bits = shift > 10 ? 11 : 10;
-      shift -= bits;
-      for (int i = thread_index(); i < kDigits; i += kThreads) sums.set(i, 0);
-      __syncthreads();
-      self.for_each([&](float score, int token) {
-        if ((kind == Key::kLowId || kind == Key::kHighId) && score != about && score != also) return;
-        const uint32_t key = kind == Key::kScore      ? ordered_key(score)
-                             : kind == Key::kNearness ? nearness(score, about)
-                             : kind == Key::kLowId    ? ~static_cast<uint32_t>(token)
-                                                      : static_cast<uint32_t>(token);
-        if (known < 32 && key >> known != cut.key >> known) return;
-        const uint64_t own = weight == Weight::kCount ? 1 : mass_of(score, self.largest_);
-        if (own > 0) sums.add(static_cast<int>(key >> shift & ((1u << bits) - 1)), own);
-      });
-      const uint64_t digit = self.take_digit(share, cut);
-      if (!cut.found) break;
-      cut.key |= static_cast<uint32_t>(digit) << shift;
-      share = 0.0;
-    }
-    self.team_.sync();
-    return cut;
-  }
-
-  // The end of a selection among the survivors.
-  struct Boundary {
-    bool known;
-    float score;  // -inf: the selection keeps all
-    int token;    // the last, or the first, to stay of those with this score
-  };
-
-  // Two digits that ascend as a score falls below the largest: the step, and the part of it. kListCapacity steps of
-  // 1/64 reach 32 below the largest, where 2^20 tokens have 1e-8 of its mass; the last step is left to `select`.
-  static constexpr float kStepsPerUnit = 64.0f;
-  PYGEN_DEVICE int step_of(float score, bool part) const {
-    constexpr float kSteps = kListCapacity;
-    const float steps = fminf((largest_ - score) * kStepsPerUnit, kSteps - 1.0f);
-    return static_cast<int>(part ? (steps - floorf(steps)) * kSteps : steps);
-  }
-
-  // The survivor, largest first, at which a weight is reached. Unlike `select` it also finds the id, but only where few
-  // scores share a step: it counts steps, once or twice, and lists the scores of one.
-  PYGEN_DEVICE Boundary boundary_of(Weight weight, uint64_t target, double share, Stay stay) {
-    const RowSmem& smem = team_.smem();
-    const auto weight_of = [&](float score) { return weight == Weight::kCount ? 1 : mass_of(score, largest_); };
-    Cut cut{true, 0, 0, 0, target};
-    int step = 0, part = -1;
-    // Counts steps, then perhaps the parts of one, and lists what is left: one loop, so that the pass is there once.
-#pragma unroll 1
-    for (int round = 0;; ++round) {
-      const bool lists = round == 2;
-      if (!lists)
-        for (int i = thread_index(); i < kListCapacity; i += kThreads) smem.sums.set(i, 0);
-      if (thread_index() < 2 && round == 0) smem.counters.set(thread_index(), 0);
-      __syncthreads();
-      for_each([&](float score, int token) {
-        if (round > 0 && step_of(score, false) != step) return;
-        if (lists && part >= 0 && step_of(score, true) != part) return;
-        const uint64_t own = weight_of(score);
-        if (own == 0) return;
-        if (lists) {
-          send(score, token);
-        } else {
-          smem.sums.add(kListCapacity - 1 - step_of(score, round == 1), own);
-        }
-      });
-      if (lists) break;
-      const uint64_t digit = take_digit(share, cut);
-      if (!cut.found) return {true, -kInfinity, 0};
-      (round == 0 ? step : part) = kListCapacity - 1 - static_cast<int>(digit);
-      if (step == kListCapacity - 1) return {false, 0.0f, 0};
-      const uint64_t least = weight_of(largest_ - (step + 1) / kStepsPerUnit);
-      if (least > 0 && cut.at / least <= kListCapacity) round = 1;
-      share = 0.0;
-    }
-    team_.sync();
-    uint64_t entry = 0;
-    if (const int count = static_cast<int>(smem.counters.get(0)); team_.leads() && count <= kListCapacity) {
-      const SortedList list(smem.list, count, smem.sums, smem.reduce, largest_, -1);
-      const uint64_t wanted = cut.target - cut.above;
-      const int last = weight == Weight::kCount ? static_cast<int>(wanted) - 1 : list.first_to_reach(wanted);
-      entry = list_entry(list.score(last), list.token(stay == Stay::kLowestIds ? last : list.mirrored_in_ties(last)));
-    }
-    entry = team_.from_leader(entry);
-    return {entry != 0, score_of_entry(entry), token_of_entry(entry)};
-  }
-
-  // The end of a count of digits: the digit at which the target is reached, the leader's for all. `share`: where it is
-  // not 0, of all that was counted, the target.
-  PYGEN_DEVICE uint64_t take_digit(double share, Cut& cut) {
+  // The counts of digits of the other blocks go to the leader.
+  PYGEN_DEVICE void add_to_leader() const {
     const WideSums& sums = team_.smem().sums;
-    team_.sync();
-    if (!team_.leads()) {
-      for (int i = thread_index(); i < kListCapacity; i += kThreads)
-        if (const uint64_t own = sums.get(i); own > 0) sums.of_block(0).add(i, own);
-    }
-    if (team_.cluster() > 1) team_.sync();
-    uint64_t broadcast[4] = {};
-    if (team_.leads()) {
-      broadcast[0] = find_digit(sums, share, cut);
-      broadcast[1] = cut.above;
-      broadcast[2] = cut.at;
-      broadcast[3] = cut.target;
-    }
-    team_.take_from_leader(broadcast);
-    cut.found = broadcast[0] < kListCapacity;
-    cut.above = broadcast[1];
-    cut.at = broadcast[2];
-    cut.target = broadcast[3];
-    return broadcast[0];
+    if (team_.leads()) return;
+#pragma unroll 1
+    for (int i = thread_index(); i < kListCapacity; i += kThreads)
+      if (const uint64_t own = sums.get(i); own > 0) sums.of_block(0).add(i, own);
   }
 
-  // The leader's part of it: the digit at which the target is reached, kListCapacity where it is not.
-  PYGEN_DEVICE uint64_t find_digit(const WideSums& sums, double share, Cut& cut) const {
+  // The leader's part: the digit at which the target is reached, kListCapacity where it is not.
+  PYGEN_DEVICE uint64_t find_digit(Selection& selection) const {
+    const WideSums& sums = team_.smem().sums;
     constexpr int kEach = kListCapacity / kThreads;
     const int last = kListCapacity - 1 - thread_index() * kEach;
-    uint64_t own = 0, all;
+    uint64_t own = 0;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) own += sums.get(last - i);
     const Shared<uint64_t> smem = team_.smem().reduce;
-    uint64_t above = cut.above + block_inclusive_sum(own, smem, all) - own;
-    if (share > 0) cut.target = share_of(share, static_cast<double>(all));
+    const RunningSum sum = block_inclusive_sum(own, smem);
+    uint64_t above = selection.above + sum.here - own;
+    if (selection.share > 0) selection.target = share_of(selection.share, static_cast<double>(sum.all));
     __syncthreads();
     if (thread_index() == 0) smem.set(0, kListCapacity);
     __syncthreads();
-    if (above < cut.target && above + own >= cut.target) {
+    if (above < selection.target && above + own >= selection.target) {
       int digit = last;
-      while (above + sums.get(digit) < cut.target) above += sums.get(digit--);
+      while (above + sums.get(digit) < selection.target) above += sums.get(digit--);
       smem.set(0, static_cast<uint64_t>(digit));
       smem.set(1, above);
     }
     __syncthreads();
     const uint64_t digit = smem.get(0);
     if (digit < kListCapacity) {
-      cut.above = smem.get(1);
-      cut.at = sums.get(static_cast<int>(digit));
+      selection.above = smem.get(1);
+      selection.at = sums.get(static_cast<int>(digit));
     }
     return digit;
   }
 
-  const Scores row_;
   RowTeam team_;
-  const float temperature_, largest_;
-  const Interval interval_;
+  const int steps_;
+  const float largest_;
 };
 
 }  // namespace pygen::cuda

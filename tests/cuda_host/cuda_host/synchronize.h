@@ -142,6 +142,7 @@ namespace pygen::cuda {
 
 PYGEN_FORWARD unsigned cluster_size() { return host::size_of_cluster(); }
 PYGEN_FORWARD unsigned cluster_rank() { return host::rank_in_cluster(); }
+PYGEN_FORWARD unsigned cluster_index() { return blockIdx.x / host::size_of_cluster(); }
 PYGEN_FORWARD void cluster_arrive() { host::meet_block(host::BlockOp::kArriveAtCluster, false); }
 PYGEN_FORWARD void cluster_wait() { host::wait_for_cluster(); }
 PYGEN_FORWARD void cluster_sync() {
