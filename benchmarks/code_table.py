@@ -19,12 +19,9 @@ BEGIN, END = "<!-- machine code -->\n", "<!-- end of machine code -->\n"
 _MOST_SHARED = 232_448  # that a block can have; with so much, one block runs on a multiprocessor
 
 _BARRIER = r"^UCGABAR_WAIT"
-_STACK = r"^(LDL|STL)"
 _SUM = r"^MUFU\.EX2"
 # Reads the bits that hide penalised ids. Rows without such ids skip the block.
 _HIDDEN = r"^LDS R\d"
-# Calls a function for rows whose survivors are too many for a list.
-_RARE = r"^CALL.*(draw_from_row|race_list_exactly|write_list|log_sum_exp)"
 
 
 class Code:
@@ -44,10 +41,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Count:
-    """A row of the table: a number of a kernel, or of the loop `scan` in it, and its limit, at most or at least.
-
-    Where `goal` is not reached, `limit` is what there is, so that it does not grow.
-    """
+    """A row of the table: a number of a kernel, or of the loop `scan` in it, and its limit, at most or at least."""
 
     what: str
     kernel: str
@@ -56,7 +50,6 @@ class Count:
     at_least: bool = False
     scan: Callable[[cubin.Kernel], Scan] | None = None
     binding: Sequence[str] = tuple(DTYPES)  # the dtypes that the limit is for
-    goal: float | None = None  # what it should be, where that is not reached
 
     def subject(self, code: Code, dtype: str) -> cubin.Kernel | Scan:
         kernel = code.kernel(self.kernel, dtype)
@@ -64,13 +57,8 @@ class Count:
 
     @property
     def rule(self) -> str:
-        if self.goal is not None:
-            return f"{self._words(self.goal)}, not reached"
         where = "" if len(self.binding) == len(DTYPES) else f" ({', '.join(self.binding)})"
-        return self._words(self.limit) + where
-
-    def _words(self, limit: float) -> str:
-        return "none" if limit == 0 else f"{'≥' if self.at_least else '≤'} {limit:,}"
+        return ("none" if self.limit == 0 else f"{'≥' if self.at_least else '≤'} {self.limit:,}") + where
 
     def holds(self, value: float) -> bool:
         return value >= self.limit if self.at_least else value <= self.limit
@@ -89,27 +77,11 @@ def scan_of(kernel: cubin.Kernel, sums: bool = False, hides: bool = True) -> Sca
 
 
 def most_on_a_way(kernel: cubin.Kernel, pattern: str) -> int:
-    """Instructions that match, on the way through the kernel with most of them, without its rare functions."""
+    """Instructions that match, on the way through the kernel itself with most of them."""
     itself = kernel.functions[0]
-    way = itself.longest_way(itself.whole(), pattern, [_RARE])
+    way = itself.longest_way(itself.whole(), pattern)
     assert way is not None, kernel.name
     return way.through
-
-
-def without_rare_functions(kernel: cubin.Kernel) -> int:
-    """Bytes of the kernel and of the functions that it calls, directly or not, except rare ones."""
-    by_name = {function.name: function for function in kernel.functions}
-    found: set[str] = set()
-    waiting = [kernel.functions[0].name]
-    while waiting:
-        name = waiting.pop()
-        if name in found:
-            continue
-        found.add(name)
-        for one in by_name[name].code():
-            if (match := re.match(r"CALL\S* `\((.*)\)", one.text)) and not re.match(_RARE, one.text):
-                waiting.append(match[1])
-    return sum(by_name[name].size for name in found)
 
 
 def forbidden(scan: Scan) -> int:
@@ -147,13 +119,10 @@ COUNTS = (
     in_flight("the same with sums, many rows", _MANY_SUMS, _SUMS),
     Count("many rows: registers of the scan", _MANY, lambda kernel: kernel.registers, 64),
     Count("many rows: registers of the scan with sums", _MANY_SUMS, lambda kernel: kernel.registers, 64),
-    # The functions for rows whose survivors are too many for a list are in the same kernel; the first row runs none.
-    Count("first row: bytes of code", _FEW, lambda kernel: kernel.size, 305_000, goal=131_072),
-    Count("first row: bytes of code without the rare functions", _FEW, without_rare_functions, 140_000, goal=131_072),
+    Count("first row: bytes of code, with all functions", _FEW, lambda kernel: kernel.size, 131_072),
+    Count("`sample`: bytes of stack, with all functions", _FEW, lambda kernel: kernel.stack, 0),
     Count("`sample`: barriers of a cluster", _FEW, lambda kernel: most_on_a_way(kernel, _BARRIER), 2),
     Count("those before the first load", _FEW, lambda kernel: len(kernel.functions[0].before(_BARRIER, LOAD)), 0),
-    # One value is spilled beside the 128 registers, and two are stored for a rare function.
-    Count("`sample`: uses of the stack", _FEW, lambda kernel: most_on_a_way(kernel, _STACK), 13, goal=0),
 )
 
 
