@@ -43,6 +43,9 @@ class Reading:
         return (last - first) * rows
 
     def _store(self) -> None:
+        if not self.cache.is_finite():
+            # An invalid key or value changes also what positions before it hold, through the causal mask.
+            return
         for row, request in enumerate(self.requests):
             if self._prefixes.takes(request.prompt_ids):
                 alone = len(self.requests) == 1

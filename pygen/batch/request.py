@@ -20,6 +20,7 @@ from pygen.decode.sample import check_invalid_ends
 from pygen.generate import prepare_call
 from pygen.knobs import SETTINGS
 from pygen.models.devices import input_device
+from pygen.models.widths import embedded_ids
 from pygen.models.wrappers import inner
 from pygen.notices import collected
 from pygen.plan.plan import Plan, make_plan
@@ -126,6 +127,7 @@ def make_request(
     prompt, own = _split(prompt)
     tokenizer = own.pop("tokenizer", tokenizer)
     prompt_ids = _ids(prompt, tokenizer)
+    _check_embedded(prompt_ids, embedded_ids(inner(model)))
     kwargs = {**settings, **own, "return_dict_in_generate": True}
     generator = kwargs.pop("generator", None)
     callables = {name: kwargs.pop(name, None) for name in _CALLABLES}
@@ -147,13 +149,13 @@ def make_request(
     )
     call = prepare_call(arguments)
     _check(call)
-    check_invalid_ends(call)
     length = len(prompt_ids) + call.lengths.max_new_tokens - 1
     if max_length is not None and length > max_length:
         raise ValueError(
             f"`max_length` must be at least the {length} positions that prompt and tokens need, got {max_length}"
         )
     plan, num_copies, seed = make_plan(call), call.num_copies, None
+    check_invalid_ends(call)
     if "logits_processor" not in own:
         _check_processors(call.logits_processor, "give each prompt its own")
     elif num_copies > 1:
@@ -224,6 +226,13 @@ def _ids(prompt: object, tokenizer: Any) -> list[int]:
     if not ids:
         raise ValueError("a prompt must hold at least one id, got none")
     return ids
+
+
+def _check_embedded(ids: list[int], size: int | None) -> None:
+    """Raises here, because a wrong id in a forward on a GPU ends all that the process does there."""
+    if size is not None and not 0 <= min(ids) <= max(ids) < size:
+        wrong = next(token_id for token_id in ids if not 0 <= token_id < size)
+        raise ValueError(f"a prompt must hold ids of the {size} that the model embeds, got {wrong}")
 
 
 def _check_processors(processors: Sequence[object] | None, instead: str) -> None:

@@ -198,6 +198,11 @@ class WindowCache(_Cache):
         for buffer in self._buffers():
             buffer[row] = 0
 
+    def is_finite(self) -> bool:
+        """Whether no key or value is NaN or infinite."""
+        sums = [buffer.sum(dtype=torch.float32) for buffer in self._buffers()]
+        return not sums or bool(torch.stack([each.to(sums[0].device) for each in sums]).isfinite().all())
+
     def reset(self) -> None:
         super().reset()
         self.window.begin = self.window.end = 0
