@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import sys
 import time
 from collections import OrderedDict
 from typing import Any
@@ -17,8 +18,10 @@ from transformers.generation import stopping_criteria as theirs
 from pygen.cli import smollm2
 from pygen.stopping import search as stop_search
 from pygen.stopping import tables as stop_tables
+from pygen.stopping import token_bytes as stop_bytes
 from pygen.stopping.criteria import StopStringCriteria
 from pygen.stopping.token_bytes import token_bytes
+from pygen.stopping.vocabulary import read_vocabulary
 from tests.helpers.tokenizers import KINDS, TEXT, Asked, byte_level
 
 
@@ -84,6 +87,24 @@ def test_unknown_tokenizers_are_asked(kind: str, tokenizers: dict[str, Any]) -> 
 def test_a_plain_tokenizer_of_tokenizers(tokenizers: dict[str, Any]) -> None:
     tokenizer = tokenizers["byte_level"]
     assert as_bytes(tokenizer.backend_tokenizer) == as_bytes(tokenizer)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_decoded_at_once_are_those_listed(kind: str, tokenizers: dict[str, Any]) -> None:
+    for tokenizer in (tokenizers[kind], getattr(tokenizers[kind], "backend_tokenizer", tokenizers[kind])):
+        found, listed = read_vocabulary(tokenizer), tokenizer.get_vocab()
+        assert dict(zip(found.tokens, found.ids.tolist(), strict=True)) == listed
+
+
+@pytest.mark.parametrize("vocabulary", [{"a b": 0, "c": 1}, {"a": 0, "b": 2, "c": 5}, {"": 0, "b": 1, "\0": 2}, {}])
+def test_vocabularies_with_spaces_gaps_and_empty_tokens(vocabulary: dict[str, int]) -> None:
+    """A token with a space, ids without a token, and an empty token; each with added ones, also in place of another."""
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="c"))
+    for added in ([], ["two words", "c"]):
+        tokenizer.add_tokens(added)
+        pieces = {token_id: token.encode() for token, token_id in tokenizer.get_vocab().items()}
+        tokenizer.decoder = decoders.ByteLevel()
+        assert (as_bytes(tokenizer) if pieces else {}) == pieces
 
 
 def test_bytes_are_read_once_until_tokens_are_added() -> None:
@@ -249,21 +270,37 @@ def test_tables_are_kept(tokenizers: dict[str, Any], monkeypatch: pytest.MonkeyP
     StopStringCriteria(tokenizers["byte_level"], "kept")
 
 
-def test_set_up_of_a_large_vocabulary_is_quick() -> None:
-    """50,000 tokens take about 40 ms (330 ms in transformers); the bound allows for a busy machine."""
-    letters = pre_tokenizers.ByteLevel.alphabet()
+def large_tokenizer(size: int) -> Tokenizer:
     draw = random.Random(3)
-    vocabulary = {letter: i for i, letter in enumerate(sorted(letters))}
-    while len(vocabulary) < 50_000:
+    vocabulary = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    while len(vocabulary) < size:
         vocabulary.setdefault("".join(draw.choices("Ġetaoinsrhldcu", k=draw.randint(2, 9))), len(vocabulary))
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.decoder = decoders.ByteLevel()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # with more threads, an unscheduled one delays the others
-    times = []
-    for string in ("stop", "\nUser:", "hello"):
-        begin = time.process_time()
-        StopStringCriteria(tokenizer, string)
-        times.append(time.process_time() - begin)
-    torch.set_num_threads(threads)
-    assert min(times) < 0.25
+    return tokenizer
+
+
+def test_set_up_touches_no_token_in_python() -> None:
+    """The calls of functions do not grow with the vocabulary. `docs/benchmarks.md` has the times."""
+    counts = []
+    for size in (5_000, 50_000):
+        tokenizer, calls = large_tokenizer(size), 0
+
+        def count(*_: object) -> None:
+            nonlocal calls
+            calls += 1
+
+        sys.setprofile(count)
+        try:
+            StopStringCriteria(tokenizer, ["stop", "\nUser:"])
+        finally:
+            sys.setprofile(None)
+        counts.append(calls)
+    assert counts[1] < counts[0] + 200 < 5_000, counts
+
+
+def test_a_new_set_of_strings_reads_no_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = byte_level()
+    StopStringCriteria(tokenizer, "first")
+    monkeypatch.setattr(stop_bytes, "read_vocabulary", None)
+    StopStringCriteria(tokenizer, "second")

@@ -12,6 +12,8 @@ from pygen.stopping.token_bytes import TokenBytes
 
 # The search composes so many steps at once: more need more memory, fewer need more launches.
 _COMPOSED = 32
+# So many passes over the vocabulary that compare bytes take less time than one that looks them up.
+_MAX_COMPARED = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +78,8 @@ def stop_tables(vocabulary: TokenBytes, patterns: list[bytes]) -> StopTables:
 
     Source: Aho, Corasick, Efficient string matching, CACM 18 (1975).
     """
-    delta, accepting = _automaton(patterns)
-    after, ended = _read_in_state_0(vocabulary, delta, accepting)
+    delta, depth, accepting = _automaton(patterns)
+    after, ended = _read_in_state_0(vocabulary, delta, depth, accepting)
     changes, hits = _read_in_other_states(vocabulary, patterns, delta, accepting)
     if not ended.any() and not len(hits):
         raise ValueError("no token of the vocabulary can end any of")
@@ -99,10 +101,11 @@ def stop_tables(vocabulary: TokenBytes, patterns: list[bytes]) -> StopTables:
     return StopTables(classes, states.int(), ends, max(map(len, patterns)))
 
 
-def _automaton(patterns: list[bytes]) -> tuple[Tensor, Tensor]:
-    """delta (num_states, 256) int64, the state after a byte; accepting (num_states,) bool, whether a pattern ends."""
+def _automaton(patterns: list[bytes]) -> tuple[Tensor, Tensor, Tensor]:
+    """delta (num_states, 256) int64, the state after a byte; depth (num_states,) int64, the length of its prefix;
+    accepting (num_states,) bool, whether a pattern ends."""
     children: list[dict[int, int]] = [{}]
-    accepting = [False]
+    accepting, depth = [False], [0]
     for pattern in patterns:
         state = 0
         for byte in pattern:
@@ -110,6 +113,7 @@ def _automaton(patterns: list[bytes]) -> tuple[Tensor, Tensor]:
                 children[state][byte] = len(children)
                 children.append({})
                 accepting.append(False)
+                depth.append(depth[state] + 1)
             state = children[state][byte]
         accepting[state] = True
 
@@ -124,19 +128,41 @@ def _automaton(patterns: list[bytes]) -> tuple[Tensor, Tensor]:
             shorter[child] = delta[state][byte]
             delta[state][byte] = child
         order.extend(children[state].values())
-    return torch.tensor(delta), torch.tensor(accepting)
+    return torch.tensor(delta), torch.tensor(depth), torch.tensor(accepting)
 
 
-def _read_in_state_0(vocabulary: TokenBytes, delta: Tensor, accepting: Tensor) -> tuple[Tensor, Tensor]:
-    """(n,) int64, the state after every token from state 0, and (n,) bool, whether a pattern ends in it."""
-    lengths = vocabulary.lengths
-    states, ended = torch.zeros_like(lengths), torch.zeros_like(lengths, dtype=torch.bool)
-    going_on = torch.searchsorted(-lengths, -torch.arange(int(lengths[0])))
-    for offset, count in enumerate(going_on.tolist()):
-        byte = vocabulary.data[vocabulary.starts[:count] + offset].long()
-        states[:count] = delta[states[:count], byte]
-        ended[:count] |= accepting[states[:count]]
+def _read_in_state_0(vocabulary: TokenBytes, delta: Tensor, depth: Tensor, accepting: Tensor) -> tuple[Tensor, Tensor]:
+    """(n,) int64, the state after every token from state 0, and (n,) bool, whether a pattern ends in it.
+
+    The loop follows all occurrences of prefixes of the patterns inside tokens, byte by byte. The first occurrence that
+    reaches the end of its token is the longest, and gives the state.
+    """
+    data, is_last = vocabulary.data, vocabulary.is_last
+    states = torch.zeros_like(vocabulary.starts)
+    ended = torch.zeros_like(states, dtype=torch.bool)
+    at, length = _occurrences(data, delta[0].nonzero()[:, 0].tolist()), 1
+    state = delta[0][data[at].long()]
+    while len(at):
+        ended[vocabulary.token_at(at[accepting[state]])] = True
+        last = is_last[at]
+        states[vocabulary.token_at(at[last])] = state[last]
+        at, state, length = at[~last] + 1, state[~last], length + 1
+        state = delta[state, data[at].long()]
+        longer = depth[state] == length
+        at, state = at[longer], state[longer]
     return states, ended
+
+
+def _occurrences(data: Tensor, values: list[int]) -> Tensor:
+    """The positions of bytes with one of `values`."""
+    if len(values) > _MAX_COMPARED:
+        wanted = torch.zeros(256, dtype=torch.bool)
+        wanted[values] = True
+        return wanted[data.int()].nonzero()[:, 0]
+    found = torch.zeros(len(data), dtype=torch.bool)
+    for value in values:
+        found |= data == value
+    return found.nonzero()[:, 0]
 
 
 def _may_differ(vocabulary: TokenBytes, patterns: list[bytes]) -> Tensor:
@@ -145,13 +171,13 @@ def _may_differ(vocabulary: TokenBytes, patterns: list[bytes]) -> Tensor:
     The first byte of such a token ends no pattern, and no pattern contains its first two bytes in sequence. So the
     state after these two bytes does not depend on the text before the token.
     """
-    ends, follow = torch.zeros(256, dtype=torch.bool), torch.zeros(256, 256, dtype=torch.bool)
+    differ = torch.zeros(2**16 + 2, dtype=torch.bool)
+    differ[2**16] = True
+    pairs = differ[: 2**16].view(256, 256)
     for pattern in patterns:
-        ends[pattern[-1]] = True
-        follow[list(pattern[:-1]), list(pattern[1:])] = True
-    starts, last = vocabulary.starts, len(vocabulary.data) - 1
-    first, second = (vocabulary.data[(starts + offset).clamp(max=last)].long() for offset in (0, 1))
-    return (vocabulary.lengths == 1) | ((vocabulary.lengths > 1) & (ends[first] | follow[first, second]))
+        pairs[pattern[-1]] = True
+        pairs[list(pattern[:-1]), list(pattern[1:])] = True
+    return differ.index_select(0, vocabulary.beginnings)
 
 
 def _read_in_other_states(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import weakref
-from array import array
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pygen.request.protocols import Tokenizer
+from pygen.stopping.vocabulary import Vocabulary, read_vocabulary
 
 _GAP = b"\xff"  # separates the tokens where one pass handles all of them: UTF-8 has no such byte
 # WordPiece's clean-up replaces these in a token after it has added a space.
@@ -38,8 +38,8 @@ Steps = list[dict[str, Any]]
 class TokenBytes:
     """Token `ids[i]` adds the bytes `data[starts[i] : starts[i] + lengths[i]]`; they may be a part of a character.
 
-    ids, starts, lengths: (n,) int64, the longest token first.
-    data: (total,) uint8.
+    ids, starts, lengths: (n,) int64.
+    data: (total,) uint8, one token after another. Bytes of no token are 255, which UTF-8 does not have.
     """
 
     ids: Tensor
@@ -51,6 +51,25 @@ class TokenBytes:
     def size(self) -> int:
         """One more than the largest id."""
         return int(self.ids.max()) + 1
+
+    @cached_property
+    def is_last(self) -> Tensor:
+        """(total,) bool: whether a byte is the last one of a token."""
+        is_last = torch.zeros(len(self.data), dtype=torch.bool)
+        is_last[(self.starts + self.lengths)[self.lengths > 0] - 1] = True
+        return is_last
+
+    @cached_property
+    def beginnings(self) -> Tensor:
+        """(n,) int32: 256 times the first byte plus the second; 65,536 for a token of one byte, 65,537 for none."""
+        last = len(self.data) - 1
+        first, second = (self.data[(self.starts + offset).clamp(max=last)].int() for offset in (0, 1))
+        pairs = 256 * first + second
+        return torch.where(self.lengths > 1, pairs, 2**16 + (self.lengths == 0).int())
+
+    def token_at(self, positions: Tensor) -> Tensor:
+        """The indices of the tokens to which bytes of `data` belong."""
+        return torch.searchsorted(self.starts, positions, right=True) - 1
 
     @cached_property
     def pieces(self) -> dict[int, bytes]:
@@ -126,16 +145,12 @@ def _acts_on_tokens(steps: Steps) -> bool:
 
 
 def _read(tokenizer: Tokenizer, steps: Steps | None) -> TokenBytes:
-    vocabulary: dict[str, int] = dict(tokenizer.get_vocab())
+    vocabulary = read_vocabulary(tokenizer)
     if steps is None:
-        return _from_text(_decoded(tokenizer, list(vocabulary)), list(vocabulary.values()), [])
+        return _from_text(Vocabulary.of(_decoded(tokenizer, vocabulary.tokens), vocabulary.ids.tolist()), [])
     if steps[0]["type"] == "ByteLevel":
-        return _from_byte_level(list(vocabulary), list(vocabulary.values()))
-    single = {}
-    if any(step["type"] == "ByteFallback" for step in steps):
-        names = {f"<0x{value:02X}>": value for value in range(256)}
-        single = {vocabulary.pop(name): value for name, value in names.items() if name in vocabulary}
-    return _from_text(list(vocabulary), list(vocabulary.values()), steps, single)
+        return _from_byte_level(vocabulary)
+    return _from_text(vocabulary, steps)
 
 
 def _decoded(tokenizer: Tokenizer, tokens: list[str]) -> list[str]:
@@ -145,26 +160,30 @@ def _decoded(tokenizer: Tokenizer, tokens: list[str]) -> list[str]:
     return [tokenizer.convert_tokens_to_string([*before, token])[start:] for token in tokens]
 
 
-def _from_text(tokens: list[str], ids: list[int], steps: Steps, single: dict[int, int] | None = None) -> TokenBytes:
-    """single: the tokens of one byte, id to value; they are not among `tokens`."""
-    text, gap = _joined(tokens)
-    blob = text.encode().replace(gap.encode(), _GAP)
+def _from_text(vocabulary: Vocabulary, steps: Steps) -> TokenBytes:
+    blob = vocabulary.text.encode().replace(vocabulary.gap.encode(), _GAP)
     for step in steps:
         for old, new in _replacements(step):
             blob = blob.replace(old, new)
-    blob_values = torch.frombuffer(bytearray(blob), dtype=torch.uint8)
-    values, is_gap = blob_values, blob_values == _GAP[0]
-    if single:
-        values = torch.cat([values, torch.tensor([[0, value] for value in single.values()]).view(-1)])
-        is_gap = torch.cat([is_gap, torch.tensor([True, False]).repeat(len(single))])
-    return _split([*ids, *(single or ())], values, is_gap)
+    values = torch.frombuffer(bytearray(blob), dtype=torch.uint8)
+    table = _split(vocabulary.ids, values, values == _GAP[0])
+    if any(step["type"] == "ByteFallback" for step in steps):
+        _read_names_of_bytes(table)
+    return table
 
 
-def _joined(tokens: list[str]) -> tuple[str, str]:
-    """All tokens in one string, each after a separator, and the separator: a character that is in no token."""
-    text = "".join(tokens)
-    gap = next(letter for letter in map(chr, range(0x110000)) if letter not in text)
-    return gap + gap.join(tokens), gap
+def _read_names_of_bytes(table: TokenBytes) -> None:
+    """Replaces every token <0xF0> by the byte that it names, in place."""
+    index = (table.lengths == 6).nonzero()[:, 0]
+    places = table.starts[index, None] + torch.arange(6)
+    letters = table.data[places].long()
+    digits = torch.full((256,), -1).index_copy(0, torch.tensor(list(b"0123456789ABCDEF")), torch.arange(16))
+    high, low = digits[letters[:, 3]], digits[letters[:, 4]]
+    framed = (letters[:, [0, 1, 2, 5]] == torch.tensor(list(b"<0x>"))).all(1)
+    named = framed & (high >= 0) & (low >= 0)
+    table.data[places[named]] = 255
+    table.data[places[named, 0]] = (16 * high + low)[named].to(torch.uint8)
+    table.lengths[index[named]] = 1
 
 
 def _replacements(step: dict[str, Any]) -> list[tuple[bytes, bytes]]:
@@ -182,24 +201,24 @@ def _replacements(step: dict[str, Any]) -> list[tuple[bytes, bytes]]:
     return []
 
 
-def _from_byte_level(tokens: list[str], ids: list[int]) -> TokenBytes:
+def _from_byte_level(vocabulary: Vocabulary) -> TokenBytes:
     """A letter writes each byte; a token with any other character adds its text."""
     letters = _byte_letters()
     table = torch.full((ord(max(letters)) + 2,), -1, dtype=torch.int16)
     table[[ord(letter) for letter in letters]] = torch.arange(256, dtype=torch.int16)
-
-    def look_up() -> tuple[Tensor, Tensor]:
-        text, gap = _joined(tokens)
-        codes = torch.frombuffer(bytearray(text.encode("utf-32-le")), dtype=torch.int32)
-        return table.index_select(0, codes.clamp(max=len(table) - 1)), codes == ord(gap)
-
-    values, is_gap = look_up()
+    values, is_gap = _looked_up(vocabulary, table)
     other = (values < 0) & ~is_gap
     if other.any():
+        tokens = vocabulary.tokens
         for index in (is_gap.cumsum(0)[other].unique() - 1).tolist():
             tokens[index] = "".join(letters[value] for value in tokens[index].encode())
-        values, is_gap = look_up()
-    return _split(ids, values, is_gap)
+        values, is_gap = _looked_up(Vocabulary.of(tokens, vocabulary.ids.tolist()), table)
+    return _split(vocabulary.ids, values, is_gap)
+
+
+def _looked_up(vocabulary: Vocabulary, table: Tensor) -> tuple[Tensor, Tensor]:
+    codes = torch.frombuffer(bytearray(vocabulary.text.encode("utf-32-le")), dtype=torch.int32)
+    return table.index_select(0, codes.clamp(max=len(table) - 1)), codes == ord(vocabulary.gap)
 
 
 def _byte_letters() -> list[str]:
@@ -209,10 +228,8 @@ def _byte_letters() -> list[str]:
     return [chr(value if value in visible else next(others)) for value in range(256)]
 
 
-def _split(ids: list[int], values: Tensor, is_gap: Tensor) -> TokenBytes:
+def _split(ids: Tensor, values: Tensor, is_gap: Tensor) -> TokenBytes:
     """values: the bytes of all tokens, with a gap before each token, where `is_gap` is True."""
     gaps = is_gap.nonzero()[:, 0]
-    starts = gaps - torch.arange(len(gaps))
-    data = values[~is_gap].to(torch.uint8)
-    lengths, order = torch.diff(starts, append=torch.tensor([len(data)])).sort(descending=True)
-    return TokenBytes(torch.frombuffer(array("q", ids), dtype=torch.int64)[order], starts[order], lengths, data)
+    lengths = torch.diff(gaps, append=torch.tensor([len(values)])) - 1
+    return TokenBytes(ids, gaps + 1, lengths, values.to(torch.uint8).masked_fill_(is_gap, 255))
