@@ -16,6 +16,7 @@ from pygen.call.arguments import Arguments
 from pygen.call.call import Call
 from pygen.config.config import GenerationMode
 from pygen.config.rules import EXTENSION_RULES, RULES, SAMPLING_ONLY, STATIC_CACHES
+from pygen.decode.leaving import check_compact_rows, refuse_compaction, why_rows_stay
 from pygen.generate import LOOPS, generate, prepare_call
 from pygen.graph.eligibility import CAPTURED_MODES, check_runtime, choose_runtime
 from pygen.models.module import ModuleAdapter
@@ -65,6 +66,7 @@ class Explanation:
 
     model: its class, and by which adapter it runs. loop: the module that runs the mode. runtime: whether a graph
         captures the steps, and if not, why.
+    ended_rows: whether rows that have ended leave the batch before the others, and if not, why.
     batch_size: prompts. rows: sequences decoded at once, beams and copies included.
     max_new_tokens: the maximum of steps; min_new_tokens: steps without an end-of-sequence token.
     eos_token_ids, pad_token_id: the effective ids, or None.
@@ -79,6 +81,7 @@ class Explanation:
     mode: str
     loop: str
     runtime: str
+    ended_rows: str
     batch_size: int
     rows: int
     prompt_length: int
@@ -115,7 +118,7 @@ class Explanation:
             ("model", [self.model]),
             ("mode", [f"{self.mode}, by {self.loop}"]),
             ("runtime", [self.runtime]),
-            ("rows", [f"{self.rows} of {self.batch_size} prompts"]),
+            ("rows", [f"{self.rows} of {self.batch_size} prompts", f"ended ones {self.ended_rows}"]),
             ("lengths", [lengths]),
             ("stopping", self.stopping),
             ("cache", [self.cache]),
@@ -142,15 +145,22 @@ def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
     if arguments.custom_generate is not None:
         raise NotImplementedError("`custom_generate`: pygen cannot explain what custom code does")
     with collected() as notes, torch.no_grad():
-        call = prepare_call(dataclasses.replace(arguments, runtime=check_runtime(arguments.runtime)))
+        checked: dict[str, Any] = {
+            "runtime": check_runtime(arguments.runtime),
+            "compact_rows": check_compact_rows(arguments.compact_rows),
+        }
+        call = prepare_call(dataclasses.replace(arguments, **checked))
+        refuse_compaction(call, own_loop=False)
         groups = call.config.num_beam_groups or 1
         plan = make_plan(dataclasses.replace(call, num_copies=call.num_copies // groups) if groups > 1 else call)
         runtime = choose_runtime(call, plan if call.mode in CAPTURED_MODES else None)
+        stay = why_rows_stay(call, captured=runtime.name == "graph")
     return Explanation(
         model=f"{type(call.model).__name__}, by {type(call.adapter).__module__}",
         mode=call.mode.value,
         loop=LOOPS[call.mode].__module__,
         runtime=str(runtime),
+        ended_rows="leave the batch" if stay is None else f"stay in the batch: {stay}",
         batch_size=call.batch_size,
         rows=call.rows * _candidates_at_once(call),
         prompt_length=call.prompt.input_ids.shape[1],

@@ -26,6 +26,7 @@ from pygen.decode.contrastive import generate_contrastively
 from pygen.decode.custom import own_loop
 from pygen.decode.diverse_beam import generate_with_groups
 from pygen.decode.dola import generate_by_contrasting_layers
+from pygen.decode.leaving import check_compact_rows, refuse_compaction
 from pygen.decode.sample import generate_by_sampling
 from pygen.graph.eligibility import CAPTURED_MODES, check_runtime, choose_runtime
 from pygen.models.adapter import adapt
@@ -90,6 +91,7 @@ def generate(
     cancel: threading.Event | None = None,
     progress: bool = False,
     runtime: str = "auto",
+    compact_rows: bool | str = "auto",
     **kwargs: Any,
 ) -> Tensor | GenerateOutput:
     """Generates text with the search that the settings choose.
@@ -147,6 +149,10 @@ def generate(
             it for every token, without waiting for the device. Later calls with as many rows and of similar length
             reuse the capture, until `pygen.release(model)`. "eager" launches every step. "auto" captures on CUDA where
             a call is long enough to pay for it; `pygen.explain` says whether. The tokens are the same.
+        compact_rows: whether rows that have ended leave the batch of greedy search and sampling, so that forwards read
+            the others only and the cache shrinks. "auto" lets them leave on a CPU, where it pays and changes nothing
+            that the call returns; `pygen.explain` says whether. True refuses what cannot lose rows. The caller,
+            processors and criteria see all rows; those that left keep the logits of their last forward.
         kwargs: settings of `GenerationConfig`, the ones below, and inputs of the model.
 
     Settings beyond transformers (also accepted inside a config):
@@ -198,6 +204,7 @@ def generate(
         cancel=cancel,
         progress=progress,
         runtime=check_runtime(runtime),
+        compact_rows=check_compact_rows(compact_rows),
         kwargs=kwargs,
     )
     if isinstance(custom_generate, str):
@@ -214,6 +221,7 @@ def generate(
         loop = own_loop(custom_generate, model, given, kwargs)
         arguments = dataclasses.replace(arguments, synced_gpus=False)
     call = prepare_call(arguments, any_search=loop is not None)
+    refuse_compaction(call, own_loop=loop is not None)
     with named_sizes(call):
         return _run(call, model, loop)
 

@@ -14,7 +14,7 @@ from pygen.request.protocols import Streamer
 from pygen.stopping.criteria import Criterion
 
 # The parameters of `pygen.generate` that transformers does not have, with their defaults.
-BEYOND = {"generator": None, "cancel": None, "progress": False, "runtime": "auto"}
+BEYOND = {"generator": None, "cancel": None, "progress": False, "runtime": "auto", "compact_rows": "auto"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,7 @@ class Arguments:
     cancel: threading.Event | None = None
     progress: bool = False
     runtime: str = "auto"
+    compact_rows: bool | str = "auto"
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     def for_custom_code(self, streamer: Streamer | None) -> dict[str, object]:

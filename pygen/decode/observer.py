@@ -95,8 +95,6 @@ class StepObserver:
     num_raw_logprobs: see `Plan`.
     """
 
-    unfinished: int
-
     def __init__(
         self,
         state: DecodeState,
@@ -115,6 +113,7 @@ class StepObserver:
         self._num_raw_logprobs = num_raw_logprobs
         self._stopped = torch.zeros_like(state.finished)
         self._base = state.rows + 1
+        self.unfinished = state.rows
 
     def observe(self, step: int, logits: Tensor, result: StepResult) -> None:
         """Queues the bookkeeping of `step`, which chose `result` from `logits`."""

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from pygen.call.call import Call
+from pygen.decode.leaving import why_rows_stay
+from pygen.decode.live_rows import Forwards, LiveRows
 from pygen.decode.monitor import Monitor
 from pygen.decode.observer import Recorder, StepObserver
 from pygen.decode.progress import progress_bar
 from pygen.decode.run import run
 from pygen.graph.eligibility import choose_slot, compile_options
-from pygen.models.adapter import ModelAdapter
 from pygen.models.widths import embedded_ids
 from pygen.ops import DecodeState
 from pygen.ops._growth import first_capacity
@@ -34,30 +35,41 @@ def generate_by_sampling(call: Call) -> Tensor | GenerateOutput:
         with slot.taken():
             return _generate_captured(call, plan, slot)
 
-    return generate_step_by_step(call, plan, functools.partial(bind_plan, plan))
+    rows_leave = why_rows_stay(call) is None
+    return generate_step_by_step(call, plan, functools.partial(bind_plan, plan), rows_leave=rows_leave)
 
 
 def generate_step_by_step(
-    call: Call, plan: Plan, bind: Callable[[Tensor, DecodeState], Chooser], **start: Any
+    call: Call,
+    plan: Plan,
+    bind: Callable[[Tensor, DecodeState], Chooser],
+    *,
+    rows_leave: bool = False,
+    **start: Any,
 ) -> Tensor | GenerateOutput:
-    """One forward and one choice after the other. bind: see `sample`. start: arguments of `Call.start`."""
+    """One forward and one choice after the other.
+
+    bind: see `sample`. rows_leave: whether rows that have ended leave the batch. start: arguments of `Call.start`.
+    """
 
     def loop(state: DecodeState, recorder: Recorder, monitor: Monitor) -> int:
+        steps = observer(call, plan, state, recorder)
+        ahead = state.token_ids.device.type != "cpu" and call.adapter.can_rewind
         return sample(
-            call.adapter,
+            LiveRows(call, state, steps, overlaps=ahead) if rows_leave else call.adapter,
             state,
             bind,
-            observer(call, plan, state, recorder),
+            steps,
             monitor,
             max_new_tokens=call.lengths.max_new_tokens,
-            ahead=state.token_ids.device.type != "cpu" and call.adapter.can_rewind,
+            ahead=ahead,
         )
 
     return generate_tokens(call, plan, loop, **start)
 
 
 def sample(
-    model: ModelAdapter,
+    model: Forwards,
     state: DecodeState,
     bind: Callable[[Tensor, DecodeState], Chooser],
     steps: StepObserver,
@@ -81,7 +93,7 @@ class EagerSample:
 
     def __init__(
         self,
-        model: ModelAdapter,
+        model: Forwards,
         state: DecodeState,
         bind: Callable[[Tensor, DecodeState], Chooser],
         steps: StepObserver,

@@ -165,14 +165,14 @@ def reason_of_model(model: torch.nn.Module, device: torch.device) -> str | None:
 
     if not is_default(hooks, "_update_model_kwargs_for_generation"):
         return f"{type(hooks).__name__} extends its inputs by its own `_update_model_kwargs_for_generation`"
-    if hooks is not model and not _is_compiled(model):
+    if hooks is not model and not is_compiled(model):
         return f"the {type(model).__name__} around the model has to be called for every token"
     if hooks.training:
         return "the model is in training mode"
     if (owner := preparer(hooks)) is not None:
         return f"{type(owner).__name__} prepares the inputs, by a call of Python"
     for name, module in (("", model), *hooks.named_modules()):
-        if _is_compiled(module):
+        if is_compiled(module):
             return "the model is compiled already; `compile_config` compiles its forward inside the capture"
         if _has_adapters(module):
             return f"`{name}` is a layer of peft, whose adapter a replay would not switch"
@@ -181,7 +181,7 @@ def reason_of_model(model: torch.nn.Module, device: torch.device) -> str | None:
     return None
 
 
-def _is_compiled(module: torch.nn.Module) -> bool:
+def is_compiled(module: torch.nn.Module) -> bool:
     """Whether `torch.compile` has taken the module, its calls, or its forward."""
     in_place = module._compiled_call_impl is not None or hasattr(module.forward, "_torchdynamo_orig_callable")
     return in_place or "_orig_mod" in module._modules
@@ -213,6 +213,8 @@ def _reason_of_plan(call: Call, plan: Plan) -> str | None:
 def _reason_of_settings(call: Call) -> str | None:
     if call.synced_gpus:
         return "`synced_gpus`: other processes are told of every forward"
+    if call.compact_rows is True:
+        return "`compact_rows`=True: a captured step always reads all rows"
     if call.criteria:
         criterion = call.criteria[0]
         name = getattr(criterion, "__name__", type(criterion).__name__)

@@ -138,6 +138,17 @@ class ModelAdapter(Protocol):
         """
         ...
 
+    def rows_stay(self, rows: int) -> str | None:
+        """Why none of the `rows` rows can leave the batch, or None. Caches and inputs count after `prefill` only."""
+        ...
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Rows leave the batch: from now on row r is the previous row `rows[r]`, (rows,) int64, in increasing order.
+
+        It requires that `rows_stay` returns None. `close` gives a cache that the caller sees all rows again.
+        """
+        ...
+
     shows_cache: bool
     """Whether the caller passed the cache or gets it back. Known after `start`."""
 

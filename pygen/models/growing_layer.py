@@ -60,6 +60,19 @@ class GrowingLayer(_DynamicLayer):
         self.values = self._appended("values", self.values, value_states)
         return self.keys, self.values
 
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Row r becomes the previous row `indices[r]`, in buffers with as many spare positions as before."""
+        for name in ("keys", "values"):
+            used = getattr(self, name)
+            if not isinstance(used, Tensor) or not used.numel():
+                continue
+            buffer = self._buffers.pop(name, used)
+            rows = indices.to(used.device)
+            fewer = used.new_empty((len(rows), used.shape[1], max(buffer.shape[2], used.shape[2]), used.shape[3]))
+            torch.index_select(used, 0, rows, out=fewer[:, :, : used.shape[2]])
+            self._buffers[name] = fewer
+            setattr(self, name, fewer[:, :, : used.shape[2]])
+
     def _appended(self, name: str, used: Tensor, states: Tensor) -> Tensor:
         length = used.shape[-2] if used.numel() else 0
         end = length + states.shape[-2]

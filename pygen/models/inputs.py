@@ -83,6 +83,16 @@ class GrowingInputs:
             name: buffer[..., length + generated - 1 : length + generated] for name, buffer, length in self._buffers
         }
 
+    def can_select(self, rows: int) -> bool:
+        """Whether the first of two dimensions counts the `rows` rows in all inputs."""
+        return all(buffer.ndim == 2 and buffer.shape[0] == rows for _, buffer, _ in self._buffers)
+
+    def select(self, rows: Tensor) -> None:
+        """Row r becomes the previous row `rows[r]`; it requires `can_select`."""
+        self._buffers = [
+            (name, buffer.index_select(0, rows.to(buffer.device)), length) for name, buffer, length in self._buffers
+        ]
+
     def expand(self, num_copies: int, batch_size: int) -> None:
         """Repeats every row; the copies are adjacent."""
         self._buffers = [

@@ -104,6 +104,11 @@ class MixinAdapter(ModuleAdapter):
         ends = range(token_ids.shape[1] - count + 1, token_ids.shape[1] + 1)
         return torch.cat([super(MixinAdapter, self).decode_tail(token_ids[:, :end], 1) for end in ends], dim=1)
 
+    def rows_stay(self, rows: int) -> str | None:
+        if not self._grows_by_default or self._replaces("_expand_inputs_for_generation"):
+            return f"{type(self._hooks).__name__} prepares the inputs of its rows by methods of its own"
+        return super().rows_stay(rows)
+
     def hold(self) -> None:
         if self._updates is not None:
             self._updates.hold()

@@ -20,6 +20,7 @@ from pygen.models.inputs import (
     repeat_rows,
     tail_logits,
 )
+from pygen.models.leaving_rows import fixed_input, select_inputs
 from pygen.models.versions import cache_parameter, given_cache_name, output_cache
 from pygen.models.wrappers import inner
 from pygen.outputs import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput, GenerateOutput
@@ -222,6 +223,23 @@ class ModuleAdapter:
         cache = cache_verbs.select_rows(self.cache, rows) if hook is None else hook(self.cache, rows)
         self.cache = cache_verbs.cut(cache, num_tokens)
 
+    def rows_stay(self, rows: int) -> str | None:
+        name = type(self._model).__name__
+        if self.cache is not None and self.shows_cache:
+            return f"the caller gets the cache that {name} returned, with all rows"
+        if self.cache is not None and not self._can_select():
+            return f"the cache of {name} has no method `reorder_cache`, and is no tuple of keys and values"
+        fixed = fixed_input(self._kwargs, rows)
+        if fixed is not None or not self._growing.can_select(rows):
+            return f"pygen does not know the rows of `{fixed or 'position_ids'}`"
+        return None
+
+    def keep_rows(self, rows: Tensor) -> None:
+        self._growing.select(rows)
+        self._kwargs = select_inputs(self._kwargs, rows)
+        if self.cache is not None:
+            self.align_cache(rows, 0)
+
     def close(self) -> None:
         """Does nothing: the module made the cache as it is."""
 
@@ -230,6 +248,15 @@ class ModuleAdapter:
 
     def output_class(self, *, beams: bool) -> type[GenerateOutput]:
         return GenerateBeamDecoderOnlyOutput if beams else GenerateDecoderOnlyOutput
+
+    def _can_select(self) -> bool:
+        if hasattr(self._model, "_reorder_cache") or hasattr(self.cache, "reorder_cache"):
+            return True
+        try:
+            cache_verbs.check_reorder(self.cache)
+        except (TypeError, NotImplementedError):
+            return False
+        return True
 
     def _expanded(self, kwargs: dict[str, object]) -> dict[str, object]:
         return {name: repeat_rows(value, self._num_copies, self._batch_size) for name, value in kwargs.items()}

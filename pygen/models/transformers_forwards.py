@@ -10,15 +10,17 @@ from torch import Tensor, nn
 
 from pygen.models import cache as cache_verbs
 from pygen.models.devices import input_device
+from pygen.models.foreign_hooks import may_know_rows
 from pygen.models.growing_layer import cut_to_size
 from pygen.models.hidden_states import HiddenStates
 from pygen.models.inputs import GrowingInputs, tail_logits
+from pygen.models.leaving_rows import Departed, can_leave, fixed_input, keep_rows, select_inputs
 from pygen.models.outputs import output_class
 from pygen.models.own_updates import OwnUpdates
 from pygen.models.protocols import ForwardOutput, TransformersModel
 from pygen.models.rollback import Rollback
 from pygen.models.rows import ModuleStates, map_leaves
-from pygen.models.transformers_inputs import is_default
+from pygen.models.transformers_inputs import is_default, preparer
 from pygen.models.versions import HookNames
 from pygen.models.wrappers import inner
 from pygen.outputs import GenerateOutput
@@ -50,10 +52,12 @@ class TransformersForwards:
         self.records: dict[str, list[object]] = {}
         self.record_dims: dict[str, list[int | None]] = {}
         self._use_cache = True
+        self._batch_size = self._num_copies = 1
         self._prompt_length = 0
         self._states: ModuleStates | None = None
         self._hidden: HiddenStates | None = None
         self._rollback: Rollback | None = None
+        self._departed: Departed | None = None
         self._encoder_records: dict[str, object] = {}
         self._kwargs: dict[str, Any] = {}
         self._growing: GrowingInputs | None = None
@@ -117,7 +121,34 @@ class TransformersForwards:
         cache = cache_verbs.select_rows(cache, rows) if hook is None else hook(cache, rows)
         self._kwargs[name] = cache_verbs.cut(cache, num_tokens)
 
+    def rows_stay(self, rows: int) -> str | None:
+        name = type(self._hooks).__name__
+        if not self._grows_by_default or not is_default(self._hooks, "_expand_inputs_for_generation"):
+            return f"{name} prepares the inputs of its rows by methods of its own"
+        if (owner := preparer(self._hooks)) is not None:
+            return f"{type(owner).__name__} prepares the inputs"
+        if may_know_rows(self._hooks):
+            return f"hooks of {name} may know the rows"
+        if self.cache is not None and not can_leave(self.cache):
+            return f"a {type(self.cache).__name__} of {name} stores more than keys and values that grow"
+        fixed = fixed_input({name: v for name, v in self._kwargs.items() if name not in self._names.arguments}, rows)
+        if fixed is not None or (self._growing is not None and not self._growing.can_select(rows)):
+            return f"pygen does not know the rows of `{fixed or 'position_ids'}`"
+        return None
+
+    def keep_rows(self, rows: Tensor) -> None:
+        assert self._growing is not None
+        self._growing.select(rows)
+        self._kwargs = select_inputs(self._kwargs, rows)
+        if self.cache is not None:
+            if self.shows_cache:
+                self._departed = self._departed or Departed(self._batch_size * self._num_copies)
+                self._departed.take(self.cache, rows)
+            keep_rows(self.cache, rows)
+
     def close(self) -> None:
+        if self._departed is not None:
+            self._departed.put_back(self.cache)
         if self.shows_cache:
             cut_to_size(self.cache)
 
