@@ -102,8 +102,9 @@ def step_costs(model: Any, length: int = 128, repeats: int = 9) -> dict[int, tup
             forwards.append(time.perf_counter() - start)
             kept = torch.arange(max(rows * 3 // 4, 1))
             start = time.perf_counter()
-            for layer in cache.layers:
-                layer.keys.index_select(0, kept), layer.values.index_select(0, kept)
+            for stored in cache.layers:
+                for states in (getattr(stored, "keys"), getattr(stored, "values")):  # noqa: B009
+                    states.index_select(0, kept)
             copies.append(time.perf_counter() - start)
         costs[rows] = (1e3 * min(forwards), 1e3 * min(copies))
     return costs

@@ -25,7 +25,7 @@ EOS, PAD = 7, 0
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
-def prompts(rows: int = ROWS) -> dict[str, Tensor]:
+def prompts(rows: int = ROWS) -> dict[str, Any]:
     """Texts of several lengths, padded on the left; the longest is among those that run to the end."""
     ids = torch.randint(10, 100, (rows, PROMPT), generator=torch.Generator().manual_seed(5))
     mask = torch.arange(PROMPT) >= torch.arange(rows)[:, None] % 4
@@ -420,7 +420,7 @@ def test_explain_says_whether_rows_leave() -> None:
 
 
 @pytest.mark.parametrize("value", [None, 1, "yes", "True"])
-def test_values_of_compact_rows(value: object) -> None:
+def test_values_of_compact_rows(value: Any) -> None:
     with pytest.raises(ValueError, match="`compact_rows` must be True, False or 'auto', got"):
         generate(hf_model("llama"), **prompts(), compact_rows=value, **settings())
 
