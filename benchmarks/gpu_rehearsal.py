@@ -57,10 +57,30 @@ class Rehearsal(NamedTuple):
         return self.run(name, sys.executable, *arguments, **environment)
 
     def pytest(self, name: str, *arguments: str, **environment: str) -> str:
-        options = ("-q", "-p", "no:cacheprovider", "-o", "addopts=", "-n", "2", "--dist", "worksteal")
+        # A small machine that does other work, too, takes longer, and a rehearsal has time.
+        options = (
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-o",
+            "addopts=",
+            "-o",
+            "timeout=7200",
+            "-n",
+            "2",
+            "--dist",
+            "worksteal",
+        )
         return self.python(name, "-m", "pytest", *options, *arguments, OMP_NUM_THREADS="1", **environment)
 
 
+# Without a network the loopback interface is down, which torch.distributed uses even on one machine. 0x8914 is
+# SIOCSIFFLAGS, whose flag 1 raises an interface.
+LOOPBACK = (
+    "import fcntl, os, socket, struct, sys; "
+    "fcntl.ioctl(socket.socket(), 0x8914, struct.pack('16sh22x', b'lo', 1)); "
+    "os.execvp(sys.argv[1], sys.argv[1:])"
+)
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -176,8 +196,8 @@ PARTS: tuple[Callable[[Rehearsal], str], ...] = (
 
 
 def without_network() -> tuple[str, ...]:
-    """Returns what a command starts with to have no network, or nothing where the system does not allow that."""
-    prefix = ("unshare", "--map-root-user", "--net")
+    """Returns what a command starts with to reach only its own machine, or nothing where the system forbids it."""
+    prefix = ("unshare", "--map-root-user", "--net", sys.executable, "-c", LOOPBACK)
     if shutil.which(prefix[0]) and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0:
         return prefix
     return ()

@@ -46,6 +46,24 @@ def test_every_part_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> Non
     assert len(lines) == len(gpu_rehearsal.PARTS) and all(len(line.split()) > 3 for line in lines)
 
 
+REACHED = """
+import socket
+here = socket.create_server(("127.0.0.1", 0))
+socket.create_connection(here.getsockname())
+try:
+    # This address is for examples: nobody answers.
+    socket.socket(type=socket.SOCK_DGRAM).connect(("192.0.2.1", 9))
+except OSError:
+    print("itself only")
+"""
+
+
+@pytest.mark.skipif(not gpu_rehearsal.without_network(), reason="this system lets nobody take the network away")
+def test_without_a_network_a_process_reaches_its_own_machine(tmp_path: Path) -> None:
+    rehearsal = Rehearsal(tmp_path, gpu_rehearsal.without_network())
+    assert rehearsal.python("reached", "-c", REACHED) == "itself only"
+
+
 def test_results_must_have_rows_and_logs(tmp_path: Path) -> None:
     (tmp_path / "suite").mkdir()
     with pytest.raises(Failed, match="saved no row"):
