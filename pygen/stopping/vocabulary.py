@@ -37,7 +37,7 @@ def read_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
 
 
 def _listed(tokenizer: Tokenizer) -> Vocabulary:
-    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    vocabulary = tokenizer.get_vocab()
     return Vocabulary.of(list(vocabulary), list(vocabulary.values()))
 
 

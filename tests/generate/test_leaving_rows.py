@@ -22,7 +22,7 @@ from tests.helpers.generation import generate_output, generate_tokens
 ROWS, PROMPT, NEW = 12, 6, 16
 EOS, PAD = 7, 0
 # Products over fewer rows round differently, and the scores of these models spread over some tens.
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def prompts(rows: int = ROWS) -> dict[str, Any]:
@@ -205,7 +205,8 @@ def test_a_conversation_goes_on_from_the_cache() -> None:
 def test_an_error_gives_a_callers_cache_all_rows() -> None:
     from transformers import DynamicCache
 
-    cache, steps = DynamicCache(), []
+    cache: Any = DynamicCache()
+    steps: list[int] = []
 
     def fail(input_ids: Tensor, scores: object) -> bool:
         steps.append(cache.layers[0].keys.shape[0])
@@ -283,7 +284,7 @@ def test_cancel(step: int) -> None:
                 cancel.set()
             return False
 
-        criteria = [EndsAt(LENGTHS), stop]
+        criteria: list[Any] = [EndsAt(LENGTHS), stop]
         output = generate_output(
             hf_model("llama"),
             **prompts(),
@@ -392,8 +393,9 @@ def test_what_rows_cannot_leave(name: str) -> None:
 
 def test_compiled_and_training_models_are_refused() -> None:
     model = hf_model("llama")
+    compiled: Any = torch.compile(model)
     with pytest.raises(NotImplementedError, match="is compiled, for one number of rows"):
-        generate(torch.compile(model), **prompts(), compact_rows=True, **settings())
+        generate(compiled, **prompts(), compact_rows=True, **settings())
     model.train()
     try:
         with pytest.raises(NotImplementedError, match="is in training mode"):
