@@ -27,6 +27,7 @@ from pygen.decode.transition_scores import compute_transition_scores
 from pygen.explain import Explanation, explain
 from pygen.generate import generate
 from pygen.graph.releasing import release
+from pygen.integrations import torch_library as _torch_library  # noqa: F401
 from pygen.integrations.transformers import custom_generate
 from pygen.mixin import GenerationMixin
 from pygen.outputs import (

@@ -18,6 +18,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+_HOST = torch.device("cpu")
 _MASK32 = 0xFFFFFFFF
 _MASK64 = 0xFFFFFFFFFFFFFFFF
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
@@ -94,11 +95,11 @@ def row_seed(seed: int, row: int) -> int:
     return splitmix64(seed + (row + 1) * _GOLDEN_GAMMA)
 
 
-def row_seeds(seed: int, rows: int) -> Tensor:
+def row_seeds(seed: int, rows: int, device: torch.device = _HOST) -> Tensor:
     """Returns `row_seed(seed, row)` for every row: (rows,) int64, the bit patterns of the unsigned words."""
-    if rows <= 16:
+    if rows <= 16 and device.type == "cpu":
         return torch.tensor([as_int64(row_seed(seed, row)) for row in range(rows)], dtype=torch.int64, device="cpu")
-    value = torch.arange(1, rows + 1, dtype=torch.int64, device="cpu") * as_int64(_GOLDEN_GAMMA) + as_int64(seed)
+    value = torch.arange(1, rows + 1, dtype=torch.int64, device=device) * as_int64(_GOLDEN_GAMMA) + as_int64(seed)
     value = (value ^ _shift_right(value, 30)) * as_int64(0xBF58476D1CE4E5B9)
     value = (value ^ _shift_right(value, 27)) * as_int64(0x94D049BB133111EB)
     return value ^ _shift_right(value, 31)

@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pygen.backends import BackendError
+from pygen.ops import _checks as checks
 from pygen.rng import lock_of
 
 
@@ -63,6 +65,11 @@ def taken_noise(generator: torch.Generator, increment: int) -> Iterator[tuple[in
     if increment == 0:
         yield 0, 0
         return
+    if checks.is_captured(generator.device):
+        raise BackendError(
+            "rng='torch' cannot run while a CUDA graph captures the call, because its replays would repeat the noise: "
+            "pass `seed`, or a state with a `generator_state`, which replays advance"
+        )
     with lock_of(generator):
         seed, offset = generator.initial_seed(), generator.get_offset()
         yield seed, offset

@@ -128,12 +128,24 @@ def _seeds(
         seed = int(seed.item())
     if isinstance(seed, Integral):
         numbers.check_seed("seed", int(seed))
-        return noise_sources.row_seeds(int(seed), like.rows).to(like.device)
+        return _row_seeds(int(seed), like)
     if seed is not None:
         return numbers.seed_words("seed", seed, like)
     if not wanted:
         return torch.zeros(like.rows, dtype=torch.int64, device=like.device)
-    return noise_sources.row_seeds(noise_sources.draw_seed(generator), like.rows).to(like.device)
+    if checks.is_captured(like.device):
+        raise ValueError(
+            "`seed` must be given while a CUDA graph captures the call, because a drawn one would repeat in every "
+            "replay, got None"
+        )
+    return _row_seeds(noise_sources.draw_seed(generator), like)
+
+
+def _row_seeds(seed: int, like: Like) -> Tensor:
+    """Returns the seeds on the device. A CUDA graph cannot capture their copy, which is faster than their kernels."""
+    if checks.is_captured(like.device):
+        return noise_sources.row_seeds(seed, like.rows, like.device)
+    return noise_sources.row_seeds(seed, like.rows).to(like.device)
 
 
 def _check_torch_device(like: Like, generator: torch.Generator | None) -> None:
@@ -156,6 +168,8 @@ def _check_given(noise: Tensor, like: Like) -> None:
     checks.check_shape("noise", noise, "(rows, vocab_size)", (like.rows, like.vocab_size))
     checks.check_device("noise", noise, like.device, like.name)
     checks.check_last_stride("noise", noise)
+    if checks.is_captured(like.device):
+        return
     refused = (~numbers.FINITE_POSITIVE.holds(noise)).nonzero()
     if len(refused) > 0:
         row, token_id = refused[0].tolist()

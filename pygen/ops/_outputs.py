@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -103,6 +104,30 @@ def empty_output(rows: int, n: int, device: torch.device, kept_width: int = 0) -
     return SampleOutput(token_ids, torch.empty(rows, dtype=torch.float32, device=device), top, status, kept)
 
 
+def empty_logprobs(shape: tuple[int, ...], top: int, logits: Tensor) -> TokenLogprobs:
+    """Allocates the result of `token_logprobs` for ids of `shape`."""
+    rows, device = logits.shape[0], logits.device
+    logprobs = torch.empty(shape, dtype=torch.float32, device=device)
+    status = torch.empty(rows, dtype=torch.int32, device=device)
+    if top == 0:
+        return TokenLogprobs(logprobs, None, status)
+    ids = torch.empty(rows, top, dtype=torch.int64, device=device)
+    return TokenLogprobs(logprobs, TopLogprobs(ids, torch.empty(rows, top, dtype=torch.float32, device=device)), status)
+
+
+def logprobs_tensors(output: TokenLogprobs) -> list[Tensor]:
+    """Returns the result's tensors, in a fixed order."""
+    return [output.logprobs, output.status, *(output.top_logprobs or ())]
+
+
+def empty_draft_output(rows: int, device: torch.device) -> DraftOutput:
+    return DraftOutput(
+        torch.empty(rows, dtype=torch.int64, device=device),
+        torch.empty(rows, dtype=torch.int64, device=device),
+        torch.empty(rows, dtype=torch.int32, device=device),
+    )
+
+
 def check_out(out: SampleOutput, n: int, like: Like, kept_width: int) -> None:
     """Checks `out=` of a call with logprobs=n, and with `kept_width` entries for the kept tokens of a row."""
     if not isinstance(out, SampleOutput):
@@ -129,6 +154,15 @@ def tensors_of(output: SampleOutput) -> list[Tensor]:
     if output.logprobs is not None and output.top_logprobs is not None:
         tensors += [output.logprobs, *output.top_logprobs]
     return [*tensors, *(output.kept or ())]
+
+
+def sample_output(tensors: Sequence[Tensor], logprobs: int, output_kept: bool) -> SampleOutput:
+    """Returns the result whose tensors are those of `tensors_of`, of a call with these arguments."""
+    token_ids, status, *more = tensors
+    kept = KeptRows(*more[-3:]) if output_kept else None
+    if logprobs == 0:
+        return SampleOutput(token_ids, None, None, status, kept)
+    return SampleOutput(token_ids, more[0], TopLogprobs(more[1], more[2]), status, kept)
 
 
 def output_arguments(out: SampleOutput, n: int) -> dict[str, int]:

@@ -14,6 +14,7 @@ from pygen.ops._noise import Noise
 from pygen.ops._numbers import STEP_LIMIT
 from pygen.ops._plain import is_plain
 from pygen.ops._shaping import Shaping
+from pygen.ops._traced import outside_graphs
 
 if TYPE_CHECKING:
     from pygen.ops._beam_state import BeamState
@@ -92,6 +93,7 @@ class Prepared(Generic[Output]):
                 self._last_step = STEP_LIMIT - 1
                 self._growth = 0
 
+    @outside_graphs("a prepared op holds addresses: call the op itself inside the graph")
     def __call__(self, logits: Tensor, *, step: int = 0, length: int | None = None) -> Output:
         # One condition costs about a microsecond. The messages are built only if it fails.
         if not (

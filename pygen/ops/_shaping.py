@@ -203,6 +203,8 @@ def _require_history(shaping: Shaping) -> None:
         return
     for knob in KNOBS:
         value = shaping.knobs[knob.name]
+        if isinstance(value, Tensor) and checks.is_captured(value.device):
+            continue
         if knob.reads_history and bool(
             (value != knob.neutral).any() if isinstance(value, Tensor) else value != knob.neutral
         ):

@@ -10,9 +10,11 @@ from torch import Tensor
 from pygen.backends import Dispatcher
 from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
+from pygen.ops import _traced as traced
 from pygen.ops._beam_state import BeamState
 from pygen.ops._beam_state_checks import check_beam_state, check_is_beam_state
 from pygen.ops._outputs import BeamOutput
+from pygen.ops._traced import is_tracing
 
 
 def beam_finalize(state: BeamState, num_return_sequences: int = 1, *, backend: str = "auto") -> BeamOutput:
@@ -36,6 +38,8 @@ def beam_finalize(state: BeamState, num_return_sequences: int = 1, *, backend: s
     Raises TypeError for types and dtypes, ValueError for values and shapes, also if a trace leaves the beams of its
     prompt, and BackendError if the backend cannot run.
     """
+    if is_tracing():
+        return traced.beam_finalize(state, num_return_sequences, backend=backend)
     check_is_beam_state(state)
     device = state.token_ids.device
     check_beam_state(state, checks.Like(state.token_ids.shape[0], 0, device))

@@ -15,6 +15,7 @@ from pygen.knobs import FloatKnob, IntKnob, ShapingKnobs
 from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
 from pygen.ops import _numbers as numbers
+from pygen.ops import _traced as traced
 from pygen.ops._beam_call import BeamCall, BeamWorkspace, StoppingCriteria
 from pygen.ops._beam_state_checks import beam_state_arguments, check_beam_state, check_is_beam_state, check_search
 from pygen.ops._noise import check_noise
@@ -23,6 +24,7 @@ from pygen.ops._prepared import Prepared, Run, detached
 from pygen.ops._shaping import TokenIds, check_shaping
 from pygen.ops._signature import implemented_by
 from pygen.ops._state_checks import generator_of
+from pygen.ops._traced import is_tracing, outside_graphs
 from pygen.rng import lock_of, seed_given_back
 
 if TYPE_CHECKING:
@@ -73,6 +75,28 @@ def _beam_step(
     out: BeamStepOutput | None = None,
     **knobs: Unpack[ShapingKnobs],
 ) -> BeamStepOutput:
+    if is_tracing():
+        return traced.beam_step(
+            logits,
+            state,
+            step=step,
+            do_sample=do_sample,
+            bias=bias,
+            suppress=suppress,
+            token_bitmask=token_bitmask,
+            normalized=normalized,
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+            stopping_criteria=stopping_criteria,
+            sort_draws=sort_draws,
+            seed=seed,
+            noise=noise,
+            rng=rng,
+            generator=generator,
+            backend=backend,
+            out=out,
+            **knobs,
+        )
     check_is_beam_state(state)
     checks.count_up_to("step", step, state.step_capacity - 1)
     draws_seed = do_sample is True and seed is None and noise is None and rng == "philox"
@@ -184,6 +208,7 @@ def beam_step(
     raise NotImplementedError
 
 
+@outside_graphs("a prepared op holds addresses: call `beam_step` itself inside the graph")
 def prepare_beam_step(
     logits: Tensor,
     state: BeamState,

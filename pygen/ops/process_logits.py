@@ -11,11 +11,13 @@ from pygen.backends import Dispatcher
 from pygen.knobs import BoolKnob, FloatKnob, IntKnob, ShapingKnobs
 from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
+from pygen.ops import _traced as traced
 from pygen.ops._kept import KeptScores
 from pygen.ops._plans import Plans, scalars_of_ids
 from pygen.ops._prepared import Prepared, Run, detached
 from pygen.ops._shaping import Shaping, TokenIds, check_shaping
 from pygen.ops._signature import implemented_by
+from pygen.ops._traced import is_tracing, outside_graphs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +47,19 @@ def _process_logits(
     out: Tensor | None = None,
     **knobs: Unpack[ShapingKnobs],
 ) -> Tensor:
+    if is_tracing():
+        return traced.process_logits(
+            logits,
+            do_sample=do_sample,
+            input_ids=input_ids,
+            prompt_lengths=prompt_lengths,
+            bias=bias,
+            suppress=suppress,
+            token_bitmask=token_bitmask,
+            backend=backend,
+            out=out,
+            **knobs,
+        )
     key = None
     if out is None:
         key = _plans.key(
@@ -164,6 +179,7 @@ def process_logits(
     raise NotImplementedError
 
 
+@outside_graphs("a prepared op holds addresses: call `process_logits` itself inside the graph")
 def prepare_process_logits(
     logits: Tensor,
     *,

@@ -10,6 +10,8 @@ from torch import Tensor
 from pygen.backends import Dispatcher
 from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
+from pygen.ops import _traced as traced
+from pygen.ops._traced import is_tracing
 
 
 def reorder_cache(
@@ -44,15 +46,17 @@ def reorder_cache(
     Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError if the backend cannot run. A
     refused call changes nothing.
     """
+    if is_tracing():
+        traced.reorder_cache(cache_tensors, beam_idx, start, length, backend)
+        return
     tensors = _check_tensors(cache_tensors)
     rows, device = tensors[0].shape[0], tensors[0].device
     limit = _check_length(length, tensors)
     _check_rows("beam_idx", beam_idx, rows, device)
-    _check_range("beam_idx", beam_idx, f"in [0, {rows})", 0, rows - 1)
+    beam_idx = _in_range("beam_idx", beam_idx, f"in [0, {rows})", 0, rows - 1)
     if isinstance(start, Tensor):
         _check_rows("start", start, rows, device)
-        _check_range("start", start, f"in [0, {limit}]", 0, limit)
-        start = start.long().contiguous()
+        start = _in_range("start", start, f"in [0, {limit}]", 0, limit).long().contiguous()
     else:
         start = checks.count("start", start)
         if start > limit:
@@ -147,9 +151,13 @@ def _check_rows(name: str, value: object, rows: int, device: torch.device) -> No
     checks.check_device(name, value, device, "cache_tensors")
 
 
-def _check_range(name: str, value: Tensor, words: str, low: int, high: int) -> None:
+def _in_range(name: str, value: Tensor, words: str, low: int, high: int) -> Tensor:
+    """Checks the values; those that the host cannot read are clamped."""
+    if checks.is_captured(value.device):
+        return value.clamp(low, high)
     for row in ((value < low) | (value > high)).nonzero()[:1].flatten().tolist():
         raise ValueError(f"`{name}` must be {words}, got {int(value[row])} in row {row}")
+    return value
 
 
 def _cpu(tensors: list[Tensor], beam_idx: Tensor, start: int | Tensor, length: int, span: Tensor | None) -> None:

@@ -15,6 +15,7 @@ from pygen.knobs import BoolKnob, FloatKnob, IntKnob, ShapingKnobs
 from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
 from pygen.ops import _numbers as numbers
+from pygen.ops import _traced as traced
 from pygen.ops._kept import KeptSample
 from pygen.ops._kept_tokens import KeptRows, check_kept
 from pygen.ops._noise import Noise, check_noise
@@ -24,6 +25,7 @@ from pygen.ops._prepared import Prepared, Run, detached
 from pygen.ops._shaping import Shaping, TokenIds, check_shaping
 from pygen.ops._signature import implemented_by
 from pygen.ops._state_checks import generator_of, state_arguments
+from pygen.ops._traced import is_tracing
 from pygen.rng import lock_of, seed_given_back
 
 if TYPE_CHECKING:
@@ -59,6 +61,27 @@ def _sample(
     out: SampleOutput | None = None,
     **knobs: Unpack[ShapingKnobs],
 ) -> SampleOutput:
+    if is_tracing():
+        return traced.sample(
+            logits,
+            do_sample=do_sample,
+            input_ids=input_ids,
+            prompt_lengths=prompt_lengths,
+            bias=bias,
+            suppress=suppress,
+            token_bitmask=token_bitmask,
+            seed=seed,
+            step=step,
+            noise=noise,
+            rng=rng,
+            generator=generator,
+            logprobs=logprobs,
+            output_kept=output_kept,
+            kept_limit=kept_limit,
+            backend=backend,
+            out=out,
+            **knobs,
+        )
     steps = numbers.steps_of("step", step, logits) if isinstance(logits, Tensor) else 0
     key = None
     if (
@@ -208,6 +231,7 @@ def sample(
     raise NotImplementedError
 
 
+@traced.preparation
 def prepare_sample(
     logits: Tensor,
     *,

@@ -10,9 +10,11 @@ from torch import Tensor
 from pygen.backends import Dispatcher
 from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
-from pygen.ops._outputs import TokenLogprobs, TopLogprobs
+from pygen.ops import _traced as traced
+from pygen.ops._outputs import TokenLogprobs, TopLogprobs, empty_logprobs
 from pygen.ops._plans import Plans
 from pygen.ops._shaping import DTYPE_CODES
+from pygen.ops._traced import is_tracing
 
 
 def token_logprobs(
@@ -42,6 +44,8 @@ def token_logprobs(
     Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError if the backend cannot run. A
     refused call changes nothing.
     """
+    if is_tracing():
+        return traced.token_logprobs(logits, token_ids, top=top, backend=backend, out=out)
     key = None if out is not None else _plans.key(backend, (top,), (logits, token_ids))
     entry = _plans.find(key)
     if entry is None:
@@ -54,7 +58,7 @@ def token_logprobs(
         if key is not None and name == "cpu":
             _plans.keep(key, entry)
     if out is None:
-        out = _empty(token_ids.shape, top, logits)
+        out = empty_logprobs(token_ids.shape, top, logits)
     # len(), or a conversion to the same dtype, would call torch.
     if logits.shape[0] > 0:
         entry(logits, token_ids if token_ids.dtype is torch.int64 else token_ids.long(), out)
@@ -87,16 +91,6 @@ def _check_out(out: TokenLogprobs, shape: tuple[int, ...], top: int, like: check
     top_shape = (like.rows, top)
     checks.check_output("out.top_logprobs.token_ids", ids, torch.int64, "(rows, top)", top_shape, like)
     checks.check_output("out.top_logprobs.logprobs", values, torch.float32, "(rows, top)", top_shape, like)
-
-
-def _empty(shape: tuple[int, ...], top: int, logits: Tensor) -> TokenLogprobs:
-    rows, device = logits.shape[0], logits.device
-    logprobs = torch.empty(shape, dtype=torch.float32, device=device)
-    status = torch.empty(rows, dtype=torch.int32, device=device)
-    if top == 0:
-        return TokenLogprobs(logprobs, None, status)
-    ids = torch.empty(rows, top, dtype=torch.int64, device=device)
-    return TokenLogprobs(logprobs, TopLogprobs(ids, torch.empty(rows, top, dtype=torch.float32, device=device)), status)
 
 
 def _cpu(logits: Tensor, token_ids: Tensor, out: TokenLogprobs) -> None:

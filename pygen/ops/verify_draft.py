@@ -15,12 +15,14 @@ from pygen.knobs import BoolKnob, FloatKnob, IntKnob
 from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
 from pygen.ops import _numbers as numbers
+from pygen.ops import _traced as traced
 from pygen.ops._checks import Like
 from pygen.ops._draft_call import DraftCall
 from pygen.ops._noise import check_noise
-from pygen.ops._outputs import DraftOutput
+from pygen.ops._outputs import DraftOutput, empty_draft_output
 from pygen.ops._plans import Plans
 from pygen.ops._shaping import DTYPE_CODES, greedy_is_zero
+from pygen.ops._traced import is_tracing
 from pygen.rng import seed_given_back
 
 
@@ -81,6 +83,21 @@ def verify_draft(
     Raises TypeError for types and dtypes, ValueError for values and shapes, BackendError if the backend cannot run. A
     refused call changes nothing, not even the generator.
     """
+    if is_tracing():
+        return traced.verify_draft(
+            target_logits,
+            draft_token_ids,
+            draft_logits=draft_logits,
+            draft_lengths=draft_lengths,
+            do_sample=do_sample,
+            temperature=temperature,
+            seed=seed,
+            step=step,
+            uniforms=uniforms,
+            noise=noise,
+            generator=generator,
+            backend=backend,
+        )
     key = None
     if uniforms is None and noise is None:
         scalars, tensors = (do_sample, temperature, draft_lengths), (target_logits, draft_token_ids, draft_logits)
@@ -103,11 +120,7 @@ def verify_draft(
             _plans.keep(key, checked)
     like, lengths, temperatures, entry = checked
     step = numbers.steps_of("step", step, target_logits)
-    out = DraftOutput(
-        torch.empty(like.rows, dtype=torch.int64, device=like.device),
-        torch.empty(like.rows, dtype=torch.int64, device=like.device),
-        torch.empty(like.rows, dtype=torch.int32, device=like.device),
-    )
+    out = empty_draft_output(like.rows, like.device)
     draws = do_sample is not False
     with seed_given_back(generator) if draws and seed is None and noise is None else nullcontext():
         source = check_noise(like, draws=draws, seed=seed, step=step, noise=noise, rng="philox", generator=generator)
@@ -192,6 +205,8 @@ def _check_uniforms(uniforms: Tensor | None, noise: Tensor | None, num_drafts: i
     checks.check_dtype("uniforms", uniforms, torch.float32)
     checks.check_shape("uniforms", uniforms, "(rows, n)", (like.rows, num_drafts))
     checks.check_device("uniforms", uniforms, like.device, like.name)
+    if checks.is_captured(uniforms.device):
+        return
     for row, i in (~((uniforms >= 0) & (uniforms < 1))).nonzero()[:1].tolist():
         raise ValueError(f"`uniforms` must be in [0, 1), got {uniforms[row, i].item()} in row {row} at draft {i}")
 

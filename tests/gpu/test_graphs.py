@@ -39,6 +39,27 @@ def test_replays_equal_eager_calls(backend: str, knobs: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_a_graph_of_torch_captures_a_call(backend: str) -> None:
+    logits, temperature = torch.randn(8, 50257, device=DEVICE), torch.linspace(0, 2, 8, device=DEVICE)
+    seeds, steps = torch.arange(8, device=DEVICE), torch.zeros(8, dtype=torch.int64, device=DEVICE)
+
+    def call() -> torch.Tensor:
+        knobs: dict[str, Any] = {"temperature": temperature, "top_k": 50, "backend": backend}
+        return torch.stack([sample(logits, seed=seed, step=steps, **knobs).token_ids for seed in (seeds, 3)])
+
+    call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        tokens = call()
+    for step in range(3):
+        logits.copy_(torch.randn(8, 50257, device=DEVICE))
+        steps.fill_(step)
+        temperature.mul_(1.1)
+        graph.replay()
+        assert tokens.equal(call())
+
+
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_a_search_of_replays(backend: str) -> None:
     """The state counts the steps, so that every replay takes the next one."""
     logits = torch.randn(8, 20000, device=DEVICE)
