@@ -11,6 +11,10 @@ struct LogSum {
   double rest = 0.0;
 };
 
+PYGEN_HOST_DEVICE float rounded(const LogSum& sum) {
+  return static_cast<float>(static_cast<double>(sum.largest) + sum.rest);
+}
+
 PYGEN_HOST_DEVICE float log_probability(float score, const LogSum& sum) {
   return static_cast<float>((static_cast<double>(score) - sum.largest) - sum.rest);
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "common/log_sum.h"
 #include "common/sample_params.h"
 #include "cpu/row_scores.h"
 #include "cpu/survivors.h"
@@ -54,9 +55,8 @@ inline void write_kept(const KeptParams& kept, int64_t row, const RowScores& sco
       }
     }
   }
-  const LogSum log_sum = survivors.log_sum_exp();
   kept.counts[row] = static_cast<int32_t>(ids.count);
-  kept.log_mass[row] = static_cast<float>(log_sum.largest + log_sum.rest);
+  kept.log_mass[row] = rounded(survivors.log_sum_exp());
 }
 
 }  // namespace pygen::cpu::PYGEN_ISA

@@ -38,6 +38,8 @@ class RowView {
     return Passes::total(Passes::Total::kCount, low) >= static_cast<uint64_t>(n);
   }
   PYGEN_DEVICE int list_survivors() const { return Passes::list_survivors(); }
+  PYGEN_DEVICE int list_ids(int first, int unknown_bits) const { return Passes::list_ids(first, unknown_bits); }
+  PYGEN_DEVICE int count() const { return static_cast<int>(Passes::total(Passes::Total::kCount, -kInfinity)); }
 
   PYGEN_DEVICE void keep_at_least(float low) { Passes::keep_at_least(low); }
   PYGEN_DEVICE void keep_largest_and_ties(int n) {

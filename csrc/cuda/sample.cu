@@ -28,7 +28,7 @@ bool are_plain(const ShapingParams& p) {
 template <DType kType>
 Error launch_sample(const SampleParams& params, const Context& context) {
   const ShapingParams& shaping = params.shaping;
-  if (is_shaped<kType>(shaping, context.device)) return sample_any(params, context);
+  if (params.kept.counts != nullptr || is_shaped<kType>(shaping, context.device)) return sample_any(params, context);
   if (are_plain(shaping)) return sample_plain(params, context);
   if (!are_listed(shaping)) return sample_any(params, context);
   return shaping.rows < kManyRows ? sample_listed(params, context) : sample_many(params, context);

@@ -5,6 +5,7 @@
 
 #include "cuda/bookkeeping.cuh"
 #include "cuda/geometry.h"
+#include "cuda/kept_tokens.cuh"
 #include "cuda/scanned_row.cuh"
 #include "cuda/top_logprobs.cuh"
 
@@ -87,6 +88,11 @@ struct SampleRow : ScannedRow<kType, kRows == Rows::kAny, RaceSmem> {
       : Base(all.shaping, launch, static_cast<uint32_t*>(workspace) + kCounterBytes / 4, 0), params(all) {}
 
   PYGEN_DEVICE const RaceSmem& race() const { return this->of_op; }
+  // Calls that ask for the kept tokens come to the kernel for rows of any kind. The others do without its code.
+  PYGEN_DEVICE static bool wants_kept(const SampleParams& params) {
+    return kRows == Rows::kAny && params.kept.counts != nullptr;
+  }
+
   PYGEN_DEVICE Filters filters() const { return filters(params, row); }
   PYGEN_DEVICE static Filters filters(const SampleParams& params, int64_t row) {
     const ShapingParams& asked = params.shaping;
@@ -150,10 +156,12 @@ struct SampleRow : ScannedRow<kType, kRows == Rows::kAny, RaceSmem> {
     Filters own = filters();
     Decision decision;
     Racer& racer = decision.racer;
-    bool known = false;
+    bool known = false, keeps = wants_kept(params);
     if (facts.status != kOk || is_greedy(own)) {
       racer.token = lowest_token_of(scores, smem, facts.max_score);
       racer.score = facts.max_score;
+      if (keeps) write_kept_undrawn(params.kept, row, facts.status == kOk, racer.token, racer.score);
+      keeps = false;
       if (facts.status != kOk && results.wants_logprobs()) results.write_no_logprobs();
       if (facts.status != kOk || !results.wants_logprobs()) return decision;
       own = Filters();
@@ -171,14 +179,19 @@ struct SampleRow : ScannedRow<kType, kRows == Rows::kAny, RaceSmem> {
           decision.draw = Draw::kFinishRace;
           return decision;
         }
-        if (!results.wants_logprobs()) return decision;
+        if (!results.wants_logprobs() && !keeps) return decision;
       }
     }
+    // A list of the best tokens does not count the others that no filter removes.
+    const bool counts_all = keeps && !has_filters(own) && params.shaping.vocab_size > kListCapacity;
     const bool listed =
+        !counts_all &&
         filter_list(scores, smem, own, largest, results.wanted_tops(), [&](const SortedList& list, double mass) {
           if (!known) racer = race_list(list, params, row, race());
-          if (!results.wants_logprobs()) return;
+          if (!results.wants_logprobs() && !keeps) return;
           const LogSum log_sum = log_sum_exp(largest, mass);
+          if (keeps) write_kept_list(params.kept, row, list.entries(), list.begin(), list.end(), log_sum);
+          if (!results.wants_logprobs()) return;
           results.write_logprob(racer.score, log_sum);
           results.tops().write(list, 0, true, log_sum);
         });
@@ -219,13 +232,26 @@ PYGEN_COLD int draw_from_row(const SampleParams& params, Draw draw, Racer racer,
     apply_filters(view, filters, largest);
   }
   if (draw != Draw::kKnown) racer = race_view(view, largest, noise, racer, draw == Draw::kFinishRace, team, race);
-  if (results.wants_logprobs()) {
+  const bool keeps = SampleRow<kType, kRows>::wants_kept(params) && knob_at(params.shaping.temperature, row) != 0.0f;
+  if (results.wants_logprobs() || keeps) {
     const LogSum log_sum = log_sum_exp(largest, static_cast<double>(view.mass()));
-    if (team.leads()) results.write_logprob(racer.score, log_sum);
-    write_top_of_view(results.tops(), view, team, largest, log_sum);
+    if (keeps) write_kept_of_view(params, row, view, team, log_sum);
+    if (results.wants_logprobs()) {
+      if (team.leads()) results.write_logprob(racer.score, log_sum);
+      write_top_of_view(results.tops(), view, team, largest, log_sum);
+    }
   }
   team.sync();
   return racer.token;
+}
+
+// `finish_row`; a row that had finished keeps no tokens.
+template <DType kType, Rows kRows>
+PYGEN_DEVICE void finish(const SampleRow<kType, kRows>& self, int token, LaunchCounters* counters) {
+  const SampleParams& params = self.params;
+  if (self.wants_kept(params) && params.state.finished != nullptr && params.state.finished[self.row] != 0)
+    write_kept_count(params.kept, self.row, 0, {});
+  finish_row(params, self.row, token, counters);
 }
 
 // Draws and finishes a row whose candidates the block that leads has. All threads of the row.
@@ -236,7 +262,7 @@ PYGEN_DEVICE void draw_row(SampleRow<kType, kRows>& self, void* workspace) {
   if (self.team.leads()) {
     const Decision decision = self.decide();
     decision.write(words);
-    if (decision.draw == Draw::kNothing) finish_row(self.params, self.row, decision.racer.token, counters);
+    if (decision.draw == Draw::kNothing) finish(self, decision.racer.token, counters);
   }
   self.team.template take_from_leader<true>(words);
   const Decision decision = Decision::read(words);
@@ -244,7 +270,7 @@ PYGEN_DEVICE void draw_row(SampleRow<kType, kRows>& self, void* workspace) {
   RowView<typename SampleRow<kType, kRows>::Scores>(self.view, self.scores, self.team, decision.temperature,
                                                     decision.largest);
   const int token = draw_from_row<kType, kRows>(self.params, decision.draw, decision.racer, self.team.turn());
-  if (self.team.leads()) finish_row(self.params, self.row, token, counters);
+  if (self.team.leads()) finish(self, token, counters);
 }
 
 template <DType kType, Rows kRows>

@@ -130,6 +130,19 @@ class ViewPasses {
     return look_through(true);
   }
 
+  // Likewise those whose ids begin like `first`, apart from the last bits.
+  PYGEN_DEVICE static int list_ids(int first, int unknown_bits) {
+    begin(Key::kId, Weight::kCount, 0, 0.0);
+    if (thread_index() == 0) {
+      Selection now = selection();
+      now.key = static_cast<uint32_t>(first);
+      now.unknown = unknown_bits;
+      memory().selection.set(0, now);
+    }
+    __syncthreads();
+    return look_through(true);
+  }
+
   PYGEN_DEVICE static Interval interval() { return memory().interval.get(0); }
   // Replaces the survivors; the same in all threads of a block.
   PYGEN_COLD static void set_interval(Interval interval) {

@@ -19,14 +19,14 @@ struct ViewState {
 
 // A search for the largest key at which the weight of all keys >= it reaches a target, digit by digit.
 struct Selection {
-  enum class Key { kScore, kStep, kNearness, kLowId, kHighId };
+  enum class Key { kScore, kStep, kNearness, kId, kLowId, kHighId };
   enum class Weight { kCount, kMass };
 
   Key kind;
   Weight weight;
   uint64_t target;
   double share;       // where it is not 0, of the weight of all survivors, the target
-  float about, also;  // the center of kNearness; of ids only those of tokens with these scores count
+  float about, also;  // the center of kNearness; of kLowId and kHighId only tokens with these scores count
 
   bool found;
   int unknown;     // low bits of the key

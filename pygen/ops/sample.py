@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pygen.backends import BackendError, Dispatcher
+from pygen.backends import Dispatcher
 from pygen.knobs import BoolKnob, FloatKnob, IntKnob, ShapingKnobs
 from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
@@ -330,8 +330,6 @@ def _cpu(call: SampleCall) -> Run:
 
 
 def _cuda(call: SampleCall) -> Run:
-    if call.out.kept is not None:
-        raise BackendError("`sample`: backend 'cuda' cannot return kept tokens; 'triton' and 'torch' can")
     plan = cuda.kernels().SamplePlan(**_arguments(call, threads=1))
     launch = cuda.Launches(plan, call.shaping.like.device)
     saved_state = _saved_state_ptr(call)

@@ -89,6 +89,17 @@ def test_rows_at_the_limit(backend: str, vocab_size: int, spread: bool) -> None:
     assert rows.counts.tolist() == [limit - 1, limit, limit + 1, vocab_size]
 
 
+@pytest.mark.parametrize("count", [2048, 2049, 4097])
+def test_more_tokens_than_a_list_of_a_kernel_holds(backend: str, count: int) -> None:
+    vocab_size = 9001
+    logits = make_logits("normal", 1, vocab_size) - 9
+    ids = torch.arange(count) * (vocab_size // count)
+    logits[0, ids] = 3.0
+    kept = kept_of(sample(logits, seed=1, top_k=5, output_kept=True, kept_limit=vocab_size, backend=backend))
+    assert ids_of(kept) == [ids.tolist()]
+    torch.testing.assert_close(kept.log_mass, torch.tensor([3 + math.log(count)]))
+
+
 def test_greedy_and_invalid_rows(backend: str) -> None:
     nan = math.nan
     logits = torch.tensor(
@@ -112,7 +123,7 @@ def test_a_row_without_a_filter_is_marked(backend: str) -> None:
     out = sample(logits, seed=3, **knobs, output_kept=True, kept_limit=100, backend=backend)
     kept = kept_of(out)
     assert kept.complete.tolist() == [True, False, True, True]
-    scores = process_logits(logits, **knobs, backend=backend)
+    scores = process_logits(logits, **knobs, backend="torch")
     for row in (0, 2):
         assert ids_of(kept)[row] == (scores[row] > -INF).nonzero()[:, 0].tolist()
     assert ids_of(kept)[1] == [] and ids_of(kept)[3] == [int(out.token_ids[3])]
@@ -167,11 +178,11 @@ def test_results_are_written_into_out(backend: str) -> None:
         assert ours.equal(wanted)
 
 
-@pytest.mark.parametrize("rows", [0, 1])
-def test_few_rows(backend: str, rows: int) -> None:
+@pytest.mark.parametrize("rows", [0, 1, 33])
+def test_rows(backend: str, rows: int) -> None:
     logits = make_logits("normal", rows, 30)
     kept = kept_of(sample(logits, seed=1, top_k=4, output_kept=True, backend=backend))
-    assert kept.offsets.tolist() == [0, 4][: rows + 1] and kept.token_ids.shape == (4 * rows,)
+    assert ids_of(kept) == logits.topk(4).indices.sort().values.tolist() and len(kept.token_ids) == 4 * rows
     assert kept.log_mass.shape == kept.complete.shape == (rows,)
     per_row = kept_of(sample(logits, seed=1, top_k=[4] * rows, output_kept=True, backend=backend))
-    assert per_row.offsets.equal(kept.offsets)
+    assert per_row.offsets.equal(kept.offsets) and per_row.token_ids.equal(kept.token_ids)
