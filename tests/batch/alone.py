@@ -7,8 +7,12 @@ from typing import Any
 
 import torch
 
+from pygen import rng
 from pygen.batch.results import BatchResult
+from pygen.knobs import SETTINGS
 from tests.helpers.generation import generate_output
+
+_PER_ROW = {"do_sample", *(knob.name for knob in SETTINGS)}
 
 
 def run_alone(model: Any, prompt: dict[str, Any], *, tokenizer: Any = None, seed: Any = None) -> Any:
@@ -35,21 +39,34 @@ def run_alone(model: Any, prompt: dict[str, Any], *, tokenizer: Any = None, seed
 def differences(model: Any, prompt: dict[str, Any], results: Sequence[BatchResult], **alone: Any) -> list[str]:
     """In what the results of one prompt differ from those of `generate` for it alone."""
     first = results[0]
-    expected = run_alone(model, prompt, seed=first.seed, **alone)
+    expected = run_alone(model, prompt, seed=prompt.get("seed", first.seed), **alone)
+    if isinstance(expected, RuntimeError) and len(results) > 1:
+        # One of its sequences failed, which ends the others only where they share a call.
+        return [what for result in results for what in differences(model, _of_copy(prompt, result), [result], **alone)]
     if isinstance(expected, Exception):
         if type(first.error) is type(expected) and str(first.error) == str(expected):
             return []
         return [f"alone: {expected!r}, in the batch: {first.error!r} {first.token_ids}"]
     found = []
-    if [result.copy for result in results] != list(range(len(expected.sequences))):
-        return [f"expected {len(expected.sequences)} sequences, got {[result.copy for result in results]}"]
+    if len(results) != len(expected.sequences):
+        return [f"expected {len(expected.sequences)} sequences, got {len(results)}"]
     for result in results:
         found += _row_differences(result, expected)
     return found
 
 
+def _of_copy(prompt: dict[str, Any], result: BatchResult) -> dict[str, Any]:
+    """The prompt that gives one of the returned sequences alone."""
+    values = prompt.items()
+    own = {
+        name: [value[result.copy]] if name in _PER_ROW and isinstance(value, list) else value for name, value in values
+    }
+    assert isinstance(result.seed, int)
+    return {**own, "num_return_sequences": 1, "seed": [rng.row_seed(result.seed, result.copy)]}
+
+
 def _row_differences(result: BatchResult, expected: Any) -> list[str]:
-    at, length = result.copy, len(result.prompt_ids)
+    at, length = result.copy % len(expected.sequences), len(result.prompt_ids)
     if result.error is not None:
         return [f"sequence {at}: {result.error!r}"]
     count = len(result.token_ids)
