@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 
 import pygen
 from tests.batch.models import small_model
-from tests.batch.texts import Acting, ActingCriterion, ActingPrefix, prompts, tokens_alone
+from tests.batch.texts import Acting, ActingCriterion, ActingPrefix, counted, prompts, tokens_alone
 
 # Of the prompt that ends early: it has the most tokens, and others come and go beside it.
 LONG = 2
 STEPS = range(len(tokens_alone(LONG)))
-CALLABLES = {
+CALLABLES: dict[str, tuple[Callable[..., Any], int]] = {
     "logits_processor": (lambda act, step, length: [Acting(act, step, length)], 0),
     "prefix_allowed_tokens_fn": (ActingPrefix, 0),
     "stopping_criteria": (lambda act, step, length: [ActingCriterion(act, step, length)], 1),
@@ -29,7 +30,7 @@ def raise_failure() -> None:
     raise Failure("by the prompt's callable")
 
 
-def run(batch: list[dict[str, Any]], **options: Any) -> list[pygen.BatchResult]:
+def run(batch: Iterable[dict[str, Any]], **options: Any) -> list[pygen.BatchResult]:
     return [*pygen.generate_batch(small_model("llama"), batch, rows=3, **options)]
 
 
@@ -70,8 +71,8 @@ def test_cancelled_at_every_step(step: int) -> None:
     cancel, batch = threading.Event(), prompts()
     length = len(batch[LONG]["input_ids"])
     batch[LONG]["stopping_criteria"] = [ActingCriterion(cancel.set, step, length)]
-    read = []
-    results = run((read.append(index) or prompt for index, prompt in enumerate(batch)), cancel=cancel)
+    read: list[int] = []
+    results = run(counted(batch, read), cancel=cancel)
     assert [result.index for result in results] == read
     assert results[LONG].token_ids == tokens_alone(LONG)[: max(step + 1, 2)]
     for result in results:
@@ -83,7 +84,7 @@ def test_cancelled_at_every_step(step: int) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_cancelled_handle_at_every_step(step: int) -> None:
-    batch, handles = prompts(), []
+    batch, handles = prompts(), list[pygen.BatchHandle]()
     has_handle = threading.Event()
 
     def cancel() -> None:
@@ -103,7 +104,7 @@ def test_a_cancelled_handle_at_every_step(step: int) -> None:
 
 
 def test_cancelled_before_the_first_step() -> None:
-    cancel, read = threading.Event(), []
+    cancel, read = threading.Event(), list[int]()
     cancel.set()
-    assert run((read.append(prompt) or prompt for prompt in prompts()), cancel=cancel) == []
+    assert run(counted(prompts(), read), cancel=cancel) == []
     assert read == []

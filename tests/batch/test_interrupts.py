@@ -9,7 +9,7 @@ import pytest
 
 import pygen
 from tests.batch.models import small_model
-from tests.batch.texts import Acting, before_forward, prompts, tokens_alone
+from tests.batch.texts import Acting, before_forward, counted, prompts, tokens_alone
 
 # A prompt that is in a row during most steps.
 LONG = 2
@@ -77,11 +77,10 @@ def test_the_model_fails_in_every_forward_of_generate_batch() -> None:
     model = small_model("llama")
     raised = []
     for number in itertools.count():
-        results, read = [], []
-        source = (read.append(index) or prompt for index, prompt in enumerate(prompts()))
+        results, read = [], list[int]()
         with before_forward(model, raise_at(number, Failure())):
             try:
-                for result in pygen.generate_batch(model, source, rows=3):
+                for result in pygen.generate_batch(model, counted(prompts(), read), rows=3):
                     results.append(result)
             except Failure:
                 raised.append(number)

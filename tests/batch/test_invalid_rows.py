@@ -82,7 +82,7 @@ def test_invalid_rows_at_every_step_and_those_that_take_their_places() -> None:
         broken = breaking(step, on_invalid=("raise", "greedy")[step % 2])
         for chunk, as_completed in ((None, True), (2, False)):
             given = [*batch[:2], broken, *batch[2:]]
-            options = {"rows": 2, "prefill_chunk_size": chunk, "as_completed": as_completed}
+            options: dict[str, Any] = {"rows": 2, "prefill_chunk_size": chunk, "as_completed": as_completed}
             results = [*pygen.generate_batch(model, given, **options)]
             texts = {result.index: result.prompt_ids + result.token_ids for result in results}
             assert [texts[index] for index in range(9) if index != 2] == alone

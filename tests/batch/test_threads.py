@@ -40,7 +40,7 @@ def held(engine: pygen.Engine, count: int) -> tuple[Gate, list[pygen.BatchHandle
 
 
 def test_eight_threads_submit_at_once() -> None:
-    model, wrong = small_model("llama"), []
+    model, wrong = small_model("llama"), list[str]()
 
     def submit(thread: int) -> None:
         for number in range(4):

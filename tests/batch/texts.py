@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from tests.batch.alone import run_alone
@@ -53,6 +53,13 @@ def before_forward(model: Any, act: Callable[[int], object]) -> Iterator[None]:
         hook.remove()
 
 
+def counted(batch: Iterable[Any], read: list[int]) -> Iterator[Any]:
+    """The prompts, whose numbers go into `read` as they are read."""
+    for index, prompt in enumerate(batch):
+        read.append(index)
+        yield prompt
+
+
 class Acting:
     """A processor that acts before it chooses token number `step` of a text with `prompt_length` ids."""
 
@@ -77,7 +84,8 @@ class ActingCriterion(Acting):
 class ActingPrefix(Acting):
     """A `prefix_allowed_tokens_fn` that allows every id."""
 
-    def __call__(self, batch_id: Any, input_ids: Any) -> Any:
-        if len(input_ids) == self._length:
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        # The first argument is the number of the prompt, the second the ids of the text.
+        if len(scores) == self._length:
             self._act()
         return range(101)
