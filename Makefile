@@ -50,7 +50,7 @@ CXX_FILES := find csrc tests/cuda_host tests/fuzz -name '*.cpp' -o -name '*.h' -
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f)
 PYTHON_FOLDERS := docs pygen triton_kernels examples hub benchmarks tests cmake setup.py
 
-.PHONY: help build environments gpu-env gpu-prebuilt gpu-rehearsal wheel demo docs test test-compat test-clients test-triton test-cuda-host test-fuzz fuzz pytest sanitized bench lint format clean
+.PHONY: help build environments gpu-env gpu-prebuilt gpu-rehearsal wheel demo docs test test-compat test-clients test-integrations test-triton test-cuda-host test-fuzz fuzz pytest sanitized bench lint format clean
 
 help:
 	@echo "make demo    stream an answer of SmolLM2 with pygen and compare with transformers"
@@ -60,6 +60,7 @@ help:
 	@echo "make fuzz SECONDS=60   random calls of the CPU ops under ASan, UBSan and TSan; make test runs it briefly"
 	@echo "make test-compat   the tests that use transformers, with the newest release; TRANSFORMERS=5.18.0 for any other"
 	@echo "make test-clients   peft, accelerate, TRL, lm-eval, xgrammar, langchain-huggingface and FastAPI with pygen"
+	@echo "make test-integrations   pygen.integrations with the real packages: TRL"
 	@echo "make gpu-env   the environment of a machine with a GPU, on one without; GPU_PYTHON=python3.12"
 	@echo "make gpu-prebuilt   the compiled extension for that machine, into build/gpu-prebuilt; GPU_CAPABILITY=90"
 	@echo "make gpu-rehearsal   every part of benchmarks/gpu_suite.sh as far as a CPU can, in that environment"
@@ -142,6 +143,11 @@ $(COMPAT)/.built: Makefile constraints.txt | $(BIN)/python
 test-clients: build $(CLIENTS_VENV)/.built
 	HF_HUB_OFFLINE=1 PYTHONPATH=$(CURDIR) $(CLIENTS_VENV)/bin/python -m pytest $(PYTEST_ARGS) -o norecursedirs= \
 		tests/clients tests/generate/test_wrappers.py
+
+# The packages of pygen.integrations, in the same environment.
+test-integrations: build $(CLIENTS_VENV)/.built
+	HF_HUB_OFFLINE=1 PYTHONPATH=$(CURDIR) $(CLIENTS_VENV)/bin/python -m pytest $(PYTEST_ARGS) -o norecursedirs= --durations=5 \
+		tests/integrations
 
 $(CLIENTS_VENV)/.built: Makefile constraints.txt constraints-clients.txt
 	test -x $(CLIENTS_VENV)/bin/python || $(PYTHON) -m venv $(CLIENTS_VENV)

@@ -118,9 +118,6 @@ def _prompt(loaded: Loaded, request: Request) -> dict[str, Any] | Exception:
         raise
     except Exception as error:  # of the chat template
         return error
-    embeddings = loaded.model.get_input_embeddings().num_embeddings
-    if max(ids, default=0) >= embeddings:
-        return ValueError(f"`input_ids` must be below {embeddings}, the model's vocabulary, got {max(ids)}")
     return {"input_ids": ids, **{name: normalised(name, request[name]) for name in flags.SETTINGS if name in request}}
 
 

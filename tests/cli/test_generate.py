@@ -225,7 +225,7 @@ def test_lines_of_json(shell: Shell, chat_folder: str, tmp_path: Path, loaded: t
     assert {row["seed"] for row in copies["answers"]} == {3}
     assert beams.keys() == {"error"} and "beam" in beams["error"]
     assert no_role.keys() == {"error"} and "no such role: tool" in no_role["error"]
-    assert no_token == {"error": f"`input_ids` must be below {len(loaded[1])}, the model's vocabulary, got 9999"}
+    assert no_token.keys() == {"error"} and "9999" in no_token["error"]
     assert stopped["finish_reason"] == "stop" and "e" in stopped["text"]
 
 
