@@ -116,7 +116,7 @@ def test_one_scalar_read_per_token(name: str, late: bool, ahead: Callable[[], No
 
 def test_kept_tokens_are_read_at_the_end_only() -> None:
     model = hf_model("llama")
-    settings = {"do_sample": True, "top_p": 0.9, "return_dict_in_generate": True, "output_kept": True}
+    settings: dict[str, Any] = {"do_sample": True, "top_p": 0.9, "return_dict_in_generate": True, "output_kept": True}
     with use_backend("cpu"), Reads(model) as reads:
         generate(model, torch.tensor([[5, 6], [7, 8]]), max_new_tokens=8, **settings)
     assert reads.per_token()[:-1] == [1] * 7
