@@ -80,6 +80,17 @@ double sum_weights(const float* scores, int64_t count, const Weight& weight) {
   return sum.total();
 }
 
+// How many scores have a positive weight.
+template <typename Weight>
+int64_t count_weighing(const float* scores, int64_t count, const Weight& weight) {
+  int64_t found = 0;
+  const F32 zero = broadcast(0.0f);
+  for_each_block(scores, count, [&](const F32 v[4]) {
+    for (int j = 0; j < 4; ++j) found += __builtin_popcount(gt(weight(v[j]), zero));
+  });
+  return found;
+}
+
 struct Cut {
   float key;          // the largest key at which the weight of all keys >= it reaches the target
   double above;       // weight of the keys > key
@@ -246,7 +257,10 @@ Cut select_cut(const float* scores, int64_t count, const Key& key, const Weight&
       largest = std::max(largest, key(inside[i]));
       smallest = std::min(smallest, key(inside[i]));
     }
-    if (num_inside > 0 && largest == smallest && smallest > -kInf) return {largest, above, num_inside};
+    if (num_inside > 0 && largest == smallest && smallest > -kInf) {
+      const int64_t num_equal = count_weighing(inside, num_inside, weight);
+      return {num_equal > 0 ? largest : -kInf, above, num_equal};
+    }
     // A sample in which nothing has weight brackets nothing; few have, so sorting those is cheap.
     const bool stuck = num_inside == count && !interpolate;
     // Outliers make the interpolation creep; sampling, or sorting in the end, does not care about them.

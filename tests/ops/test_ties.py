@@ -69,3 +69,14 @@ def test_a_row_of_equal_scores(backend: str, vocab_size: int) -> None:
         noise = torch.ones(1, vocab_size)
         assert sample(logits, top_p=top_p, noise=noise, backend=backend).token_ids.item() == vocab_size - count
     assert sample(logits, do_sample=False, backend=backend).token_ids.item() == 0
+
+
+def test_equal_distances_of_tokens_that_another_filter_removed(backend: str) -> None:
+    """Beside a gigantic score, all others are equally far from the entropy; those that top_k removed do not count."""
+    logits = make_logits("normal", 1, 5000)
+    logits[0, 7] = 3e38
+    knobs: dict[str, Any] = {"temperature": 0.5, "typical_p": 0.99, "min_tokens_to_keep": 3}
+    left = logits[0].topk(2500).indices.sort().values
+    wanted = sorted([7, *left[left != 7][:2].tolist()])
+    scores = process_logits(logits, top_k=2500, **knobs, backend=backend)
+    assert (scores[0] > -torch.inf).nonzero()[:, 0].tolist() == wanted
