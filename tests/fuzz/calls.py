@@ -167,6 +167,10 @@ def sample(dice: Dice, hostile: bool) -> None:
     logits = logits_of(dice, rows, vocab_size, hostile)
     knobs: dict[str, Any] = {**knobs_of(dice, rows, hostile), **tables_of(dice, rows, vocab_size, hostile)}
     noise = torch.empty(rows, vocab_size).exponential_(generator=dice.generator).clamp_(min=1e-30)
+    asked: dict[str, Any] = {}
+    if dice.random() < 0.5:
+        knobs["min_p"] = dice.choice([1e-12, 0.1])  # some filter has to act
+        asked = {"output_kept": True, "kept_limit": dice.choice([1, 7, vocab_size])}
     if hostile:
         noise[dice.chance(noise.shape, 0.1)] = dice.choice([1e-45, 3.4e38])
         source: dict[str, Any] = dice.choice(
@@ -176,7 +180,8 @@ def sample(dice: Dice, hostile: bool) -> None:
                 {"rng": "torch", "generator": dice.generator},
             ]
         )
-        check_output(ops.sample(logits, **knobs, **source, logprobs=dice.randrange(9), backend="cpu"), vocab_size)
+        logprobs = dice.randrange(9)
+        check_output(ops.sample(logits, **knobs, **source, **asked, logprobs=logprobs, backend="cpu"), vocab_size)
         ops.process_logits(logits, **knobs, backend="cpu")
         return
     scores = ops.process_logits(logits, **knobs, backend="cpu")
@@ -185,8 +190,8 @@ def sample(dice: Dice, hostile: bool) -> None:
     assert_same_scores(
         scores, expected, before_filters, {**knobs, "top_h": 0.0 if knobs["top_h"] is None else knobs["top_h"]}
     )
-    result = ops.sample(logits, **knobs, noise=noise, backend="cpu")
-    wanted = ops.sample(logits, **knobs, noise=noise, backend="torch")
+    result = ops.sample(logits, **knobs, **asked, noise=noise, backend="cpu")
+    wanted = ops.sample(logits, **knobs, **asked, noise=noise, backend="torch")
     check_output(result, vocab_size)
     assert result.status.equal(wanted.status)
     if scores.equal(expected):
@@ -196,6 +201,8 @@ def sample(dice: Dice, hostile: bool) -> None:
         assert result.token_ids[greedy].equal(wanted.token_ids[greedy])
         drawn = ok[~greedy[ok]]
         assert_same_tokens(result.token_ids[drawn], wanted.token_ids[drawn], scores[drawn], noise[drawn])
+        for ours, theirs in zip(result.kept or (), wanted.kept or (), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=2e-6)
 
 
 def token_logprobs(dice: Dice, hostile: bool) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pygen.graph.cuda_graph import CudaGraph
-from pygen.ops import BeamState, prepare_beam_step, prepare_sample, sample
+from pygen.ops import BeamState, KeptRows, KeptTokens, prepare_beam_step, prepare_sample, sample
 
 DEVICE = torch.device("cuda")
 
@@ -21,7 +21,7 @@ def captured(call: Callable[[], object]) -> CudaGraph:
 
 
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
-@pytest.mark.parametrize("knobs", [{}, {"top_k": 50, "top_p": 0.9}, {"top_p": 0.95}])
+@pytest.mark.parametrize("knobs", [{}, {"top_k": 50, "top_p": 0.9}, {"top_p": 0.95, "output_kept": True}])
 def test_replays_equal_eager_calls(backend: str, knobs: dict[str, Any]) -> None:
     logits = torch.randn(8, 50257, device=DEVICE)
     steps = torch.zeros(8, dtype=torch.int64, device=DEVICE)
@@ -32,8 +32,11 @@ def test_replays_equal_eager_calls(backend: str, knobs: dict[str, Any]) -> None:
         logits.copy_(torch.randn(8, 50257, device=DEVICE))
         steps.fill_(step)
         graph.replay()
-        expected = sample(logits, seed=3, step=step, **knobs, backend=backend).token_ids
+        output = sample(logits, seed=3, step=step, **knobs, backend=backend)
+        expected = output.token_ids
         assert prepared.out.token_ids.equal(expected)
+        if isinstance(prepared.out.kept, KeptRows) and isinstance(output.kept, KeptTokens):
+            assert prepared.out.kept.compressed().token_ids.equal(output.kept.token_ids)
         seen.add(tuple(expected.tolist()))
     assert len(seen) > 90
 
