@@ -94,6 +94,8 @@ class Engine:
 
         Raises the errors of `generate` for the prompt and its settings, and RuntimeError where the engine is closed.
         """
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("`submit` must not be called from a callable of a prompt: it would wait for itself")
         with self._changed:
             self._check_open()
             index, self._submitted = self._submitted, self._submitted + 1

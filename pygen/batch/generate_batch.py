@@ -68,8 +68,9 @@ def generate_batch(
             `max_new_tokens`, `eos_token_id`, `stop_strings`, `num_return_sequences`, `output_logprobs`, ... Without
             `seed` every prompt draws one from `generator`, or torch's default, in the order of the prompts.
         rows: texts at a time; None: 8 on a CPU, 64 on a GPU.
-        max_length: the most positions of a prompt with its tokens; a longer one is refused. None: those of the model,
-            with memory for as many as the rows need; on a GPU, a longer row then makes another capture.
+        max_length: the most positions of a prompt with its tokens. It bounds texts without `max_new_tokens`, as in
+            `generate`; prompts that need more are refused. None: those of the model, with memory for as many as the
+            rows need; on a GPU, a longer row then makes another capture.
         prefill_chunk_size: reads prompts in pieces of at most so many ids, one piece a step, so that running rows never
             wait for a long prompt; None reads a prompt at once.
         prefix_positions: positions of earlier prompts to keep, so that a prompt which begins like one of them (16 ids
@@ -83,6 +84,8 @@ def generate_batch(
 
     Of transformers' `generate_batch` it accepts `inputs` for `prompts`, `progress_bar` for `progress`, and
     `record_timestamps` and `warmup`, which change nothing: results have times, and a capture is made at its first use.
+
+    A stopping criterion for all prompts is called with the ids of one row at a time, and must look at nothing else.
 
     Yields a `BatchResult` for every returned sequence. A prompt that is refused, or whose callables fail, yields one
     with `error`, and the others go on. An error of the model's forward ends all prompts that run, and no more are read;

@@ -129,6 +129,9 @@ def make_request(
     prompt_ids = _ids(prompt, tokenizer)
     _check_embedded(prompt_ids, embedded_ids(inner(model)))
     kwargs = {**settings, **own, "return_dict_in_generate": True}
+    if max_length is not None and not _bounds_new_tokens(kwargs, generation_config, model):
+        # As in `generate`.
+        kwargs.setdefault("max_length", max_length)
     generator = kwargs.pop("generator", None)
     callables = {name: kwargs.pop(name, None) for name in _CALLABLES}
     if (allowed := callables["prefix_allowed_tokens_fn"]) is not None and "prefix_allowed_tokens_fn" not in own:
@@ -189,6 +192,13 @@ def check_shared(model: nn.Module, generation_config: object, tokenizer: Any, se
     settings = {**settings, "generator": torch.Generator()}
     with collected():
         make_request(model, [0], index=0, generation_config=generation_config, tokenizer=tokenizer, settings=settings)
+
+
+def _bounds_new_tokens(kwargs: Mapping[str, Any], generation_config: object, model: nn.Module) -> bool:
+    """Whether `max_new_tokens` is set anywhere."""
+    configs = (kwargs.get("generation_config"), generation_config, getattr(inner(model), "generation_config", None))
+    settings = [kwargs.get("max_new_tokens"), *(getattr(config, "max_new_tokens", None) for config in configs)]
+    return any(setting is not None for setting in settings)
 
 
 def _split(prompt: object) -> tuple[object, dict[str, Any]]:

@@ -28,8 +28,12 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "two texts": (torch.ones(2, 3, dtype=torch.int64), ValueError, r"ids of one text, got a tensor of shape \(2, 3\)"),
     "an id too large": ([1, VOCAB_SIZE], ValueError, "must hold ids of the 101 that the model embeds, got 101"),
     "a negative id": ([1, -1], ValueError, "must hold ids of the 101 that the model embeds, got -1"),
-    "too long": ([1] * (POSITIONS + 1), ValueError, f"{POSITIONS}"),
-    "longer than max_length": ({"input_ids": [1] * 50}, ValueError, "`max_length` must be at least the 69 positions"),
+    "too long": ({"input_ids": [1] * (POSITIONS + 1), "max_new_tokens": 2}, ValueError, f"{POSITIONS}"),
+    "longer than max_length": (
+        {"input_ids": [1] * 50, "max_new_tokens": 20},
+        ValueError,
+        "`max_length` must be at least the 69 positions",
+    ),
     "no tokens": ({"max_new_tokens": 0}, ValueError, "`max_new_tokens`"),
     "a float of tokens": ({"max_new_tokens": 2.5}, ValueError, "`max_new_tokens`"),
     "a wrong value": ({"top_p": 1.5}, ValueError, r"`top_p` must be a number in \[0, 1\]"),
@@ -179,3 +183,22 @@ def test_settings_of_a_prompt_override_those_of_all() -> None:
     assert (len(shared.token_ids), shared.seed) == (3, 5)
     assert (len(changed.token_ids), changed.seed) == (4, 9)
     assert (len(replaced.token_ids), replaced.seed) == (2, None)
+
+
+def test_max_length_bounds_a_text_as_in_generate() -> None:
+    model, ids = small_model("llama"), [1, 2, 3]
+    (result,) = pygen.generate_batch(model, [ids], max_length=12)
+    alone = pygen.generate(model, torch.tensor([ids]), max_length=12)
+    assert isinstance(alone, torch.Tensor)
+    assert result.token_ids == alone[0, 3:].tolist()
+    assert len(result.token_ids) == 9
+
+
+def test_submit_from_a_callable_is_refused() -> None:
+    def submits(ids: torch.Tensor, scores: object) -> bool:
+        engine.submit([1])
+        return False
+
+    with pygen.Engine(small_model("llama"), rows=1, max_queued=1, max_new_tokens=4) as engine:
+        result = engine.submit([1, 2], stopping_criteria=[submits]).result()
+    assert "`submit` must not be called from a callable" in str(result.error)
