@@ -67,7 +67,7 @@ def beam(
 
 
 class EagerBeam:
-    """An `Engine` whose launch is a forward and its choice. Each step copies in the cache only what a row that changes
+    """A `Stepper` whose launch is a forward and its choice. Each step copies in the cache only what a row that changes
     beams does not share with its new beam."""
 
     lag = 0
@@ -95,7 +95,7 @@ class EagerBeam:
             self._model.reorder(self._output.source_rows, self._output.shared, steps - 1)
 
     def close(self) -> None:
-        """An eager engine holds nothing that must be given back."""
+        """An eager stepper holds nothing that must be given back."""
 
 
 class BeamChooser(Protocol):
@@ -134,7 +134,7 @@ class PipelineChooser:
 
 def _generate_captured(call: Call, plan: Plan, slot: Slot) -> Tensor | GenerateOutput:
     from pygen.graph.cache_copy import dynamic_copy
-    from pygen.graph.engines import CapturedBeam
+    from pygen.graph.steppers import CapturedBeam
     from pygen.models.transformers import TransformersAdapter
 
     adapter, max_new_tokens = call.adapter, call.lengths.max_new_tokens
@@ -142,13 +142,13 @@ def _generate_captured(call: Call, plan: Plan, slot: Slot) -> Tensor | GenerateO
     state = BeamState.create(*sizes(call), **texts(call, plan))
 
     def loop(search: Search) -> int:
-        # Nothing asks about candidates: a captured step cannot call Python, and the engine ends a call that gave up.
+        # Nothing asks about candidates: a captured step cannot call Python, and the stepper ends a call that gave up.
         arguments: SearchArguments = {**search.arguments, "stopping_criteria": None}
         check_knobs(plan, BeamBinding(plan, state, arguments), state.rows, state.token_ids.device)
         call.start(cache=slot.cache)
         steps = 0
         if not search.monitor.cancelled():
-            engine = CapturedBeam(
+            stepper = CapturedBeam(
                 adapter,
                 state,
                 plan,
@@ -162,7 +162,7 @@ def _generate_captured(call: Call, plan: Plan, slot: Slot) -> Tensor | GenerateO
                 compile_options=compile_options(call.config),
                 must_capture=call.runtime == "graph",
             )
-            steps = run(engine, search.monitor, max_steps=max_new_tokens)
+            steps = run(stepper, search.monitor, max_steps=max_new_tokens)
         if call.wants_dict:
             # The cache of the slot belongs to the next call.
             adapter.replace_cache(dynamic_copy(slot.cache, call.model.config))

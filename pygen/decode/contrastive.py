@@ -44,7 +44,7 @@ def generate_contrastively(call: Call) -> Tensor | GenerateOutput:
     def loop(state: DecodeState, recorder: Recorder, monitor: Monitor) -> int:
         if monitor.cancelled():
             return 0
-        engine = ContrastiveEngine(
+        stepper = ContrastiveStepper(
             model,
             state,
             observer(call, plan, state, recorder),
@@ -52,15 +52,15 @@ def generate_contrastively(call: Call) -> Tensor | GenerateOutput:
             lambda states: Context(states, _visible(call, states.shape[1]), call.lengths.max_new_tokens),
             penalty_alpha=penalty_alpha,
         )
-        return run(engine, monitor, max_steps=call.lengths.max_new_tokens)
+        return run(stepper, monitor, max_steps=call.lengths.max_new_tokens)
 
     # The model also reads candidates for the last token.
     longest = call.lengths.max_new_tokens + 1
     return generate_tokens(call, plan, loop, num_copies=copies, max_new_tokens=longest, hidden_states=True)
 
 
-class ContrastiveEngine:
-    """An `Engine` whose launch is a whole step: the candidates, their forward, and the choice between them."""
+class ContrastiveStepper:
+    """A `Stepper` whose launch is a whole step: the candidates, their forward, and the choice between them."""
 
     lag = 0
 
@@ -102,7 +102,7 @@ class ContrastiveEngine:
             self._model.leave()
 
     def close(self) -> None:
-        """An eager engine holds nothing that must be given back."""
+        """An eager stepper holds nothing that must be given back."""
 
 
 class Candidates(NamedTuple):

@@ -9,7 +9,7 @@ Report_contra = TypeVar("Report_contra", contravariant=True)
 ReportT = TypeVar("ReportT")
 
 
-class Engine(Protocol[Report_co]):
+class Stepper(Protocol[Report_co]):
     """How the steps of one call run on the device.
 
     An eager launch is the forward that a step chooses from; a captured launch replays the whole step.
@@ -41,11 +41,11 @@ class Looker(Protocol[Report_contra]):
         ...
 
 
-def run(engine: Engine[ReportT], monitor: Looker[ReportT], *, max_steps: int) -> int:
+def run(stepper: Stepper[ReportT], monitor: Looker[ReportT], *, max_steps: int) -> int:
     """Runs steps until one of them was the last, and returns how many count."""
     launched = steps = 0
-    lag, over = engine.lag, False
-    launch, report, look = engine.launch, engine.report, monitor.look
+    lag, over = stepper.lag, False
+    launch, report, look = stepper.launch, stepper.report, monitor.look
     try:
         while steps < max_steps and not over:
             while launched <= steps + lag and launched < max_steps:
@@ -53,7 +53,7 @@ def run(engine: Engine[ReportT], monitor: Looker[ReportT], *, max_steps: int) ->
                 launched += 1
             over = look(steps, report(steps))
             steps += 1
-        engine.finish(steps)
+        stepper.finish(steps)
     finally:
-        engine.close()
+        stepper.close()
     return steps

@@ -89,7 +89,7 @@ def sample(
 
 
 class EagerSample:
-    """An `Engine` whose launch is a forward. No token is drawn from a forward too many, so the lag changes nothing."""
+    """A `Stepper` whose launch is a forward. No token is drawn from a forward too many, so the lag changes nothing."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class EagerSample:
             self._model.rewind()
 
     def close(self) -> None:
-        """An eager engine holds nothing that must be given back."""
+        """An eager stepper holds nothing that must be given back."""
 
     def _advance(self) -> None:
         """Chooses the tokens of the next step."""
@@ -134,7 +134,7 @@ class EagerSample:
 
 def _generate_captured(call: Call, plan: Plan, slot: Slot) -> Tensor | GenerateOutput:
     from pygen.graph.cache_copy import dynamic_copy
-    from pygen.graph.engines import CapturedSample
+    from pygen.graph.steppers import CapturedSample
     from pygen.models.transformers import TransformersAdapter
 
     adapter, max_new_tokens = call.adapter, call.lengths.max_new_tokens
@@ -143,7 +143,7 @@ def _generate_captured(call: Call, plan: Plan, slot: Slot) -> Tensor | GenerateO
     def loop(state: DecodeState, recorder: Recorder, monitor: Monitor) -> int:
         steps = 0
         if not monitor.cancelled():
-            engine = CapturedSample(
+            stepper = CapturedSample(
                 adapter,
                 state,
                 plan,
@@ -154,7 +154,7 @@ def _generate_captured(call: Call, plan: Plan, slot: Slot) -> Tensor | GenerateO
                 compile_options=compile_options(call.config),
                 must_capture=call.runtime == "graph",
             )
-            steps = run(engine, monitor, max_steps=max_new_tokens)
+            steps = run(stepper, monitor, max_steps=max_new_tokens)
         if call.wants_dict:
             # The cache of the slot belongs to the next call.
             adapter.replace_cache(dynamic_copy(slot.cache, call.model.config))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pygen.decode.monitor import Monitor
 from pygen.decode.run import run
-from pygen.graph.engines import SampleReport
 from pygen.graph.mailbox import HostMailbox, StepMessage, mailbox
+from pygen.graph.steppers import SampleReport
 from pygen.ops import DecodeState, prepare_sample
 
 VOCAB_SIZE, EOS, PAD, PROMPT = 12, 9, 11, 2
@@ -57,7 +57,7 @@ class Streamer:
         self._cancel(len(self.steps) - 1)
 
 
-class ScriptEngine:
+class ScriptStepper:
     """Rows that follow `script`, with late messages."""
 
     def __init__(self, script: list[list[int]], lag: int, *, late: bool) -> None:
@@ -93,17 +93,17 @@ class ScriptEngine:
 
 def decode(
     script: list[list[int]], lag: int, *, late: bool = True, **asked: Any
-) -> tuple[list[list[int]], Monitor, ScriptEngine]:
-    """The tokens, the monitor and the engine of a run."""
-    engine = ScriptEngine(script, lag, late=late)
+) -> tuple[list[list[int]], Monitor, ScriptStepper]:
+    """The tokens, the monitor and the stepper of a run."""
+    stepper = ScriptStepper(script, lag, late=late)
     max_steps = len(script[0])
     monitor = Monitor(len(script), max_steps, **asked)
     try:
-        steps = run(engine, monitor, max_steps=max_steps)
+        steps = run(stepper, monitor, max_steps=max_steps)
     finally:
-        assert engine.closed
-    assert engine.finished == steps
-    return engine.state.token_ids[:, PROMPT : PROMPT + steps].tolist(), monitor, engine
+        assert stepper.closed
+    assert stepper.finished == steps
+    return stepper.state.token_ids[:, PROMPT : PROMPT + steps].tolist(), monitor, stepper
 
 
 def endings(ends: tuple[int, ...], max_steps: int) -> tuple[list[list[int]], list[list[int]]]:
@@ -123,12 +123,12 @@ def test_rows_that_end_at_every_step(lag: int, late: bool) -> None:
     for ends in itertools.product(range(5), repeat=2):  # 4: never
         script, expected = endings(ends, 4)
         streamer = Streamer()
-        tokens, monitor, engine = decode(script, lag, late=late, streamer=streamer)
+        tokens, monitor, stepper = decode(script, lag, late=late, streamer=streamer)
         assert tokens == expected
-        assert engine.launched <= min(len(expected[0]) + lag, 4)
+        assert stepper.launched <= min(len(expected[0]) + lag, 4)
         assert monitor.finish_reasons() == ["eos" if end < 4 else "length" for end in ends]
-        assert engine.received.num_generated.tolist() == [min(end + 1, 4) for end in ends]
-        assert engine.received.finished.tolist() == [end < 4 for end in ends]
+        assert stepper.received.num_generated.tolist() == [min(end + 1, 4) for end in ends]
+        assert stepper.received.finished.tolist() == [end < 4 for end in ends]
         assert [list(step) for step, _ in streamer.steps] == [list(step) for step in zip(*expected, strict=True)]
         for step, (_, reasons) in enumerate(streamer.steps):
             over = step + 1 == len(expected[0])
@@ -142,9 +142,9 @@ def test_cancelled_by_the_streamer_at_every_step(lag: int, step: int) -> None:
     streamer = Streamer(lambda number: cancel.set() if number == step else None)
     # A row does not end in the overshoot.
     script, _ = endings((step + 1, 9), 6)
-    tokens, monitor, engine = decode(script, lag, streamer=streamer, cancel=cancel)
+    tokens, monitor, stepper = decode(script, lag, streamer=streamer, cancel=cancel)
     assert tokens == [row[: step + 1] for row in script]
-    assert len(streamer.steps) == step + 1 and engine.launched <= step + 1 + lag
+    assert len(streamer.steps) == step + 1 and stepper.launched <= step + 1 + lag
     assert monitor.finish_reasons() == ["stop", "stop"]
 
 
@@ -171,7 +171,7 @@ def test_an_invalid_row_is_named_at_its_step(lag: int, step: int) -> None:
         assert tokens[1] == [5, 6, 7, 8][: step - 1] + [EOS] + [PAD] * (4 - step)
 
 
-class CountingEngine:
+class CountingStepper:
     """Launches nothing; its report is the number of the step, or an error at step `fails`."""
 
     def __init__(self, lag: int, fails: int = -1) -> None:
@@ -204,18 +204,18 @@ class LastStep:
 
 def test_only_the_steps_that_are_needed_are_launched() -> None:
     for max_steps, lag, last in itertools.product(range(5), LAGS, range(5)):
-        engine = CountingEngine(lag)
-        steps = run(engine, LastStep(last), max_steps=max_steps)
+        stepper = CountingStepper(lag)
+        steps = run(stepper, LastStep(last), max_steps=max_steps)
         assert steps == min(last + 1, max_steps)
         launches = [("launch", step) for step in range(min(steps + lag, max_steps))]
-        assert engine.calls == [*launches, ("finish", steps), ("close", 0)]
+        assert stepper.calls == [*launches, ("finish", steps), ("close", 0)]
 
 
-def test_an_engine_that_failed_is_closed() -> None:
-    engine = CountingEngine(1, fails=2)
+def test_a_stepper_that_failed_is_closed() -> None:
+    stepper = CountingStepper(1, fails=2)
     with pytest.raises(RuntimeError, match="no report"):
-        run(engine, LastStep(9), max_steps=5)
-    assert engine.calls == [("launch", step) for step in range(4)] + [("close", 0)]
+        run(stepper, LastStep(9), max_steps=5)
+    assert stepper.calls == [("launch", step) for step in range(4)] + [("close", 0)]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])

@@ -1,4 +1,4 @@
-"""Engines of the decoding loop whose launch replays a captured step; see `pygen.decode.run`."""
+"""Steppers of the decoding loop whose launch replays a captured step; see `pygen.decode.run`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Captured:
-    """What both engines share.
+    """What both steppers share.
 
         prefill; choose at step 0;  then for every token:  replay(forward, choose, bookkeeping)
 
@@ -198,7 +198,7 @@ class CapturedBeam(Captured):
     ) -> None:
         """logprobs: filled at the end; None keeps none.
 
-        gave_up: whether every candidate of the next step ends. certain: reads `state`, which the engine then updates
+        gave_up: whether every candidate of the next step ends. certain: reads `state`, which the stepper then updates
         before each report; None without a streamer. raises: whether a report has the rows without a choice.
         """
         logits = adapter.prefill(state.tokens(0))
