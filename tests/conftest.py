@@ -128,6 +128,11 @@ def _backend(parameter: str) -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fills tensors of torch.empty with NaN, an invalid id or ones, which reveals reads of uninitialised memory."""
+    rules = sys.modules.get("torch._dynamo.trace_rules")
+    if rules is not None:
+        # The compiler lists torch's functions once, and again after a process group was made. With the functions below
+        # in the list, it could not trace torch.empty any more.
+        rules.get_torch_obj_rule_map()
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, _poisoning(getattr(owner, name)))
 

@@ -116,7 +116,8 @@ def test_a_process_reads_standard_input(folder: str) -> None:
 
 
 def test_ctrl_c_ends_a_process_cleanly(folder: str) -> None:
-    with process("generate", "fox", "--model", folder, "--max-new-tokens", "100", "--max-time", "60") as running:
+    # So many tokens that the signal finds it at work on any machine.
+    with process("generate", "fox", "--model", folder, "--max-new-tokens", "100000", "--max-time", "60") as running:
         assert running.stdout is not None and running.stdout.read(1)
         running.send_signal(signal.SIGINT)
         _, err = running.communicate(timeout=120)
@@ -124,7 +125,7 @@ def test_ctrl_c_ends_a_process_cleanly(folder: str) -> None:
 
 
 def test_a_closed_pipe_is_quiet(folder: str) -> None:
-    with process("generate", "fox", "--model", folder, "--max-new-tokens", "100") as running:
+    with process("generate", "fox", "--model", folder, "--max-new-tokens", "100000", "--max-time", "60") as running:
         assert running.stdout is not None and running.stderr is not None
         running.stdout.close()
         assert running.wait(timeout=120) == 141
