@@ -126,15 +126,21 @@ def _backend(parameter: str) -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fills tensors of torch.empty with NaN, an invalid id or ones, which reveals reads of uninitialised memory."""
-    rules = sys.modules.get("torch._dynamo.trace_rules")
-    if rules is not None:
-        # The compiler lists torch's functions once, and again after a process group was made. With the functions below
-        # in the list, it could not trace torch.empty any more.
-        rules.get_torch_obj_rule_map()
+    listed = _compilers_list()
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, _poisoning(getattr(owner, name)))
+    yield
+    if _compilers_list() is not listed:
+        # A list with these replacements would keep the compiler from tracing torch.empty in later tests.
+        sys.modules["torch._dynamo.trace_rules"].clear_lru_cache()
+
+
+def _compilers_list() -> object:
+    """The list of torch's functions that the compiler makes once, and again after a process group; None before."""
+    rules = sys.modules.get("torch._dynamo.trace_rules")
+    return None if rules is None else rules.get_torch_obj_rule_map()
 
 
 def _poisoning(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

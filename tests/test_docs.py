@@ -13,13 +13,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import transformers
-from torch._dynamo.trace_rules import get_torch_obj_rule_map
 
 import pygen
 from pygen.cli import smollm2
-
-# The compiler lists torch's functions once, which has to be before a fixture replaces `torch.empty`.
-get_torch_obj_rule_map()
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch._dynamo.trace_rules import get_torch_obj_rule_map
 from torch.export import Dim
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,9 +27,6 @@ from pygen.ops._cuda import taken_noise
 from pygen.ops._outputs import tensors_of
 from pygen.ops._schemas import flat_state
 from tests.helpers.logits import make_history, make_logits
-
-# The compiler lists torch's functions once, which has to be before a fixture replaces `torch.empty`.
-get_torch_obj_rule_map()
 
 PYGEN: Any = torch.ops.pygen
 ROWS, VOCAB_SIZE = 6, 40
