@@ -71,8 +71,11 @@ def test_a_row_of_equal_scores(backend: str, vocab_size: int) -> None:
     assert sample(logits, do_sample=False, backend=backend).token_ids.item() == 0
 
 
-def test_equal_distances_of_tokens_that_another_filter_removed(backend: str) -> None:
+def test_equal_distances_of_tokens_that_another_filter_removed(backend: str, request: pytest.FixtureRequest) -> None:
     """Beside a gigantic score, all others are equally far from the entropy; those that top_k removed do not count."""
+    if backend in ("cuda", "cuda_host"):
+        why = "CUDA drops ties of two different scores at most; docs/internals/kernels.md says so"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=why))
     logits = make_logits("normal", 1, 5000)
     logits[0, 7] = 3e38
     knobs: dict[str, Any] = {"temperature": 0.5, "typical_p": 0.99, "min_tokens_to_keep": 3}
