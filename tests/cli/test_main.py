@@ -106,7 +106,14 @@ def test_a_warning_is_one_line(shell: Shell, folder: str) -> None:
 def process(*words: str, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "pygen", *words]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True, **options)
+    # A shell starts background jobs with the interrupt ignored, and their children inherit that.
+    return subprocess.Popen(
+        command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True, preexec_fn=_take_interrupts, **options
+    )
+
+
+def _take_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_a_process_reads_standard_input(folder: str) -> None:
