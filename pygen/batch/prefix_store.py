@@ -32,6 +32,10 @@ class PrefixStore:
         self._entries.append(self._entries.pop(best))
         return self._entries[-1][1], best_length
 
+    def shares(self, prompt_ids: Sequence[int], other: Sequence[int]) -> bool:
+        """Whether `other` would read less once `prompt_ids` are kept."""
+        return self.takes(prompt_ids) and _common(tuple(prompt_ids), other, _SHORTEST - 1) > 0
+
     def takes(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a prompt is of a length that is kept."""
         return _SHORTEST < len(prompt_ids) <= self._max_positions

@@ -43,18 +43,20 @@ class Reading:
         return (last - first) * rows
 
     def _store(self) -> None:
-        if not self.cache.is_finite():
-            # An invalid key or value changes also what positions before it hold, through the causal mask.
+        # They are of one length. An invalid key or value changes also what positions before it hold, through the mask.
+        if not self._prefixes.takes(self.requests[0].prompt_ids) or not self.cache.is_finite():
             return
+        alone, end = len(self.requests) == 1, self.cache.end
         for row, request in enumerate(self.requests):
-            if self._prefixes.takes(request.prompt_ids):
-                alone = len(self.requests) == 1
-                cache = self.cache if alone else copy_of_row(self.cache, row, self.cache.end, capacity=self.cache.end)
-                self._prefixes.add(request.prompt_ids, cache)
+            cache = self.cache if alone else copy_of_row(self.cache, row, end, capacity=end)
+            self._prefixes.add(request.prompt_ids, cache)
 
 
 def next_group(waiting: Sequence[Request], prefixes: PrefixStore, limit: int) -> list[Request]:
-    """The first waiting prompt with others of its length, at most `limit`; alone where its beginning is stored."""
+    """The first waiting prompt with others of its length, at most `limit`; alone where its beginning is stored.
+
+    A prompt that begins like one of the group waits until that one is stored.
+    """
     first = waiting[0]
     if prefixes.longest(first.prompt_ids)[1] > 0:
         return [first]
@@ -62,6 +64,9 @@ def next_group(waiting: Sequence[Request], prefixes: PrefixStore, limit: int) ->
     for request in waiting:
         if len(group) == limit:
             break
-        if request is not first and len(request.prompt_ids) == len(first.prompt_ids):
+        ids = request.prompt_ids
+        if request is first or len(ids) != len(first.prompt_ids):
+            continue
+        if not any(prefixes.shares(other.prompt_ids, ids) for other in group):
             group.append(request)
     return group

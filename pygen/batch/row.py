@@ -66,8 +66,7 @@ class Row:
         self.request, self.copy = request, copy
         self.plan: Plan = request.plan_of(copy)
         self.is_alone = any(map(_is_alone, self.plan.segments))
-        asked: dict[str, Any] = getattr(self.plan, "kept", {})
-        self.kept_limit: int | None = asked.get("kept_limit", _KEPT_LIMIT) if asked else None
+        self.kept_limit: int | None = self.plan.kept.get("kept_limit", _KEPT_LIMIT) if self.plan.kept else None
         self.seed = rng.as_int64(request.seeds[copy]) if request.seeds else 0
         self.length = len(request.prompt_ids)
         self.token_ids: list[int] = []

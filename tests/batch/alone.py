@@ -92,4 +92,12 @@ def _row_differences(result: BatchResult, expected: Any) -> list[str]:
         torch.testing.assert_close(
             result.top_logprobs.logprobs, wanted.logprobs[at, :count], rtol=1e-5, atol=1e-5, equal_nan=True
         )
+    if (expected.kept is None) != (result.kept is None):
+        found.append(f"sequence {at}: kept tokens {expected.kept}, {result.kept}")
+    elif result.kept is not None and not found:
+        wanted, end = expected.kept.row(at), expected.kept.row(at).offsets[count]
+        assert result.kept.token_ids.tolist() == wanted.token_ids[:end].tolist()
+        assert result.kept.offsets.tolist() == wanted.offsets[: count + 1].tolist()
+        assert result.kept.complete.tolist() == wanted.complete[:count].tolist()
+        torch.testing.assert_close(result.kept.log_mass, wanted.log_mass[:count], rtol=1e-5, atol=1e-5)
     return found

@@ -77,6 +77,7 @@ _SETTINGS: dict[str, Callable[[random.Random], Any]] = {
     "stop_strings": lambda r: [f"w{n}" for n in r.sample(range(VOCAB_SIZE), r.randint(1, 4))] + ["w1 w2"],
     "num_return_sequences": lambda r: r.randint(2, 4),
     "output_logprobs": lambda r: r.choice((True, "processed", "raw")),
+    "output_kept": lambda r: True,
     "prefix_allowed_tokens_fn": lambda r: _allowed(r.randint(2, 9)),
     "logits_processor": lambda r: [Reweighted(r.randrange(99))],
     "stopping_criteria": lambda r: [_every(r.randint(3, 30))],
@@ -109,6 +110,8 @@ def draw_prompt(source: random.Random) -> dict[str, Any]:
         prompt["do_sample"] = [True, *(source.random() < 0.5 for _ in range(copies - 1))]
     if "output_logprobs" in prompt and source.random() < 0.5:
         prompt["top_logprobs"] = source.randint(1, 5)
+    if "output_kept" in prompt and source.random() < 0.5:
+        prompt["kept_limit"] = source.randint(1, 30)
     ids = _prompt_ids(source)
     if source.random() < 0.2:
         return {"prompt": " ".join(f"w{token_id}" for token_id in ids), **prompt}
