@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import threading
@@ -83,9 +84,10 @@ class Engine:
         self._submitted = 0
         self._said: set[str] = set()
         self._contexts = contexts_of_this_thread()
-        # An idle engine that was never closed must not keep the process alive.
+        # An idle engine that was never closed must not keep the process alive, nor run while the interpreter ends.
         self._thread = threading.Thread(target=self._run, name="pygen.Engine", daemon=True)
         self._thread.start()
+        atexit.register(self._end)
 
     def submit(self, prompt: object, *, timeout: float | None = None, **settings: Any) -> BatchHandle:
         """Takes over a prompt: token ids, a text, or a dict as for `generate_batch`.
@@ -125,6 +127,7 @@ class Engine:
             self._closed = self._closed or "it was closed"
             self._cancels |= cancel
             self._changed.notify_all()
+        atexit.unregister(self._end)
         try:
             self._thread.join()
         except BaseException:
@@ -144,6 +147,9 @@ class Engine:
     def stats(self) -> BatchStats:
         """What the engine has done so far."""
         return self._batch.stats
+
+    def _end(self) -> None:
+        self.close(cancel=True)
 
     def _check_open(self) -> None:
         if self._closed is not None:
