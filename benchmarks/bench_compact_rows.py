@@ -93,9 +93,9 @@ def step_costs(model: Any, length: int = 128, repeats: int = 9) -> dict[int, tup
     for rows in (32, 24, 16, 12, 8, 6, 5, 4, 3, 2, 1):
         cache = DynamicCache()
         grow_in_place(cache, length + repeats + 1)
-        for layer in range(config.num_hidden_layers):
+        for number in range(config.num_hidden_layers):
             shape = (rows, config.num_key_value_heads, length, config.head_dim)
-            cache.update(torch.randn(shape), torch.randn(shape), layer)
+            cache.update(torch.randn(shape), torch.randn(shape), number)
         ids, forwards, copies = torch.ones((rows, 1), dtype=torch.int64), [], []
         for step in range(repeats):
             mask = torch.ones((rows, length + step + 1), dtype=torch.int64)
@@ -104,9 +104,10 @@ def step_costs(model: Any, length: int = 128, repeats: int = 9) -> dict[int, tup
             forwards.append(time.perf_counter() - start)
             kept = torch.arange(max(rows * 3 // 4, 1))
             start = time.perf_counter()
-            for stored in cache.layers:
-                for states in (getattr(stored, "keys"), getattr(stored, "values")):  # noqa: B009
-                    states.index_select(0, kept)
+            layers: Any = cache.layers
+            for layer in layers:
+                layer.keys.index_select(0, kept)
+                layer.values.index_select(0, kept)
             copies.append(time.perf_counter() - start)
         costs[rows] = (1e3 * min(forwards), 1e3 * min(copies))
     return costs

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from tqdm import tqdm
@@ -143,12 +144,11 @@ def steps(model: Any, part: Sequence[Job], rows: int) -> None:
         inside += time.perf_counter() - start
         return result
 
-    BatchForward.read = timed  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(BatchForward, "read", timed):
         batch = Batch(model, rows=rows, runtime="auto")
         for number, job in enumerate(part):
             batch.add(make_request(model, job.as_prompt(), index=number, settings=KNOBS))
-        full, outside = [], 0.0
+        full = []
         with torch.no_grad():
             while batch.is_busy:
                 before, tokens, busy = inside, batch.stats.prompt_positions, time.perf_counter()
@@ -156,9 +156,6 @@ def steps(model: Any, part: Sequence[Job], rows: int) -> None:
                 whole = time.perf_counter() - busy
                 if batch.stats.prompt_positions == tokens:
                     full.append((whole - (inside - before)) / (inside - before))
-                outside += whole - (inside - before)
-    finally:
-        BatchForward.read = read  # type: ignore[method-assign]
     stats = batch.stats
     useful = stats.tokens - len(part)
     print(f"row-steps that computed nothing useful: {100 * (1 - useful / stats.row_steps):.2f} %")

@@ -76,6 +76,24 @@ def fastest_ms(function: Callable[[int], object], repeats: int) -> float:
     return 1e3 * min(times)
 
 
+def measure(tokenizer: Any, repeats: int, *, theirs: bool) -> dict[str, float]:
+    """Milliseconds of the first set of a tokenizer and of another one, and of transformers if `theirs`."""
+
+    def first(number: int) -> None:
+        token_bytes._cache.clear()
+        StopStringCriteria(tokenizer, [*STRINGS, f"first {number}"])
+
+    def another(number: int) -> None:
+        StopStringCriteria(tokenizer, [*STRINGS, f"other {number}"])
+
+    def of_transformers(number: int) -> None:
+        transformers.StopStringCriteria(tokenizer, [*STRINGS, f"{number}"])
+
+    with cli.threads(1):
+        took = {"first": fastest_ms(first, repeats), "another set": fastest_ms(another, repeats)}
+        return {**took, "transformers": fastest_ms(of_transformers, 1)} if theirs else took
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Set-up of stop strings.")
     parser.add_argument("--transformers", action="store_true")
@@ -86,20 +104,7 @@ def main() -> None:
         ("bytes", byte_level, 262_144),
         ("SentencePiece", sentence_piece, 262_144),
     ):
-        tokenizer = build(size)
-
-        def first(number: int, tokenizer: Any = tokenizer) -> None:
-            token_bytes._cache.clear()
-            StopStringCriteria(tokenizer, [*STRINGS, f"first {number}"])
-
-        def another(number: int, tokenizer: Any = tokenizer) -> None:
-            StopStringCriteria(tokenizer, [*STRINGS, f"other {number}"])
-
-        with cli.threads(1):
-            took = {"first": fastest_ms(first, args.repeats), "another set": fastest_ms(another, args.repeats)}
-            if args.transformers:
-                theirs = transformers.StopStringCriteria
-                took["transformers"] = fastest_ms(lambda number: theirs(tokenizer, [*STRINGS, f"{number}"]), 1)  # noqa: B023
+        took = measure(build(size), args.repeats, theirs=args.transformers)
         print(f"{name} {size:,}: " + ", ".join(f"{key} {value:.0f} ms" for key, value in took.items()), flush=True)
 
 

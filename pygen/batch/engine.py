@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pygen.batch.generate_batch import DEFAULT_PREFIX_POSITIONS, check_sizes
+from pygen.batch.generate_batch import DEFAULT_PREFIX_POSITIONS, make_batch
 from pygen.batch.handle import BatchHandle
 from pygen.batch.request import Request, check_shared, make_request
 from pygen.call.threads import contexts_of_this_thread
-from pygen.graph.eligibility import check_runtime
 from pygen.notices import one_call
 from pygen.ops import _checks as checks
 from pygen.request.protocols import GenerationSettings, Tokenizer
@@ -59,20 +58,16 @@ class Engine:
         max_queued: int | None = None,
         **settings: Any,
     ) -> None:
-        from pygen.batch.batch import Batch
-
-        rows = check_sizes(model, rows, max_length, prefill_chunk_size, prefix_positions)
-        self._max_queued = 4 * rows if max_queued is None else checks.count("max_queued", max_queued)
-        if self._max_queued == 0:
-            raise ValueError("`max_queued` must be >= 1, got 0")
-        self._batch = Batch(
+        self._batch = make_batch(
             model,
             rows=rows,
+            max_length=max_length,
             prefill_chunk_size=prefill_chunk_size,
             prefix_positions=prefix_positions,
-            max_length=max_length,
-            runtime=check_runtime(runtime),
+            runtime=runtime,
         )
+        queued = 4 * self._batch.num_rows if max_queued is None else max_queued
+        self._max_queued = checks.count("max_queued", queued, least=1)
         check_shared(model, generation_config, tokenizer, settings)
         self._model, self._max_length = model, max_length
         self._shared = {"generation_config": generation_config, "tokenizer": tokenizer}

@@ -93,19 +93,16 @@ def generate_batch(
 
     Raises ValueError, TypeError and NotImplementedError at once for `model` and for settings of all prompts.
     """
-    rows = check_sizes(model, rows, max_length, prefill_chunk_size, prefix_positions)
     prompts, progress = _theirs(prompts, progress, settings)
     if isinstance(prompts, (str, bytes, dict)) or not isinstance(prompts, Iterable):
         raise TypeError(f"`prompts` must be an iterable of prompts, got {type(prompts).__name__}")
-    from pygen.batch.batch import Batch
-
-    batch = Batch(
+    batch = make_batch(
         model,
         rows=rows,
+        max_length=max_length,
         prefill_chunk_size=prefill_chunk_size,
         prefix_positions=prefix_positions,
-        max_length=max_length,
-        runtime=check_runtime(runtime),
+        runtime=runtime,
     )
     shared: dict[str, Any] = {"generation_config": generation_config, "tokenizer": tokenizer, "settings": settings}
     check_shared(model, **shared)
@@ -127,18 +124,32 @@ def _theirs(prompts: object, progress: bool, settings: dict[str, Any]) -> tuple[
     return inputs if prompts is None else prompts, bool(settings.pop("progress_bar", progress))
 
 
-def check_sizes(
-    model: nn.Module, rows: int | None, max_length: int | None, prefill_chunk_size: int | None, prefix_positions: int
-) -> int:
-    """The number of rows, with its default."""
+def make_batch(
+    model: nn.Module,
+    *,
+    rows: int | None,
+    max_length: int | None,
+    prefill_chunk_size: int | None,
+    prefix_positions: int,
+    runtime: str,
+) -> Batch:
+    """The batch of a call or an engine, after checks of these arguments of both."""
+    from pygen.batch.batch import Batch
+
     if rows is None:
         device = input_device(inner(model))
         rows = _ROWS_ON_GPU if device is not None and device.type != "cpu" else _ROWS_ON_CPU
     for name, value in (("rows", rows), ("max_length", max_length), ("prefill_chunk_size", prefill_chunk_size)):
-        if value is not None and checks.count(name, value) == 0:
-            raise ValueError(f"`{name}` must be >= 1, got 0")
-    checks.count("prefix_positions", prefix_positions)
-    return rows
+        if value is not None:
+            checks.count(name, value, least=1)
+    return Batch(
+        model,
+        rows=rows,
+        prefill_chunk_size=prefill_chunk_size,
+        prefix_positions=checks.count("prefix_positions", prefix_positions),
+        max_length=max_length,
+        runtime=check_runtime(runtime),
+    )
 
 
 class _Run(NoSink):

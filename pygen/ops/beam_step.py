@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -75,53 +75,31 @@ def _beam_step(
     out: BeamStepOutput | None = None,
     **knobs: Unpack[ShapingKnobs],
 ) -> BeamStepOutput:
+    arguments: dict[str, Any] = {
+        "do_sample": do_sample,
+        "bias": bias,
+        "suppress": suppress,
+        "token_bitmask": token_bitmask,
+        "normalized": normalized,
+        "length_penalty": length_penalty,
+        "early_stopping": early_stopping,
+        "stopping_criteria": stopping_criteria,
+        "sort_draws": sort_draws,
+        "seed": seed,
+        "noise": noise,
+        "rng": rng,
+        "generator": generator,
+        "backend": backend,
+        "out": out,
+        **knobs,
+    }
     if is_tracing():
-        return traced.beam_step(
-            logits,
-            state,
-            step=step,
-            do_sample=do_sample,
-            bias=bias,
-            suppress=suppress,
-            token_bitmask=token_bitmask,
-            normalized=normalized,
-            length_penalty=length_penalty,
-            early_stopping=early_stopping,
-            stopping_criteria=stopping_criteria,
-            sort_draws=sort_draws,
-            seed=seed,
-            noise=noise,
-            rng=rng,
-            generator=generator,
-            backend=backend,
-            out=out,
-            **knobs,
-        )
+        return traced.beam_step(logits, state, step=step, **arguments)
     check_is_beam_state(state)
     checks.count_up_to("step", step, state.step_capacity - 1)
     draws_seed = do_sample is True and seed is None and noise is None and rng == "philox"
     with seed_given_back(generator) if draws_seed else nullcontext():
-        prepared = prepare_beam_step(
-            logits,
-            state,
-            do_sample=do_sample,
-            bias=bias,
-            suppress=suppress,
-            token_bitmask=token_bitmask,
-            normalized=normalized,
-            length_penalty=length_penalty,
-            early_stopping=early_stopping,
-            stopping_criteria=stopping_criteria,
-            sort_draws=sort_draws,
-            seed=seed,
-            noise=noise,
-            rng=rng,
-            generator=generator,
-            backend=backend,
-            out=out,
-            **knobs,
-        )
-        return prepared(logits, step=step)
+        return prepare_beam_step(logits, state, **arguments)(logits, step=step)
 
 
 @implemented_by(_beam_step)

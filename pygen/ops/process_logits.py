@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -47,21 +47,8 @@ def _process_logits(
     out: Tensor | None = None,
     **knobs: Unpack[ShapingKnobs],
 ) -> Tensor:
-    if is_tracing():
-        return traced.process_logits(
-            logits,
-            do_sample=do_sample,
-            input_ids=input_ids,
-            prompt_lengths=prompt_lengths,
-            bias=bias,
-            suppress=suppress,
-            token_bitmask=token_bitmask,
-            backend=backend,
-            out=out,
-            **knobs,
-        )
-    key = None
-    if out is None:
+    tracing, key = is_tracing(), None
+    if out is None and not tracing:
         key = _plans.key(
             backend,
             (
@@ -76,18 +63,20 @@ def _process_logits(
         kept = _plans.find(key)
         if kept is not None:
             return kept(logits, (input_ids, bias, suppress, token_bitmask))
-    prepared = prepare_process_logits(
-        logits,
-        do_sample=do_sample,
-        input_ids=input_ids,
-        prompt_lengths=prompt_lengths,
-        bias=bias,
-        suppress=suppress,
-        token_bitmask=token_bitmask,
-        backend=backend,
-        out=out,
+    arguments: dict[str, Any] = {
+        "do_sample": do_sample,
+        "input_ids": input_ids,
+        "prompt_lengths": prompt_lengths,
+        "bias": bias,
+        "suppress": suppress,
+        "token_bitmask": token_bitmask,
+        "backend": backend,
+        "out": out,
         **knobs,
-    )
+    }
+    if tracing:
+        return traced.process_logits(logits, **arguments)
+    prepared = prepare_process_logits(logits, **arguments)
     result = prepared(logits)
     if key is not None and prepared.backend == "cpu" and len(logits) > 0:
         shaping = prepared.shaping

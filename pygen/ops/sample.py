@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -61,31 +61,11 @@ def _sample(
     out: SampleOutput | None = None,
     **knobs: Unpack[ShapingKnobs],
 ) -> SampleOutput:
-    if is_tracing():
-        return traced.sample(
-            logits,
-            do_sample=do_sample,
-            input_ids=input_ids,
-            prompt_lengths=prompt_lengths,
-            bias=bias,
-            suppress=suppress,
-            token_bitmask=token_bitmask,
-            seed=seed,
-            step=step,
-            noise=noise,
-            rng=rng,
-            generator=generator,
-            logprobs=logprobs,
-            output_kept=output_kept,
-            kept_limit=kept_limit,
-            backend=backend,
-            out=out,
-            **knobs,
-        )
-    steps = numbers.steps_of("step", step, logits) if isinstance(logits, Tensor) else 0
-    key = None
+    tracing, key = is_tracing(), None
+    steps = numbers.steps_of("step", step, logits) if isinstance(logits, Tensor) and not tracing else 0
     if (
-        noise is None
+        not tracing
+        and noise is None
         and out is None
         and (seed is None or type(seed) is int)
         and (generator is None or type(generator) is torch.Generator)
@@ -117,28 +97,29 @@ def _sample(
         kept = _plans.find(key)
         if kept is not None and (seed is None or 0 <= seed < numbers.SEED_LIMIT):
             return _compressed(kept(logits, steps, (input_ids, bias, suppress, token_bitmask), seed, generator))
+    arguments: dict[str, Any] = {
+        "do_sample": do_sample,
+        "input_ids": input_ids,
+        "prompt_lengths": prompt_lengths,
+        "bias": bias,
+        "suppress": suppress,
+        "token_bitmask": token_bitmask,
+        "seed": seed,
+        "noise": noise,
+        "rng": rng,
+        "generator": generator,
+        "logprobs": logprobs,
+        "output_kept": output_kept,
+        "kept_limit": kept_limit,
+        "backend": backend,
+        "out": out,
+        **knobs,
+    }
+    if tracing:
+        return traced.sample(logits, step=step, **arguments)
     draws_seed = seed is None and noise is None and rng == "philox" and do_sample is not False
     with seed_given_back(generator) if draws_seed else nullcontext():
-        prepared = prepare_sample(
-            logits,
-            do_sample=do_sample,
-            input_ids=input_ids,
-            prompt_lengths=prompt_lengths,
-            bias=bias,
-            suppress=suppress,
-            token_bitmask=token_bitmask,
-            seed=seed,
-            step=steps if isinstance(steps, Tensor) else None,
-            noise=noise,
-            rng=rng,
-            generator=generator,
-            logprobs=logprobs,
-            output_kept=output_kept,
-            kept_limit=kept_limit,
-            backend=backend,
-            out=out,
-            **knobs,
-        )
+        prepared = prepare_sample(logits, step=steps if isinstance(steps, Tensor) else None, **arguments)
         result = prepared(logits, step=0 if isinstance(steps, Tensor) else steps)
     if key is not None and prepared.backend == "cpu" and len(logits) > 0:
         assert prepared.noise is not None
