@@ -1,7 +1,7 @@
 """Times `pygen.generate_batch` on SmolLM2-135M-Instruct against the ways that users of transformers have.
 
 python -m benchmarks.bench_generate_batch --table      256 prompts, in interleaved parts
-python -m benchmarks.bench_generate_batch --tokens     compares every answer with a call of its own, and shows near ties
+python -m benchmarks.bench_generate_batch --tokens     compares every answer with a separate call, and shows near ties
 python -m benchmarks.bench_generate_batch --memory     10,000 short prompts through a small model: memory over time
 python -m benchmarks.bench_generate_batch --device cuda --model llama --rows 64     Llama 1B in bfloat16, random weights
 
@@ -163,7 +163,7 @@ def steps(model: Any, part: Sequence[Job], rows: int) -> None:
 
 
 def tokens(model: Any, text_ids: list[int], count: int, rows: int, progress: bool) -> bool:
-    """Compares the answers with calls of their own. Prints where they part, with the gap of the two best scores."""
+    """Compares the answers with separate calls. Prints where they part, with the gap of the two best scores."""
     work = jobs(text_ids, count)
     prompts = [{**job.as_prompt(), "output_logprobs": True} for job in work]
     results = pygen.generate_batch(model, prompts, rows=rows, progress=progress, **KNOBS)

@@ -243,7 +243,7 @@ class ViewPasses {
   }
 
   // Looks for the survivor, largest first, at which a weight is reached, among few that share a step or a part of one.
-  // False: there is none, or too many share it.
+  // False: no survivor reaches the weight, or too many share the step.
   PYGEN_DEVICE static bool find_among_few() {
 #pragma unroll 1
     do {

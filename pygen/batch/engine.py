@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Engine:
-    """Runs prompts from any thread through the rows of one batch, in a thread of its own.
+    """Runs prompts from any thread through the rows of one batch, in a separate thread.
 
         with pygen.Engine(model, tokenizer=tokenizer, rows=32, max_new_tokens=256) as engine:
             handle = engine.submit("The three longest rivers are", do_sample=True, seed=7)

@@ -38,7 +38,7 @@ _MAX_SUPPRESSED = 256
 
 
 class ChosenToken(NamedTuple):
-    """What one row learns of its step. Tensors are of its own.
+    """What one row learns of its step. The next step may overwrite its tensors, except those of `kept`.
 
     logprob, top: of the distribution that the row asks for. kept: ids int32, and the log of their mass; the ids are
         None where there are more than the limit.

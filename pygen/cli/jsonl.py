@@ -45,7 +45,7 @@ def add_arguments(group: Any) -> None:
     group.add_argument(
         "--jsonl",
         metavar="FILE",
-        help="lines of JSON, - is standard input: an object with a prompt, messages or input_ids, settings of its own, "
+        help="lines of JSON, - is standard input: an object with a prompt, messages or input_ids, its own settings, "
         "and id and metadata, which are copied",
     )
     group.add_argument("--output", default="-", metavar="FILE", help="the file for the answers of --jsonl (default: -)")

@@ -106,7 +106,7 @@ class MixinAdapter(ModuleAdapter):
 
     def rows_stay(self, rows: int) -> str | None:
         if not self._grows_by_default or self._replaces("_expand_inputs_for_generation"):
-            return f"{type(self._hooks).__name__} prepares the inputs of its rows by methods of its own"
+            return f"{type(self._hooks).__name__} prepares the inputs of its rows by its own methods"
         return super().rows_stay(rows)
 
     def hold(self) -> None:

@@ -124,7 +124,7 @@ class TransformersForwards:
     def rows_stay(self, rows: int) -> str | None:
         name = type(self._hooks).__name__
         if not self._grows_by_default or not is_default(self._hooks, "_expand_inputs_for_generation"):
-            return f"{name} prepares the inputs of its rows by methods of its own"
+            return f"{name} prepares the inputs of its rows by its own methods"
         if (owner := preparer(self._hooks)) is not None:
             return f"{type(owner).__name__} prepares the inputs"
         if may_know_rows(self._hooks):

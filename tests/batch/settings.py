@@ -1,4 +1,4 @@
-"""Random prompts with settings of their own, drawn again alike from the same seed."""
+"""Random prompts with their own settings, drawn again alike from the same seed."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _every(modulus: int) -> Callable[[Any, Any], Any]:
 
 
 def draw_prompt(source: random.Random) -> dict[str, Any]:
-    """A prompt with settings; the same one from a source in the same state, with callables of its own."""
+    """A prompt with settings; the same one from a source in the same state, with new callables."""
     prompt: dict[str, Any] = {"max_new_tokens": source.choice((1, 2, source.randint(1, _MOST_TOKENS)))}
     prompt["do_sample"] = source.random() < 0.7
     prompt |= {name: draw(source) for name, draw in _SETTINGS.items() if source.random() < 0.13}

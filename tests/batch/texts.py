@@ -15,7 +15,7 @@ _SIZES = ((5, 3), (2, 6), (9, 10), (1, 4), (6, 8), (3, 5))
 
 
 def prompts(**settings: Any) -> list[dict[str, Any]]:
-    """Prompts that sample under seeds of their own."""
+    """Prompts that sample under their own seeds."""
     return [
         {
             "input_ids": [(11 * index + 7 * place) % 101 for place in range(length)],

@@ -27,7 +27,7 @@ def client(model: Any) -> Iterator[TestClient]:
         yield TestClient(app_for(engine))
 
 
-def test_every_request_gets_the_text_of_a_call_of_its_own(client: TestClient, model: Any) -> None:
+def test_every_request_gets_the_text_of_a_separate_call(client: TestClient, model: Any) -> None:
     tokenizer = models.tokenizer(*WORDS)
     requests = [{"prompt": " ".join(WORDS[:n]), "do_sample": True, "seed": n} for n in range(1, 5)]
     with ThreadPoolExecutor(4) as threads:

@@ -1,4 +1,4 @@
-"""Rows that come and go on a GPU: tokens of calls of their own, one capture, no wait for the device at a step."""
+"""Rows that come and go on a GPU: tokens of separate calls, one capture, no wait for the device at a step."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def prompts(count: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("runtime", ["graph", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rows_have_the_tokens_of_calls_of_their_own_on_the_cpu(family: str, runtime: str) -> None:
+def test_rows_have_the_tokens_of_separate_calls_on_the_cpu(family: str, runtime: str) -> None:
     model, work = copy.deepcopy(small_model(family)).cuda(), prompts(30)
     results = [*pygen.generate_batch(model, work, rows=4, max_length=80, runtime=runtime)]
     for prompt, result in zip(work, results, strict=True):

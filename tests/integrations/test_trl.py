@@ -10,62 +10,19 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from datasets import Dataset
-from trl import GRPOConfig, GRPOTrainer
 
 import pygen
 from pygen.cli import smollm2
 from pygen.integrations import trl as integration
 from pygen.integrations.trl import rollout_func
 from tests.clients import models
+from tests.integrations.grpo import STEPS, Trained
 from tests.test_docs import ROOT, blocks
 
-STEPS = 3
 # Of the 30 of SmolLM2: the test is about its tokenizer, its chat template and its vocabulary.
 LAYERS = 2
 PROMPTS = [f"w{number} w{number + 1} w{number + 3}"[: 6 + 3 * (number % 2)] for number in range(6)]
 CHATS = [[{"role": "user", "content": f"Count to {number}."}] for number in range(3, 9)]
-
-
-class Trained:
-    """What a run of GRPO leaves behind."""
-
-    def __init__(
-        self, model: Any, tokenizer: Any, prompts: list[Any], folder: Path, settings: Any, **more: Any
-    ) -> None:
-        self.completions: list[list[list[int]]] = []
-        self.kept: list[Any] = []
-        self.rollouts: list[Any] = []
-
-        def reward(completion_ids: list[list[int]], kept: Any = None, **kwargs: Any) -> list[float]:
-            self.completions.append(completion_ids)
-            self.kept.append(kept)
-            return [sum(ids) % 7 / 7.0 for ids in completion_ids]
-
-        arguments = GRPOConfig(
-            output_dir=str(folder),
-            max_steps=STEPS,
-            per_device_train_batch_size=4,
-            num_generations=4,
-            max_completion_length=6,
-            learning_rate=1e-3,
-            # With several updates per batch the loss is not 0.
-            num_iterations=2,
-            steps_per_generation=1,
-            logging_steps=1,
-            report_to=[],
-            save_strategy="no",
-            use_cpu=True,
-            seed=3,
-            disable_tqdm=True,
-            bf16=False,
-            **settings,
-        )
-        data = Dataset.from_dict({"prompt": prompts})
-        trainer = GRPOTrainer(model, reward, args=arguments, train_dataset=data, processing_class=tokenizer, **more)
-        trainer.train()
-        self.losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        self.model = model
 
 
 def recorded(rollouts: list[Any]) -> Any:

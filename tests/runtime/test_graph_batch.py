@@ -33,9 +33,7 @@ def prompts(count: int, seed: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rows_in_one_capture_have_the_tokens_of_calls_of_their_own(
-    family: str, capture: Any, small_models: None
-) -> None:
+def test_rows_in_one_capture_have_the_tokens_of_separate_calls(family: str, capture: Any, small_models: None) -> None:
     model, work = small_model(family), prompts(24, seed=1)
     results = [*pygen.generate_batch(model, work, rows=3, max_length=64, runtime="graph", prefill_chunk_size=7)]
     assert capture.made == 1
