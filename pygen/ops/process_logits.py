@@ -12,9 +12,9 @@ from pygen.knobs import BoolKnob, FloatKnob, IntKnob, ShapingKnobs
 from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
 from pygen.ops import _traced as traced
-from pygen.ops._kept import KeptScores
 from pygen.ops._plans import Plans, scalars_of_ids
 from pygen.ops._prepared import Prepared, Run, detached
+from pygen.ops._reusable import ReusableScores
 from pygen.ops._shaping import Shaping, TokenIds, check_shaping
 from pygen.ops._signature import implemented_by
 from pygen.ops._traced import is_tracing, outside_graphs
@@ -60,9 +60,9 @@ def _process_logits(
             ),
             (logits, input_ids, bias, suppress if isinstance(suppress, Tensor) else None, token_bitmask),
         )
-        kept = _plans.find(key)
-        if kept is not None:
-            return kept(logits, (input_ids, bias, suppress, token_bitmask))
+        plan = _plans.find(key)
+        if plan is not None:
+            return plan(logits, (input_ids, bias, suppress, token_bitmask))
     arguments: dict[str, Any] = {
         "do_sample": do_sample,
         "input_ids": input_ids,
@@ -80,7 +80,7 @@ def _process_logits(
     result = prepared(logits)
     if key is not None and prepared.backend == "cpu" and len(logits) > 0:
         shaping = prepared.shaping
-        _plans.keep(key, KeptScores(shaping, None if isinstance(suppress, Tensor) else shaping.suppress))
+        _plans.keep(key, ReusableScores(shaping, None if isinstance(suppress, Tensor) else shaping.suppress))
     return result
 
 
@@ -255,4 +255,4 @@ def _torch(shaping: Shaping, out: Tensor) -> Run:
 _dispatch: Dispatcher[Callable[[Shaping, Tensor], Run]] = Dispatcher(
     "process_logits", cpu=_cpu, cuda=_cuda, triton=_triton, torch=_torch
 )
-_plans: Plans[KeptScores] = Plans(_dispatch)
+_plans: Plans[ReusableScores] = Plans(_dispatch)

@@ -16,12 +16,12 @@ from pygen.ops import _checks as checks
 from pygen.ops import _cuda as cuda
 from pygen.ops import _numbers as numbers
 from pygen.ops import _traced as traced
-from pygen.ops._kept import KeptSample
 from pygen.ops._kept_tokens import KeptRows, check_kept
 from pygen.ops._noise import Noise, check_noise
 from pygen.ops._outputs import SampleOutput, check_out, empty_output, output_arguments, tensors_of
 from pygen.ops._plans import Plans, scalars_of_ids
 from pygen.ops._prepared import Prepared, Run, detached
+from pygen.ops._reusable import ReusableSample
 from pygen.ops._shaping import Shaping, TokenIds, check_shaping
 from pygen.ops._signature import implemented_by
 from pygen.ops._state_checks import generator_of, state_arguments
@@ -94,9 +94,9 @@ def _sample(
                 steps if isinstance(steps, Tensor) else None,
             ),
         )
-        kept = _plans.find(key)
-        if kept is not None and (seed is None or 0 <= seed < numbers.SEED_LIMIT):
-            return _compressed(kept(logits, steps, (input_ids, bias, suppress, token_bitmask), seed, generator))
+        plan = _plans.find(key)
+        if plan is not None and (seed is None or 0 <= seed < numbers.SEED_LIMIT):
+            return _compressed(plan(logits, steps, (input_ids, bias, suppress, token_bitmask), seed, generator))
     arguments: dict[str, Any] = {
         "do_sample": do_sample,
         "input_ids": input_ids,
@@ -125,7 +125,7 @@ def _sample(
         assert prepared.noise is not None
         call = SampleCall(prepared.shaping, prepared.noise, logprobs, prepared.out, None)
         own_suppress = None if isinstance(suppress, Tensor) else prepared.shaping.suppress
-        _plans.keep(key, KeptSample(_arguments(call, threads=1), prepared.noise, logprobs, own_suppress))
+        _plans.keep(key, ReusableSample(_arguments(call, threads=1), prepared.noise, logprobs, own_suppress))
     return result if out is not None else _compressed(result)
 
 
@@ -375,4 +375,4 @@ def _torch(call: SampleCall) -> Run:
 _dispatch: Dispatcher[Callable[[SampleCall], Run]] = Dispatcher(
     "sample", cpu=_cpu, cuda=_cuda, triton=_triton, torch=_torch
 )
-_plans: Plans[KeptSample] = Plans(_dispatch)
+_plans: Plans[ReusableSample] = Plans(_dispatch)

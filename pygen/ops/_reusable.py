@@ -15,7 +15,7 @@ from pygen.rng import draw_seed, give_seed_back, lock_of
 Tables = tuple[Tensor | None, Tensor | None, TokenIds | None, Tensor | None]
 
 
-class KeptSample:
+class ReusableSample:
     """A reusable call of `sample`. Threads may share it."""
 
     __slots__ = ("_kept_width", "_num_logprobs", "_rng", "_rows", "_run", "_suppress")
@@ -92,7 +92,7 @@ def _pointers(out: SampleOutput) -> tuple[int, ...]:
     return tuple([0 if tensor is None else tensor.data_ptr() for tensor in tensors])
 
 
-class KeptScores:
+class ReusableScores:
     """A reusable call of `process_logits`. Threads may share it."""
 
     __slots__ = ("_run", "_suppress")
