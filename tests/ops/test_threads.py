@@ -111,7 +111,7 @@ def test_a_lock_belongs_to_a_generator_and_keeps_none() -> None:
     assert len(rng._locks) < 500
 
 
-def test_kept_plans_serve_all_threads() -> None:
+def test_reused_plans_serve_all_threads() -> None:
     """Calls have equal arguments but other tensors: none reads the tables or writes the results of another."""
     logits = [make_logits("normal", 1, WIDE, seed=number) for number in range(THREADS)]
     bias = [make_logits("normal", 1, WIDE, seed=50 + number)[0] for number in range(THREADS)]
